@@ -1,0 +1,26 @@
+"""GN+WS detectors for Detectron2.
+
+Importing this package registers everything it adds with Detectron2: the meta-architecture that
+standardizes a model's convolutions, and the Digits dataset. ``gnws_d2.layers`` needs torch alone:
+it, and the environment check, stay importable where Detectron2 is missing or broken.
+"""
+
+__version__ = "0.1.0"
+
+try:
+    import detectron2._C  # noqa: F401  built, and for the torch that is installed
+except ImportError as error:
+    import warnings
+
+    warnings.warn(
+        f"Detectron2 does not import ({error}): only gnws_d2.layers works. "
+        "`python -m gnws_d2.check_env` names the cure.",
+        ImportWarning if isinstance(error, ModuleNotFoundError) else RuntimeWarning,
+        stacklevel=2,
+    )
+else:
+    from . import data  # noqa: F401  registers Digits
+    from .config import add_gnws_config, load_config
+    from .modeling import StandardizationReport, standardize
+
+    __all__ = ["StandardizationReport", "add_gnws_config", "load_config", "standardize"]

@@ -1,0 +1,48 @@
+"""The folder in which the package keeps what it makes for itself, such as the Digits dataset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CACHE_VARIABLE = "GNWS_D2_CACHE"
+
+
+def cache_path() -> Path:
+    """Say where the cache folder is, without creating anything.
+
+    It is ``$GNWS_D2_CACHE`` if that is set, else ``gnws_d2_cache`` beside Detectron2's own cache
+    (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``).
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    # iopath's get_cache_dir follows the same rule, but it creates its folder when asked, and this
+    # function runs when the package is imported.
+    detectron2_cache = os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache"
+    return Path(detectron2_cache).expanduser().absolute().parent / "gnws_d2_cache"
+
+
+def ensure_writable(folder: Path) -> Path:
+    """Create ``folder`` with its parents if needed, and return it.
+
+    Raises:
+        OSError: the folder cannot be created or written to.
+    """
+    cure = f"Set ${CACHE_VARIABLE} to a folder that you can write to."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"Cannot create the cache folder {folder} ({error}). {cure}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"The cache folder {folder} is not writable. {cure}")
+    return folder
+
+
+def cache_dir() -> Path:
+    """Return the cache folder (see :func:`cache_path`), created and writable.
+
+    Raises:
+        OSError: it cannot be created or written to.
+    """
+    return ensure_writable(cache_path())

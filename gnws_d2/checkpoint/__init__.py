@@ -1,0 +1,5 @@
+"""Checkpoint files."""
+
+from .checkpointer import Checkpointer, CheckpointError
+
+__all__ = ["CheckpointError", "Checkpointer"]

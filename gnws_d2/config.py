@@ -1,0 +1,160 @@
+"""Every config key this package adds, the checks of a config, and reading one from a file."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+logger = logging.getLogger(__name__)
+
+META_ARCHITECTURE = "WeightStandardizedModel"
+
+# Those of detectron2.layers.get_norm, whose own message for any other is a bare KeyError.
+NORMS = (
+    *("", "BN", "SyncBN", "FrozenBN", "GN", "LN"),
+    *("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"),
+)
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message names the key, its value and the cure."""
+
+
+def add_gnws_config(cfg: CfgNode) -> None:
+    """Add this package's keys to ``cfg``, in place. Where torch sees no GPU, the default of
+    MODEL.DEVICE becomes "cpu"."""
+    cfg.MODEL.WS = CfgNode()
+    # The model that is built and then standardized when
+    # MODEL.META_ARCHITECTURE is "WeightStandardizedModel".
+    cfg.MODEL.WS.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Its parts whose normalized convolutions use a standardized weight, of: stem, backbone, fpn,
+    # rpn, box_head, mask_head, ... (each model names its own; the build log lists them).
+    # The norm itself is chosen by Detectron2's NORM key of the same part.
+    cfg.MODEL.WS.PARTS = []
+    use_available_device(cfg)
+
+
+def use_available_device(cfg: CfgNode) -> None:
+    """Set MODEL.DEVICE to the CPU, with one log line, where it asks for a GPU that is not there."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        # A warning, so that it is seen where no one has set up logging yet.
+        logger.warning("No GPU found: MODEL.DEVICE is set from %s to cpu.", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's config with this package's keys, a YAML file and overrides merged in order.
+
+    Args:
+        file: a path, or the name of a packaged config such as
+            "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"; "" for the defaults alone.
+        opts: KEY VALUE pairs, flat.
+
+    Raises:
+        ConfigError: a key does not exist, a value has the wrong type, or the whole cannot work.
+        FileNotFoundError: neither a file nor a packaged config has that name.
+    """
+    from .model_zoo import resolve_config_file  # which reads configs through this module
+
+    cfg = get_cfg()
+    add_gnws_config(cfg)
+    path = resolve_config_file(str(file))
+    if path:
+        try:
+            loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        _check_keys(CfgNode(loaded), cfg, path)
+        try:
+            cfg.merge_from_file(path, allow_unsafe=False)
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"{path}: {error.args[0]}") from error
+    _merge_opts(cfg, opts)
+    use_available_device(cfg)
+    check_config(cfg)
+    return cfg
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Raise ConfigError where ``cfg`` asks for what cannot be built, before anything is built."""
+    if cfg.MODEL.WS.PARTS and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
+        raise ConfigError(
+            f"MODEL.WS.PARTS is {list(cfg.MODEL.WS.PARTS)}, but MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
+            f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
+        )
+    for key, norm, channels_key, channels in _normalized_widths(cfg):
+        if norm not in NORMS:
+            raise ConfigError(
+                f"{key} is {norm!r}, which is not a norm of Detectron2. Use one of "
+                f"{', '.join(repr(n) for n in NORMS)}."
+            )
+        if norm == "GN" and channels % 32:
+            raise ConfigError(
+                f"{key} is 'GN', which has 32 groups, but {channels_key} is {channels}, not a "
+                f"multiple of 32. Change {channels_key}, or choose another norm for this part."
+            )
+
+
+def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:
+    """(norm key, norm, channels key, channels) of every part that Detectron2's configs norm."""
+    resnets = cfg.MODEL.RESNETS
+    uses_resnet = "resnet" in cfg.MODEL.BACKBONE.NAME
+    if uses_resnet:
+        for key in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"):
+            yield "MODEL.RESNETS.NORM", resnets.NORM, f"MODEL.RESNETS.{key}", resnets[key]
+        if resnets.DEPTH >= 50:
+            width = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
+            key = "MODEL.RESNETS.NUM_GROUPS x MODEL.RESNETS.WIDTH_PER_GROUP"
+            yield "MODEL.RESNETS.NORM", resnets.NORM, key, width
+    for section, width in (
+        ("FPN", "OUT_CHANNELS"),
+        ("ROI_BOX_HEAD", "CONV_DIM"),
+        ("ROI_MASK_HEAD", "CONV_DIM"),
+        ("SEM_SEG_HEAD", "CONVS_DIM"),
+    ):
+        key = f"MODEL.{section}"
+        yield f"{key}.NORM", cfg.MODEL[section].NORM, f"{key}.{width}", cfg.MODEL[section][width]
+
+
+def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
+    if len(opts) % 2:
+        raise ConfigError(f"overrides come in pairs, KEY VALUE; got {len(opts)} words: {opts}")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        node = cfg
+        for word in key.split("."):
+            if not isinstance(node, CfgNode) or word not in node:
+                raise _unknown_key(key, value, cfg, "the command line")
+            node = node[word]
+        try:
+            cfg.merge_from_list([key, value])
+        except ValueError as error:
+            raise ConfigError(f"{key} {value}: {error.args[0]}") from error
+
+
+def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
+    known = dict(_leaves(cfg))
+    for key, value in _leaves(loaded):
+        if key not in known and not any(k.startswith(key + ".") for k in known):
+            raise _unknown_key(key, value, cfg, source)
+
+
+def _unknown_key(key: str, value: object, cfg: CfgNode, source: str) -> ConfigError:
+    near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3, cutoff=0.6)
+    cure = f"Did you mean {' or '.join(near)}?" if near else "Remove it."
+    return ConfigError(f"{source} sets {key} to {value!r}, a key that does not exist. {cure}")
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

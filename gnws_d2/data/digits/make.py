@@ -1,0 +1,134 @@
+"""Making the Digits dataset: once, in the cache folder, also when several processes ask for it.
+
+Layout of the folder: ``digits_train.json``, ``digits_val.json`` (COCO annotations) and the pictures
+``train/000000.png``, ``val/000000.png`` and so on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from ...cache import cache_path, ensure_writable
+from .annotation import annotation, categories
+from .scans import SPLITS, load_scans
+from .scene import SIZE, compose
+
+# A change of what is made needs a new name, so that nobody trains on what an older version made.
+NAME = "digits_v1"
+SEED = 2020
+NUM_TRAIN = 1200
+NUM_VAL = 200
+SECONDS_PER_IMAGE = 0.012  # for the log
+
+logger = logging.getLogger(__package__)
+
+
+def json_file(folder: Path, split: str) -> Path:
+    """Name the annotation file of a split ("train" or "val") in Digits' folder."""
+    return folder / f"digits_{split}.json"
+
+
+def image_root(folder: Path, split: str) -> Path:
+    """Name the folder of the pictures of a split ("train" or "val") in Digits' folder."""
+    return folder / split
+
+
+def write_split(folder: Path, split: str, count: int) -> None:
+    """Write ``count`` pictures of a split and their annotations into ``folder``."""
+    scans = load_scans(split)
+    image_root(folder, split).mkdir()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(count):
+        scene = compose(np.random.default_rng((SEED, SPLITS.index(split), number)), scans)
+        image_id, file_name = number + 1, f"{number:06d}.png"
+        # Grain hardly compresses: level 1 makes files 5% larger than the default, in a quarter of
+        # the time.
+        Image.fromarray(scene.image).save(image_root(folder, split) / file_name, compress_level=1)
+        images.append({"id": image_id, "file_name": file_name, "width": SIZE, "height": SIZE})
+        for digit in scene.digits:
+            # Ids begin at 1: pycocotools' evaluation takes 0 for "not matched".
+            ids = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append({**ids, **annotation(digit)})
+    coco = {
+        "info": {"description": f"Digits ({split})", "version": NAME},
+        "images": images,
+        "annotations": annotations,
+        "categories": categories(),
+    }
+    json_file(folder, split).write_text(json.dumps(coco, separators=(",", ":")))
+
+
+def is_complete(folder: Path) -> bool:
+    """Say whether Digits is in ``folder``, which gets its name only when all is written.
+
+    Raises:
+        RuntimeError: the folder is there but its annotation files are not.
+    """
+    if not folder.exists():
+        return False
+    for split in SPLITS:
+        if not json_file(folder, split).is_file():
+            raise RuntimeError(
+                f"{folder} should hold Digits, but {json_file(folder, split).name} is missing from "
+                "it. Delete the folder, and it will be made anew."
+            )
+    return True
+
+
+@functools.cache
+def log_found(folder: Path) -> None:
+    """Log the folder that is used, the first time it is asked for in a process."""
+    logger.info("Using Digits in %s", folder)
+
+
+def make_digits(
+    root: Path | None = None, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL
+) -> Path:
+    """Make the Digits dataset if it is not there yet.
+
+    The pictures are the same every time, byte for byte with the same versions of NumPy and
+    Pillow. A smaller set holds the first pictures of the full one.
+
+    Args:
+        root: the folder to hold Digits' folder; the package's cache folder by default.
+        num_train: number of training pictures; numbers other than the usual ones go to a folder
+            of their own.
+        num_val: number of validation pictures.
+
+    Returns:
+        Digits' folder.
+
+    Raises:
+        ImportError: scikit-learn is needed and not installed.
+        OSError: ``root`` cannot be written to.
+        RuntimeError: Digits' folder is there but was damaged.
+    """
+    root = cache_path() if root is None else Path(root).absolute()
+    usual = (num_train, num_val) == (NUM_TRAIN, NUM_VAL)
+    folder = root / (NAME if usual else f"{NAME}_{num_train}_{num_val}")
+    # Before the lock, so that a finished dataset can be used from a read-only place.
+    if not is_complete(folder):
+        ensure_writable(root)
+        with FileLock(root / f"{folder.name}.lock"):
+            if not is_complete(folder):
+                seconds = SECONDS_PER_IMAGE * (num_train + num_val)
+                logger.info("Making Digits in %s (takes about %.0f s)", folder, seconds)
+                # What is there under this name was left by a run that was killed: we hold the lock.
+                partial = root / f"{folder.name}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                for split, count in zip(SPLITS, (num_train, num_val), strict=True):
+                    write_split(partial, split, count)
+                partial.rename(folder)
+    log_found(folder)
+    return folder

@@ -1,0 +1,149 @@
+"""Pictures of digits: what lies where, and how it looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .ground import LUMA, choose_ink, draw_ground
+from .scans import CLASSES, Scans
+
+SIZE = 160  # width and height of a picture, pixels
+MAX_DIGITS = 5
+HEIGHTS = (28, 88)  # pixels, before rotation
+MAX_ANGLE = 15  # degrees, either way
+MIN_VISIBLE = 0.75  # share of a digit's mask that later digits must leave uncovered
+TRIES = 12  # positions tried before a digit is left out
+EDGE = 1.5  # width of the soft edge of a stroke, pixels
+
+
+@dataclass
+class Digit:
+    """One digit of a picture.
+
+    Attributes:
+        label: class, 0 to 9.
+        scan: position of its scan in scikit-learn's ``load_digits``.
+        ink: (3,) float32 RGB colour.
+        area: pixels of its mask before later digits covered some.
+        mask: (SIZE, SIZE) bool, the visible part.
+    """
+
+    label: int
+    scan: int
+    ink: np.ndarray
+    area: int
+    mask: np.ndarray
+
+
+@dataclass
+class Scene:
+    """A picture, (SIZE, SIZE, 3) uint8 RGB, and its digits from the lowest to the topmost."""
+
+    image: np.ndarray
+    digits: list[Digit]
+
+
+def enlarge(
+    scan: np.ndarray, height: float, aspect: float, angle: float, level: float
+) -> np.ndarray:
+    """Enlarge a scan to a smooth stroke.
+
+    Args:
+        scan: (8, 8) float32 ink, 0 to 1.
+        height: of the inked rows when upright, pixels.
+        aspect: width of a scan's cell divided by its height.
+        angle: rotation, radians.
+        level: amount of ink at which the stroke begins, 0 to 1.
+
+    Returns:
+        (h, w) float32 coverage, 0 to 1, cropped to where it is not 0; from 0.5 on a pixel belongs
+        to the mask.
+    """
+    rows = np.flatnonzero(scan.max(axis=1) >= level)
+    columns = np.flatnonzero(scan.max(axis=0) >= level)
+    cell_h = height / (rows[-1] - rows[0] + 1)
+    cell_w = cell_h * aspect
+    border = 2  # cells of paper added around the scan, for strokes that end at its edge
+    cy = (rows[0] + rows[-1] + 1) / 2 + border
+    cx = (columns[0] + columns[-1] + 1) / 2 + border
+    # Wide enough for the ink at any angle, and for a cell around it into which strokes swell.
+    side = int(np.hypot(height + 2 * cell_h, cell_w * (columns[-1] - columns[0] + 3))) + 1
+    # Where in the scan a step across the canvas, one down it, and the canvas' corner lie: the
+    # middle of the canvas is the middle of the ink.
+    cos, sin = np.cos(angle), np.sin(angle)
+    across, down = np.array([cos, sin]) / cell_w, np.array([-sin, cos]) / cell_h
+    corner = cx - across.sum() * side / 2, cy - down.sum() * side / 2
+    ink = Image.fromarray(np.pad(scan, border)).transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        (*across, corner[0], *down, corner[1]),
+        Image.Resampling.BICUBIC,
+    )
+    # Ink rises from 0 to 1 over about a cell: this slope gives edges of EDGE pixels at any size.
+    slope = np.sqrt(cell_w * cell_h) / EDGE
+    coverage = np.clip((np.asarray(ink) - level) * slope + 0.5, 0, 1).astype(np.float32)
+    inked = coverage > 0
+    ys, xs = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
+    return coverage[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+
+
+def draw_stroke(rng: np.random.Generator, scan: np.ndarray) -> np.ndarray:
+    """Enlarge a scan at a random height, width, slant and thickness (see :func:`enlarge`)."""
+    low, high = np.log(HEIGHTS)
+    return enlarge(
+        scan,
+        height=np.exp(rng.uniform(low, high)),
+        aspect=rng.uniform(0.7, 1.0),
+        angle=np.deg2rad(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
+        level=rng.uniform(0.36, 0.46),
+    )
+
+
+def find_place(
+    rng: np.random.Generator, covered: np.ndarray, below: list[Digit]
+) -> tuple[slice, slice] | None:
+    """Find a place in the picture that leaves enough of the digits below visible.
+
+    Args:
+        rng: source of chance.
+        covered: (h, w) bool mask of the digit to be placed.
+        below: the digits that are in the picture already.
+
+    Returns:
+        The rows and columns of the picture to put the digit in; None if none were found.
+    """
+    h, w = covered.shape
+    for _ in range(TRIES):
+        y, x = rng.integers(SIZE - h + 1), rng.integers(SIZE - w + 1)
+        place = np.s_[y : y + h, x : x + w]
+        left = [(d.mask.sum() - (d.mask[place] & covered).sum()) / d.area for d in below]
+        if min(left, default=1) >= MIN_VISIBLE:
+            return place
+    return None
+
+
+def compose(rng: np.random.Generator, scans: Scans) -> Scene:
+    """Compose a picture of 1 to 5 digits; all that is random in it comes from ``rng``."""
+    picture = draw_ground(rng, SIZE)
+    ground_luma = float(picture.mean(axis=(0, 1)) @ LUMA)
+    digits: list[Digit] = []
+    for _ in range(rng.integers(1, MAX_DIGITS + 1)):
+        label = int(rng.integers(len(CLASSES)))
+        choice = rng.choice(np.flatnonzero(scans.labels == label))
+        stroke = draw_stroke(rng, scans.ink[choice])
+        place = find_place(rng, stroke >= 0.5, digits)
+        if place is None:
+            continue
+        mask = np.zeros((SIZE, SIZE), bool)
+        mask[place] = stroke >= 0.5
+        touched = [digit for digit in digits if (digit.mask[place] & (stroke > 0)).any()]
+        ink = choose_ink(rng, ground_luma, [digit.ink for digit in touched])
+        for digit in touched:
+            digit.mask &= ~mask
+        picture[place] += stroke[..., None] * (ink - picture[place])
+        digits.append(Digit(label, int(scans.ids[choice]), ink, int(mask.sum()), mask))
+    picture += rng.uniform(1, 5) * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
+    return Scene(np.clip(np.rint(picture), 0, 255).astype(np.uint8), digits)

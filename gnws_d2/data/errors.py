@@ -1,0 +1,61 @@
+"""What is wrong with a dataset, said with the file, the finding and the cure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be read, or does not fit the config."""
+
+
+@contextmanager
+def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
+    """Wrap the loading of registered datasets: what fails to load, or loads with more classes
+    than the model has, raises DatasetError."""
+    for name in names:
+        if name not in DatasetCatalog.list():
+            raise DatasetError(
+                f"DATASETS names {name!r}, which is not registered. Registered are: "
+                f"{', '.join(sorted(DatasetCatalog.list()))}. Register yours, for example with "
+                "detectron2.data.datasets.register_coco_instances, before training starts."
+            )
+    where = ", ".join(MetadataCatalog.get(name).get("json_file") or name for name in names)
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise DatasetError(
+            f"{where} is not valid JSON ({error}): it is damaged or cut off. Fetch it again."
+        ) from error
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"dataset {', '.join(names)}: {error.filename} does not exist. Put it there, or set "
+            "DETECTRON2_DATASETS to the folder that holds the datasets."
+        ) from error
+    except KeyError as error:
+        raise DatasetError(f"{where} is not a COCO annotation file: {error}.") from error
+    except AssertionError as error:
+        raise DatasetError(f"{where}: {error}") from error
+    for name in names:
+        _check_classes(cfg, name)
+
+
+def _check_classes(cfg: CfgNode, name: str) -> None:
+    if not hasattr(cfg.MODEL, "ROI_HEADS") or "RCNN" not in _built(cfg):
+        return
+    classes = MetadataCatalog.get(name).get("thing_classes") or []
+    if len(classes) > cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise DatasetError(
+            f"dataset {name} has {len(classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
+            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set it to {len(classes)}."
+        )
+
+
+def _built(cfg: CfgNode) -> str:
+    name = cfg.MODEL.META_ARCHITECTURE
+    return cfg.MODEL.WS.META_ARCHITECTURE if name == "WeightStandardizedModel" else name

@@ -1,0 +1,8 @@
+"""Training parts on top of Detectron2's: launching, data order, trainer, evaluators."""
+
+from .evaluators import build_evaluator
+from .launch import launch
+from .schedule import scale_schedule
+from .trainer import Trainer
+
+__all__ = ["Trainer", "build_evaluator", "launch", "scale_schedule"]

@@ -1,0 +1,51 @@
+"""The evaluator that a dataset's metadata asks for, of Detectron2's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from detectron2 import evaluation
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+
+from ..config import ConfigError
+
+# evaluator_type -> the evaluators, each made from (dataset name, output folder)
+_EVALUATORS: dict[str, list[Callable[[str, str], DatasetEvaluator]]] = {
+    "coco": [lambda name, out: evaluation.COCOEvaluator(name, output_dir=out)],
+    "lvis": [lambda name, out: evaluation.LVISEvaluator(name, output_dir=out)],
+    "pascal_voc": [lambda name, out: evaluation.PascalVOCDetectionEvaluator(name)],
+    "cityscapes_instance": [lambda name, out: evaluation.CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": [lambda name, out: evaluation.CityscapesSemSegEvaluator(name)],
+    "sem_seg": [lambda name, out: evaluation.SemSegEvaluator(name, output_dir=out)],
+}
+_EVALUATORS["coco_panoptic_seg"] = [
+    *_EVALUATORS["sem_seg"],
+    *_EVALUATORS["coco"],
+    lambda name, out: evaluation.COCOPanopticEvaluator(name, out),
+]
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluator:
+    """The evaluator for a registered dataset, chosen by its metadata's ``evaluator_type``.
+
+    Args:
+        output_folder: where it writes; OUTPUT_DIR/inference unless given.
+
+    Raises:
+        ConfigError: the dataset has no ``evaluator_type``, or one that is not known here.
+    """
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in _EVALUATORS:
+        raise ConfigError(
+            f"DATASETS.TEST names {dataset_name!r}, whose metadata has evaluator_type {kind!r}. "
+            f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of "
+            f"{', '.join(_EVALUATORS)}."
+        )
+    evaluators = [make(dataset_name, folder) for make in _EVALUATORS[kind]]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

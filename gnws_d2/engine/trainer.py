@@ -1,0 +1,90 @@
+"""Detectron2's DefaultTrainer, with evaluation, exact resuming, and data parallelism on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from torch import nn
+
+from ..checkpoint import Checkpointer
+from ..data.errors import dataset_errors
+from .evaluators import build_evaluator
+from .nonfinite import first_nonfinite_module
+from .resume import IterationSeed, ResumableLoader
+
+
+class Trainer(DefaultTrainer):
+    """Trains, evaluates and resumes a config; see ``detectron2.engine.DefaultTrainer``."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        with _ddp_for(torch.device(cfg.MODEL.DEVICE)):
+            super().__init__(cfg)
+
+    def train(self) -> OrderedDict | None:
+        self.data_loader.seek(self._iteration_seed.seed, self.start_iter)
+        return super().train()
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            batch = self.data_loader.last_batch
+            where = first_nonfinite_module(self.model, batch, self._iteration_seed.before_step)
+            raise FloatingPointError(f"{error}\n{where}") from error
+
+    def build_hooks(self) -> list[HookBase | None]:
+        # Here, because DefaultTrainer.__init__ hands its own checkpointer to the hooks it builds.
+        self.checkpointer = Checkpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self._iteration_seed = IterationSeed(self.cfg.SEED)
+        return [self._iteration_seed, *super().build_hooks()]
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> ResumableLoader:
+        return ResumableLoader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+        with dataset_errors(cfg, [dataset_name]):
+            return super().build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluate with test-time augmentation; the result's names end in ``_TTA``."""
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+
+@contextmanager
+def _ddp_for(device: torch.device) -> Iterator[None]:
+    """Let DefaultTrainer.__init__ wrap a model on ``device`` in DistributedDataParallel.
+
+    It always passes ``device_ids=[local rank]``, which DistributedDataParallel refuses for a
+    model on the CPU, and leaves no argument to say otherwise.
+    """
+    original = defaults.create_ddp_model
+    if device.type == "cpu":
+        defaults.create_ddp_model = functools.partial(original, device_ids=None)
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = original

@@ -1,0 +1,143 @@
+"""Weight Standardization (Qiao et al., "Micro-Batch Training with Batch-Channel Normalization
+and Weight Standardization", arXiv 1903.10520).
+
+The operation is the one the published GN+WS detectors were trained with (``ConvWS2d`` of mmcv):
+unbiased standard deviation, epsilon added to it outside the root. timm's ``StdConv2d`` (biased,
+epsilon inside) is another operation and does not give the same detectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """Standardize every filter of a convolution over its fan-in: ``(w - mean) / (std + eps)``.
+
+    Args:
+        weight: (C_out, C_in / groups, *kernel_size), any floating dtype. Half-precision weights
+            are standardized in float32 and returned in their own dtype.
+        eps: added to the unbiased standard deviation, in the units of ``weight``.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of ``weight``. A filter of zero variance
+        gives zeros, and a finite gradient.
+
+    Raises:
+        ValueError: the fan-in is 1, where the unbiased standard deviation does not exist.
+    """
+    _check_fan_in(weight.shape)
+    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+    if torch.is_grad_enabled() and wide.requires_grad and not torch.jit.is_tracing():
+        standardized = _Standardize.apply(wide, eps)
+    else:
+        standardized = _formula(wide, eps)
+    return standardized.to(weight.dtype)
+
+
+class WSConv2d(nn.Conv2d):
+    """A convolution that uses its weight standardized; stored and trained is the raw weight.
+
+    A drop-in for ``torch.nn.Conv2d`` and for ``detectron2.layers.Conv2d``: the same arguments,
+    the same parameter names and shapes, so that checkpoints interchange. Takes and gives
+    (N, C, H, W), N = 0 included.
+
+    Args:
+        norm: a module applied to the convolution's output.
+        activation: a callable applied after ``norm``.
+        eps: see :func:`standardize_weight`.
+        *args, **kwargs: those of ``torch.nn.Conv2d``.
+
+    Raises:
+        ValueError: the fan-in (input channels of a group x kernel area) is 1.
+    """
+
+    # On the class, so that a convolution turned into this class in place has it as well.
+    eps: float = 1e-5
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: nn.Module | None = None,
+        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        eps: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check_fan_in(self.weight.shape)
+        self.norm = norm
+        self.activation = activation
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._conv_forward(x, standardize_weight(self.weight, self.eps), self.bias)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+
+def _check_fan_in(shape: torch.Size) -> None:
+    if shape[1:].numel() == 1:
+        raise ValueError(
+            f"cannot standardize a weight of shape {tuple(shape)}: each filter has a fan-in of 1, "
+            "and one number has no standard deviation. Leave this convolution (depthwise 1x1, or "
+            "one input channel) unstandardized."
+        )
+
+
+def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and unbiased standard deviation per filter, each (C_out, 1, ...).
+
+    The mean is taken by ``Tensor.mean``, as the reference takes it, and not by ``torch.var_mean``:
+    what float32 rounding leaves in it shifts all weights of a filter alike, which adds up over the
+    fan-in. In the parity models that alone moves detection scores by more than 1e-3.
+    """
+    flat = weight.flatten(1)
+    mean, var = flat.mean(1), flat.var(1)
+    # The root has no finite gradient at 0, where the deviation stays 0.
+    constant = var == 0
+    std = torch.where(constant, 1.0, var).sqrt().masked_fill(constant, 0.0)
+    per_filter = (-1,) + (1,) * (weight.dim() - 1)
+    return mean.view(per_filter), std.view(per_filter)
+
+
+def _formula(weight: torch.Tensor, eps: float) -> torch.Tensor:
+    mean, std = _moments(weight)
+    return (weight - mean) / (std + eps)
+
+
+class _Standardize(torch.autograd.Function):
+    """The formula with its closed-form gradient.
+
+    Autograd would keep two more copies of each weight; this keeps two numbers per filter and
+    standardizes again in backward. With n the fan-in, s the deviation, g the gradient of the
+    standardized weight h and r = 1 / (s + eps):
+
+        dw = r (g - mean(g)) - h sum(g h) / ((n - 1) s),     second term 0 where s = 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        mean, std = _moments(weight)
+        ctx.save_for_backward(weight, mean, std)
+        ctx.eps = eps
+        return (weight - mean).div_(std + eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        weight, mean, std = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is asked for: mean and std depend on w
+            mean, std = _moments(weight)
+        dims = tuple(range(1, weight.dim()))
+        scale = (std + ctx.eps).reciprocal()
+        centered = weight - mean
+        projection = (grad * centered).sum(dims, keepdim=True) * scale
+        slope = projection / (std.masked_fill(std == 0, torch.inf) * (weight[0].numel() - 1))
+        grad_weight = (grad - grad.mean(dims, keepdim=True)) * scale
+        return torch.addcmul(grad_weight, centered, slope * scale, value=-1), None

@@ -1,0 +1,37 @@
+"""The meta-architecture through which a config standardizes any Detectron2 model."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from ..config import META_ARCHITECTURE, ConfigError, check_config
+from .standardize import StandardizationReport, standardize
+
+logger = logging.getLogger(__name__)
+
+
+@META_ARCH_REGISTRY.register()
+def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
+    """Build ``MODEL.WS.META_ARCHITECTURE`` with Detectron2's own builders, standardize
+    ``MODEL.WS.PARTS`` of it, log what came out, and return it: the model keeps its class.
+
+    Raises:
+        ConfigError: see :func:`gnws_d2.config.check_config` and
+            :func:`gnws_d2.modeling.standardize`.
+    """
+    check_config(cfg)
+    name = cfg.MODEL.WS.META_ARCHITECTURE
+    if name == META_ARCHITECTURE or name not in META_ARCH_REGISTRY:
+        known = sorted(key for key, _ in META_ARCH_REGISTRY if key != META_ARCHITECTURE)
+        raise ConfigError(
+            f"MODEL.WS.META_ARCHITECTURE is {name!r}, which is not a meta-architecture that can be "
+            f"standardized. Registered are: {', '.join(known)}."
+        )
+    model = META_ARCH_REGISTRY.get(name)(cfg)
+    standardize(model, cfg.MODEL.WS.PARTS)
+    logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
+    return model

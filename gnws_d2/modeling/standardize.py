@@ -1,0 +1,132 @@
+"""Which convolutions of a model are standardized: the one place that decides and reports it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from detectron2.layers import Conv2d
+from tabulate import tabulate
+from torch import nn
+
+from ..config import ConfigError
+from ..layers import WSConv2d
+
+
+def standardize(model: nn.Module, parts: Sequence[str]) -> None:
+    """Give every normalized convolution of ``parts`` a standardized weight, in place.
+
+    A convolution is normalized when Detectron2 built it with a norm (``Conv2d(norm=...)``); those
+    are the ones that the paper and the published detectors standardize. Parameters, their names
+    and their initialization stay as they are.
+
+    Args:
+        model: any Detectron2 model, or a backbone alone.
+        parts: names of parts, see :func:`part_of`.
+
+    Raises:
+        ConfigError: the model has no such part, or the part has no normalized convolution.
+    """
+    convs = list(_convolutions(model))
+    for part in parts:
+        chosen = [conv for name, conv in convs if part_of(name) == part]
+        normalized = [conv for conv in chosen if _norm(conv) is not None]
+        if not chosen:
+            found = ", ".join(dict.fromkeys(part_of(name) for name, _ in convs))
+            raise ConfigError(
+                f"MODEL.WS.PARTS names {part!r}, a part that this model does not have. "
+                f"Its parts: {found}."
+            )
+        if not normalized:
+            raise ConfigError(
+                f"MODEL.WS.PARTS names {part!r}, but no convolution of this part has a norm, and "
+                'Weight Standardization needs one. Set the NORM key of the part to "GN", or '
+                f"remove {part!r}."
+            )
+        for conv in normalized:
+            if type(conv) not in (Conv2d, WSConv2d):
+                raise ConfigError(
+                    f"MODEL.WS.PARTS names {part!r}, which has a {type(conv).__name__}; only "
+                    f"detectron2.layers.Conv2d can be standardized. Remove {part!r}."
+                )
+            # In place, as torch.nn.utils.parametrize does it: FPN and the heads also keep their
+            # convolutions in plain lists, which a replaced submodule would not reach.
+            conv.__class__ = WSConv2d
+
+
+def part_of(name: str) -> str:
+    """The part of a model to which a module belongs, in the words of Detectron2's configs.
+
+    Args:
+        name: the module's qualified name in the model.
+
+    Returns:
+        "stem", "fpn" and "backbone" (the residual stages) within the backbone, "rpn" for the
+        proposal generator, the name of the head within ROI heads ("box_head", "mask_head", ...),
+        and the name of the top-level module for everything else.
+    """
+    if name.startswith("proposal_generator."):
+        return "rpn"
+    inner = re.sub(r"^(backbone\.)?(bottom_up\.)?", "", name)
+    if inner.startswith("stem."):
+        return "stem"
+    if inner.startswith("fpn_"):
+        return "fpn"
+    if name.startswith(("backbone.", "bottom_up.", "res")):
+        return "backbone"
+    return name.removeprefix("roi_heads.").split(".")[0]
+
+
+def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            yield name, module
+
+
+def _norm(conv: nn.Conv2d) -> nn.Module | None:
+    return getattr(conv, "norm", None)
+
+
+@dataclass(frozen=True)
+class StandardizationReport:
+    """What is standardized and normalized in a model, part by part; printed as a table."""
+
+    rows: tuple[PartReport, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> StandardizationReport:
+        parts: dict[str, list[nn.Conv2d]] = {}
+        for name, conv in _convolutions(model):
+            parts.setdefault(part_of(name), []).append(conv)
+        return cls(tuple(_report_part(part, convs) for part, convs in parts.items()))
+
+    def __str__(self) -> str:
+        header = ["part", "convolutions", "standardized", "normalized", "norm"]
+        cells = [
+            [r.part, r.convolutions, r.standardized, r.normalized, ", ".join(r.norms) or "-"]
+            for r in self.rows
+        ]
+        return tabulate(cells, header, tablefmt="pipe")
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """Numbers of convolutions in one part: all, standardized, normalized; and the norms' names."""
+
+    part: str
+    convolutions: int
+    standardized: int
+    normalized: int
+    norms: tuple[str, ...]
+
+
+def _report_part(part: str, convs: Sequence[nn.Conv2d]) -> PartReport:
+    norms = [type(_norm(conv)).__name__ for conv in convs if _norm(conv) is not None]
+    return PartReport(
+        part=part,
+        convolutions=len(convs),
+        standardized=sum(isinstance(conv, WSConv2d) for conv in convs),
+        normalized=len(norms),
+        norms=tuple(dict.fromkeys(norms)),
+    )

@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""The whole way in one command: make Digits, train a small GN+WS Mask R-CNN on it, evaluate it,
+draw what it finds, and say where everything is. ``make demo`` runs this.
+
+Each step is a command that can be run alone; it is printed before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tabulate import tabulate
+
+from gnws_d2.data import digits
+
+HERE = Path(__file__).parent
+PICTURES = 12
+
+
+def run(*words: str | Path) -> None:
+    print(f"\n$ {shlex.join(map(str, ['python', *words]))}\n", flush=True)
+    done = subprocess.run([sys.executable, *map(str, words)])
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def results(output: Path) -> dict[str, float]:
+    """The evaluation's figures, from the last line of the log that has them."""
+    lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    return [line for line in lines if "bbox/AP" in line][-1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", default="Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")
+    parser.add_argument("--output", type=Path, default=Path("output/digits"))
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
+    args = parser.parse_args()
+
+    folder = digits.make_digits()
+    start = time.time()
+    run(
+        HERE / "train_net.py",
+        *("--config-file", args.config_file),
+        *("OUTPUT_DIR", args.output, *args.opts),
+    )
+    minutes = (time.time() - start) / 60
+    pictures = sorted((folder / "val").glob("*.png"))[:PICTURES]
+    run(
+        HERE / "demo.py",
+        *("--config-file", args.output / "config.yaml"),
+        *("--input", *pictures),
+        *("--output", args.output / "pictures"),
+        *("--opts", "MODEL.WEIGHTS", args.output / "model_final.pth"),
+    )
+
+    figures = results(args.output)
+    columns = ["AP", "AP50", "AP75", "APs", "APm"]
+    rows = [[task, *(figures[f"{task}/{c}"] for c in columns)] for task in ("bbox", "segm")]
+    print(f"\nTrained and evaluated in {minutes:.1f} minutes, on {folder}/val:\n")
+    print(tabulate(rows, ["task", *columns], tablefmt="github", floatfmt=".1f"))
+    print(f"""
+Files:
+  model     {args.output / "model_final.pth"}
+  config    {args.output / "config.yaml"}
+  pictures  {args.output / "pictures"}
+  log       {args.output / "log.txt"}, and for TensorBoard the same folder
+
+Next:
+  the same model without Weight Standardization, and with BatchNorm:
+    python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_gn.yaml
+    python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_bn.yaml
+  your own pictures:
+    python {HERE}/demo.py --config-file {args.output / "config.yaml"} --input FOLDER \\
+      --opts MODEL.WEIGHTS {args.output / "model_final.pth"}
+  the published detectors on COCO: see README.md""")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Train or evaluate a detector described by a config; on GPUs, or on the CPU where there is none.
+
+    train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml --num-gpus 8
+    train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
+    torchrun --nproc_per_node 8 train_net.py --config-file ...
+
+The config is a path or the name of a packaged one. The schedule is scaled from the number of
+processes that it was published for to those there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, hooks
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+import gnws_d2
+from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.engine import Trainer, launch, scale_schedule
+from gnws_d2.model_zoo import resolve_config_file
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Read the config, scale its schedule to the processes there are, and set up Detectron2."""
+    args.config_file = resolve_config_file(args.config_file)
+    cfg = gnws_d2.load_config(args.config_file, args.opts)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gnws_d2")
+    if not args.eval_only:
+        cfg = scale_schedule(cfg, comm.get_world_size())
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results.update(Trainer.test_with_TTA(cfg, model))
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return
+    if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
+        logging.getLogger("gnws_d2").warning(
+            "MODEL.WEIGHTS is empty, and MODEL.BACKBONE.FREEZE_AT %d keeps the first stages at "
+            "their random values. Name the weights of a backbone, or set FREEZE_AT to 0.",
+            cfg.MODEL.BACKBONE.FREEZE_AT,
+        )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if cfg.TEST.AUG.ENABLED:
+        trainer.register_hooks(
+            [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
+        )
+    trainer.train()
+
+
+if __name__ == "__main__":
+    launch(main, default_argument_parser(__doc__).parse_args())

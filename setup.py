@@ -1,0 +1,45 @@
+"""Builds gnws_d2. Imports neither torch nor Detectron2, so it runs in pip's build isolation too."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# Projects small enough to be installed with the package: its module, and the folder of its files.
+PROJECTS = {
+    "gnws_d2.projects.detection": "projects/Detection",
+}
+CONFIGS = "gnws_d2.model_zoo.configs"
+
+
+def version() -> str:
+    text = Path(__file__).with_name("gnws_d2").joinpath("__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('gnws_d2/__init__.py has no line __version__ = "..."; add one.')
+    return found[1]
+
+
+DEMO = ["opencv-python-headless", "scikit-learn"]
+
+setup(
+    name="gnws_d2",
+    version=version(),
+    description="Detectors with GroupNorm and Weight Standardization for Detectron2",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # Detectron2 is missing here because it is not on PyPI and has to be compiled against the torch
+    # it will run with; importing gnws_d2 says so where it is not installed.
+    install_requires=["torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "tqdm"],
+    extras_require={
+        "demo": DEMO,
+        "test": ["hypothesis", "pytest", *DEMO],
+        "lint": ["mypy", "ruff"],
+    },
+    packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],
+    # Folders outside gnws_d2/ become subpackages of it. configs/ is one to setuptools only: that
+    # takes it into the wheel without copies or links in the source tree.
+    package_dir={**PROJECTS, CONFIGS: "configs"},
+    package_data={CONFIGS: ["**/*.yaml", "**/*.py"]},
+)

@@ -1,0 +1,58 @@
+"""What the tests share: a small Digits, and a detector that takes a fraction of a second a step."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+import gnws_d2
+from gnws_d2.data.digits import make_digits
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+TINY = [
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32"),
+    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16],[32],[48],[64]]"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_WORLD_SIZE", "0"),
+    *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
+    *("SEED", "7", "VIS_PERIOD", "0"),
+]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A folder with 16 training and 4 validation pictures of Digits."""
+    return make_digits(tmp_path_factory.mktemp("cache"), num_train=16, num_val=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(digits) -> Path:
+    """The same, registered as tiny_digits_train and tiny_digits_val."""
+    for split in ("train", "val"):
+        name = f"tiny_digits_{split}"
+        register_coco_instances(name, {}, str(digits / f"digits_{split}.json"), str(digits / split))
+        MetadataCatalog.get(name).thing_classes = list("0123456789")
+    yield digits
+    for split in ("train", "val"):
+        DatasetCatalog.remove(f"tiny_digits_{split}")
+        MetadataCatalog.remove(f"tiny_digits_{split}")
+
+
+@pytest.fixture
+def tiny_config(tiny_digits, tmp_path) -> Callable[..., CfgNode]:
+    """``tiny_config("Digits/...yaml", "KEY", "VALUE", ...)``: that model, small, on the CPU."""
+
+    def make(name: str = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts: str) -> CfgNode:
+        datasets = ["DATASETS.TRAIN", "('tiny_digits_train',)"]
+        datasets += ["DATASETS.TEST", "('tiny_digits_val',)", "MODEL.DEVICE", "cpu"]
+        output = ["OUTPUT_DIR", str(tmp_path / "output")]
+        return gnws_d2.load_config(name, [*TINY, *datasets, *output, *opts])
+
+    return make

@@ -1,0 +1,141 @@
+"""What is in the files of Digits: pictures, boxes, masks, classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from gnws_d2.data import digits
+from gnws_d2.data.digits import make
+from gnws_d2.data.digits.annotation import outline, segmentation
+from gnws_d2.data.digits.scans import load_scans, split_ids
+
+
+def read_coco(folder: Path, split: str) -> COCO:
+    return COCO(str(make.json_file(folder, split)))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def pixels_inside(polygon: list[float], height: int, width: int) -> np.ndarray:
+    """Tell which pixels' centres are inside a polygon: an odd number of its sides is left of it."""
+    ends = np.array(polygon).reshape(-1, 2)
+    inside = np.zeros((height, width), bool)
+    y, x = np.mgrid[:height, :width] + 0.5
+    for (x0, y0), (x1, y1) in zip(ends, np.roll(ends, -1, axis=0), strict=True):
+        if y0 != y1:
+            crosses = (y > min(y0, y1)) & (y < max(y0, y1))
+            inside ^= crosses & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) < x)
+    return inside
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits.make_digits(tmp_path_factory.mktemp("digits"), num_train=100, num_val=20)
+
+
+def test_same_bytes_every_time(tmp_path):
+    first, again = (digits.make_digits(tmp_path / n, num_train=12, num_val=4) for n in "ab")
+    assert len(files(first)) == 12 + 4 + 2
+    assert files(first) == files(again)
+
+
+def test_smaller_set_is_the_start_of_a_larger_one(folder, tmp_path):
+    small = digits.make_digits(tmp_path, num_train=5, num_val=2)
+    pictures = {n: data for n, data in files(small).items() if n.endswith(".png")}
+    assert len(pictures) == 7
+    assert pictures.items() <= files(folder).items()
+
+
+def test_splits_share_no_scan(folder):
+    used = [{a["scan"] for a in read_coco(folder, s).anns.values()} for s in ("train", "val")]
+    assert used[0] and used[1] and not used[0] & used[1]
+
+
+def test_splits_divide_every_class_alike():
+    labels = np.repeat(np.arange(10), 50)
+    train, val = split_ids(labels, "train"), split_ids(labels, "val")
+    assert sorted([*train, *val]) == list(range(500))
+    assert np.bincount(labels[train]).tolist() == [40] * 10
+
+
+def test_scans_have_the_class_of_the_annotation(folder):
+    scans = load_scans("train")
+    label = dict(zip(scans.ids.tolist(), scans.labels.tolist(), strict=True))
+    coco = read_coco(folder, "train")
+    for a in coco.anns.values():
+        assert coco.cats[a["category_id"]]["name"] == str(label[a["scan"]])
+
+
+@pytest.mark.parametrize("split, count", [("train", 100), ("val", 20)])
+def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
+    coco = read_coco(folder, split)
+    assert len(coco.imgs) == count and min(coco.anns) == 1
+    for image_id, image in coco.imgs.items():
+        with Image.open(make.image_root(folder, split) / image["file_name"]) as picture:
+            assert (picture.size, picture.mode) == ((image["width"], image["height"]), "RGB")
+        annotations = coco.imgToAnns[image_id]
+        assert 1 <= len(annotations) <= 5
+        masks = np.array([coco.annToMask(a) for a in annotations])
+        assert masks.sum(axis=0).max() == 1, "masks overlap"
+        for a, mask in zip(annotations, masks, strict=True):
+            ys, xs = np.nonzero(mask)
+            assert a["area"] == mask.sum() and a["iscrowd"] == 0
+            assert a["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+
+
+def test_polygons_enclose_the_mask(folder):
+    coco = read_coco(folder, "val")
+    polygons = [a for a in coco.anns.values() if isinstance(a["segmentation"], list)]
+    assert 0.3 < len(polygons) / len(coco.anns) < 0.9
+    for a in polygons:
+        (polygon,) = a["segmentation"]
+        mask = coco.annToMask(a)
+        assert (pixels_inside(polygon, *mask.shape) == mask).all()
+        # Integers would be cut down to integers when Detectron2 scales them.
+        assert all(isinstance(v, float) for v in polygon)
+
+
+def test_masks_lie_on_the_ink(folder):
+    """A digit is of one colour but for the grain: its picture varies less inside the mask."""
+    coco = read_coco(folder, "val")
+    for a in coco.anns.values():
+        path = make.image_root(folder, "val") / coco.imgs[a["image_id"]]["file_name"]
+        picture = np.asarray(Image.open(path)).astype(float)
+        mask = coco.annToMask(a).astype(bool)
+        inner = mask.copy()  # without the soft edge
+        for axis in (0, 1):
+            inner &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+        assert picture[inner].std(axis=0).max() < 12
+        x, y, w, h = (int(v) for v in a["bbox"])
+        assert picture[y : y + h, x : x + w].std(axis=(0, 1)).max() > 15
+
+
+def test_outline_of_a_single_pixel():
+    mask = np.zeros((3, 4), bool)
+    mask[1, 2] = True
+    assert set(zip(*[iter(outline(mask))] * 2, strict=True)) == {(2, 1), (3, 1), (3, 2), (2, 2)}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(["111", "101", "111"], id="hole"),
+        pytest.param(["101", "101", "101"], id="two parts"),
+        pytest.param(["110", "110", "001"], id="parts that touch at a corner"),
+    ],
+)
+def test_masks_that_no_polygon_describes_become_rle(rows):
+    mask = np.array([[c == "1" for c in row] for row in rows])
+    assert outline(mask) is None
+    assert isinstance(segmentation(mask)["counts"], str)
+
+
+def test_classes_are_balanced(folder):
+    coco = read_coco(folder, "train")
+    counts = np.array([len(coco.getAnnIds(catIds=[c])) for c in coco.cats])
+    assert len(counts) == 10 and counts.min() > 0.6 * counts.mean()

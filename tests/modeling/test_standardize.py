@@ -1,0 +1,115 @@
+"""Which convolutions a config standardizes, and what it refuses."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_model
+from torch import nn
+
+from gnws_d2 import StandardizationReport, standardize
+from gnws_d2.config import ConfigError
+from gnws_d2.layers import WSConv2d, standardize_weight
+from gnws_d2.modeling.standardize import part_of
+
+ALL = ["stem", "backbone", "fpn", "box_head", "mask_head"]
+
+
+def standardized_parts(model: nn.Module) -> set[str]:
+    return {r.part for r in StandardizationReport.of(model).rows if r.standardized}
+
+
+@pytest.mark.parametrize("parts", [[part] for part in ALL] + [ALL, ["stem", "fpn"], []], ids=str)
+def test_parts_are_chosen_one_by_one(tiny_config, parts):
+    cfg = tiny_config(*["Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "MODEL.WS.PARTS", str(parts)])
+    model = build_model(cfg)
+    assert standardized_parts(model) == set(parts)
+    for row in StandardizationReport.of(model).rows:
+        assert row.standardized == (row.normalized if row.part in parts else 0), row
+
+
+def test_a_plain_backbone_without_fpn(tiny_config):
+    cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    backbone = build_backbone(cfg, ShapeSpec(channels=3))
+    standardize(backbone, ["stem", "backbone"])
+    assert all(isinstance(m, WSConv2d) for m in backbone.modules() if isinstance(m, nn.Conv2d))
+
+
+def test_parameters_and_initialization_stay_detectron2_s(tiny_config):
+    models = []
+    for norm in ("gn", "gn_ws"):
+        torch.manual_seed(3)
+        models.append(build_model(tiny_config(f"Digits/mask_rcnn_R_18_FPN_{norm}.yaml")))
+    plain, standardized = (m.state_dict() for m in models)
+    assert list(plain) == list(standardized)
+    assert all(torch.equal(plain[name], standardized[name]) for name in plain)
+
+
+def test_a_standardized_model_is_the_plain_one_with_standardized_weights(tiny_config):
+    """Only what is convolved differs: weights standardized beforehand give the same detector."""
+    model = build_model(tiny_config()).double().eval()
+    twin = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")).double().eval()
+    twin.load_state_dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, WSConv2d):
+            twin.get_submodule(name).weight.data = standardize_weight(module.weight.data)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        for name, feature in model.backbone(x).items():
+            torch.testing.assert_close(feature, twin.backbone(x)[name], rtol=1e-11, atol=1e-11)
+
+
+def test_the_report_is_logged_at_build_time(tiny_config, caplog):
+    caplog.set_level("INFO")
+    model = build_model(tiny_config())
+    assert str(StandardizationReport.of(model)) in caplog.text
+    assert "| mask_head |" in caplog.text
+
+
+BAD = {
+    "a part of another model": (
+        ["MODEL.WS.PARTS", "['stem', 'mask_head']", "MODEL.MASK_ON", "False"],
+        ["MODEL.WS.PARTS", "'mask_head'", "stem", "box_head"],
+    ),
+    "a misspelt part": (["MODEL.WS.PARTS", "['FPN']"], ["MODEL.WS.PARTS", "'FPN'", "fpn"]),
+    "a part without a norm": (
+        ["MODEL.FPN.NORM", ""],
+        ["MODEL.WS.PARTS", "'fpn'", "NORM"],
+    ),
+    "a part that never has a norm": (["MODEL.WS.PARTS", "['rpn']"], ["'rpn'", "norm"]),
+    "a meta-architecture that does not exist": (
+        ["MODEL.WS.META_ARCHITECTURE", "FasterRCNN"],
+        ["MODEL.WS.META_ARCHITECTURE", "'FasterRCNN'", "GeneralizedRCNN"],
+    ),
+    "itself": (
+        ["MODEL.WS.META_ARCHITECTURE", "WeightStandardizedModel"],
+        ["MODEL.WS.META_ARCHITECTURE", "GeneralizedRCNN"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("opts", "said"), BAD.values(), ids=BAD)
+def test_what_cannot_be_standardized_is_refused_with_a_cure(tiny_config, opts, said):
+    with pytest.raises(ConfigError) as error:
+        build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts))
+    assert all(words in str(error.value) for words in said), error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("backbone.bottom_up.stem.conv1", "stem"),
+        ("backbone.stem.conv1", "stem"),
+        ("stem.conv1", "stem"),
+        ("backbone.bottom_up.res4.2.shortcut", "backbone"),
+        ("res4.2.conv1", "backbone"),
+        ("backbone.fpn_lateral3", "fpn"),
+        ("proposal_generator.rpn_head.conv", "rpn"),
+        ("roi_heads.box_head.conv1", "box_head"),
+        ("roi_heads.box_head.0.conv1", "box_head"),
+        ("roi_heads.mask_head.mask_fcn1", "mask_head"),
+        ("head.cls_subnet.0", "head"),
+    ],
+)
+def test_part_of(name, part):
+    assert part_of(name) == part

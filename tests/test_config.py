@@ -1,0 +1,113 @@
+"""Every config of the package can be read, and what cannot work is refused with a cure."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from gnws_d2 import add_gnws_config, load_config
+from gnws_d2.config import ConfigError, check_config
+from gnws_d2.model_zoo.model_zoo import CONFIG_ROOT
+
+MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
+EVERY = sorted(str(f.relative_to(CONFIG_ROOT)) for f in CONFIG_ROOT.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_config_is_read_and_passes_the_checks(name):
+    assert load_config(name).VERSION == 2
+
+
+def test_the_keys_are_added_to_detectron2_s_config():
+    cfg = get_cfg()
+    add_gnws_config(cfg)
+    assert cfg.MODEL.WS.PARTS == []
+    assert cfg.MODEL.WS.META_ARCHITECTURE == "GeneralizedRCNN"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_the_device_is_the_cpu_and_one_line_says_so(caplog):
+    assert load_config(MASK_RCNN, ["MODEL.DEVICE", "cuda:0"]).MODEL.DEVICE == "cpu"
+    lines = [r.getMessage() for r in caplog.records if "No GPU found" in r.getMessage()]
+    assert any("cuda:0" in line and "cpu" in line for line in lines)
+    caplog.clear()
+    assert load_config(MASK_RCNN).MODEL.DEVICE == "cpu"
+    assert sum("No GPU found" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_a_path_and_overrides(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("SOLVER:\n  BASE_LR: 0.1\n  STEPS: (1, 2)\n")
+    cfg = load_config(file, ["SOLVER.STEPS", "(3,)", "MODEL.WS.PARTS", "[]"])
+    assert cfg.SOLVER.BASE_LR == 0.1 and cfg.SOLVER.STEPS == (3,)
+
+
+def test_a_name_that_does_not_exist_lists_the_names_that_do():
+    with pytest.raises(FileNotFoundError, match="faster_rcnn_R_50_FPN_gn_ws_1x"):
+        load_config("COCO-Detection/faster_rcnn_R_18_FPN_gn_ws_1x.yaml")
+
+
+BAD = {
+    "unknown key": (
+        ["MODEL.WS.PART", "['fpn']"],
+        ["MODEL.WS.PART", "['fpn']", "MODEL.WS.PARTS"],
+    ),
+    "value of another type": (["SOLVER.MAX_ITER", "'soon'"], ["SOLVER.MAX_ITER", "soon"]),
+    "no value": (["SOLVER.MAX_ITER"], ["pairs", "SOLVER.MAX_ITER"]),
+    "a key below a value": (["SOLVER.MAX_ITER.X", "1"], ["SOLVER.MAX_ITER.X"]),
+    "GN on 48 channels": (
+        ["MODEL.FPN.OUT_CHANNELS", "48"],
+        ["MODEL.FPN.NORM", "'GN'", "MODEL.FPN.OUT_CHANNELS", "48", "multiple of 32"],
+    ),
+    "GN on a narrow backbone": (
+        ["MODEL.RESNETS.WIDTH_PER_GROUP", "40"],
+        ["MODEL.RESNETS.NORM", "'GN'", "MODEL.RESNETS.WIDTH_PER_GROUP", "40"],
+    ),
+    "GN on a narrow mask head": (
+        ["MODEL.ROI_MASK_HEAD.CONV_DIM", "100"],
+        ["MODEL.ROI_MASK_HEAD.NORM", "MODEL.ROI_MASK_HEAD.CONV_DIM", "100"],
+    ),
+    "a norm that does not exist": (
+        ["MODEL.FPN.NORM", "GroupNorm"],
+        ["MODEL.FPN.NORM", "'GroupNorm'", "'GN'"],
+    ),
+    "parts that nobody reads": (
+        ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
+        ["MODEL.WS.PARTS", "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("opts", "said"), BAD.values(), ids=BAD)
+def test_what_cannot_work_is_refused_with_key_value_and_cure(opts, said):
+    with pytest.raises(ConfigError) as error:
+        load_config(MASK_RCNN, opts)
+    assert all(words in str(error.value) for words in said), error.value
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("MODEL:\n  RESNETS:\n    NORMS: GN\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml sets MODEL\.RESNETS\.NORMS to 'GN'.*NORM"):
+        load_config(file)
+
+
+def test_broken_yaml_names_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("MODEL: [1, 2\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not valid YAML"):
+        load_config(file)
+
+
+def test_a_config_file_cannot_run_code(tmp_path):
+    file = tmp_path / "mine.yaml"
+    target = tmp_path / "made"
+    file.write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{target}"]\n')
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_config(file)
+    assert not target.exists()
+
+
+def test_detectron2_s_own_defaults_pass_the_checks():
+    cfg = get_cfg()
+    add_gnws_config(cfg)
+    check_config(cfg)

@@ -1,0 +1,119 @@
+"""The twelve published models: architecture, input, schedule and size as the reference has them."""
+
+import pytest
+from detectron2.modeling import GeneralizedRCNN, build_model
+from torch import nn
+
+from gnws_d2 import StandardizationReport, model_zoo
+from gnws_d2.layers import WSConv2d
+
+# All and trainable parameters of MMDetection's models, by family and backbone.
+PARAMETERS = {
+    ("faster", "R_50"): (43_066_848, 42_841_504),
+    ("faster", "R_101"): (62_058_976, 61_833_632),
+    ("faster", "X_50_32x4d"): (42_538_720, 42_323_360),
+    ("faster", "X_101_32x4d"): (61_687_520, 61_472_160),
+    ("mask", "R_50"): (45_711_152, 45_485_808),
+    ("mask", "R_101"): (64_703_280, 64_477_936),
+    ("mask", "X_50_32x4d"): (45_183_024, 44_967_664),
+    ("mask", "X_101_32x4d"): (64_331_824, 64_116_464),
+}
+# Iterations at batch 16, and the learning rate's drops.
+SCHEDULES = {
+    "1x": (87_960, (58_640, 80_630)),
+    "2x": (175_920, (117_280, 161_260)),
+    "20_23_24e": (175_920, (146_600, 168_590)),
+}
+MODELS = [
+    (family, backbone, schedule)
+    for family, backbone in PARAMETERS
+    for schedule in (["1x"] if family == "faster" else ["2x", "20_23_24e"])
+]
+
+
+def name_of(family: str, backbone: str, schedule: str, norm: str = "gn_ws") -> str:
+    folder = "COCO-Detection" if family == "faster" else "COCO-InstanceSegmentation"
+    return f"{folder}/{family}_rcnn_{backbone}_FPN_{norm}_{schedule}.yaml"
+
+
+def test_there_are_twelve():
+    assert len(MODELS) == 12
+
+
+@pytest.mark.parametrize("model", MODELS, ids="-".join)
+def test_model(model):
+    family, backbone, schedule = model
+    cfg = model_zoo.get_config(name_of(*model))
+    iterations, drops = SCHEDULES[schedule]
+    assert iterations == cfg.SOLVER.MAX_ITER and drops == cfg.SOLVER.STEPS
+
+    detector = build_model(cfg)
+    assert type(detector) is GeneralizedRCNN
+    parameters = list(detector.parameters())
+    trainable = [p for p in parameters if p.requires_grad]
+    counts = sum(p.numel() for p in parameters), sum(p.numel() for p in trainable)
+    assert counts == PARAMETERS[family, backbone]
+
+    for name, module in detector.named_modules():
+        if isinstance(module, nn.GroupNorm):
+            assert (module.num_groups, module.eps) == (32, 1e-5), name
+        if isinstance(module, nn.Conv2d):
+            normalized = getattr(module, "norm", None) is not None
+            assert isinstance(module, WSConv2d) == normalized, name
+            assert (module.bias is None) == normalized, name
+    convolutions = 53 if "50" in backbone else 104
+    expected = {"stem": 1, "backbone": convolutions - 1, "fpn": 8, "rpn": 0, "box_head": 4}
+    if family == "mask":
+        expected["mask_head"] = 4
+    report = StandardizationReport.of(detector)
+    assert {row.part: row.standardized for row in report.rows} == expected
+    assert all(row.standardized == row.normalized for row in report.rows)
+
+
+@pytest.mark.parametrize("model", MODELS, ids="-".join)
+def test_the_gn_twin_differs_in_nothing_but_the_standardization(model):
+    ws, gn = (model_zoo.get_config(name_of(*model, norm)) for norm in ("gn_ws", "gn"))
+    assert gn.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and gn.MODEL.WS.PARTS == []
+    gn.MODEL.META_ARCHITECTURE, gn.MODEL.WS = ws.MODEL.META_ARCHITECTURE, ws.MODEL.WS
+    assert gn == ws
+
+
+def test_training_is_that_of_the_reference():
+    """MMDetection's recipe where it differs from Detectron2's defaults, and what must not move."""
+    cfg = model_zoo.get_config(name_of("mask", "R_50", "2x"))
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR) == (16, 8, 0.02)
+    assert (solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (0.9, 1e-4, 1e-4)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (
+        500,
+        1e-3,
+        "linear",
+    )
+    assert (solver.GAMMA, solver.NESTEROV) == (0.1, False)
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP) == ("RGB", "horizontal")
+    assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
+    assert cfg.MODEL.PIXEL_STD == [58.395, 57.12, 57.375]
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
+    assert sizes == ((800,), 1333)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+    assert not cfg.MODEL.RESNETS.STRIDE_IN_1X1 and cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    assert cfg.MODEL.RPN.SMOOTH_L1_BETA == cfg.MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA == 0.0
+    assert (cfg.MODEL.RPN.BATCH_SIZE_PER_IMAGE, cfg.MODEL.RPN.POSITIVE_FRACTION) == (256, 0.5)
+    heads = cfg.MODEL.ROI_HEADS
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.NUM_CLASSES) == (
+        512,
+        0.25,
+        80,
+    )
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32], [64], [128], [256], [512]]
+    assert cfg.DATASETS.TRAIN == ("coco_2017_train",) and cfg.DATASETS.TEST == ("coco_2017_val",)
+
+
+def test_get_builds_a_model_in_training_mode():
+    model = model_zoo.get("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", device="cpu")
+    assert model.training and model.device.type == "cpu"
+
+
+def test_trained_says_clearly_that_it_cannot():
+    with pytest.raises(RuntimeError, match=r"trained checkpoint.*MODEL\.WEIGHTS"):
+        model_zoo.get(name_of("faster", "R_50", "1x"), trained=True)

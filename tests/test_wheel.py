@@ -1,0 +1,98 @@
+"""The installed package is complete, from a wheel and editable: its configs, its projects."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+TRAIN_NET = "gnws_d2.projects.detection.train_net"
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+INSTALL = [*PIP, "install", "--no-deps", "--no-build-isolation"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A copy, as building writes into the source tree and packs what earlier builds left there."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.py", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("gnws_d2", "configs", "projects"):
+        ignore = shutil.ignore_patterns("__pycache__", "output")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(source, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [*PIP, "wheel", source, "--no-deps", "--no-build-isolation", "-w", folder], check=True
+    )
+    [wheel] = folder.glob("gnws_d2-*.whl")
+    subprocess.run([*INSTALL, "--target", folder / "target", wheel], check=True)
+    return folder / "target"
+
+
+def files(folder: Path, *suffixes: str) -> list[str]:
+    found = [f for f in folder.rglob("*") if f.suffix in suffixes]
+    assert found
+    return sorted(str(f.relative_to(folder)) for f in found)
+
+
+def test_the_wheel_has_all_files(source, installed):
+    package = installed / "gnws_d2"
+    assert files(package / "model_zoo/configs", ".yaml", ".py") == files(
+        source / "configs", ".yaml", ".py"
+    )
+    assert files(package / "projects/detection", ".py") == files(
+        source / "projects/Detection", ".py"
+    )
+    outside = ("model_zoo/configs/", "projects/detection/")
+    assert files(source / "gnws_d2", ".py") == [
+        name for name in files(package, ".py") if not name.startswith(outside)
+    ]
+
+
+def python(folder: Path, *arguments: str | Path) -> str:
+    """Run a Python elsewhere than in the source tree, with ``folder`` before its own packages."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        cwd=folder.parent,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+SHOW = f"""
+import gnws_d2, gnws_d2.model_zoo
+print(gnws_d2.__file__)
+print(gnws_d2.model_zoo.get_config_file({CONFIG!r}))
+"""
+
+
+def test_the_wheel_runs_without_the_source_tree(installed):
+    package, config = python(installed, "-c", SHOW).splitlines()
+    assert Path(package) == installed / "gnws_d2/__init__.py"
+    assert Path(config) == installed / "gnws_d2/model_zoo/configs" / CONFIG
+    assert "--config-file" in python(installed, "-m", TRAIN_NET, "--help")
+
+
+def test_the_installation_that_runs_these_tests(tmp_path):
+    """It is editable after ``make env``."""
+    if not any(importlib.metadata.distributions(name="gnws_d2")):
+        pytest.skip("gnws_d2 is not installed here")
+    folder = tmp_path / "empty"
+    assert CONFIG in python(folder, "-c", SHOW)
+    assert "--config-file" in python(folder, "-m", TRAIN_NET, "--help")
