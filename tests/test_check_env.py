@@ -176,18 +176,21 @@ def test_other_pythons(lay, bare_python, monkeypatch, capsys, version):
 
 
 def test_before_install(monkeypatch, tmp_path):
-    assert check_env.check_before_install() == []
-
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
     git, compiler, headers = check_env.check_before_install()
-    assert git.what == "git" and compiler.what == "C++ compiler"
+    assert git.what == "git" and "install git" in git.cure
+    assert compiler.what == "C++ compiler" and "install g++" in compiler.cure
     assert "Python.h" in headers.found and "-dev" in headers.cure
     assert check_env.check_before_install("/a/checkout") == [compiler, headers]
     assert check_env.check_before_install("/a/detectron2.whl") == []
 
+    for name in ("git", "g++", "Python.h"):
+        (tmp_path / name).touch(mode=0o755)
+    assert check_env.check_before_install() == []
     monkeypatch.setenv("CXX", "missing++ -O2")
-    assert check_env.check_before_install("/a/checkout")[0].found == "no missing++"
+    assert [each.found for each in check_env.check_before_install()] == ["no missing++"]
 
 
 def test_the_cures_name_the_pinned_versions():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..config import META_ARCHITECTURE
 
 
 class DatasetError(ValueError):
@@ -45,8 +48,31 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
         _check_classes(cfg, name)
 
 
+class NamingMapper:
+    """A dataset mapper whose errors name the picture, which Pillow's do not.
+
+    Args:
+        mapper: maps a dict in Detectron2's dataset format.
+    """
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> Any:
+        try:
+            return self._mapper(record)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DatasetError(
+                f"{record['file_name']} cannot be used ({error}). Restore the picture, or remove "
+                "it and its annotations from the dataset."
+            ) from error
+
+
 def _check_classes(cfg: CfgNode, name: str) -> None:
-    if not hasattr(cfg.MODEL, "ROI_HEADS") or "RCNN" not in _built(cfg):
+    built = cfg.MODEL.META_ARCHITECTURE
+    if built == META_ARCHITECTURE:
+        built = cfg.MODEL.WS.META_ARCHITECTURE
+    if built != "GeneralizedRCNN":
         return
     classes = MetadataCatalog.get(name).get("thing_classes") or []
     if len(classes) > cfg.MODEL.ROI_HEADS.NUM_CLASSES:
@@ -54,8 +80,3 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
             f"dataset {name} has {len(classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
             f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set it to {len(classes)}."
         )
-
-
-def _built(cfg: CfgNode) -> str:
-    name = cfg.MODEL.META_ARCHITECTURE
-    return cfg.MODEL.WS.META_ARCHITECTURE if name == "WeightStandardizedModel" else name

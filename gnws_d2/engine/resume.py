@@ -21,7 +21,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
-from ..data.errors import dataset_errors
+from ..data.errors import NamingMapper, dataset_errors
 
 
 class IterationSeed(HookBase):
@@ -114,7 +114,7 @@ class _SeededDataset(Dataset):
     """Maps the image of (position, index) with the random numbers of that position."""
 
     def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int) -> None:
-        self._mapped = MapDataset(DatasetFromList(dicts, copy=False), mapper)
+        self._mapped = MapDataset(DatasetFromList(dicts, copy=False), NamingMapper(mapper))
         self._seed = seed
 
     def __len__(self) -> int:

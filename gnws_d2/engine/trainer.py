@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..data.errors import dataset_errors
+from ..data.errors import NamingMapper, dataset_errors
 from .evaluators import build_evaluator
 from .nonfinite import first_nonfinite_module
 from .resume import IterationSeed, ResumableLoader
@@ -57,7 +58,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
         with dataset_errors(cfg, [dataset_name]):
-            return super().build_test_loader(cfg, dataset_name)
+            mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
+            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
 from tabulate import tabulate
 
 from gnws_d2.data import digits
@@ -28,6 +29,19 @@ def run(*words: str | Path) -> None:
     done = subprocess.run([sys.executable, *map(str, words)])
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def sheet(folder: Path, columns: int = 4) -> Path:
+    """One picture of all the pictures in ``folder``, in rows."""
+    pictures = [Image.open(file) for file in sorted(folder.glob("*.png"))]
+    width, height = pictures[0].size
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (i % columns * width, i // columns * height))
+    file = folder.with_suffix(".jpg")
+    whole.resize((whole.width // 2, whole.height // 2)).save(file, quality=85)
+    return file
 
 
 def results(output: Path) -> dict[str, float]:
@@ -60,6 +74,7 @@ def main() -> None:
         *("--opts", "MODEL.WEIGHTS", args.output / "model_final.pth"),
     )
 
+    overview = sheet(args.output / "pictures")
     figures = results(args.output)
     columns = ["AP", "AP50", "AP75", "APs", "APm"]
     rows = [[task, *(figures[f"{task}/{c}"] for c in columns)] for task in ("bbox", "segm")]
@@ -69,7 +84,7 @@ def main() -> None:
 Files:
   model     {args.output / "model_final.pth"}
   config    {args.output / "config.yaml"}
-  pictures  {args.output / "pictures"}
+  pictures  {overview}, and one by one with detections.json in {args.output / "pictures"}
   log       {args.output / "log.txt"}, and for TensorBoard the same folder
 
 Next:

@@ -1,0 +1,41 @@
+"""The schedule on fewer and on more processes than it was published for."""
+
+import pytest
+
+from gnws_d2 import load_config
+from gnws_d2.config import ConfigError
+from gnws_d2.engine import scale_schedule
+
+CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+
+
+@pytest.mark.parametrize("processes", [1, 4, 16])
+def test_images_seen_and_rate_per_image_stay(processes):
+    cfg = load_config(CONFIG)
+    scaled = scale_schedule(cfg, processes).SOLVER
+    assert scaled.IMS_PER_BATCH == 2 * processes
+    assert scaled.BASE_LR == pytest.approx(0.02 * processes / 8)
+    for key in ("MAX_ITER", "WARMUP_ITERS"):
+        assert scaled[key] * scaled.IMS_PER_BATCH == cfg.SOLVER[key] * 16
+    assert [s * scaled.IMS_PER_BATCH for s in scaled.STEPS] == [58_640 * 16, 80_630 * 16]
+
+
+def test_old_and_new_values_are_logged(caplog):
+    caplog.set_level("INFO")
+    scale_schedule(load_config(CONFIG), 1)
+    lines = {line.split("|")[1].strip(): line for line in caplog.text.splitlines() if "|" in line}
+    assert "16" in lines["SOLVER.IMS_PER_BATCH"] and " 2 " in lines["SOLVER.IMS_PER_BATCH"]
+    assert "0.02" in lines["SOLVER.BASE_LR"] and "0.0025" in lines["SOLVER.BASE_LR"]
+    assert "87960" in lines["SOLVER.MAX_ITER"] and "703680" in lines["SOLVER.MAX_ITER"]
+
+
+@pytest.mark.parametrize("opts", [[], ["SOLVER.REFERENCE_WORLD_SIZE", "0"]])
+def test_nothing_is_scaled_at_the_reference_or_without_one(opts):
+    cfg = load_config(CONFIG, opts)
+    assert scale_schedule(cfg, 8) is cfg
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_cure():
+    cfg = load_config(CONFIG, ["SOLVER.IMS_PER_BATCH", "2"])
+    with pytest.raises(ConfigError, match=r"IMS_PER_BATCH is 2.*REFERENCE_WORLD_SIZE 0"):
+        scale_schedule(cfg, 1)

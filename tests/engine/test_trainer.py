@@ -1,0 +1,144 @@
+"""Training steps, inference and evaluation, also on pictures and batches that are nearly empty."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2 import evaluation
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from gnws_d2.config import ConfigError
+from gnws_d2.engine import Trainer, build_evaluator
+
+CONFIGS = {
+    "mask": ["Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"],
+    "faster": [
+        "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml",
+        *("MODEL.MASK_ON", "False"),
+        *("MODEL.WS.PARTS", "['stem', 'backbone', 'fpn', 'box_head']"),
+    ],
+}
+
+
+def picture(boxes: list[list[float]], classes: list[int]) -> dict:
+    """A noise picture of 64x64 pixels with the given boxes, the masks filling them."""
+    masks = torch.zeros(len(boxes), 64, 64, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[int(y0) : int(y1), int(x0) : int(x1)] = True
+    instances = Instances((64, 64))
+    instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4).float())
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.gt_masks = BitMasks(masks)
+    image = torch.randint(0, 255, (3, 64, 64), generator=torch.Generator().manual_seed(0))
+    return {"image": image.float(), "instances": instances, "height": 64, "width": 64}
+
+
+def step(model: torch.nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
+    with EventStorage():
+        losses = model.train()(batch)
+    sum(losses.values()).backward()
+    return losses
+
+
+def all_finite(model: torch.nn.Module, losses: dict[str, torch.Tensor]) -> bool:
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return all(torch.isfinite(t).all() for t in [*losses.values(), *grads])
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_training_step_reaches_every_parameter(tiny_config, config, count):
+    torch.manual_seed(0)
+    model = build_model(tiny_config(*config))
+    losses = step(model, [picture([[8, 8, 40, 40], [20, 4, 60, 50]], [1, 7])] * count)
+    assert ("loss_mask" in losses) == ("MODEL.MASK_ON" not in config)
+    assert all_finite(model, losses)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_picture_without_annotations(tiny_config, config, others):
+    model = build_model(tiny_config(*config))
+    losses = step(model, [picture([], [])] + [picture([[8, 8, 40, 40]], [1])] * others)
+    assert all_finite(model, losses)
+    if not others:
+        assert losses["loss_rpn_loc"] == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_batch_without_proposals(tiny_config, config):
+    """All proposals are suppressed, and there is no ground truth to be one: empty head batches."""
+    opts = ["MODEL.RPN.POST_NMS_TOPK_TRAIN", "0", "MODEL.RPN.POST_NMS_TOPK_TEST", "0"]
+    model = build_model(tiny_config(*config, *opts))
+    losses = step(model, [picture([], [])])
+    assert all_finite(model, losses)
+    with torch.no_grad():
+        (found,) = model.eval()([picture([], [])])
+    assert len(found["instances"]) == 0
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_inference_with_detectron2_s_predictor(tiny_config, config):
+    cfg = tiny_config(*config, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0")
+    found = DefaultPredictor(cfg)(np.full((50, 70, 3), 128, np.uint8))["instances"]
+    assert found.image_size == (50, 70) and len(found) > 0
+    assert found.has("pred_masks") == ("MODEL.MASK_ON" not in config)
+    assert torch.isfinite(found.pred_boxes.tensor).all()
+    assert torch.isfinite(found.scores).all()
+
+
+def test_training_ends_with_coco_figures_and_a_checkpoint(tiny_config):
+    cfg = tiny_config()
+    trainer = Trainer(cfg)
+    trainer.train()
+    results = trainer._last_eval_results
+    assert set(results) == {"bbox", "segm"} and "AP50" in results["segm"]
+    assert (trainer.checkpointer.get_checkpoint_file()).endswith("model_final.pth")
+
+
+def test_training_lowers_the_loss(tiny_config):
+    cfg = tiny_config(*CONFIGS["mask"], "SOLVER.MAX_ITER", "12", "TEST.EVAL_PERIOD", "0")
+    trainer = Trainer(cfg)
+    trainer.train()
+    history = [v for v, _ in trainer.storage.history("total_loss").values()]
+    assert np.mean(history[-3:]) < np.mean(history[:3])
+
+
+def test_test_time_augmentation_is_evaluated(tiny_config):
+    cfg = tiny_config(*CONFIGS["mask"], "TEST.AUG.MIN_SIZES", "(48, 64)")
+    cfg.TEST.AUG.FLIP = False
+    results = Trainer.test_with_TTA(cfg, Trainer.build_model(cfg))
+    assert set(results) == {"bbox_TTA", "segm_TTA"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "evaluator"),
+    [
+        ("lvis", "LVISEvaluator"),
+        ("pascal_voc", "PascalVOCDetectionEvaluator"),
+        ("cityscapes_instance", "CityscapesInstanceEvaluator"),
+    ],
+)
+def test_the_evaluator_is_the_one_that_the_dataset_asks_for(
+    tiny_config, monkeypatch, kind, evaluator
+):
+    builtin = {"lvis": "lvis_v1_val", "pascal_voc": "voc_2007_test"}.get(kind)
+    name = builtin or "cityscapes_fine_instance_seg_val"
+    assert MetadataCatalog.get(name).evaluator_type == kind
+    made = []
+    monkeypatch.setattr(evaluation, evaluator, lambda *args, **_: made.append(args) or evaluator)
+    assert build_evaluator(tiny_config(), name) == evaluator
+    assert made[0][0] == name
+
+
+def test_a_dataset_without_an_evaluator_is_refused_with_the_cure(tiny_config):
+    DatasetCatalog.register("unjudged", lambda: [])
+    try:
+        with pytest.raises(ConfigError, match=r"'unjudged'.*evaluator_type None.*coco"):
+            build_evaluator(tiny_config(), "unjudged")
+    finally:
+        DatasetCatalog.remove("unjudged")
