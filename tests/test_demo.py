@@ -53,7 +53,6 @@ def test_files_folders_globs_and_unreadable_pictures(weights, digits, tmp_path):
     assert "no.jpg cannot be read" in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 
-    stem = Path(names[0]).stem
     drawn = {f.name: Image.open(f).size for f in output.glob("*.png")}
     # Small pictures are drawn larger; two inputs of the same name are both kept.
     assert drawn == {names[0]: (480, 480), names[1]: (480, 480), f"{stem}_2.png": (700, 500)}

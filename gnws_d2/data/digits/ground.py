@@ -45,13 +45,13 @@ def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
     else:
         pattern = wave_field(rng, size, stripes=kind == "stripes")
     pattern = pattern + 0.4 * smooth_field(rng, size, int(rng.integers(10, 40)))
-    base = tinted(rng, rng.uniform(30, 225), 60)
+    base = tinted(rng, rng.uniform(120, 235), 60)
     swing = tinted(rng, rng.uniform(8, 26), 15)
     return np.clip(base + pattern[..., None] * swing, 0, 255).astype(np.float32)
 
 
 def choose_ink(rng: np.random.Generator, ground_luma: float, below: list[np.ndarray]) -> np.ndarray:
-    """Choose a colour of ink, lighter or darker than the ground and unlike the inks below.
+    """Choose a colour of ink, darker than the ground and unlike the inks below.
 
     Args:
         rng: source of chance.
@@ -61,12 +61,8 @@ def choose_ink(rng: np.random.Generator, ground_luma: float, below: list[np.ndar
     Returns:
         (3,) float32 RGB, 0 to 255.
     """
-    darker, lighter = ground_luma - MIN_CONTRAST, 255 - MIN_CONTRAST - ground_luma  # room for luma
     choices = []
     for _ in range(INK_CHOICES if below else 1):
-        if lighter <= 0 or (darker > 0 and rng.random() < 0.5):
-            luma = rng.uniform(0, darker)
-        else:
-            luma = rng.uniform(255 - lighter, 255)
+        luma = rng.uniform(0, max(0, ground_luma - MIN_CONTRAST))
         choices.append(tinted(rng, luma, 110))
     return max(choices, key=lambda ink: min((np.linalg.norm(ink - u) for u in below), default=0))

@@ -12,7 +12,7 @@ from .scans import CLASSES, Scans
 
 SIZE = 160  # width and height of a picture, pixels
 MAX_DIGITS = 5
-HEIGHTS = (28, 88)  # pixels, before rotation
+HEIGHTS = (36, 88)  # pixels, before rotation
 MAX_ANGLE = 15  # degrees, either way
 MIN_VISIBLE = 0.75  # share of a digit's mask that later digits must leave uncovered
 TRIES = 12  # positions tried before a digit is left out

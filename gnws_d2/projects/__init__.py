@@ -1,0 +1,1 @@
+"""The repository's `projects/`, installed with the package; `setup.py` says which."""

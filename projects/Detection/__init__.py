@@ -1,0 +1,1 @@
+"""Train, evaluate and use the detectors; installed as `gnws_d2.projects.detection`."""
