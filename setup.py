@@ -31,7 +31,10 @@ setup(
     python_requires=">=3.10",
     # Detectron2 is missing here because it is not on PyPI and has to be compiled against the torch
     # it will run with; importing gnws_d2 says so where it is not installed.
-    install_requires=["torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "tqdm"],
+    install_requires=[
+        *("torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "tqdm"),
+        *("pillow", "pycocotools", "pyyaml", "tabulate"),
+    ],
     extras_require={
         "demo": DEMO,
         "test": ["hypothesis", "pytest", *DEMO],

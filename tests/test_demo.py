@@ -39,6 +39,7 @@ def test_files_folders_globs_and_unreadable_pictures(weights, digits, tmp_path):
     folder, other, output = tmp_path / "folder", tmp_path / "other", tmp_path / "found"
     folder.mkdir(), other.mkdir()
     names = sorted(f.name for f in (digits / "val").glob("*.png"))
+    stem = Path(names[0]).stem
     for name in names[:2]:
         shutil.copy(digits / "val" / name, folder / name)
     (folder / "notes.txt").write_text("not a picture, and not taken for one")

@@ -11,10 +11,10 @@ from .ground import LUMA, choose_ink, draw_ground
 from .scans import CLASSES, Scans
 
 SIZE = 160  # width and height of a picture, pixels
-MAX_DIGITS = 5
-HEIGHTS = (36, 88)  # pixels, before rotation
+MAX_DIGITS = 4
+HEIGHTS = (40, 96)  # pixels, before rotation
 MAX_ANGLE = 15  # degrees, either way
-MIN_VISIBLE = 0.75  # share of a digit's mask that later digits must leave uncovered
+MIN_VISIBLE = 0.8  # share of a digit's mask that later digits must leave uncovered
 TRIES = 12  # positions tried before a digit is left out
 EDGE = 1.5  # width of the soft edge of a stroke, pixels
 
@@ -126,7 +126,7 @@ def find_place(
 
 
 def compose(rng: np.random.Generator, scans: Scans) -> Scene:
-    """Compose a picture of 1 to 5 digits; all that is random in it comes from ``rng``."""
+    """Compose a picture of 1 to 4 digits; all that is random in it comes from ``rng``."""
     picture = draw_ground(rng, SIZE)
     ground_luma = float(picture.mean(axis=(0, 1)) @ LUMA)
     digits: list[Digit] = []
