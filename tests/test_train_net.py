@@ -19,16 +19,17 @@ pytestmark = pytest.mark.slow
 
 # Registers the two datasets of a folder, then runs train_net.py.
 PROGRAM = """
-import runpy, sys
+import sys
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 for split in ("train", "val"):
     name = f"tiny_digits_{split}"
     register_coco_instances(name, {}, f"{FOLDER}/digits_{split}.json", f"{FOLDER}/{split}")
     MetadataCatalog.get(name).thing_classes = list("0123456789")
-globals().update(runpy.run_path(TRAIN_NET, run_name="train_net"))
+sys.path.insert(0, TRAIN_NET)
+import train_net
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    train_net.launch(train_net.main, train_net.default_argument_parser().parse_args())
 """
 
 
@@ -40,7 +41,7 @@ def train_net(digits, tmp_path):
 
 def make_command(tmp_path: Path, folder: Path):
     program = tmp_path / "train_net_tiny.py"
-    constants = f"FOLDER, TRAIN_NET = {str(folder)!r}, {str(TRAIN_NET)!r}\n"
+    constants = f"FOLDER, TRAIN_NET = {str(folder)!r}, {str(TRAIN_NET.parent)!r}\n"
     program.write_text(constants + PROGRAM)
 
     def command(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str]:

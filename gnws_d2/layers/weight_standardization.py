@@ -91,25 +91,24 @@ def _check_fan_in(shape: torch.Size) -> None:
         )
 
 
-def _center(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weight less its mean, that mean, and the unbiased standard deviation, per filter.
+def _formula(weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Op for op what the reference does, so that its float32 rounding is met as well: a mean that
+    rounds otherwise shifts all weights of a filter alike, which adds up over the fan-in, and in the
+    parity models moves detection scores by more than 1e-3."""
+    flat = weight.flatten(1)
+    per_filter = (-1,) + (1,) * (weight.dim() - 1)
+    return (weight - flat.mean(1).view(per_filter)) / (flat.std(1).view(per_filter) + eps)
 
-    The mean is taken by ``Tensor.mean``, as the reference takes it, and not by ``torch.var_mean``:
-    what float32 rounding leaves in it shifts all weights of a filter alike, which adds up over the
-    fan-in. In the parity models that alone moves detection scores by more than 1e-3.
-    """
+
+def _center(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weight less its mean, that mean, and the unbiased standard deviation, per filter. Fewer
+    and faster passes than ``Tensor.std`` takes, and a gradient that is finite where it is 0."""
     flat = weight.flatten(1)
     per_filter = (-1,) + (1,) * (weight.dim() - 1)
     mean = flat.mean(1).view(per_filter)
     centered = weight - mean
-    # A norm, unlike the root of a variance, has a finite gradient where it is 0.
     norm = torch.linalg.vector_norm(centered.flatten(1), dim=1)
     return centered, mean, (norm * (flat.shape[1] - 1) ** -0.5).view(per_filter)
-
-
-def _formula(weight: torch.Tensor, eps: float) -> torch.Tensor:
-    centered, _, std = _center(weight)
-    return centered / (std + eps)
 
 
 class _Standardize(torch.autograd.Function):
