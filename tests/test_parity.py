@@ -127,8 +127,10 @@ def test_detections_in_float32(case, model):
 
     if model.roi_heads.mask_on:
         areas = found.pred_masks.flatten(1).sum(1).numpy()
-        for i, j in matched.items():  # a pixel of an outline may round to the other side
-            assert areas[j] == pytest.approx(expected["mask_areas"][i], rel=0.01, abs=2)
+        # Pixels of an outline may round to the other side: half a percent of all.
+        i, j = np.array(list(matched.items())).T
+        off = np.abs(areas[j] - expected["mask_areas"][i]).sum()
+        assert off < 0.005 * expected["mask_areas"][i].sum()
         packed = expected["masks_packed"]
         masks = np.unpackbits(packed, axis=None)[: 8 * height * width].reshape(8, height, width)
         for i in range(8):

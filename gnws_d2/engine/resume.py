@@ -78,6 +78,8 @@ class ResumableLoader:
             start=self._iteration,
         )
         options["sampler"] = order
+        # Without a seed of its own, a loader that starts takes a number from those of the step.
+        options["seed"] = self._seed
         for self.last_batch in build_detection_train_loader(
             mapper=None, aspect_ratio_grouping=False, **options
         ):
