@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from gnws_d2.engine.resume import ResumableLoader, _BatchOrder
+from gnws_d2.engine.resume import IterationSeed, ResumableLoader, _BatchOrder
 
 
 def fingerprint(batch: list[dict]) -> list[tuple]:
@@ -64,3 +64,11 @@ def test_batches_hold_one_group_each_and_lose_no_index():
     assert all(groups[a] == groups[b] for a, b in zip(indices[::2], indices[1::2], strict=True))
     later = _BatchOrder(range(30), groups, batch_size=2, start=4)
     assert list(later) == list(order)[8:]
+
+
+def test_a_drawn_seed_is_saved_and_resumed():
+    drawn, resumed = IterationSeed(-1), IterationSeed(-1)
+    assert drawn.seed >= 0 and drawn.seed != resumed.seed
+    resumed.load_state_dict(drawn.state_dict())
+    assert resumed.seed == drawn.seed
+    assert IterationSeed(7).seed == 7
