@@ -44,5 +44,5 @@ setup(
     # Folders outside gnws_d2/ become subpackages of it. configs/ is one to setuptools only: that
     # takes it into the wheel without copies or links in the source tree.
     package_dir={**PROJECTS, CONFIGS: "configs"},
-    package_data={CONFIGS: ["**/*.yaml", "**/*.py"]},
+    package_data={CONFIGS: ["**/*.yaml", "**/*.py"], "gnws_d2.model_zoo": ["*.csv"]},
 )

@@ -1,8 +1,9 @@
 """GN+WS detectors for Detectron2.
 
 Importing this package registers everything it adds with Detectron2: the meta-architecture that
-standardizes a model's convolutions, and the Digits dataset. ``gnws_d2.layers`` needs torch alone:
-it, and the environment check, stay importable where Detectron2 is missing or broken.
+standardizes a model's convolutions, the Digits dataset, and ``gnws://`` names of checkpoints.
+``gnws_d2.layers`` needs torch alone: it, and the environment check, stay importable where
+Detectron2 is missing or broken.
 """
 
 __version__ = "0.1.0"
@@ -19,7 +20,7 @@ except ImportError as error:
         stacklevel=2,
     )
 else:
-    from . import data  # noqa: F401  registers Digits
+    from . import data, model_zoo  # noqa: F401  register Digits and gnws://
     from .config import add_gnws_config, load_config
     from .modeling import StandardizationReport, standardize
 

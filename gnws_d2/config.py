@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+
+from .config_files import resolve_config_file
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +40,26 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # rpn, box_head, mask_head, ... (each model names its own; the build log lists them).
     # The norm itself is chosen by Detectron2's NORM key of the same part.
     cfg.MODEL.WS.PARTS = []
+    # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
+    # and masks at their initial values, and list them, instead of refusing the file.
+    cfg.MODEL.REMAKE_PREDICTORS = False
+    # How pictures are resized for evaluation: "pil", Detectron2's way and that of training, or
+    # "cv2", the way of MMDetection, with which the published AP was measured.
+    cfg.INPUT.RESIZE_TEST = "pil"
     use_available_device(cfg)
 
 
 def use_available_device(cfg: CfgNode) -> None:
     """Set MODEL.DEVICE to the CPU, with one log line, where it asks for a GPU that is not there."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        # A warning, so that it is seen where no one has set up logging yet.
-        logger.warning("No GPU found: MODEL.DEVICE is set from %s to cpu.", cfg.MODEL.DEVICE)
+        _say_that_the_cpu_is_used()
         cfg.MODEL.DEVICE = "cpu"
+
+
+@functools.cache  # once is enough
+def _say_that_the_cpu_is_used() -> None:
+    # A warning, so that it is seen where no one has set up logging yet.
+    logger.warning("No GPU found: MODEL.DEVICE is set to cpu.")
 
 
 def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
@@ -60,8 +74,6 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         ConfigError: a key does not exist, a value has the wrong type, or the whole cannot work.
         FileNotFoundError: neither a file nor a packaged config has that name.
     """
-    from .model_zoo import resolve_config_file  # which reads configs through this module
-
     cfg = get_cfg()
     add_gnws_config(cfg)
     path = resolve_config_file(str(file))
@@ -89,6 +101,10 @@ def check_config(cfg: CfgNode) -> None:
             f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
             f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
             f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
+        )
+    if cfg.INPUT.RESIZE_TEST not in ("pil", "cv2"):
+        raise ConfigError(
+            f'INPUT.RESIZE_TEST is {cfg.INPUT.RESIZE_TEST!r}. Set it to "pil" or "cv2".'
         )
     for key, norm, channels_key, channels in _normalized_widths(cfg):
         if norm not in NORMS:

@@ -103,9 +103,12 @@ def test_every_part_in_float64(case, model):
     assert max(errors.values()) < TOLERANCE, errors
 
 
-# R-101 is left out: float32 rounding alone, of another torch than the reference's, moves more than
-# 5 of its 100 detections, most of them near-ties. In float64 it agrees like the others.
-@pytest.mark.parametrize("case", [c for c in CASES if "r101" not in c])
+# Of 100 detections, how many must match. The reference's float32 differs from its own float64, by
+# more the deeper the model: of R-101, exact arithmetic from the float32 standardized weights on
+# matches 96, and other orders of the same float32 sums match 90 to 95.
+ENOUGH = {case: 90 if "r101" in case else 95 for case in CASES}
+
+
 @torch.no_grad()
 def test_detections_in_float32(case, model):
     expected = expected_of(case)
@@ -123,7 +126,7 @@ def test_detections_in_float32(case, model):
         if same.any():
             matched[i] = int(same.argmax())
     print("\n", case, f"{len(matched)} of {len(expected['boxes'])} detections matched")
-    assert len(expected["boxes"]) == 100 and len(matched) >= 95
+    assert len(expected["boxes"]) == 100 and len(matched) >= ENOUGH[case]
 
     if model.roi_heads.mask_on:
         areas = found.pred_masks.flatten(1).sum(1).numpy()

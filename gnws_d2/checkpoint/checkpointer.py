@@ -1,20 +1,79 @@
-"""Detectron2's checkpointer, refusing what it cannot read safely or at all."""
+"""Detectron2's checkpointer, strict: a file fits the model, or loading it is an error."""
 
 from __future__ import annotations
 
-import pickle
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from torch import nn
 
+from ..files import atomic_write
+from ..modeling import StandardizationReport, part_of
+from .files import CheckpointError, read_checkpoint, write_checkpoint
+from .origin import KEY, Origin
+from .structure import Differences, Shapes, compare
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file, the finding and the cure."""
+logger = logging.getLogger(__name__)
+
+# The layers whose meaning is the list of classes.
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
+
+Tensors = dict[str, torch.Tensor]
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Loads tensors and plain values only: nothing from a file is executed."""
+    """Loads tensors and plain values only, of which none may be missing, left over or misshaped.
+
+    A file with an ImageNet backbone alone fits every model that has this backbone; the rest of the
+    model keeps its initial values, and the log names its parts. Detectron2's way to load what
+    matches and no more is the ending "?matching_heuristics=True" of MODEL.WEIGHTS.
+
+    What it saves says what produced it, and appears under its name only when it is whole.
+
+    Args:
+        model, save_dir, save_to_disk, checkpointables: see Detectron2's.
+        cfg: the config of ``model``. With it, weights that were trained for another use are
+            refused (other parts standardized) or warned of (other preprocessing or classes), and
+            ``MODEL.REMAKE_PREDICTORS`` is obeyed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        cfg: CfgNode | None = None,
+        save_to_disk: bool | None = None,
+        **checkpointables: object,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self._cfg = cfg
+        self._loading = ""  # the path that load() was given, for messages
+        rows = StandardizationReport.of(self.model).rows
+        standardized = [row.part for row in rows if row.standardized]
+        self._own = Origin(standardized=standardized)
+        if cfg is not None:
+            self._own = Origin.of(cfg, standardized)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        file = Path(self.save_dir) / f"{name}.pth"
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        logger.info("Saving checkpoint to %s", file)
+        write_checkpoint(
+            {"model": self.model.state_dict(), KEY: self._own.as_dict(), **states, **kwargs}, file
+        )
+        self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(Path(self.save_dir) / "last_checkpoint") as partial:
+            partial.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):
@@ -25,16 +84,144 @@ class Checkpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
+        return read_checkpoint(f)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        self._loading = path
         try:
-            return torch.load(f, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        file = self._loading
+        tensors = _tensors(checkpoint["model"], file)
+        expected = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
+        if checkpoint.get("matching_heuristics") and KEY not in checkpoint:
+            return super()._load_model(checkpoint)  # asked for in MODEL.WEIGHTS
+
+        found = Origin.read(checkpoint)
+        prefix = _backbone_prefix(expected)
+        if "stem.conv1.weight" in tensors and "stem.conv1.weight" not in expected:
+            # A bare backbone; its ImageNet classifier is of no use in a detector.
+            named = tensors.items()
+            tensors = {prefix + n: t for n, t in named if not n.startswith("linear.")}
+        self._check_standardization(found, tensors, file)
+        self._check_input(found, file)
+
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            fresh = {name for name in expected if not name.startswith(prefix)}
+            if fresh:
+                parts = ", ".join(dict.fromkeys(part_of(n) for n in expected if n in fresh))
+                logger.info("%s is a backbone: %s keep their initial values.", file, parts)
+        else:
+            fresh = self._remade_predictors(found, tensors, expected, file)
+        for name in fresh:
+            tensors.pop(name, None)
+        differences = compare(tensors, {n: s for n, s in expected.items() if n not in fresh})
+        if differences:
             raise CheckpointError(
-                f"{f} holds more than tensors and plain values, or is no checkpoint at all; it was "
-                f"not loaded, because loading it could run a program hidden in it: {error}"
-            ) from error
-        except (RuntimeError, EOFError, OSError) as error:
-            raise CheckpointError(
-                f"{f} cannot be read ({error}): it is damaged or cut off. Fetch it again, or name "
-                "another in MODEL.WEIGHTS; to resume, name an earlier checkpoint of the run in "
-                "OUTPUT_DIR/last_checkpoint."
-            ) from error
+                f"{file} does not fit the model: {differences}. Use the config it was trained with"
+                f"{_cure(differences)}."
+            )
+        incompatible = super()._load_model({"model": tensors})
+        incompatible.missing_keys.clear()  # they have been logged, by part
+        return incompatible
+
+    def _check_standardization(self, found: Origin, tensors: Tensors, file: str) -> None:
+        if found.standardized is None:
+            if self._own.standardized:
+                logger.info(
+                    "%s does not say with which standardized parts it was trained; it is taken to "
+                    "be with those of the model.",
+                    file,
+                )
+            return
+        own, theirs = set(self._own.standardized or ()), set(found.standardized)
+        parts = dict.fromkeys(map(part_of, tensors))
+        for wrong, trained, used in (
+            ([p for p in parts if p in own - theirs], "without", "with"),
+            ([p for p in parts if p in theirs - own], "with", "without"),
+        ):
+            if wrong:
+                raise CheckpointError(
+                    f"{file} was trained {trained} Weight Standardization of {', '.join(wrong)}, "
+                    f"and the model is built {used} it, where these weights mean something else. "
+                    "Choose other weights, or the config that these were trained with "
+                    f"(MODEL.WS.PARTS {found.standardized})."
+                )
+
+    def _check_input(self, found: Origin, file: str) -> None:
+        for key, trained, own in (
+            ("INPUT.FORMAT", found.input_format, self._own.input_format),
+            ("MODEL.PIXEL_MEAN", found.pixel_mean, self._own.pixel_mean),
+            ("MODEL.PIXEL_STD", found.pixel_std, self._own.pixel_std),
+        ):
+            if trained is not None and own is not None and trained != own:
+                logger.warning(
+                    "%s was trained with %s %s, and the config has %s. Set it to the former, "
+                    "unless the model is about to learn the latter.",
+                    *(file, key, trained, own),
+                )
+
+    def _remade_predictors(
+        self, found: Origin, tensors: Tensors, expected: Shapes, file: str
+    ) -> set[str]:
+        """The tensors of ``expected`` that keep their initial values because of other classes."""
+        predictors = {name for name in expected if name.startswith(PREDICTORS)}
+        misshaped = any(
+            name in tensors and tuple(tensors[name].shape) != expected[name] for name in predictors
+        )
+        theirs, own = found.classes or [], self._own.classes or []
+        renamed = bool(theirs) and bool(own) and theirs != own
+        if not (misshaped or renamed):
+            return set()
+        if self._cfg is not None and self._cfg.MODEL.REMAKE_PREDICTORS:
+            modules = dict.fromkeys(n.rpartition(".")[0] for n in expected if n in predictors)
+            logger.warning(
+                "%s was trained on other classes: %s keep their initial values.",
+                *(file, ", ".join(modules)),
+            )
+            return predictors
+        if not misshaped:
+            logger.warning(
+                "%s was trained on other classes (%s ...) than those of the dataset (%s ...). Set "
+                "MODEL.REMAKE_PREDICTORS True to train on these.",
+                *(file, ", ".join(theirs[:3]), ", ".join(own[:3])),
+            )
+        return set()
+
+
+def _tensors(tensors: Any, file: str) -> Tensors:
+    """``tensors`` if they are a state dict, without what older versions and wrappers added."""
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{file} is an OpenMMLab file. Convert it with `python -m gnws_d2.checkpoint.convert "
+            f"{file} OUTPUT.pth`, or name it gnws://... if it is one of the model zoo."
+        )
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
+    ):
+        raise CheckpointError(f"{file} holds no state dict, a dict of names and tensors.")
+    # Changed in place: the state dict may carry the versions of its modules.
+    for name in list(tensors):
+        if name in ("pixel_mean", "pixel_std") or "anchor_generator.cell_anchors" in name:
+            del tensors[name]  # of the config, and saved no more
+        elif name.startswith("module."):
+            tensors[name.removeprefix("module.")] = tensors.pop(name)
+    return tensors
+
+
+def _backbone_prefix(expected: Shapes) -> str:
+    """Where the model has its ResNet: "backbone.bottom_up." with FPN."""
+    stem = "stem.conv1.weight"
+    return next((n.removesuffix(stem) for n in expected if n.endswith(stem)), "backbone.")
+
+
+def _cure(differences: Differences) -> str:
+    if any(name.startswith(PREDICTORS) for name in differences.misshaped):
+        return (
+            ", or, to train on other classes than it was trained on, set "
+            "MODEL.REMAKE_PREDICTORS True"
+        )
+    return ', or end MODEL.WEIGHTS in "?matching_heuristics=True" to load what matches'

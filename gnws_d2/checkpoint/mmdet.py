@@ -1,106 +1,251 @@
-"""The names of a detector's tensors in MMDetection and in Detectron2.
+"""The tensors of a detector under MMDetection's names and under Detectron2's.
 
 The two frameworks hold the same tensors in the same layout; only the names differ, one to one.
-Read from MMDetection 3.3.0 (GN models: ``gn1`` .. ``gn3``, ``shared_convs.N.gn``, ...).
+Names read from MMDetection 3.3.0 (GN models: ``gn1`` .. ``gn3``, ``shared_convs.N.gn``, ...).
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
+from detectron2.config import CfgNode
 
-from .checkpointer import CheckpointError
+from ..config import load_config
+from ..config_files import config_names
+from .files import CheckpointError
+from .structure import Differences, Shapes, compare, shapes_of
 
-# MMDetection's module, Detectron2's module; a number of one is the number of the other, plus what
-# is written behind it.
+_BOTTOM_UP = "backbone.bottom_up."  # where a detector has its ResNet; MMDetection: "backbone."
+
+# A module in Detectron2; the same in MMDetection; what its first number is less there.
 _MODULES = (
-    ("backbone.conv1", "backbone.bottom_up.stem.conv1"),
-    ("backbone.gn1", "backbone.bottom_up.stem.conv1.norm"),
-    ("backbone.layer{s}.{b}.conv{c}", "backbone.bottom_up.res{s+1}.{b}.conv{c}"),
-    ("backbone.layer{s}.{b}.gn{c}", "backbone.bottom_up.res{s+1}.{b}.conv{c}.norm"),
-    ("backbone.layer{s}.{b}.downsample.0", "backbone.bottom_up.res{s+1}.{b}.shortcut"),
-    ("backbone.layer{s}.{b}.downsample.1", "backbone.bottom_up.res{s+1}.{b}.shortcut.norm"),
-    ("neck.lateral_convs.{l}.conv", "backbone.fpn_lateral{l+2}"),
-    ("neck.lateral_convs.{l}.gn", "backbone.fpn_lateral{l+2}.norm"),
-    ("neck.fpn_convs.{l}.conv", "backbone.fpn_output{l+2}"),
-    ("neck.fpn_convs.{l}.gn", "backbone.fpn_output{l+2}.norm"),
-    ("rpn_head.rpn_conv", "proposal_generator.rpn_head.conv"),
-    ("rpn_head.rpn_cls", "proposal_generator.rpn_head.objectness_logits"),
-    ("rpn_head.rpn_reg", "proposal_generator.rpn_head.anchor_deltas"),
-    ("roi_head.bbox_head.shared_convs.{n}.conv", "roi_heads.box_head.conv{n+1}"),
-    ("roi_head.bbox_head.shared_convs.{n}.gn", "roi_heads.box_head.conv{n+1}.norm"),
-    ("roi_head.bbox_head.shared_fcs.{n}", "roi_heads.box_head.fc{n+1}"),
-    ("roi_head.bbox_head.fc_cls", "roi_heads.box_predictor.cls_score"),
-    ("roi_head.bbox_head.fc_reg", "roi_heads.box_predictor.bbox_pred"),
-    ("roi_head.mask_head.convs.{n}.conv", "roi_heads.mask_head.mask_fcn{n+1}"),
-    ("roi_head.mask_head.convs.{n}.gn", "roi_heads.mask_head.mask_fcn{n+1}.norm"),
-    ("roi_head.mask_head.upsample", "roi_heads.mask_head.deconv"),
-    ("roi_head.mask_head.conv_logits", "roi_heads.mask_head.predictor"),
+    (r"stem\.conv1", "conv1", 0),
+    (r"res(\d+)\.(\d+)\.conv(\d+)", "layer{}.{}.conv{}", 1),
+    (r"res(\d+)\.(\d+)\.shortcut", "layer{}.{}.downsample.0", 1),
+    (r"linear", "fc", 0),  # the classifier of an ImageNet backbone
+    (r"backbone\.fpn_lateral(\d+)", "neck.lateral_convs.{}.conv", 2),
+    (r"backbone\.fpn_output(\d+)", "neck.fpn_convs.{}.conv", 2),
+    (r"proposal_generator\.rpn_head\.conv", "rpn_head.rpn_conv", 0),
+    (r"proposal_generator\.rpn_head\.objectness_logits", "rpn_head.rpn_cls", 0),
+    (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn_head.rpn_reg", 0),
+    (r"roi_heads\.box_head\.conv(\d+)", "roi_head.bbox_head.shared_convs.{}.conv", 1),
+    (r"roi_heads\.box_head\.fc(\d+)", "roi_head.bbox_head.shared_fcs.{}", 1),
+    (r"roi_heads\.box_predictor\.cls_score", "roi_head.bbox_head.fc_cls", 0),
+    (r"roi_heads\.box_predictor\.bbox_pred", "roi_head.bbox_head.fc_reg", 0),
+    (r"roi_heads\.mask_head\.mask_fcn(\d+)", "roi_head.mask_head.convs.{}.conv", 1),
+    (r"roi_heads\.mask_head\.deconv", "roi_head.mask_head.upsample", 0),
+    (r"roi_heads\.mask_head\.predictor", "roi_head.mask_head.conv_logits", 0),
 )
+# The end of a convolution's name in MMDetection, and that of the norm behind it.
+_NORMS = ((r"downsample\.0$", "downsample.1"), (r"\.conv$", ".gn"), (r"conv(\d+)$", r"gn\1"))
 
 
-def mmdet_to_detectron2(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the tensors of an MMDetection GN or GN+WS detector for Detectron2.
+def mmdet_to_detectron2(
+    state_dict: Mapping[str, torch.Tensor], config: CfgNode | str | None = None
+) -> dict[str, torch.Tensor]:
+    """Rename the tensors of a GN or GN+WS model of MMDetection for Detectron2.
 
     Args:
-        state_dict: what an OpenMMLab ``.pth`` file holds under ``state_dict``.
+        state_dict: what an OpenMMLab ``.pth`` file holds under ``state_dict``: a whole detector,
+            or an ImageNet backbone under bare names (``conv1``, ``layer1.0.conv1``, ...), with or
+            without its classifier, which becomes ``linear``.
+        config: the model that the tensors have to fit: a config, or the file or name of one. By
+            default any packaged one, with any number of classes.
 
     Returns:
         The same tensors in the same order, not copied.
 
     Raises:
-        CheckpointError: a name is not one of these detectors'; all such names are listed.
+        CheckpointError: a tensor is missing, unknown, of another shape, not finite, or no tensor;
+            the message lists all such, and names a packaged config that would fit.
     """
-    return _rename(state_dict, _TO_DETECTRON2, "MMDetection")
+    return _convert(state_dict, config, to_detectron2=True)
 
 
-def detectron2_to_mmdet(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of :func:`mmdet_to_detectron2`."""
-    return _rename(state_dict, _TO_MMDET, "Detectron2")
-
-
-def _rename(
-    state_dict: Mapping[str, torch.Tensor],
-    rules: list[tuple[re.Pattern, Callable[[re.Match], str]]],
-    framework: str,
+def detectron2_to_mmdet(
+    state_dict: Mapping[str, torch.Tensor], config: CfgNode | str | None = None
 ) -> dict[str, torch.Tensor]:
-    renamed, unknown = {}, []
-    for name, tensor in state_dict.items():
-        module, _, parameter = name.rpartition(".")
-        for pattern, target in rules:
-            if match := pattern.fullmatch(module):
-                renamed[f"{target(match)}.{parameter}"] = tensor
-                break
-        else:
-            unknown.append(f"{name} {tuple(tensor.shape)}")
-    if unknown:
-        raise CheckpointError(
-            f"{len(unknown)} of {len(state_dict)} tensors are not those of a GN or GN+WS Faster or "
-            f"Mask R-CNN with FPN in {framework}: {', '.join(unknown)}."
-        )
-    return renamed
+    """The inverse of :func:`mmdet_to_detectron2`, with the same checks."""
+    return _convert(state_dict, config, to_detectron2=False)
 
 
-_NUMBER = re.compile(r"\{(\w)\+?(\d?)\}")
+def mmdet_name(name: str) -> str:
+    """The name in MMDetection of the tensor that Detectron2 calls ``name``.
 
-
-def _rule(source: str, target: str, sign: int) -> tuple[re.Pattern, Callable[[re.Match], str]]:
-    """A pattern for the module ``source``, and what makes the name ``target`` of its match."""
-    literal = _NUMBER.split(source)[::3]
-    numbers = [f"(?P<{letter}>[0-9]+)" for letter, _ in _NUMBER.findall(source)]
-    pattern = "".join(
-        itertools.chain(*itertools.zip_longest(map(re.escape, literal), numbers, fillvalue=""))
+    Raises:
+        CheckpointError: no GN or GN+WS Faster or Mask R-CNN has such a tensor.
+    """
+    module, _, parameter = name.removeprefix(_BOTTOM_UP).rpartition(".")
+    conv = module.removesuffix(".norm")
+    for pattern, target, less in _MODULES:
+        match = re.fullmatch(pattern, conv)
+        if match:
+            first, *others = match.groups() or (0,)
+            renamed = target.format(int(first) - less, *others)
+            if conv != module:
+                end, norm = next(pair for pair in _NORMS if re.search(pair[0], renamed))
+                renamed = re.sub(end, norm, renamed)
+            prefix = "backbone." if name.startswith(_BOTTOM_UP) else ""
+            return f"{prefix}{renamed}.{parameter}"
+    raise CheckpointError(
+        f"{name} is not a tensor of a GN or GN+WS Faster or Mask R-CNN with FPN; other models "
+        "have no counterpart in MMDetection's configs/gn+ws."
     )
-    added = {n: sign * int(plus) for n, plus in _NUMBER.findall(source + target) if plus}
-
-    def fill(match: re.Match) -> str:
-        return _NUMBER.sub(lambda n: str(int(match[n[1]]) + added.get(n[1], 0)), target)
-
-    return re.compile(pattern), fill
 
 
-_TO_DETECTRON2 = [_rule(mmdet, detectron2, +1) for mmdet, detectron2 in _MODULES]
-_TO_MMDET = [_rule(detectron2, mmdet, -1) for mmdet, detectron2 in _MODULES]
+def check_tensors(state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError unless ``state_dict`` maps names to finite floating-point tensors."""
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"{type(state_dict).__name__} found where a state dict should be.")
+    others = [
+        f"{name!r} ({getattr(value, 'dtype', type(value).__name__)})"
+        for name, value in state_dict.items()
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or not _is_plain(value)
+    ]
+    if others:
+        raise CheckpointError(
+            f"{len(others)} entries are not names of dense floating-point tensors: "
+            f"{', '.join(others[:20])}. In an OpenMMLab file those are under 'state_dict'."
+        )
+    broken = [
+        f"{name} {tuple(tensor.shape)}"
+        for name, tensor in state_dict.items()
+        # A sum is one fast pass, and finite unless an element is not or it overflows.
+        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} tensors hold NaN or infinity: {', '.join(broken)}. The file is "
+            "damaged, or the training that wrote it diverged."
+        )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    floating = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return tensor.layout is torch.strided and tensor.dtype in floating and not tensor.is_meta
+
+
+def _convert(
+    state_dict: Mapping[str, torch.Tensor], config: CfgNode | str | None, to_detectron2: bool
+) -> dict[str, torch.Tensor]:
+    check_tensors(state_dict)
+    if config is None:
+        described, expected = _closest_packaged(state_dict, to_detectron2)
+    else:
+        described = config if isinstance(config, str) else "the config"
+        cfg = load_config(config) if isinstance(config, str) else config
+        expected = _relevant(shapes_of(cfg), state_dict)
+    differences = _differences(state_dict, expected, to_detectron2)
+    if differences:
+        raise CheckpointError(
+            f"The checkpoint does not fit {described}: {differences}."
+            + _hint(state_dict, config is not None, to_detectron2)
+        )
+    names = _names(expected, to_detectron2)
+    return {names[name]: tensor for name, tensor in state_dict.items()}
+
+
+def _names(expected: Shapes, to_detectron2: bool) -> dict[str, str]:
+    """Old name to new, in the order of ``expected``, whose names are Detectron2's."""
+    if to_detectron2:
+        return {mmdet_name(name): name for name in expected}
+    return {name: mmdet_name(name) for name in expected}
+
+
+def _differences(
+    state_dict: Mapping[str, torch.Tensor], expected: Shapes, to_detectron2: bool
+) -> Differences:
+    old_names = _names(expected, to_detectron2)
+    return compare(state_dict, dict(zip(old_names, expected.values(), strict=True)))
+
+
+def _hint(state_dict: Mapping[str, torch.Tensor], one_config: bool, to_detectron2: bool) -> str:
+    rows = {
+        name.rpartition(".")[0].rpartition(".")[2]: len(tensor)
+        for name, tensor in state_dict.items()
+        if name.endswith((".fc_cls.bias", ".fc_reg.bias")) and tensor.ndim == 1
+    }
+    background_first = rows.get("fc_reg") == 4 * rows.get("fc_cls", 0) != 0
+    if background_first or any(n.startswith(("bbox_head.", "mask_head.")) for n in state_dict):
+        return (
+            " It is a file of MMDetection 1.x, whose background is the first class. Upgrade it "
+            "with MMDetection's tools/model_converters/upgrade_model_version.py."
+        )
+    if not one_config:
+        return " Another model of your own is converted with its config."
+    name, expected = _closest_packaged(state_dict, to_detectron2)
+    if not _differences(state_dict, expected, to_detectron2):
+        classes = None if _is_backbone(state_dict) else _num_classes(state_dict)
+        of_classes = f", with MODEL.ROI_HEADS.NUM_CLASSES {classes}" if classes else ""
+        return f" It fits {name}{of_classes}."
+    return ""
+
+
+def _closest_packaged(
+    state_dict: Mapping[str, torch.Tensor], to_detectron2: bool
+) -> tuple[str, Shapes]:
+    """The packaged config that the tensors fit, else the one with the fewest differences."""
+    closest: tuple[str, Shapes] = ("", {})
+    fewest = float("inf")
+    for name, expected in _packaged(state_dict):
+        count = len(_differences(state_dict, expected, to_detectron2))
+        if count < fewest:
+            closest, fewest = (name, expected), count
+        if count == 0:
+            break
+    return closest
+
+
+def _packaged(state_dict: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Shapes]]:
+    """Packaged configs and the tensors of their models, without those that are clearly others."""
+    bare = _is_backbone(state_dict)
+    masks = any("mask_head." in name for name in state_dict)
+    deep = any(".22." in name for name in state_dict)
+    classes = None if bare else _num_classes(state_dict)
+    for name in config_names():
+        # One config of each set of shapes; all others have the shapes of one of these.
+        if not re.search(r"_gn_ws(_1x|_2x|)\.yaml$", name):
+            continue
+        if deep == ("_101_" in name) and (bare or masks == ("mask_rcnn" in name)):
+            yield name, _relevant(_packaged_shapes(name, classes), state_dict)
+
+
+@functools.cache
+def _packaged_shapes(name: str, classes: int | None) -> Shapes:
+    cfg = load_config(name)
+    if classes is not None:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
+    return shapes_of(cfg)
+
+
+def _relevant(expected: Shapes, state_dict: Mapping[str, torch.Tensor]) -> Shapes:
+    """All of ``expected``; for a bare backbone what it has of it, with a classifier if any."""
+    if not _is_backbone(state_dict):
+        return expected
+    backbone = {
+        name.removeprefix(_BOTTOM_UP): shape
+        for name, shape in expected.items()
+        if name.startswith(_BOTTOM_UP)
+    }
+    classifier = state_dict.get("fc.weight", state_dict.get("linear.weight"))
+    if classifier is not None and classifier.ndim == 2:
+        classes, channels = len(classifier), backbone[list(backbone)[-1]][0]
+        backbone |= {"linear.weight": (classes, channels), "linear.bias": (classes,)}
+    return backbone
+
+
+def _is_backbone(names: Mapping[str, object]) -> bool:
+    """Whether this is a backbone alone, under bare names."""
+    mmdet = ("backbone.", "neck.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
+    return not any(name.startswith((*mmdet, "proposal_generator.", "roi_heads.")) for name in names)
+
+
+def _num_classes(state_dict: Mapping[str, torch.Tensor]) -> int | None:
+    """The classes that the box predictor tells apart, without the background."""
+    for name, tensor in state_dict.items():
+        if name.endswith((".fc_cls.bias", ".cls_score.bias")) and tensor.ndim == 1:
+            return max(1, len(tensor) - 1)
+    return None

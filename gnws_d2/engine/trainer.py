@@ -19,6 +19,7 @@ from torch import nn
 
 from ..checkpoint import Checkpointer
 from ..data.errors import NamingMapper, dataset_errors
+from ..data.resize import build_test_augmentation
 from .evaluators import build_evaluator
 from .nonfinite import first_nonfinite_module
 from .resume import IterationSeed, ResumableLoader
@@ -46,7 +47,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         # Here, because DefaultTrainer.__init__ hands its own checkpointer to the hooks it builds.
         self.checkpointer = Checkpointer(
-            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self.model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self)
         )
         self._iteration_seed = IterationSeed(self.cfg.SEED)
         return [self._iteration_seed, *super().build_hooks()]
@@ -58,8 +59,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
         with dataset_errors(cfg, [dataset_name]):
-            mapper = NamingMapper(DatasetMapper(cfg, is_train=False))
-            return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            augmentations = build_test_augmentation(cfg)
+            mapper = DatasetMapper(cfg, is_train=False, augmentations=augmentations)
+            return build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(mapper))
 
     @classmethod
     def build_evaluator(

@@ -1,5 +1,8 @@
-"""The packaged configs by name; mirrors ``detectron2.model_zoo``."""
+"""Published configs and checkpoints by name; mirrors ``detectron2.model_zoo``."""
 
-from .model_zoo import get, get_config, get_config_file, resolve_config_file
+from . import path_handler
+from .model_zoo import get, get_checkpoint_url, get_config, get_config_file
 
-__all__ = ["get", "get_config", "get_config_file", "resolve_config_file"]
+path_handler.register()
+
+__all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]

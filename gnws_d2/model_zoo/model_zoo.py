@@ -1,91 +1,73 @@
-"""Configs and models by name, with the functions of ``detectron2.model_zoo``."""
+"""Configs, models and checkpoints by name, with the functions of ``detectron2.model_zoo``."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..checkpoint import Checkpointer
 from ..config import load_config
-
-_PACKAGED = Path(__file__).parent / "configs"  # in a wheel
-_CHECKOUT = Path(__file__).parents[2] / "configs"  # in a source tree
-CONFIG_ROOT = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+from ..config_files import get_config_file
+from .published import published
 
 
-def get_config_file(config_path: str) -> str:
-    """The file of a packaged config.
+def get_checkpoint_url(config_path: str) -> str:
+    """The address of the published detector that was trained with a config.
 
     Args:
-        config_path: a name relative to ``configs/``, such as
-            "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml".
+        config_path: see :func:`~gnws_d2.config_files.get_config_file`.
+
+    Returns:
+        "gnws://...", for MODEL.WEIGHTS in any program that imports gnws_d2.
 
     Raises:
-        FileNotFoundError: there is no such config; the message lists those of its folder.
+        RuntimeError: no detector of that config was published.
     """
-    file = CONFIG_ROOT / config_path
-    if not file.is_file():
-        folder = file.parent if file.parent.is_dir() else CONFIG_ROOT
-        names = sorted(str(f.relative_to(CONFIG_ROOT)) for f in folder.rglob("*.yaml"))
-        raise FileNotFoundError(
-            f"{config_path!r} is neither a file nor a config of gnws_d2. "
-            f"Its configs: {', '.join(names)}."
-        )
-    return str(file)
-
-
-def resolve_config_file(file: str) -> str:
-    """``file`` if it exists, else the packaged config of that name; "" stays "".
-
-    Raises:
-        FileNotFoundError: see :func:`get_config_file`.
-    """
-    return file if not file or Path(file).is_file() else get_config_file(file)
+    for entry in published():
+        if entry.config == config_path and not entry.is_backbone:
+            return entry.uri
+    get_config_file(config_path)  # raises if there is no such config
+    trained = [entry.config for entry in published() if not entry.is_backbone]
+    raise RuntimeError(
+        f"no trained detector of {config_path!r} was published. There are: {', '.join(trained)}."
+    )
 
 
 def get_config(config_path: str, trained: bool = False) -> CfgNode:
     """The config of that name, all keys filled in.
 
     Args:
-        config_path: see :func:`get_config_file`.
-        trained: name the trained detector's checkpoint in ``MODEL.WEIGHTS``.
+        config_path: see :func:`~gnws_d2.config_files.get_config_file`.
+        trained: name the published detector in ``MODEL.WEIGHTS``, instead of the backbone that
+            training starts from.
 
     Raises:
-        FileNotFoundError: see :func:`get_config_file`.
-        RuntimeError: ``trained`` is set: see :func:`get`.
+        FileNotFoundError: there is no such config.
+        RuntimeError: see :func:`get_checkpoint_url`.
     """
     cfg = load_config(get_config_file(config_path))
     if trained:
-        raise RuntimeError(
-            f"gnws_d2 {_version()} cannot download the trained checkpoint of {config_path!r}. "
-            "Use trained=False and set MODEL.WEIGHTS to a checkpoint file of your own."
-        )
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
     return cfg
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """The model of that config, in training mode, with the weights its config names.
+    """The model of that config, in training mode.
 
     Args:
-        config_path: see :func:`get_config_file`.
-        trained: see :func:`get_config`.
+        config_path: see :func:`~gnws_d2.config_files.get_config_file`.
+        trained: with the weights of the published detector; else with those that the config names,
+            of an ImageNet backbone. Both are downloaded when they are first asked for.
         device: replaces the config's ``MODEL.DEVICE``.
 
     Raises:
         FileNotFoundError, RuntimeError: see :func:`get_config`.
+        OSError, CheckpointError: see :func:`~gnws_d2.model_zoo.fetch.fetch`.
     """
     cfg = get_config(config_path, trained)
     if device is not None:
         cfg.MODEL.DEVICE = device
     model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     return model
-
-
-def _version() -> str:
-    from .. import __version__
-
-    return __version__

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -34,7 +34,9 @@ from PIL import Image
 from tqdm import tqdm
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.checkpoint import Checkpointer, Origin
+from gnws_d2.data.resize import build_test_augmentation
+from gnws_d2.files import atomic_write
 
 logger = logging.getLogger("gnws_d2.demo")
 
@@ -70,7 +72,11 @@ def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.WEIGHTS = ""  # DefaultPredictor would read the file with Detectron2's checkpointer
     predictor = DefaultPredictor(cfg)
-    Checkpointer(predictor.model).load(weights)
+    (predictor.aug,) = build_test_augmentation(cfg)
+    trained = Origin.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
+    if trained.classes and trained.classes != predictor.metadata.get("thing_classes"):
+        # The names travel with the weights: the dataset of the config may not be known here.
+        predictor.metadata = Metadata(thing_classes=trained.classes)
     return predictor
 
 
@@ -116,17 +122,9 @@ class CocoDetections:
             self.annotations.append(result)
 
     def write(self, file: Path) -> None:
-        partial = file.with_suffix(".partial")
-        partial.write_text(
-            json.dumps(
-                {
-                    "images": self.images,
-                    "annotations": self.annotations,
-                    "categories": self.categories,
-                }
-            )
-        )
-        partial.replace(file)
+        names = ("images", "annotations", "categories")
+        with atomic_write(file) as partial:
+            partial.write_text(json.dumps({name: getattr(self, name) for name in names}))
 
 
 def draw(bgr: np.ndarray, instances: Instances, metadata: Any) -> Image.Image:
@@ -140,7 +138,7 @@ def main() -> int:
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
     predictor = make_predictor(args)
-    metadata = MetadataCatalog.get(predictor.cfg.DATASETS.TEST[0])
+    metadata = predictor.metadata
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
 

@@ -22,8 +22,8 @@ from detectron2.utils.logger import setup_logger
 
 import gnws_d2
 from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.config_files import resolve_config_file
 from gnws_d2.engine import Trainer, launch, scale_schedule
-from gnws_d2.model_zoo import resolve_config_file
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -42,7 +42,8 @@ def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))

@@ -12,9 +12,9 @@ from .scans import CLASSES, Scans
 
 SIZE = 160  # width and height of a picture, pixels
 MAX_DIGITS = 4
-HEIGHTS = (40, 96)  # pixels, before rotation
-MAX_ANGLE = 15  # degrees, either way
-MIN_VISIBLE = 0.8  # share of a digit's mask that later digits must leave uncovered
+HEIGHTS = (44, 96)  # pixels, before rotation
+MAX_ANGLE = 10  # degrees, either way
+MIN_VISIBLE = 0.9  # share of a digit's mask that later digits must leave uncovered
 TRIES = 12  # positions tried before a digit is left out
 EDGE = 1.5  # width of the soft edge of a stroke, pixels
 

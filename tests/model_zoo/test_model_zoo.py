@@ -6,6 +6,7 @@ from torch import nn
 
 from gnws_d2 import StandardizationReport, model_zoo
 from gnws_d2.layers import WSConv2d
+from gnws_d2.model_zoo.published import find
 
 # All and trainable parameters of MMDetection's models, by family and backbone.
 PARAMETERS = {
@@ -75,6 +76,7 @@ def test_the_gn_twin_differs_in_nothing_but_the_standardization(model):
     ws, gn = (model_zoo.get_config(name_of(*model, norm)) for norm in ("gn_ws", "gn"))
     assert gn.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and gn.MODEL.WS.PARTS == []
     gn.MODEL.META_ARCHITECTURE, gn.MODEL.WS = ws.MODEL.META_ARCHITECTURE, ws.MODEL.WS
+    gn.MODEL.WEIGHTS = ws.MODEL.WEIGHTS  # each starts from a backbone of its own kind
     assert gn == ws
 
 
@@ -114,6 +116,23 @@ def test_get_builds_a_model_in_training_mode():
     assert model.training and model.device.type == "cpu"
 
 
-def test_trained_says_clearly_that_it_cannot():
-    with pytest.raises(RuntimeError, match=r"trained checkpoint.*MODEL\.WEIGHTS"):
-        model_zoo.get(name_of("faster", "R_50", "1x"), trained=True)
+def test_every_model_starts_from_the_backbone_of_its_kind():
+    for model in MODELS:
+        backbone = find(model_zoo.get_config(name_of(*model)).MODEL.WEIGHTS)
+        assert backbone.is_backbone and backbone.name.endswith("_gn_ws")
+        same = model_zoo.get_config(backbone.config).MODEL.RESNETS
+        assert same == model_zoo.get_config(name_of(*model)).MODEL.RESNETS
+
+
+def test_trained_names_the_published_detector():
+    for model in MODELS:
+        url = model_zoo.get_checkpoint_url(name_of(*model))
+        assert model_zoo.get_config(name_of(*model), trained=True).MODEL.WEIGHTS == url
+        assert find(url).config == name_of(*model)
+
+
+def test_there_is_no_published_detector_without_standardization():
+    with pytest.raises(RuntimeError, match=r"faster_rcnn_R_50_FPN_gn_1x.*There are: .*_gn_ws_1x"):
+        model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml")
+    with pytest.raises(FileNotFoundError, match="faster_rcnn_R_50_FPN_gn_ws_1x"):
+        model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_51_FPN_gn_ws_1x.yaml")

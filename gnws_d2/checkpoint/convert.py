@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""Convert a checkpoint file between MMDetection's names and Detectron2's.
+
+    python -m gnws_d2.checkpoint.convert mask_rcnn_r50_fpn_gn_ws-all_2x.pth mask_rcnn.pth
+    python -m gnws_d2.checkpoint.convert --to mmdet output/model_final.pth for_mmdet.pth
+
+Every tensor has to fit the packaged config that it fits best, or the one that --config names. An
+existing file is not overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ConfigError, load_config
+from .files import CheckpointError, read_checkpoint, write_checkpoint
+from .mmdet import detectron2_to_mmdet, mmdet_to_detectron2
+from .origin import KEY, Origin
+
+
+def state_dict_of(checkpoint: Any, key: str) -> dict[str, torch.Tensor]:
+    """The state dict in a checkpoint that has it under ``key``, or that is one itself."""
+    state_dict = checkpoint.get(key, checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    if isinstance(state_dict, Mapping) and all(str(n).startswith("module.") for n in state_dict):
+        return {str(name).removeprefix("module."): value for name, value in state_dict.items()}
+    return state_dict  # if it is none, the conversion says so
+
+
+def detectron2_checkpoint(tensors: Mapping[str, torch.Tensor], origin: Origin) -> dict[str, Any]:
+    """What to save, so that any Detectron2 program loads converted ``tensors``."""
+    checkpoint: dict[str, Any] = {"model": dict(tensors), KEY: origin.as_dict()}
+    if "stem.conv1.weight" in tensors:
+        # Detectron2 then finds where in a model a bare backbone belongs.
+        checkpoint["matching_heuristics"] = True
+    return checkpoint
+
+
+def mmdet_checkpoint(tensors: Mapping[str, torch.Tensor], origin: Origin) -> dict[str, Any]:
+    """What to save, so that MMDetection loads converted ``tensors``."""
+    meta: dict[str, Any] = {KEY: origin.as_dict()}
+    if origin.classes:
+        meta["dataset_meta"] = {"classes": origin.classes}
+    return {"meta": meta, "state_dict": dict(tensors)}
+
+
+def convert_file(source: Path, target: Path, to: str, config: str | None = None) -> int:
+    """Convert ``source`` to ``to`` ("detectron2" or "mmdet") and write it as ``target``.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        CheckpointError: see :func:`~gnws_d2.checkpoint.mmdet_to_detectron2`.
+        FileExistsError: ``target`` exists.
+        OSError: it cannot be written.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists. Remove it, or choose another name.")
+    checkpoint = read_checkpoint(source)
+    if to == "detectron2":
+        tensors = mmdet_to_detectron2(state_dict_of(checkpoint, "state_dict"), config)
+        origin = Origin(source=source.name)
+        if config is not None:
+            cfg = load_config(config)
+            origin = Origin.of(cfg, list(cfg.MODEL.WS.PARTS), source.name)
+        write_checkpoint(detectron2_checkpoint(tensors, origin), target)
+    else:
+        tensors = detectron2_to_mmdet(state_dict_of(checkpoint, "model"), config)
+        write_checkpoint(mmdet_checkpoint(tensors, Origin.read(checkpoint)), target)
+    return len(tensors)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m gnws_d2.checkpoint.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--to", choices=["detectron2", "mmdet"], default="detectron2")
+    parser.add_argument("--config", metavar="FILE", help="a path, or a packaged config's name")
+    args = parser.parse_args()
+    try:
+        count = convert_file(args.source, args.target, args.to, args.config)
+    except (CheckpointError, ConfigError, OSError) as error:
+        sys.exit(f"{args.source} is not converted: {error}")
+    print(f"{count} tensors of {args.source} written to {args.target} under {args.to}'s names.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Checkpoint files: nothing in them is executed, and writing one loses none that was there."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import atomic_write
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names the file or tensor, and the cure."""
+
+
+def read_checkpoint(file: str | Path) -> Any:
+    """Load tensors and plain values from a file that ``torch.save`` wrote, onto the CPU.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist.") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds more than tensors and plain values, or is no checkpoint at all; it was "
+            f"not loaded, because loading it could run a program hidden in it: {error}"
+        ) from error
+    except Exception as error:  # a damaged pickle stops torch.load in any of many ways
+        raise CheckpointError(
+            f"{file} cannot be read ({error!r}): it is damaged or cut off. Fetch it again, or name "
+            "another in MODEL.WEIGHTS; to resume, name an earlier checkpoint of the run in "
+            "OUTPUT_DIR/last_checkpoint."
+        ) from error
+
+
+def write_checkpoint(checkpoint: dict[str, Any], file: Path) -> None:
+    """``torch.save`` under a temporary name, then rename.
+
+    Raises:
+        OSError: the file cannot be written; what had this name before is untouched.
+    """
+    try:
+        with atomic_write(file) as partial:
+            torch.save(checkpoint, partial)
+    except RuntimeError as error:  # so does torch report a full disk
+        raise OSError(
+            f"{file} cannot be written ({error}). Make room, or choose another folder."
+        ) from error

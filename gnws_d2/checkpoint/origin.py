@@ -1,0 +1,90 @@
+"""What produced a checkpoint, kept in the checkpoint itself."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+KEY = "gnws_d2"  # under which a checkpoint has it, beside "model"
+
+
+def _versions() -> dict[str, str]:
+    from .. import __version__
+
+    return {
+        "gnws_d2": __version__,
+        "detectron2": detectron2.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What produced a checkpoint; None is not known.
+
+    Attributes:
+        config: the whole config, as YAML.
+        standardized: the parts of the model whose normalized convolutions are standardized.
+        classes: the names of the classes, in the order of the predictor.
+        input_format: order of the channels, such as "RGB".
+        pixel_mean, pixel_std: what is subtracted from a pixel and what it is divided by.
+        source: the published file that it was converted from.
+        versions: of gnws_d2, torch, Detectron2 and Python.
+    """
+
+    config: str | None = None
+    standardized: list[str] | None = None
+    classes: list[str] | None = None
+    input_format: str | None = None
+    pixel_mean: list[float] | None = None
+    pixel_std: list[float] | None = None
+    source: str | None = None
+    versions: dict[str, str] = field(default_factory=_versions)
+
+    @classmethod
+    def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> Origin:
+        """That of the checkpoints of a model that ``cfg`` describes."""
+        return cls(
+            config=cfg.dump(),
+            standardized=standardized,
+            classes=_classes(cfg),
+            input_format=cfg.INPUT.FORMAT,
+            pixel_mean=[float(value) for value in cfg.MODEL.PIXEL_MEAN],
+            pixel_std=[float(value) for value in cfg.MODEL.PIXEL_STD],
+            source=source,
+        )
+
+    def of_backbone(self) -> Origin:
+        """That of the backbone alone, before any detector was trained."""
+        parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
+        return replace(self, config=None, classes=None, standardized=parts)
+
+    @classmethod
+    def read(cls, checkpoint: Mapping[str, Any]) -> Origin:
+        """That of ``checkpoint``; nothing is known of one that does not have it."""
+        stored = checkpoint.get(KEY)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(stored, Mapping):
+            return cls(versions={})
+        return cls(**{name: value for name, value in stored.items() if name in known})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, to be put under :data:`KEY`."""
+        return asdict(self)
+
+
+def _classes(cfg: CfgNode) -> list[str] | None:
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name in MetadataCatalog.list() and (
+            classes := MetadataCatalog.get(name).get("thing_classes")
+        ):
+            return list(classes)
+    return None

@@ -1,0 +1,44 @@
+"""The packaged configs, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGED = Path(__file__).parent / "model_zoo" / "configs"  # in a wheel
+_CHECKOUT = Path(__file__).parents[1] / "configs"  # in a source tree
+CONFIG_ROOT = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+
+def config_names() -> list[str]:
+    """The names of all packaged configs that describe a model, relative to ``configs/``."""
+    return sorted(f.relative_to(CONFIG_ROOT).as_posix() for f in CONFIG_ROOT.glob("*/*.yaml"))
+
+
+def get_config_file(config_path: str) -> str:
+    """The file of a packaged config.
+
+    Args:
+        config_path: a name relative to ``configs/``, such as
+            "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml".
+
+    Raises:
+        FileNotFoundError: there is no such config; the message lists those of its folder.
+    """
+    file = CONFIG_ROOT / config_path
+    if not file.is_file():
+        folder = config_path.rpartition("/")[0]
+        names = [name for name in config_names() if name.startswith(f"{folder}/")]
+        raise FileNotFoundError(
+            f"{config_path!r} is neither a file nor a config of gnws_d2. "
+            f"Its configs: {', '.join(names or config_names())}."
+        )
+    return str(file)
+
+
+def resolve_config_file(file: str) -> str:
+    """``file`` if it exists, else the packaged config of that name; "" stays "".
+
+    Raises:
+        FileNotFoundError: see :func:`get_config_file`.
+    """
+    return file if not file or Path(file).is_file() else get_config_file(file)

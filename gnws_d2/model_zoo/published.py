@@ -1,0 +1,87 @@
+"""The published checkpoints: ``checkpoints.csv`` beside this file, which all else is made from.
+
+Names, addresses and results are those of MMDetection's ``configs/gn+ws``.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import functools
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+PREFIX = "gnws://"
+_BACKBONES = "imagenet/"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published checkpoint.
+
+    Attributes:
+        name: a detector's in MMDetection, or "imagenet/" and that of a backbone.
+        config: the packaged config of the detector, or one that has the backbone.
+        url: of the file, whose name ends in the first eight digits of its SHA-256.
+        epochs: of COCO train2017.
+        train_mem_gb: memory in training, GB.
+        inference_ms: time per image on a V100, ms.
+        box_ap, mask_ap: on COCO val2017, percent. What was not published is "".
+    """
+
+    name: str
+    config: str
+    epochs: str
+    train_mem_gb: str
+    inference_ms: str
+    box_ap: str
+    mask_ap: str
+    url: str
+
+    @property
+    def is_backbone(self) -> bool:
+        return self.name.startswith(_BACKBONES)
+
+    @property
+    def file_name(self) -> str:
+        return PurePosixPath(unquote(urlsplit(self.url).path)).name
+
+    @property
+    def sha256(self) -> str:
+        """The first eight hexadecimal digits."""
+        return PurePosixPath(self.file_name).stem.rpartition("-")[2]
+
+    @property
+    def uri(self) -> str:
+        """What to write in MODEL.WEIGHTS."""
+        return PREFIX + self.name
+
+
+@functools.cache
+def published() -> tuple[Published, ...]:
+    """All published checkpoints: twelve detectors, then six ImageNet backbones."""
+    with Path(__file__).with_name("checkpoints.csv").open(newline="", encoding="utf-8") as table:
+        return tuple(Published(**row) for row in csv.DictReader(table))
+
+
+def find(name: str) -> Published:
+    """The published checkpoint of that name, or of the detector with the config of that name.
+
+    Raises:
+        LookupError: there is none; the message suggests some.
+    """
+    wanted = name.removeprefix(PREFIX).removesuffix(".yaml")
+    names = {}
+    for entry in published():
+        names[entry.name] = entry
+        if not entry.is_backbone:
+            names[entry.config.removesuffix(".yaml")] = entry
+    if wanted not in names:
+        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+        did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise LookupError(
+            f"No published checkpoint is called {wanted!r}.{did_you_mean} "
+            "`python -m gnws_d2.model_zoo list` shows all."
+        )
+    return names[wanted]
