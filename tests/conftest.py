@@ -1,7 +1,7 @@
 """What the tests share: a small Digits, and a detector that takes a fraction of a second a step."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from server import Server, running
 
 import gnws_d2
 from gnws_d2.data.digits import make_digits
+from gnws_d2.model_zoo import download
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
@@ -56,3 +58,19 @@ def tiny_config(tiny_digits, tmp_path) -> Callable[..., CfgNode]:
         return gnws_d2.load_config(name, [*TINY, *datasets, *output, *opts])
 
     return make
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A web server on loopback; downloads do not pause between attempts."""
+    with running() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download, "BACKOFF", 0.01)
+        yield server
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> Path:
+    """The package's cache folder, which is not there yet; no mirror is set."""
+    monkeypatch.setenv("GNWS_D2_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("GNWS_D2_MIRROR", raising=False)
+    return tmp_path / "cache"

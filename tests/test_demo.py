@@ -12,6 +12,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 
+from gnws_d2.checkpoint import Origin
+
 DEMO = Path(__file__).parents[1] / "projects" / "Detection" / "demo.py"
 pytestmark = pytest.mark.slow
 
@@ -74,6 +76,18 @@ def test_files_folders_globs_and_unreadable_pictures(weights, digits, tmp_path):
 def test_all_readable_is_exit_code_0(weights, digits, tmp_path):
     done = run(weights, tmp_path / "found", digits / "val" / "000000.png")
     assert done.returncode == 0, done.stderr
+
+
+def test_class_names_come_with_the_weights(weights, digits, tmp_path):
+    """Also where the dataset that they were trained on is not known."""
+    checkpoint = torch.load(weights, weights_only=True)
+    checkpoint["gnws_d2"] = Origin(classes=list("abcdefghij")).as_dict()
+    torch.save(checkpoint, tmp_path / "named.pth")
+    done = run(tmp_path / "named.pth", tmp_path / "found", digits / "val" / "000000.png")
+    assert done.returncode == 0, done.stderr
+    found = COCO(tmp_path / "found" / "detections.json")
+    assert [c["name"] for c in found.dataset["categories"]] == list("abcdefghij")
+    assert found.getAnnIds()
 
 
 def test_without_weights_it_says_so(digits, tmp_path):

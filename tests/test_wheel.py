@@ -56,8 +56,8 @@ def test_the_wheel_has_all_files(source, installed):
         source / "projects/Detection", ".py"
     )
     outside = ("model_zoo/configs/", "projects/detection/")
-    assert files(source / "gnws_d2", ".py") == [
-        name for name in files(package, ".py") if not name.startswith(outside)
+    assert files(source / "gnws_d2", ".py", ".csv") == [
+        name for name in files(package, ".py", ".csv") if not name.startswith(outside)
     ]
 
 
@@ -87,6 +87,7 @@ def test_the_wheel_runs_without_the_source_tree(installed):
     assert Path(package) == installed / "gnws_d2/__init__.py"
     assert Path(config) == installed / "gnws_d2/model_zoo/configs" / CONFIG
     assert "--config-file" in python(installed, "-m", TRAIN_NET, "--help")
+    assert CONFIG in python(installed, "-m", "gnws_d2.model_zoo", "list")
 
 
 def test_the_installation_that_runs_these_tests(tmp_path):

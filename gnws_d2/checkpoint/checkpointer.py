@@ -97,8 +97,9 @@ class Checkpointer(DetectionCheckpointer):
         file = self._loading
         tensors = _tensors(checkpoint["model"], file)
         expected = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
-        if checkpoint.get("matching_heuristics") and KEY not in checkpoint:
-            return super()._load_model(checkpoint)  # asked for in MODEL.WEIGHTS
+        asked = "?" in file
+        if checkpoint.get("matching_heuristics") and (asked or KEY not in checkpoint):
+            return super()._load_model(checkpoint)
 
         found = Origin.read(checkpoint)
         prefix = _backbone_prefix(expected)

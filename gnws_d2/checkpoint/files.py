@@ -45,9 +45,10 @@ def write_checkpoint(checkpoint: dict[str, Any], file: Path) -> None:
         OSError: the file cannot be written; what had this name before is untouched.
     """
     try:
-        with atomic_write(file) as partial:
-            torch.save(checkpoint, partial)
-    except RuntimeError as error:  # so does torch report a full disk
+        # To a stream: torch.save would put the temporary name into the file, and no two were equal.
+        with atomic_write(file) as partial, partial.open("wb") as stream:
+            torch.save(checkpoint, stream)
+    except (RuntimeError, OSError) as error:  # torch reports a full disk as either
         raise OSError(
             f"{file} cannot be written ({error}). Make room, or choose another folder."
         ) from error

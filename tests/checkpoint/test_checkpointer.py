@@ -1,13 +1,21 @@
-"""What is read from a file is tensors and plain values, or an error."""
+"""What is read from a file is tensors that fit, or an error; what is written appears whole."""
 
+import logging
 import os
 import pickle
 
 import pytest
 import torch
+import yaml
+from detectron2.modeling import build_model
 from torch import nn
 
-from gnws_d2.checkpoint import Checkpointer, CheckpointError
+import gnws_d2
+from gnws_d2.checkpoint import Checkpointer, CheckpointError, Origin
+from gnws_d2.checkpoint.convert import detectron2_checkpoint
+
+GN_WS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
+GN = "Digits/mask_rcnn_R_18_FPN_gn.yaml"
 
 
 class Malicious:
@@ -47,5 +55,192 @@ def test_a_damaged_file_is_named(tmp_path, size):
     file = tmp_path / "cut.pth"
     torch.save({"model": nn.Linear(30, 20).state_dict()}, file)
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=r"cut\.pth.*(damaged|no checkpoint)"):
-        Checkpointer(nn.Linear(30, 20)).load(str(file))
+    checkpointer = Checkpointer(nn.Linear(30, 20))
+    for _ in range(2):  # an error does not spoil the checkpointer
+        with pytest.raises(CheckpointError, match=r"cut\.pth.*(damaged|no checkpoint)"):
+            checkpointer.load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": torch.zeros(2, 3)}, r"1 missing: bias \(2,\)"),
+        (
+            {"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "more": torch.zeros(1)},
+            r"1 unexpected: more \(1,\)",
+        ),
+        (
+            {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)},
+            r"1 misshaped: weight \(2, 4\) instead of \(2, 3\)",
+        ),
+        ({"weight": "text", "bias": torch.zeros(2)}, "holds no state dict"),
+        ({"meta": {}, "state_dict": {"conv1.weight": torch.zeros(1)}}, "is an OpenMMLab file"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_and_changes_nothing(tmp_path, tensors, message):
+    file, model = tmp_path / "other.pth", nn.Linear(3, 2)
+    before = model.weight.clone()
+    torch.save(tensors, file)
+    with pytest.raises(CheckpointError, match=message):
+        Checkpointer(model).load(str(file))
+    assert torch.equal(model.weight, before)
+
+
+def test_names_of_wrappers_and_older_versions_are_accepted(tmp_path):
+    source, model = nn.Linear(3, 2), nn.Linear(3, 2)
+    tensors = {f"module.{name}": tensor for name, tensor in source.state_dict().items()}
+    tensors["pixel_mean"] = torch.zeros(3, 1, 1)
+    torch.save({"model": tensors}, tmp_path / "ddp.pth")
+    Checkpointer(model).load(str(tmp_path / "ddp.pth"))
+    assert torch.equal(model.weight, source.weight)
+
+
+def test_matching_heuristics_load_what_matches(tmp_path):
+    source, model = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    torch.save({"0.weight": source.weight.detach(), "x": torch.zeros(1)}, tmp_path / "part.pth")
+    Checkpointer(model).load(f"{tmp_path}/part.pth?matching_heuristics=True")
+    assert torch.equal(model[0].weight, source.weight)
+    Checkpointer(source, str(tmp_path)).save("own")
+    model = nn.Sequential(nn.Linear(3, 2))
+    Checkpointer(model).load(f"{tmp_path}/own.pth?matching_heuristics=True")
+    assert torch.equal(model[0].bias, source.bias)
+
+
+@pytest.fixture
+def trained(tiny_config, tmp_path):
+    """``trained(config, *opts)``: a model of that config, its config, and a checkpoint of it."""
+
+    def make(name=GN_WS, *opts):
+        cfg = tiny_config(name, *opts)
+        model = build_model(cfg)
+        Checkpointer(model, str(tmp_path), cfg=cfg).save("trained")
+        return model, cfg, str(tmp_path / "trained.pth")
+
+    return make
+
+
+def test_a_checkpoint_says_what_produced_it(trained, tmp_path):
+    _, cfg, file = trained()
+    origin = Origin.read(torch.load(file, weights_only=True))
+    assert sorted(origin.standardized) == sorted(cfg.MODEL.WS.PARTS)
+    assert origin.classes == list("0123456789") and origin.input_format == "RGB"
+    assert origin.pixel_mean == cfg.MODEL.PIXEL_MEAN and origin.pixel_std == cfg.MODEL.PIXEL_STD
+    (tmp_path / "config.yaml").write_text(origin.config)
+    restored = gnws_d2.load_config(tmp_path / "config.yaml")
+    assert yaml.safe_load(restored.dump()) == yaml.safe_load(cfg.dump())
+    assert origin.versions["gnws_d2"] == gnws_d2.__version__
+    assert origin.versions["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("first", "second"), [(GN, GN_WS), (GN_WS, GN)])
+def test_weights_of_the_other_kind_are_refused(trained, tiny_config, first, second):
+    _, _, file = trained(first)
+    cfg = tiny_config(second)
+    with pytest.raises(
+        CheckpointError, match=r"with(out)? Weight Standardization of .*stem.*PARTS"
+    ):
+        Checkpointer(build_model(cfg), cfg=cfg).load(file)
+
+
+def test_other_preprocessing_is_warned_of(trained, tiny_config, caplog):
+    model, _, file = trained()
+    cfg = tiny_config(GN_WS, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")
+    Checkpointer(model, cfg=cfg).load(file)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert any("INPUT.FORMAT RGB, and the config has BGR" in w for w in warnings)
+    assert any("PIXEL_STD" in w and "[1.0, 1.0, 1.0]" in w for w in warnings)
+
+
+def test_other_classes_are_refused_or_the_predictors_are_remade(trained, tiny_config, caplog):
+    source, _, file = trained()
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    cfg = tiny_config(GN_WS, *opts)
+    with pytest.raises(CheckpointError, match=r"cls_score\.weight.*REMAKE_PREDICTORS True"):
+        Checkpointer(build_model(cfg), cfg=cfg).load(file)
+
+    cfg = tiny_config(GN_WS, *opts, "MODEL.REMAKE_PREDICTORS", "True")
+    model = build_model(cfg)
+    fresh = {n: t.clone() for n, t in model.state_dict().items()}
+    Checkpointer(model, cfg=cfg).load(file)
+    remade = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
+    for name, tensor in model.state_dict().items():
+        expected = fresh if name.startswith(remade) else source.state_dict()
+        assert torch.equal(tensor, expected[name]), name
+    [line] = [r.getMessage() for r in caplog.records if "initial values" in r.getMessage()]
+    for layer in ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_head.predictor"):
+        assert f"roi_heads.{layer}" in line
+
+
+def test_as_many_classes_of_other_names_are_warned_of(trained, tiny_config, caplog, tiny_digits):
+    from detectron2.data import MetadataCatalog
+
+    source, _, file = trained()
+    MetadataCatalog.get("letters").thing_classes = list("abcdefghij")
+    try:
+        cfg = tiny_config(GN_WS, "DATASETS.TRAIN", "('letters',)")
+        Checkpointer(source, cfg=cfg).load(file)
+        assert "other classes (0, 1, 2 ...) than those of the dataset (a, b, c ...)" in caplog.text
+        cfg.MODEL.REMAKE_PREDICTORS = True
+        model = build_model(cfg)
+        name = "roi_heads.box_predictor.cls_score.weight"
+        fresh = model.state_dict()[name].clone()
+        Checkpointer(model, cfg=cfg).load(file)
+        assert torch.equal(model.state_dict()[name], fresh)
+    finally:
+        MetadataCatalog.remove("letters")
+
+
+def test_on_the_same_classes_nothing_is_remade(trained, tiny_config):
+    """So that the option can stay set when a run is resumed."""
+    source, _, file = trained()
+    cfg = tiny_config(GN_WS, "MODEL.REMAKE_PREDICTORS", "True")
+    model = build_model(cfg)
+    Checkpointer(model, cfg=cfg).load(file)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), source.state_dict().values(), strict=True)
+    )
+
+
+def test_a_bare_backbone_goes_where_the_model_has_it(tiny_config, tmp_path, caplog):
+    """With this checkpointer and, in any other program, with Detectron2's."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    cfg = tiny_config(GN_WS)
+    source = build_model(cfg).backbone.bottom_up.state_dict()
+    origin = Origin.of(cfg, ["stem", "backbone"]).of_backbone()
+    file = tmp_path / "backbone.pth"
+    torch.save(detectron2_checkpoint(source, origin), file)
+    caplog.set_level(logging.INFO)
+    for checkpointer in (Checkpointer, DetectionCheckpointer):
+        model = build_model(cfg)
+        fpn = model.backbone.fpn_lateral2.weight.clone()
+        checkpointer(model).load(str(file))
+        for name, tensor in model.backbone.bottom_up.state_dict().items():
+            assert torch.equal(tensor, source[name])
+        assert torch.equal(model.backbone.fpn_lateral2.weight, fpn)
+    assert "is a backbone: fpn, rpn, box_head, box_predictor, mask_head keep" in caplog.text
+
+    del source["res4.1.conv2.norm.bias"]
+    torch.save(detectron2_checkpoint(source, origin), file)
+    with pytest.raises(
+        CheckpointError, match=r"missing: backbone\.bottom_up\.res4\.1\.conv2\.norm"
+    ):
+        Checkpointer(build_model(cfg), cfg=cfg).load(str(file))
+
+
+def test_a_save_that_fails_leaves_the_file_before_it(tmp_path, monkeypatch):
+    model = nn.Linear(3, 2)
+    checkpointer = Checkpointer(model, str(tmp_path))
+    checkpointer.save("model")
+    before = (tmp_path / "model.pth").read_bytes()
+
+    def full(data, stream):
+        stream.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos: no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"model\.pth cannot be written .*Make room"):
+        checkpointer.save("model")
+    assert (tmp_path / "model.pth").read_bytes() == before
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["last_checkpoint", "model.pth"]

@@ -1,0 +1,154 @@
+"""Downloads from a real server that behaves badly in all the ways that servers do."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from server import fail, redirect, send
+
+from gnws_d2.model_zoo import download as module
+from gnws_d2.model_zoo.download import DownloadError, download
+
+CONTENT = os.urandom(3 << 20)
+SHA = hashlib.sha256(CONTENT).hexdigest()[:8]
+
+
+@pytest.fixture
+def file(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder / "model.pth"
+
+
+def left(file):
+    return sorted(f.name for f in file.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("answers", "ranges"),
+    [
+        ([send(CONTENT)], [None]),
+        ([fail(500), fail(503), send(CONTENT)], [None, None, None]),
+        ([send(CONTENT, cut=1 << 20), send(CONTENT)], [None, "bytes=1048576-"]),
+        (
+            [send(CONTENT, cut=1 << 20), send(CONTENT, cut=1 << 20), send(CONTENT)],
+            [None, "bytes=1048576-", "bytes=2097152-"],
+        ),
+        # A server that knows no ranges sends all of it again.
+        ([send(CONTENT, cut=1 << 20), send(CONTENT, ranges=False)], [None, "bytes=1048576-"]),
+        ([send(CONTENT, slow=0.01)], [None]),
+    ],
+    ids=["good", "500 then good", "cut", "cut twice", "cut, no ranges", "slow"],
+)
+def test_it_arrives_whole(server, file, answers, ranges):
+    server.answers["/model.pth"] = answers
+    download(f"{server.url}/model.pth", file, SHA)
+    assert file.read_bytes() == CONTENT and left(file) == ["model.pth"]
+    assert [asked for _, asked in server.requests] == ranges
+
+
+def test_a_redirect_is_followed(server, file):
+    server.answers = {"/old": [redirect("/new")], "/new": [send(CONTENT)]}
+    download(f"{server.url}/old", file, SHA)
+    assert file.read_bytes() == CONTENT
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_stopped(server, file):
+    file.with_name("model.pth.part").write_bytes(CONTENT[:100])
+    server.answers["/model.pth"] = [send(CONTENT)]
+    download(f"{server.url}/model.pth", file, SHA)
+    assert file.read_bytes() == CONTENT
+    assert server.requests == [("/model.pth", "bytes=100-")]
+
+
+def test_a_download_that_was_complete_but_not_renamed_is_used(server, file):
+    file.with_name("model.pth.part").write_bytes(CONTENT)
+    server.answers["/model.pth"] = [send(CONTENT)]
+    download(f"{server.url}/model.pth", file, SHA)
+    assert file.read_bytes() == CONTENT
+
+
+def test_a_beginning_of_another_file_is_thrown_away(server, file):
+    file.with_name("model.pth.part").write_bytes(b"of another version")
+    server.answers["/model.pth"] = [send(CONTENT)]
+    download(f"{server.url}/model.pth", file, SHA)
+    assert file.read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == ["bytes=18-", None]
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason", "attempts"),
+    [
+        ([fail(404)], "404", 1),
+        ([fail(403)], "403", 1),
+        ([fail(500)], "500", module.ATTEMPTS),
+        ([send(b"<html>", kind="text/html; charset=utf-8")], "text/html, a page instead", 1),
+        ([send(CONTENT[:-1] + b"x")], f"not {SHA}", 1),
+        ([send(CONTENT, cut=0)], "IncompleteRead", module.ATTEMPTS),
+    ],
+    ids=["404", "403", "500", "a page", "wrong hash", "nothing comes"],
+)
+def test_what_cannot_be_had_is_said_in_a_line_and_costs_nothing(
+    server, file, answers, reason, attempts
+):
+    file.write_bytes(b"what was there before")
+    server.answers["/model.pth"] = answers
+    url = f"{server.url}/model.pth"
+    with pytest.raises(DownloadError) as error:
+        download(url, file, SHA)
+    message = str(error.value)
+    assert reason in message and "\n" not in message
+    for part in ("model.pth", url, str(file.parent), "GNWS_D2_MIRROR"):
+        assert part in message
+    assert file.read_bytes() == b"what was there before"
+    assert len(server.requests) == attempts
+
+
+def test_a_server_that_stops_sending_is_given_up(server, file, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    server.answers["/model.pth"] = [send(CONTENT, slow=1.0), send(CONTENT)]
+    download(f"{server.url}/model.pth", file, SHA)
+    assert file.read_bytes() == CONTENT and len(server.requests) == 2
+
+
+def test_without_a_network(file):
+    with pytest.raises(DownloadError, match=r"model\.pth cannot be downloaded from .*refused"):
+        download("http://127.0.0.1:9/model.pth", file, SHA)
+    assert left(file) == []
+
+
+def test_too_little_room_is_seen_before_anything_is_written(server, file, monkeypatch):
+    usage = shutil.disk_usage(file.parent)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    server.answers["/model.pth"] = [send(CONTENT)]
+    with pytest.raises(DownloadError, match=r"needs 3 MB and 0 MB are free.*GNWS_D2_CACHE"):
+        download(f"{server.url}/model.pth", file, SHA)
+    assert left(file) == []
+
+
+LIMITED = """
+import resource, shutil, sys, signal
+from pathlib import Path
+from gnws_d2.model_zoo.download import DownloadError, download
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    download(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+except DownloadError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_quota_that_is_met_in_the_middle(server, file):
+    """The limit of a file's size stands for a quota: writing fails once it is reached."""
+    file.write_bytes(b"what was there before")
+    server.answers["/model.pth"] = [send(CONTENT)]
+    command = [sys.executable, "-c", LIMITED, f"{server.url}/model.pth", str(file), SHA]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "model.pth.part cannot be written: File too large" in done.stdout
+    assert file.read_bytes() == b"what was there before" and len(server.requests) == 1

@@ -1,0 +1,84 @@
+"""A web server on loopback that answers as each test needs it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, self.headers.get("Range")))
+        answers = self.server.answers[self.path]
+        # The last answer is repeated.
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """``answers``: for each path, what to do at the first request, the second, ...
+
+    ``requests``: (path, Range header) of each request so far.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: dict[str, list[Callable[[Handler], None]]] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+def send(content: bytes, *, cut: int | None = None, ranges: bool = True, kind: str = "", slow=0.0):
+    """Send ``content`` from where the client asks on; all of it, or ``cut`` bytes and hang up."""
+
+    def answer(handler: Handler) -> None:
+        asked = handler.headers.get("Range")
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and ranges else 0
+        if start >= len(content) > 0:
+            handler.send_error(416)
+            return
+        handler.send_response(206 if start else 200)
+        if start:
+            whole = len(content)
+            handler.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.send_header("Content-Type", kind or "application/octet-stream")
+        handler.end_headers()
+        body = content[start:] if cut is None else content[start : start + cut]
+        for i in range(0, len(body), 1 << 16):
+            time.sleep(slow)
+            handler.wfile.write(body[i : i + (1 << 16)])
+        handler.close_connection = True
+
+    return answer
+
+
+def fail(code: int):
+    return lambda handler: handler.send_error(code)
+
+
+def redirect(path: str):
+    def answer(handler: Handler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", path)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return answer
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
