@@ -1,5 +1,28 @@
 """The mathematics, on torch alone: importable without Detectron2."""
 
-from .weight_standardization import WSConv2d, standardize_weight
+from .convert import ConversionReport, convert
+from .fold import fold
+from .weight_standardization import standardize_weight
+from .ws_conv import (
+    StandardizedConv,
+    WSConv1d,
+    WSConv2d,
+    WSConv3d,
+    WSConvTranspose1d,
+    WSConvTranspose2d,
+    WSConvTranspose3d,
+)
 
-__all__ = ["WSConv2d", "standardize_weight"]
+__all__ = [
+    "ConversionReport",
+    "StandardizedConv",
+    "WSConv1d",
+    "WSConv2d",
+    "WSConv3d",
+    "WSConvTranspose1d",
+    "WSConvTranspose2d",
+    "WSConvTranspose3d",
+    "convert",
+    "fold",
+    "standardize_weight",
+]

@@ -8,11 +8,9 @@ epsilon inside) is another operation and does not give the same detectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 
 def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
@@ -30,7 +28,7 @@ def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     Raises:
         ValueError: the fan-in is 1, where the unbiased standard deviation does not exist.
     """
-    _check_fan_in(weight.shape)
+    check_fan_in(weight.shape)
     wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
     if torch.is_grad_enabled() and wide.requires_grad and not torch.jit.is_tracing():
         standardized = _Standardize.apply(wide, eps)
@@ -39,50 +37,8 @@ def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     return standardized.to(weight.dtype)
 
 
-class WSConv2d(nn.Conv2d):
-    """A convolution that uses its weight standardized; stored and trained is the raw weight.
-
-    A drop-in for ``torch.nn.Conv2d`` and for ``detectron2.layers.Conv2d``: the same arguments,
-    the same parameter names and shapes, so that checkpoints interchange. Takes and gives
-    (N, C, H, W), N = 0 included.
-
-    Args:
-        norm: a module applied to the convolution's output.
-        activation: a callable applied after ``norm``.
-        eps: see :func:`standardize_weight`.
-        *args, **kwargs: those of ``torch.nn.Conv2d``.
-
-    Raises:
-        ValueError: the fan-in (input channels of a group x kernel area) is 1.
-    """
-
-    # On the class, so that a convolution turned into this class in place has it as well.
-    eps: float = 1e-5
-
-    def __init__(
-        self,
-        *args: Any,
-        norm: nn.Module | None = None,
-        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        eps: float = 1e-5,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        _check_fan_in(self.weight.shape)
-        self.norm = norm
-        self.activation = activation
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._conv_forward(x, standardize_weight(self.weight, self.eps), self.bias)
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
-
-
-def _check_fan_in(shape: torch.Size) -> None:
+def check_fan_in(shape: torch.Size) -> None:
+    """Raise ValueError where a weight of this shape has one number per filter."""
     if shape[1:].numel() == 1:
         raise ValueError(
             f"cannot standardize a weight of shape {tuple(shape)}: each filter has a fan-in of 1, "

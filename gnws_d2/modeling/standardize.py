@@ -6,32 +6,44 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from detectron2.layers import Conv2d
+from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
 from tabulate import tabulate
 from torch import nn
 
 from ..config import ConfigError
-from ..layers import WSConv2d
+from ..layers import StandardizedConv, WSConv2d
+from ..layers.convert import CONVOLUTIONS, STANDARDIZED, followed_by_norm, make_standardized
+from .deform_conv import WSDeformConv, WSModulatedDeformConv
+
+_CLASSES = {
+    **STANDARDIZED,
+    Conv2d: WSConv2d,
+    DeformConv: WSDeformConv,
+    ModulatedDeformConv: WSModulatedDeformConv,
+}
 
 
 def standardize(model: nn.Module, parts: Sequence[str]) -> None:
     """Give every normalized convolution of ``parts`` a standardized weight, in place.
 
-    A convolution is normalized when Detectron2 built it with a norm (``Conv2d(norm=...)``); those
-    are the ones that the paper and the published detectors standardize. Parameters, their names
-    and their initialization stay as they are.
+    A convolution is normalized when Detectron2 built it with a norm (``Conv2d(norm=...)``), or when
+    a norm is the next module beside it, as in the heads of RetinaNet; those are the ones that the
+    paper and the published detectors standardize. Parameters, their names and their initialization
+    stay as they are.
 
     Args:
         model: any Detectron2 model, or a backbone alone.
         parts: names of parts, see :func:`part_of`.
 
     Raises:
-        ConfigError: the model has no such part, or the part has no normalized convolution.
+        ConfigError: the model has no such part, or the part has no normalized convolution, or one
+            that cannot be standardized.
     """
     convs = list(_convolutions(model))
+    normed = followed_by_norm(model)
     for part in parts:
-        chosen = [conv for name, conv in convs if part_of(name) == part]
-        normalized = [conv for conv in chosen if _norm(conv) is not None]
+        chosen = [(name, conv) for name, conv in convs if part_of(name) == part]
+        normalized = [(name, conv) for name, conv in chosen if conv in normed]
         if not chosen:
             found = ", ".join(dict.fromkeys(part_of(name) for name, _ in convs))
             raise ConfigError(
@@ -44,15 +56,13 @@ def standardize(model: nn.Module, parts: Sequence[str]) -> None:
                 'Weight Standardization needs one. Set the NORM key of the part to "GN", or '
                 f"remove {part!r}."
             )
-        for conv in normalized:
-            if type(conv) not in (Conv2d, WSConv2d):
+        for name, conv in normalized:
+            reason = "" if isinstance(conv, StandardizedConv) else make_standardized(conv, _CLASSES)
+            if reason:
                 raise ConfigError(
-                    f"MODEL.WS.PARTS names {part!r}, which has a {type(conv).__name__}; only "
-                    f"detectron2.layers.Conv2d can be standardized. Remove {part!r}."
+                    f"MODEL.WS.PARTS names {part!r}, but {name} of this part cannot be "
+                    f"standardized: {reason}. Remove {part!r}."
                 )
-            # In place, as torch.nn.utils.parametrize does it: FPN and the heads also keep their
-            # convolutions in plain lists, which a replaced submodule would not reach.
-            conv.__class__ = WSConv2d
 
 
 def part_of(name: str) -> str:
@@ -78,14 +88,10 @@ def part_of(name: str) -> str:
     return name.removeprefix("roi_heads.").split(".")[0]
 
 
-def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (*CONVOLUTIONS, DeformConv, ModulatedDeformConv)):
             yield name, module
-
-
-def _norm(conv: nn.Conv2d) -> nn.Module | None:
-    return getattr(conv, "norm", None)
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,11 @@ class StandardizationReport:
 
     @classmethod
     def of(cls, model: nn.Module) -> StandardizationReport:
-        parts: dict[str, list[nn.Conv2d]] = {}
+        normed = followed_by_norm(model)
+        parts: dict[str, list[nn.Module]] = {}
         for name, conv in _convolutions(model):
             parts.setdefault(part_of(name), []).append(conv)
-        return cls(tuple(_report_part(part, convs) for part, convs in parts.items()))
+        return cls(tuple(_report_part(part, convs, normed) for part, convs in parts.items()))
 
     def __str__(self) -> str:
         header = ["part", "convolutions", "standardized", "normalized", "norm"]
@@ -121,12 +128,14 @@ class PartReport:
     norms: tuple[str, ...]
 
 
-def _report_part(part: str, convs: Sequence[nn.Conv2d]) -> PartReport:
-    norms = [type(_norm(conv)).__name__ for conv in convs if _norm(conv) is not None]
+def _report_part(
+    part: str, convs: Sequence[nn.Module], normed: dict[nn.Module, nn.Module]
+) -> PartReport:
+    norms = [type(normed[conv]).__name__ for conv in convs if conv in normed]
     return PartReport(
         part=part,
         convolutions=len(convs),
-        standardized=sum(isinstance(conv, WSConv2d) for conv in convs),
+        standardized=sum(isinstance(conv, StandardizedConv) for conv in convs),
         normalized=len(norms),
         norms=tuple(dict.fromkeys(norms)),
     )

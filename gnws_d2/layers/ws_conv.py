@@ -1,0 +1,211 @@
+"""Convolutions that use their weight standardized; stored and trained is the raw weight.
+
+Each is a drop-in for the torch class whose name it extends: the same arguments, the same parameter
+names and shapes, so that checkpoints interchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .weight_standardization import check_fan_in, standardize_weight
+
+
+class _Kept(NamedTuple):
+    """A standardized weight, and what tells whether it still is that of the raw weight.
+
+    ``raw`` shares the storage and the version counter of the weight it was computed from: holding
+    it, no other tensor can come to lie at the same address.
+    """
+
+    raw: torch.Tensor
+    version: int
+    eps: float
+    standardized: torch.Tensor
+
+    def is_of(self, weight: torch.Tensor, eps: float) -> bool:
+        raw = self.raw
+        return (
+            self.version == weight._version
+            and raw.data_ptr() == weight.data_ptr()
+            and raw.shape == weight.shape
+            and raw.stride() == weight.stride()
+            and raw.dtype == weight.dtype
+            and self.eps == eps
+        )
+
+
+class StandardizedConv(nn.Module):
+    """What the classes below share; ``isinstance`` finds them all by it.
+
+    Where no gradient of the weight is asked for, in evaluation mode and of frozen weights, the
+    standardized weight is computed once and kept until the weight changes. What counts as a change
+    is what autograd sees: an optimizer's step, ``load_state_dict``, an edit in place, another
+    tensor assigned, ``.to()``; ``train()`` and ``eval()`` drop it in any case. A write through
+    ``weight.data`` passes autograd by: call ``eval()`` after it.
+    """
+
+    # On the class, so that a convolution turned into this class in place has them as well.
+    eps: float = 1e-5
+    _kept: _Kept | None = None
+
+    weight: torch.Tensor
+
+    def standardized_weight(self) -> torch.Tensor:
+        """The weight that is convolved with, in the shape and dtype of ``weight``."""
+        weight = self.weight
+        differentiated = torch.is_grad_enabled() and weight.requires_grad
+        if (
+            differentiated
+            or (self.training and weight.requires_grad)
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or weight.is_inference()
+        ):
+            return self._standardize(weight)
+        kept = self._kept
+        if kept is None or not kept.is_of(weight, self.eps):
+            # An inference tensor could not be used for training the layers before this one.
+            with torch.inference_mode(False), torch.no_grad():
+                standardized = self._standardize(weight)
+                kept = _Kept(weight.detach(), weight._version, self.eps, standardized)
+            self._kept = kept
+        return kept.standardized
+
+    def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
+        return standardize_weight(weight, self.eps)
+
+    def train(self, mode: bool = True) -> StandardizedConv:
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> StandardizedConv:
+        self._kept = None
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def _conv_forward(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        # torch's convolutions call this with their own weight.
+        return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
+
+
+class WSConv1d(StandardizedConv, nn.Conv1d):
+    """``torch.nn.Conv1d`` with a standardized weight."""
+
+    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_fan_in(self.weight.shape)
+        self.eps = eps
+
+
+class WSConv2d(StandardizedConv, nn.Conv2d):
+    """``torch.nn.Conv2d`` and ``detectron2.layers.Conv2d`` with a standardized weight.
+
+    Takes and gives (N, C, H, W), N = 0 included.
+
+    Args:
+        norm: a module applied to the convolution's output.
+        activation: a callable applied after ``norm``.
+        eps: see :func:`~gnws_d2.layers.standardize_weight`.
+        *args, **kwargs: those of ``torch.nn.Conv2d``.
+
+    Raises:
+        ValueError: the fan-in (input channels of a group x kernel area) is 1.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        norm: nn.Module | None = None,
+        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        eps: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        check_fan_in(self.weight.shape)
+        self.norm = norm
+        self.activation = activation
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x
+
+
+class WSConv3d(StandardizedConv, nn.Conv3d):
+    """``torch.nn.Conv3d`` with a standardized weight."""
+
+    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_fan_in(self.weight.shape)
+        self.eps = eps
+
+
+class _WSConvTranspose(StandardizedConv):
+    """A transposed convolution has its filters along the second dimension of the weight."""
+
+    groups: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Any
+    dilation: tuple[int, ...]
+    bias: torch.Tensor | None
+
+    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_fan_in(self._filters(self.weight).shape)
+        self.eps = eps
+
+    def _filters(self, weight: torch.Tensor) -> torch.Tensor:
+        """(C_in, C_out / groups, *k) to (C_out, C_in / groups, *k)."""
+        grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        return grouped.flatten(0, 1)
+
+    def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
+        standardized = standardize_weight(self._filters(weight), self.eps)
+        return standardized.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        dims = len(self.kernel_size)
+        output_padding = self._output_padding(  # type: ignore[operator]
+            x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
+        )
+        convolve = (
+            nn.functional.conv_transpose1d,
+            nn.functional.conv_transpose2d,
+            nn.functional.conv_transpose3d,
+        )[dims - 1]
+        return convolve(
+            x,
+            self.standardized_weight(),
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+
+
+class WSConvTranspose1d(_WSConvTranspose, nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` with a standardized weight."""
+
+
+class WSConvTranspose2d(_WSConvTranspose, nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` with a standardized weight."""
+
+
+class WSConvTranspose3d(_WSConvTranspose, nn.ConvTranspose3d):
+    """``torch.nn.ConvTranspose3d`` with a standardized weight."""
