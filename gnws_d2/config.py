@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.projects.point_rend import add_pointrend_config
 
 from .config_files import resolve_config_file
 
@@ -63,7 +65,8 @@ def _say_that_the_cpu_is_used() -> None:
 
 
 def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's config with this package's keys, a YAML file and overrides merged in order.
+    """Detectron2's config with the keys of this package, DeepLab and PointRend, a YAML file and
+    overrides merged in order.
 
     Args:
         file: a path, or the name of a packaged config such as
@@ -75,6 +78,9 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         FileNotFoundError: neither a file nor a packaged config has that name.
     """
     cfg = get_cfg()
+    # Projects that come with Detectron2: their models are then known as its own are.
+    add_deeplab_config(cfg)
+    add_pointrend_config(cfg)
     add_gnws_config(cfg)
     path = resolve_config_file(str(file))
     if path:
@@ -130,6 +136,8 @@ def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:
             width = resnets.NUM_GROUPS * resnets.WIDTH_PER_GROUP
             key = "MODEL.RESNETS.NUM_GROUPS x MODEL.RESNETS.WIDTH_PER_GROUP"
             yield "MODEL.RESNETS.NORM", resnets.NORM, key, width
+    retinanet, fpn = cfg.MODEL.RETINANET, cfg.MODEL.FPN
+    yield "MODEL.RETINANET.NORM", retinanet.NORM, "MODEL.FPN.OUT_CHANNELS", fpn.OUT_CHANNELS
     for section, width in (
         ("FPN", "OUT_CHANNELS"),
         ("ROI_BOX_HEAD", "CONV_DIM"),

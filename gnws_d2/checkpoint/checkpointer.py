@@ -20,7 +20,11 @@ from .structure import Differences, Shapes, compare
 logger = logging.getLogger(__name__)
 
 # The layers whose meaning is the list of classes.
-PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")
+PREDICTORS = (
+    *("roi_heads.box_predictor.", "roi_heads.mask_head.predictor."),
+    *("roi_heads.mask_head.prediction.", "roi_heads.mask_head.point_head.predictor."),  # PointRend
+    *("head.cls_score.", "sem_seg_head.predictor."),
+)
 
 Tensors = dict[str, torch.Tensor]
 

@@ -83,8 +83,8 @@ class Origin:
 
 def _classes(cfg: CfgNode) -> list[str] | None:
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in MetadataCatalog.list() and (
-            classes := MetadataCatalog.get(name).get("thing_classes")
-        ):
-            return list(classes)
+        if name in MetadataCatalog.list():
+            metadata = MetadataCatalog.get(name)
+            if classes := metadata.get("thing_classes") or metadata.get("stuff_classes"):
+                return list(classes)
     return None

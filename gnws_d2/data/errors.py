@@ -72,11 +72,17 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
     built = cfg.MODEL.META_ARCHITECTURE
     if built == META_ARCHITECTURE:
         built = cfg.MODEL.WS.META_ARCHITECTURE
-    if built != "GeneralizedRCNN":
+    section, kind = {
+        "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
+        "PanopticFPN": ("ROI_HEADS", "thing_classes"),
+        "RetinaNet": ("RETINANET", "thing_classes"),
+        "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
+    }.get(built, ("", ""))
+    if not section:
         return
-    classes = MetadataCatalog.get(name).get("thing_classes") or []
-    if len(classes) > cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+    classes = MetadataCatalog.get(name).get(kind) or []
+    if len(classes) > cfg.MODEL[section].NUM_CLASSES:
         raise DatasetError(
-            f"dataset {name} has {len(classes)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}. Set it to {len(classes)}."
+            f"dataset {name} has {len(classes)} classes, but MODEL.{section}.NUM_CLASSES is "
+            f"{cfg.MODEL[section].NUM_CLASSES}. Set it to {len(classes)}."
         )

@@ -12,19 +12,25 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from ..config import ConfigError
 
-# evaluator_type -> the evaluators, each made from (dataset name, output folder)
-_EVALUATORS: dict[str, list[Callable[[str, str], DatasetEvaluator]]] = {
-    "coco": [lambda name, out: evaluation.COCOEvaluator(name, output_dir=out)],
-    "lvis": [lambda name, out: evaluation.LVISEvaluator(name, output_dir=out)],
-    "pascal_voc": [lambda name, out: evaluation.PascalVOCDetectionEvaluator(name)],
-    "cityscapes_instance": [lambda name, out: evaluation.CityscapesInstanceEvaluator(name)],
-    "cityscapes_sem_seg": [lambda name, out: evaluation.CityscapesSemSegEvaluator(name)],
-    "sem_seg": [lambda name, out: evaluation.SemSegEvaluator(name, output_dir=out)],
+
+def _coco(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    return evaluation.COCOEvaluator(name, output_dir=out, kpt_oks_sigmas=sigmas)
+
+
+# evaluator_type -> the evaluators, each made from (config, dataset name, output folder)
+_EVALUATORS: dict[str, list[Callable[[CfgNode, str, str], DatasetEvaluator]]] = {
+    "coco": [_coco],
+    "lvis": [lambda cfg, name, out: evaluation.LVISEvaluator(name, output_dir=out)],
+    "pascal_voc": [lambda cfg, name, out: evaluation.PascalVOCDetectionEvaluator(name)],
+    "cityscapes_instance": [lambda cfg, name, out: evaluation.CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": [lambda cfg, name, out: evaluation.CityscapesSemSegEvaluator(name)],
+    "sem_seg": [lambda cfg, name, out: evaluation.SemSegEvaluator(name, output_dir=out)],
 }
+_EVALUATORS["coco_and_sem_seg"] = [*_EVALUATORS["sem_seg"], *_EVALUATORS["coco"]]
 _EVALUATORS["coco_panoptic_seg"] = [
-    *_EVALUATORS["sem_seg"],
-    *_EVALUATORS["coco"],
-    lambda name, out: evaluation.COCOPanopticEvaluator(name, out),
+    *_EVALUATORS["coco_and_sem_seg"],
+    lambda cfg, name, out: evaluation.COCOPanopticEvaluator(name, out),
 ]
 
 
@@ -47,5 +53,5 @@ def build_evaluator(
             f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of "
             f"{', '.join(_EVALUATORS)}."
         )
-    evaluators = [make(dataset_name, folder) for make in _EVALUATORS[kind]]
+    evaluators = [make(cfg, dataset_name, folder) for make in _EVALUATORS[kind]]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)

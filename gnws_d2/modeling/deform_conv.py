@@ -1,4 +1,8 @@
-"""Detectron2's deformable convolutions with a standardized weight."""
+"""Detectron2's deformable convolutions with a standardized weight.
+
+They compute with torchvision's operator, which takes the same offsets, also has gradients on the
+CPU, and needs none of Detectron2's CUDA operators.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.layers import DeformConv, ModulatedDeformConv
-from detectron2.layers.deform_conv import deform_conv, modulated_deform_conv
+from torchvision.ops import deform_conv2d
 
 from ..layers import StandardizedConv
 
@@ -15,29 +19,26 @@ class WSDeformConv(StandardizedConv, DeformConv):
     """``detectron2.layers.DeformConv`` with a standardized weight."""
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        if x.numel() == 0:
-            return super().forward(x, offset)  # uses the shape of the weight alone
-        x = deform_conv(
-            *(x, offset, self.standardized_weight()),
-            *(self.stride, self.padding, self.dilation, self.groups, self.deformable_groups),
-        )
-        return _norm_and_activation(self, x)
+        return _forward(self, x, offset, None, None)
 
 
 class WSModulatedDeformConv(StandardizedConv, ModulatedDeformConv):
     """``detectron2.layers.ModulatedDeformConv`` with a standardized weight."""
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        if x.numel() == 0:
-            return super().forward(x, offset, mask)  # uses the shape of the weight alone
-        x = modulated_deform_conv(
-            *(x, offset, mask, self.standardized_weight(), self.bias),
-            *(self.stride, self.padding, self.dilation, self.groups, self.deformable_groups),
-        )
-        return _norm_and_activation(self, x)
+        bias: Any = self.bias
+        return _forward(self, x, offset, mask, bias)
 
 
-def _norm_and_activation(conv: Any, x: torch.Tensor) -> torch.Tensor:
+def _forward(
+    conv: Any,
+    x: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    weight = conv.standardized_weight()
+    x = deform_conv2d(x, offset, weight, bias, conv.stride, conv.padding, conv.dilation, mask)
     if conv.norm is not None:
         x = conv.norm(x)
     return conv.activation(x) if conv.activation is not None else x

@@ -40,14 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_same_bytes_every_time(tmp_path):
     first, again = (digits.make_digits(tmp_path / n, num_train=12, num_val=4) for n in "ab")
-    assert len(files(first)) == 12 + 4 + 2
+    assert len(files(first)) == 3 * (12 + 4) + 2
     assert files(first) == files(again)
 
 
 def test_smaller_set_is_the_start_of_a_larger_one(folder, tmp_path):
     small = digits.make_digits(tmp_path, num_train=5, num_val=2)
     pictures = {n: data for n, data in files(small).items() if n.endswith(".png")}
-    assert len(pictures) == 7
+    assert len(pictures) == 3 * 7
     assert pictures.items() <= files(folder).items()
 
 
@@ -139,3 +139,29 @@ def test_classes_are_balanced(folder):
     coco = read_coco(folder, "train")
     counts = np.array([len(coco.getAnnIds(catIds=[c])) for c in coco.cats])
     assert len(counts) == 10 and counts.min() > 0.6 * counts.mean()
+
+
+def test_keypoints_are_the_outermost_pixels(folder):
+    coco = read_coco(folder, "val")
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation)
+        x, y, width, height = annotation["bbox"]
+        points = np.array(annotation["keypoints"]).reshape(4, 3)
+        assert (points[:, 2] == 2).all() and annotation["num_keypoints"] == 4
+        assert all(mask[int(py), int(px)] for px, py, _ in points)
+        top, bottom, left, right = points[:, :2]
+        assert (top[1], bottom[1]) == (y, y + height - 1)
+        assert (left[0], right[0]) == (x, x + width - 1)
+
+
+def test_label_pictures_are_those_of_the_masks(folder):
+    coco = read_coco(folder, "val")
+    for image in coco.imgs.values():
+        semantic, stuff = (
+            np.asarray(Image.open(make.label_root(folder, "val", kind) / image["file_name"]))
+            for kind in ("semantic", "stuff")
+        )
+        expected = np.zeros_like(semantic)
+        for annotation in coco.imgToAnns[image["id"]]:
+            expected[coco.annToMask(annotation) > 0] = annotation["category_id"]
+        assert (semantic == expected).all() and (stuff == (expected == 0)).all()

@@ -56,7 +56,7 @@ def test_killed_half_way_leaves_nothing_that_counts(tmp_path):
     assert left == {"digits_v2_150_1.partial", "digits_v2_150_1.lock"}
     whole = digits.make_digits(tmp_path, num_train=150, num_val=1)
     assert len(json.loads((whole / "digits_train.json").read_text())["images"]) == 150
-    assert len(list(tmp_path.rglob("*.png"))) == 151
+    assert len(list(tmp_path.rglob("*.png"))) == 3 * 151
 
 
 def make_and_log(root: Path, log: Path) -> None:
@@ -77,7 +77,7 @@ def test_eight_processes_make_it_once(tmp_path):
     assert [child.exitcode for child in children] == [0] * 8
     text = log.read_text()
     assert text.count("Making Digits in") == 1 and text.count("Using Digits in") == 8
-    assert len(list((tmp_path / "digits_v2_20_5").rglob("*.png"))) == 25
+    assert len(list((tmp_path / "digits_v2_20_5").rglob("*.png"))) == 3 * 25
 
 
 def test_damaged_folder_is_an_error(tmp_path):

@@ -8,12 +8,38 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from .scans import CLASSES
-from .scene import Digit
+from .scene import SIZE, Digit
+
+# The outermost points of a digit, the keypoints that every class has.
+KEYPOINTS = ("top", "bottom", "left", "right")
 
 
 def categories() -> list[dict[str, Any]]:
     """List the COCO categories; ids begin at 1, as Detectron2 expects of a COCO file."""
-    return [{"id": i + 1, "name": name, "supercategory": "digit"} for i, name in enumerate(CLASSES)]
+    common = {"supercategory": "digit", "keypoints": list(KEYPOINTS), "skeleton": []}
+    return [{"id": i + 1, "name": name, **common} for i, name in enumerate(CLASSES)]
+
+
+def keypoints(mask: np.ndarray) -> list[float]:
+    """The outermost pixels of a mask: [x, y, 2, ...] for :data:`KEYPOINTS`, 2 meaning visible.
+
+    Of several pixels equally far out, the middle one.
+    """
+    ys, xs = np.nonzero(mask)
+    points = []
+    for along, extreme in ((ys, ys.min()), (ys, ys.max()), (xs, xs.min()), (xs, xs.max())):
+        outermost = np.flatnonzero(along == extreme)
+        middle = outermost[len(outermost) // 2]
+        points += [float(xs[middle]), float(ys[middle]), 2]
+    return points
+
+
+def semantic(digits: list[Digit]) -> np.ndarray:
+    """(SIZE, SIZE) uint8: 0 where there is ground, and class + 1 where there is a digit."""
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    for digit in digits:
+        labels[digit.mask] = digit.label + 1
+    return labels
 
 
 def outline(mask: np.ndarray) -> list[float] | None:
@@ -81,5 +107,7 @@ def annotation(digit: Digit) -> dict[str, Any]:
         "area": int(digit.mask.sum()),
         "iscrowd": 0,
         "segmentation": segmentation(digit.mask),
+        "keypoints": keypoints(digit.mask),
+        "num_keypoints": len(KEYPOINTS),
         "scan": digit.scan,
     }

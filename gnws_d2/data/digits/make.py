@@ -1,7 +1,9 @@
 """Making the Digits dataset: once, in the cache folder, also when several processes ask for it.
 
 Layout of the folder: ``digits_train.json``, ``digits_val.json`` (COCO annotations) and the pictures
-``train/000000.png``, ``val/000000.png`` and so on.
+``train/000000.png``, ``val/000000.png`` and so on. Pictures of labels have the same names:
+``train_semantic/`` 0 for ground and class + 1 for digits, ``train_stuff/`` 0 for digits and 1 for
+ground, which is how Detectron2's panoptic models want it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from filelock import FileLock
 from PIL import Image
 
 from ...cache import cache_path, ensure_writable
-from .annotation import annotation, categories
+from .annotation import annotation, categories, semantic
 from .scans import SPLITS, load_scans
 from .scene import SIZE, compose
 
@@ -42,10 +44,17 @@ def image_root(folder: Path, split: str) -> Path:
     return folder / split
 
 
+def label_root(folder: Path, split: str, kind: str) -> Path:
+    """Name the folder of the label pictures of a split; ``kind`` is "semantic" or "stuff"."""
+    return folder / f"{split}_{kind}"
+
+
 def write_split(folder: Path, split: str, count: int) -> None:
     """Write ``count`` pictures of a split and their annotations into ``folder``."""
     scans = load_scans(split)
     image_root(folder, split).mkdir()
+    for kind in ("semantic", "stuff"):
+        label_root(folder, split, kind).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
@@ -54,6 +63,10 @@ def write_split(folder: Path, split: str, count: int) -> None:
         # Grain hardly compresses: level 1 makes files 5% larger than the default, in a quarter of
         # the time.
         Image.fromarray(scene.image).save(image_root(folder, split) / file_name, compress_level=1)
+        labels = semantic(scene.digits)
+        for kind, values in (("semantic", labels), ("stuff", labels == 0)):
+            picture = Image.fromarray(values.astype(np.uint8))
+            picture.save(label_root(folder, split, kind) / file_name, compress_level=1)
         images.append({"id": image_id, "file_name": file_name, "width": SIZE, "height": SIZE})
         for digit in scene.digits:
             # Ids begin at 1: pycocotools' evaluation takes 0 for "not matched".

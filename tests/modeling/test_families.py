@@ -1,0 +1,123 @@
+"""Every kind of model is standardized by the same mechanism: it builds, trains and is evaluated."""
+
+import shutil
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.layers import DeformConv, ModulatedDeformConv
+
+from gnws_d2 import StandardizationReport, load_config
+from gnws_d2.data import digits
+from gnws_d2.engine import Trainer
+from gnws_d2.layers import fold, standardize_weight
+from gnws_d2.layers.convert import make_standardized
+from gnws_d2.modeling.standardize import _CLASSES
+
+# Of each config: standardized convolutions by part, and what its evaluation gives.
+FAMILIES = {
+    "retinanet_R_18_FPN_gn_ws": ({"stem": 1, "backbone": 19, "fpn": 6, "head": 4}, {"bbox"}),
+    "cascade_mask_rcnn_R_18_FPN_gn_ws": (
+        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 6, "mask_head": 2},
+        {"bbox", "segm"},
+    ),
+    "keypoint_rcnn_R_18_FPN_gn_ws": (
+        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 2},
+        {"bbox", "keypoints"},
+    ),
+    "semantic_R_18_FPN_gn_ws": (
+        {"stem": 1, "backbone": 19, "fpn": 8, "sem_seg_head": 7},
+        {"sem_seg"},
+    ),
+    "panoptic_fpn_R_18_gn_ws": (
+        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 2, "mask_head": 2, "sem_seg_head": 7},
+        {"bbox", "segm", "sem_seg"},
+    ),
+    "deeplab_v3_plus_R_50_gn_ws": (
+        {"stem": 3, "backbone": 51, "sem_seg_head": 8},
+        {"sem_seg"},
+    ),
+    "pointrend_R_18_FPN_gn_ws": (
+        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 2},
+        {"bbox", "segm"},
+    ),
+    "mask_rcnn_R_50_FPN_deform_gn_ws": (
+        {"stem": 1, "backbone": 51, "fpn": 8, "box_head": 2, "mask_head": 2},
+        {"bbox", "segm"},
+    ),
+}
+
+
+@pytest.fixture
+def few_digits(digits, tmp_path, monkeypatch):
+    """The datasets of Digits, with few pictures."""
+    from gnws_d2.data import digits as package
+
+    shutil.copytree(digits, tmp_path / "cache" / package.make.NAME)
+    monkeypatch.setenv("GNWS_D2_CACHE", str(tmp_path / "cache"))
+    package.register()
+    yield
+    monkeypatch.undo()
+    package.register()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_builds_trains_and_is_evaluated(name, few_digits, tmp_path):
+    standardized, tasks = FAMILIES[name]
+    opts = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SEED", "3"]
+    opts += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "0"]
+    # Untrained, so that everything that can be found is: evaluators say nothing of nothing.
+    opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
+    cfg = load_config(f"Digits/{name}.yaml", [*opts, "OUTPUT_DIR", str(tmp_path / "out")])
+    (tmp_path / "out").mkdir()
+    trainer = Trainer(cfg)
+    rows = StandardizationReport.of(trainer.model).rows
+    assert {r.part: r.standardized for r in rows if r.standardized} == standardized
+    assert all(r.standardized == r.normalized for r in rows)
+
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    moved = [n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])]
+    assert len(moved) > 0.9 * len(before)
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert set(trainer._last_eval_results) == tasks
+
+    picture = torch.randint(0, 255, (3, 64, 96), generator=torch.Generator().manual_seed(0))
+    inputs = [{"image": picture.float(), "height": 64, "width": 96}]
+    model = trainer.model.eval()
+    with torch.no_grad():
+        [found], [folded] = model(inputs), fold(model)(inputs)
+    assert found.keys() == folded.keys()
+    for key, value in found.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, folded[key])
+        elif key == "instances":
+            assert torch.equal(value.scores, folded[key].scores)
+
+
+@pytest.mark.parametrize("cls", [DeformConv, ModulatedDeformConv])
+def test_a_deformable_convolution_uses_the_standardized_weight(cls):
+    """Where nothing is displaced it is an ordinary convolution."""
+    torch.manual_seed(0)
+    conv = cls(4, 6, kernel_size=3, padding=1).double()
+    assert make_standardized(conv, _CLASSES) == ""
+    x, offset = torch.randn(2, 4, 7, 7).double(), torch.zeros(2, 18, 7, 7).double()
+    mask = [torch.ones(2, 9, 7, 7).double()] if cls is ModulatedDeformConv else []
+    found = conv(x, offset, *mask)
+    expected = torch.nn.functional.conv2d(x, standardize_weight(conv.weight), padding=1)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    assert torch.isfinite(conv.weight.grad).all()
+    empty = conv(x[:0], offset[:0], *(m[:0] for m in mask))
+    assert empty.shape == (0, 6, 7, 7)
+
+
+def test_digits_knows_what_each_family_needs():
+    assert digits.NUM_TRAIN == 1200
+    for split in ("train", "val"):
+        keypoints = MetadataCatalog.get(f"digits_{split}").keypoint_names
+        assert keypoints == ["top", "bottom", "left", "right"]
+        assert len(MetadataCatalog.get(f"digits_sem_seg_{split}").stuff_classes) == 11
+        assert len(MetadataCatalog.get(f"digits_panoptic_{split}").stuff_classes) == 2
