@@ -31,7 +31,6 @@ def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
             f"MODEL.WS.META_ARCHITECTURE is {name!r}, which is not a meta-architecture that can be "
             f"standardized. Registered are: {', '.join(known)}."
         )
-    model = META_ARCH_REGISTRY.get(name)(cfg)
-    standardize(model, cfg.MODEL.WS.PARTS)
+    model = standardize(META_ARCH_REGISTRY.get(name)(cfg), cfg.MODEL.WS.PARTS)
     logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
     return model

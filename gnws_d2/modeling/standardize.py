@@ -23,7 +23,7 @@ _CLASSES = {
 }
 
 
-def standardize(model: nn.Module, parts: Sequence[str]) -> None:
+def standardize(model: nn.Module, parts: Sequence[str]) -> nn.Module:
     """Give every normalized convolution of ``parts`` a standardized weight, in place.
 
     A convolution is normalized when Detectron2 built it with a norm (``Conv2d(norm=...)``), or when
@@ -34,6 +34,9 @@ def standardize(model: nn.Module, parts: Sequence[str]) -> None:
     Args:
         model: any Detectron2 model, or a backbone alone.
         parts: names of parts, see :func:`part_of`.
+
+    Returns:
+        ``model``, so that a LazyConfig can say ``LazyCall(standardize)(model=..., parts=[...])``.
 
     Raises:
         ConfigError: the model has no such part, or the part has no normalized convolution, or one
@@ -63,6 +66,7 @@ def standardize(model: nn.Module, parts: Sequence[str]) -> None:
                     f"MODEL.WS.PARTS names {part!r}, but {name} of this part cannot be "
                     f"standardized: {reason}. Remove {part!r}."
                 )
+    return model
 
 
 def part_of(name: str) -> str:

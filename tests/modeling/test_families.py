@@ -1,13 +1,20 @@
 """Every kind of model is standardized by the same mechanism: it builds, trains and is evaluated."""
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.layers import DeformConv, ModulatedDeformConv
+from detectron2.modeling import build_model
 
 from gnws_d2 import StandardizationReport, load_config
+from gnws_d2.config_files import get_config_file
 from gnws_d2.data import digits
 from gnws_d2.engine import Trainer
 from gnws_d2.layers import fold, standardize_weight
@@ -121,3 +128,43 @@ def test_digits_knows_what_each_family_needs():
         assert keypoints == ["top", "bottom", "left", "right"]
         assert len(MetadataCatalog.get(f"digits_sem_seg_{split}").stuff_classes) == 11
         assert len(MetadataCatalog.get(f"digits_panoptic_{split}").stuff_classes) == 2
+
+
+TRAIN_NET = Path(__file__).parents[2] / "projects" / "Detection" / "lazyconfig_train_net.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcos", "mask_rcnn"])
+def test_a_lazy_config_trains_is_evaluated_and_resumes(name, few_digits, tmp_path):
+    words = [sys.executable, str(TRAIN_NET), "--config-file", f"Digits/{name}_R_18_FPN_gn_ws.py"]
+    words += ["--resume", f"train.output_dir={tmp_path / 'out'}", "train.device=cpu"]
+    words += ["dataloader.train.total_batch_size=2", "train.log_period=1"]
+    for iterations in (2, 3):
+        done = subprocess.run(
+            [*words, f"train.max_iter={iterations}"], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    lines = map(json.loads, (tmp_path / "out" / "metrics.json").read_text().splitlines())
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [0, 1, 2]
+    assert "copypaste: Task: bbox" in (tmp_path / "out" / "log.txt").read_text()
+    done = subprocess.run(
+        [*words, "--eval-only", f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_lazy_config_describes_the_same_model_as_the_yaml():
+    lazy = LazyConfig.load(get_config_file("Digits/mask_rcnn_R_18_FPN_gn_ws.py"))
+    model = instantiate(lazy.model)
+    twin = build_model(load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")).eval()
+    twin.load_state_dict(model.state_dict(), strict=True)
+    picture = torch.randint(0, 255, (3, 96, 64), generator=torch.Generator().manual_seed(0))
+    inputs = [{"image": picture.float(), "height": 96, "width": 64}]
+    for detector in (model, twin):
+        detector.roi_heads.box_predictor.test_score_thresh = 0.0
+    with torch.no_grad():
+        [a], [b] = model.eval()(inputs), twin.to(model.device)(inputs)
+    assert len(a["instances"]) and torch.equal(a["instances"].scores, b["instances"].scores)

@@ -1,0 +1,43 @@
+"""The model of mask_rcnn_R_18_FPN_gn_ws.yaml as a LazyConfig."""
+
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+
+from gnws_d2 import standardize
+
+from .lazy_common import (  # noqa: F401
+    dataloader,
+    detectron2_model,
+    lr_multiplier,
+    optimizer,
+    pixel_mean,
+    pixel_std,
+    train,
+)
+
+plain = detectron2_model("mask_rcnn_fpn")
+plain.pixel_mean, plain.pixel_std, plain.input_format = pixel_mean, pixel_std, "RGB"
+plain.backbone.bottom_up.stem.norm = "GN"
+stages = plain.backbone.bottom_up.stages
+stages.depth, stages.norm = 18, "GN"
+del stages.stride_in_1x1  # of bottleneck blocks
+plain.backbone.bottom_up.freeze_at = 0
+plain.backbone.out_channels, plain.backbone.norm = 64, "GN"
+
+rpn = plain.proposal_generator
+rpn.head.in_channels = 64
+rpn.anchor_generator.sizes = [[16], [32], [64], [96], [128]]
+rpn.pre_nms_topk, rpn.post_nms_topk = (200, 100), (200, 50)
+
+heads = plain.roi_heads
+heads.num_classes, heads.batch_size_per_image, heads.positive_fraction = 10, 32, 0.5
+heads.box_pooler.sampling_ratio = heads.mask_pooler.sampling_ratio = 1
+heads.box_head.input_shape = ShapeSpec(channels=64, height=7, width=7)
+heads.box_head.conv_dims, heads.box_head.conv_norm = [64, 64], "GN"
+heads.box_head.fc_dims = [256]
+heads.box_predictor.input_shape = ShapeSpec(channels=256)
+heads.mask_head.input_shape = ShapeSpec(channels=64, height=14, width=14)
+heads.mask_head.conv_dims, heads.mask_head.conv_norm = [64, 64, 64], "GN"
+
+model = L(standardize)(model=plain, parts=["stem", "backbone", "fpn", "box_head", "mask_head"])
+train.output_dir = "./output/digits_lazy_mask_rcnn"

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Train or evaluate a model described by a LazyConfig, Detectron2's configs in Python.
+
+    lazyconfig_train_net.py --config-file Digits/fcos_R_18_FPN_gn_ws.py
+    lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=model_final.pth
+    lazyconfig_train_net.py --config-file ... --num-gpus 2 dataloader.train.total_batch_size=8
+
+The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
+lr_multiplier and train. Overrides are written key=value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import (
+    AMPTrainer,
+    SimpleTrainer,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+    hooks,
+)
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from gnws_d2 import StandardizationReport
+from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.config_files import resolve_config_file
+from gnws_d2.engine import launch
+
+
+def build(cfg: Any) -> nn.Module:
+    """The model of ``cfg`` on its device, wrapped for the processes there are."""
+    model = instantiate(cfg.model).to(cfg.train.device)
+    logging.getLogger("gnws_d2").info(
+        "Weight Standardization by part:\n%s", StandardizationReport.of(model)
+    )
+    options = dict(cfg.train.get("ddp", {}))
+    if torch.device(cfg.train.device).type == "cpu":
+        options["device_ids"] = None  # DistributedDataParallel refuses others for the CPU
+    return create_ddp_model(model, **options)
+
+
+def test(cfg: Any, model: nn.Module) -> dict[str, Any]:
+    loader = instantiate(cfg.dataloader.test)
+    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    print_csv_format(results)
+    return results
+
+
+def train(cfg: Any, resume: bool) -> None:
+    model = build(cfg)
+    cfg.optimizer.params.model = model
+    kind = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
+    loader = instantiate(cfg.dataloader.train)
+    trainer = kind(model, loader, instantiate(cfg.optimizer))
+    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    train_hooks = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.EvalHook(cfg.train.eval_period, lambda: test(cfg, model)),
+    ]
+    if comm.is_main_process():
+        train_hooks.insert(2, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
+    trainer.register_hooks(train_hooks)
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    resumed = resume and checkpointer.has_checkpoint()
+    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+
+
+def main(args: argparse.Namespace) -> None:
+    args.config_file = resolve_config_file(args.config_file)
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="gnws_d2")
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = build(cfg)
+        Checkpointer(model).load(cfg.train.init_checkpoint)
+        test(cfg, model)
+    else:
+        train(cfg, args.resume)
+
+
+if __name__ == "__main__":
+    launch(main, default_argument_parser(__doc__).parse_args())
