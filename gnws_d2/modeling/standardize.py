@@ -11,7 +11,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..config import ConfigError
-from ..layers import WSConv2d
+from ..layers import BatchChannelNorm2d, WSConv2d
 
 
 def standardize(model: nn.Module, parts: Sequence[str]) -> None:
@@ -122,7 +122,7 @@ class PartReport:
 
 
 def _report_part(part: str, convs: Sequence[nn.Conv2d]) -> PartReport:
-    norms = [type(_norm(conv)).__name__ for conv in convs if _norm(conv) is not None]
+    norms = [_name(norm) for norm in map(_norm, convs) if norm is not None]
     return PartReport(
         part=part,
         convolutions=len(convs),
@@ -130,3 +130,9 @@ def _report_part(part: str, convs: Sequence[nn.Conv2d]) -> PartReport:
         normalized=len(norms),
         norms=tuple(dict.fromkeys(norms)),
     )
+
+
+def _name(norm: nn.Module) -> str:
+    if isinstance(norm, BatchChannelNorm2d):
+        return f"{type(norm).__name__} ({type(norm.bn).__name__})"
+    return type(norm).__name__
