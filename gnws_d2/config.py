@@ -15,15 +15,17 @@ from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.projects.point_rend import add_pointrend_config
 
 from .config_files import resolve_config_file
+from .norms import BCN_NORMS
 
 logger = logging.getLogger(__name__)
 
 META_ARCHITECTURE = "WeightStandardizedModel"
 
-# Those of detectron2.layers.get_norm, whose own message for any other is a bare KeyError.
+# Those of detectron2.layers.get_norm, whose own message for any other is a bare KeyError, and ours.
 NORMS = (
     *("", "BN", "SyncBN", "FrozenBN", "GN", "LN"),
     *("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"),
+    *BCN_NORMS,
 )
 
 
@@ -42,6 +44,15 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # rpn, box_head, mask_head, ... (each model names its own; the build log lists them).
     # The norm itself is chosen by Detectron2's NORM key of the same part.
     cfg.MODEL.WS.PARTS = []
+    # Batch-Channel Normalization, where a NORM key is "BCN" (statistics of the batch), "EstBCN"
+    # (running estimates, for one or two pictures a process), "SyncBCN" or "SyncEstBCN" (those of
+    # all processes). MODEL.META_ARCHITECTURE is then "WeightStandardizedModel".
+    cfg.MODEL.BCN = CfgNode()
+    # The fraction of the way that the estimates move to the statistics of the batch at each step,
+    # at most 1. 0 is unset; training with estimates then refuses to start.
+    cfg.MODEL.BCN.MOVING_SPEED = 0.0
+    # "lr": the speed falls with the learning rate, without its warm-up. "constant": it stays.
+    cfg.MODEL.BCN.SCHEDULE = "lr"
     # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
     # and masks at their initial values, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
@@ -112,16 +123,38 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             f'INPUT.RESIZE_TEST is {cfg.INPUT.RESIZE_TEST!r}. Set it to "pil" or "cv2".'
         )
+    _check_bcn(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
         if norm not in NORMS:
             raise ConfigError(
-                f"{key} is {norm!r}, which is not a norm of Detectron2. Use one of "
-                f"{', '.join(repr(n) for n in NORMS)}."
+                f"{key} is {norm!r}, which is not a norm of Detectron2 or of this package. Use one "
+                f"of {', '.join(repr(n) for n in NORMS)}."
             )
-        if norm == "GN" and channels % 32:
+        if norm in ("GN", *BCN_NORMS) and channels % 32:
             raise ConfigError(
-                f"{key} is 'GN', which has 32 groups, but {channels_key} is {channels}, not a "
+                f"{key} is {norm!r}, which has 32 groups, but {channels_key} is {channels}, not a "
                 f"multiple of 32. Change {channels_key}, or choose another norm for this part."
+            )
+
+
+def _check_bcn(cfg: CfgNode) -> None:
+    bcn = cfg.MODEL.BCN
+    if not 0 <= bcn.MOVING_SPEED <= 1:
+        raise ConfigError(
+            f"MODEL.BCN.MOVING_SPEED is {bcn.MOVING_SPEED}, but it is a fraction of the way. Set "
+            "it to more than 0 and at most 1, or to 0 where no norm has estimates."
+        )
+    if bcn.SCHEDULE not in ("lr", "constant"):
+        raise ConfigError(f'MODEL.BCN.SCHEDULE is {bcn.SCHEDULE!r}. Set it to "lr" or "constant".')
+    if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
+        return
+    for key, value in _leaves(cfg.MODEL, "MODEL."):
+        if key.endswith(".NORM") and value in BCN_NORMS:
+            raise ConfigError(
+                f"{key} is {value!r}, but MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE!r}, which knows the norms of Detectron2 alone. Set "
+                f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE "
+                f"to {cfg.MODEL.META_ARCHITECTURE!r}, or choose another norm."
             )
 
 

@@ -65,6 +65,25 @@ BAD = {
         ["MODEL.ROI_MASK_HEAD.CONV_DIM", "100"],
         ["MODEL.ROI_MASK_HEAD.NORM", "MODEL.ROI_MASK_HEAD.CONV_DIM", "100"],
     ),
+    "BCN on 48 channels": (
+        ["MODEL.FPN.NORM", "EstBCN", "MODEL.FPN.OUT_CHANNELS", "48"],
+        ["MODEL.FPN.NORM", "'EstBCN'", "MODEL.FPN.OUT_CHANNELS", "48", "multiple of 32"],
+    ),
+    "BCN in a model of Detectron2 alone": (
+        [
+            *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.WS.PARTS", "[]"),
+            *("MODEL.RETINANET.NORM", "BCN"),
+        ],
+        ["MODEL.RETINANET.NORM", "'BCN'", "MODEL.WS.META_ARCHITECTURE to 'RetinaNet'"],
+    ),
+    "a moving speed beyond the batch": (
+        ["MODEL.BCN.MOVING_SPEED", "1.5"],
+        ["MODEL.BCN.MOVING_SPEED", "1.5", "at most 1"],
+    ),
+    "a schedule that does not exist": (
+        ["MODEL.BCN.SCHEDULE", "cosine"],
+        ["MODEL.BCN.SCHEDULE", "'cosine'", "constant"],
+    ),
     "a norm that does not exist": (
         ["MODEL.FPN.NORM", "GroupNorm"],
         ["MODEL.FPN.NORM", "'GroupNorm'", "'GN'"],

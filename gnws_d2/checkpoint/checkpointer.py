@@ -100,7 +100,11 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         file = self._loading
         tensors = _tensors(checkpoint["model"], file)
-        expected = {name: tuple(t.shape) for name, t in self.model.state_dict().items()}
+        expected = {
+            name: tuple(t.shape)
+            for name, t in self.model.state_dict().items()
+            if not _is_of_config(name)
+        }
         asked = "?" in file
         if checkpoint.get("matching_heuristics") and (asked or KEY not in checkpoint):
             return super()._load_model(checkpoint)
@@ -210,11 +214,21 @@ def _tensors(tensors: Any, file: str) -> Tensors:
         raise CheckpointError(f"{file} holds no state dict, a dict of names and tensors.")
     # Changed in place: the state dict may carry the versions of its modules.
     for name in list(tensors):
-        if name in ("pixel_mean", "pixel_std") or "anchor_generator.cell_anchors" in name:
-            del tensors[name]  # of the config, and saved no more
+        if _is_of_config(name):
+            del tensors[name]
         elif name.startswith("module."):
             tensors[name.removeprefix("module.")] = tensors.pop(name)
     return tensors
+
+
+def _is_of_config(name: str) -> bool:
+    """Whether a model has this tensor from its config, whatever a file says: what Detectron2 saves
+    no more, and the moving speed, which training sets and frozen layers lack."""
+    return (
+        name in ("pixel_mean", "pixel_std")
+        or "anchor_generator.cell_anchors" in name
+        or name.endswith(".estbn_moving_speed")
+    )
 
 
 def _backbone_prefix(expected: Shapes) -> str:

@@ -207,7 +207,7 @@ def _packaged(state_dict: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Sha
     classes = None if bare else _num_classes(state_dict)
     for name in config_names():
         # One config of each set of shapes; all others have the shapes of one of these.
-        if not re.search(r"_gn_ws(_1x|_2x|)\.yaml$", name):
+        if not re.search(r"/(faster|mask)_rcnn_\w+_FPN_gn_ws(_1x|_2x|)\.yaml$", name):
             continue
         if deep == ("_101_" in name) and (bare or masks == ("mask_rcnn" in name)):
             yield name, _relevant(_packaged_shapes(name, classes), state_dict)

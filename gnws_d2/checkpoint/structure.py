@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..config import META_ARCHITECTURE
+from ..norms import with_norm_layers
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,7 +30,7 @@ def shapes_of(cfg: CfgNode) -> Shapes:
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.WS.META_ARCHITECTURE
         cfg.MODEL.WS.PARTS = []
     with torch.device("meta"):
-        model = build_model(cfg)
+        model = build_model(with_norm_layers(cfg))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -20,7 +20,9 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..data.errors import NamingMapper, dataset_errors
 from ..data.resize import build_test_augmentation
+from ..layers import EstimatedBatchNorm2d
 from .evaluators import build_evaluator
+from .moving_speed import MovingSpeed
 from .nonfinite import first_nonfinite_module
 from .resume import IterationSeed, ResumableLoader
 
@@ -50,7 +52,9 @@ class Trainer(DefaultTrainer):
             self.model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self)
         )
         self._iteration_seed = IterationSeed(self.cfg.SEED)
-        return [self._iteration_seed, *super().build_hooks()]
+        estimated = [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]
+        moving_speed = [MovingSpeed(self.cfg, estimated)] if estimated else []
+        return [self._iteration_seed, *moving_speed, *super().build_hooks()]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> ResumableLoader:

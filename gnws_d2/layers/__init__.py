@@ -1,7 +1,9 @@
 """The mathematics, on torch alone: importable without Detectron2."""
 
+from .batch_channel_norm import BatchChannelNorm2d, EstimatedBatchNorm2d
 from .convert import ConversionReport, convert
 from .fold import fold
+from .sync_batch_norm import SyncBatchNorm2d
 from .weight_standardization import standardize_weight
 from .ws_conv import (
     StandardizedConv,
@@ -14,8 +16,11 @@ from .ws_conv import (
 )
 
 __all__ = [
+    "BatchChannelNorm2d",
     "ConversionReport",
+    "EstimatedBatchNorm2d",
     "StandardizedConv",
+    "SyncBatchNorm2d",
     "WSConv1d",
     "WSConv2d",
     "WSConv3d",

@@ -114,6 +114,8 @@ def convert(
     normed = followed_by_norm(converted)
     after_convolution = set(normed.values())
     for parent_name, parent in list(converted.named_modules()):
+        if isinstance(parent, nn.GroupNorm):
+            continue  # BatchChannelNorm2d, which has a batch normalization within
         for child_name, child in list(parent.named_children()):
             name = f"{parent_name}.{child_name}" if parent_name else child_name
             kind = type(child).__name__

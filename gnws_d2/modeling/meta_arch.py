@@ -9,6 +9,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ..config import META_ARCHITECTURE, ConfigError, check_config
+from ..norms import with_norm_layers
 from .standardize import StandardizationReport, standardize
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
             f"MODEL.WS.META_ARCHITECTURE is {name!r}, which is not a meta-architecture that can be "
             f"standardized. Registered are: {', '.join(known)}."
         )
-    model = standardize(META_ARCH_REGISTRY.get(name)(cfg), cfg.MODEL.WS.PARTS)
+    model = META_ARCH_REGISTRY.get(name)(with_norm_layers(cfg))
+    standardize(model, cfg.MODEL.WS.PARTS)
     logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
     return model

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..config import ConfigError
-from ..layers import StandardizedConv, WSConv2d
+from ..layers import BatchChannelNorm2d, StandardizedConv, WSConv2d
 from ..layers.convert import CONVOLUTIONS, STANDARDIZED, followed_by_norm, make_standardized
 from .deform_conv import WSDeformConv, WSModulatedDeformConv
 
@@ -135,7 +135,7 @@ class PartReport:
 def _report_part(
     part: str, convs: Sequence[nn.Module], normed: dict[nn.Module, nn.Module]
 ) -> PartReport:
-    norms = [type(normed[conv]).__name__ for conv in convs if conv in normed]
+    norms = [_name(normed[conv]) for conv in convs if conv in normed]
     return PartReport(
         part=part,
         convolutions=len(convs),
@@ -143,3 +143,9 @@ def _report_part(
         normalized=len(norms),
         norms=tuple(dict.fromkeys(norms)),
     )
+
+
+def _name(norm: nn.Module) -> str:
+    if isinstance(norm, BatchChannelNorm2d):
+        return f"{type(norm).__name__} ({type(norm.bn).__name__})"
+    return type(norm).__name__

@@ -1,0 +1,327 @@
+"""The layers against float64 formulas written here step by step, and their edge cases."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, SyncBatchNorm2d
+
+EPS = 1e-5
+KINDS = {
+    "batch": dict(),
+    "batch, sync": dict(sync=True),
+    "estimate": dict(estimate=True),
+    "estimate, sync": dict(estimate=True, sync=True),
+}
+
+
+class Reference:
+    """Both normalizations of the reference, channel by channel and group by group, in NumPy."""
+
+    def __init__(self, layer: BatchChannelNorm2d, estimate: bool) -> None:
+        values = {k: v.double().numpy().copy() for k, v in layer.state_dict().items()}
+        self.group_weight, self.group_bias = values["weight"].ravel(), values["bias"].ravel()
+        self.weight, self.bias = values["bn.weight"], values["bn.bias"]
+        self.mean, self.var = values["bn.running_mean"], values["bn.running_var"]
+        self.estimate = estimate
+
+    def __call__(self, x: np.ndarray, speed: float | None) -> np.ndarray:
+        """A step in training, or in evaluation where ``speed`` is None."""
+        out = np.empty_like(x)
+        for c in range(x.shape[1]):
+            values = x[:, c]
+            m, v = values.sum() / values.size, None
+            if speed is not None and self.estimate:
+                around_old = ((values - self.mean[c]) ** 2).sum() / values.size
+                self.mean[c] = (1 - speed) * self.mean[c] + speed * m
+                self.var[c] = (1 - speed) * self.var[c] + speed * around_old
+                m, v = self.mean[c], self.var[c]
+            elif speed is not None:
+                v = ((values - m) ** 2).sum() / values.size
+                unbiased = v * values.size / (values.size - 1)
+                self.mean[c] = 0.9 * self.mean[c] + 0.1 * m
+                self.var[c] = 0.9 * self.var[c] + 0.1 * unbiased
+            else:
+                m, v = self.mean[c], self.var[c]
+            out[:, c] = self.weight[c] * (values - m) / np.sqrt(v + EPS) + self.bias[c]
+        size = x.shape[1] // self.group_weight.size
+        for n in range(x.shape[0]):
+            for g, (weight, bias) in enumerate(
+                zip(self.group_weight, self.group_bias, strict=True)
+            ):
+                values = out[n, g * size : (g + 1) * size]
+                centered = values - values.mean()
+                std = np.sqrt((centered**2).mean() + EPS)
+                out[n, g * size : (g + 1) * size] = weight * centered / std + bias
+        return out
+
+
+def make(kind: str = "estimate", channels: int = 8, groups: int = 4) -> BatchChannelNorm2d:
+    """A layer in training whose parameters are not those of the start, with a moving speed."""
+    generator = torch.Generator().manual_seed(0)
+    layer = BatchChannelNorm2d(channels, groups, **KINDS[kind])
+    for parameter in layer.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator) / 4
+    if isinstance(layer.bn, EstimatedBatchNorm2d):
+        layer.bn.moving_speed = 0.1
+    return layer
+
+
+def pictures(step: int, *size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    scale = torch.arange(1, size[1] + 1, dtype=dtype).view(1, -1, 1, 1)
+    return torch.randn(size, generator=generator, dtype=dtype) * scale + scale.flip(1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_steps_and_then_evaluation(kind, dtype, tolerance):
+    layer = make(kind).to(dtype)
+    reference = Reference(layer, "estimate" in kind)
+    for step in range(60):
+        speed = 0.2 * 0.97**step
+        if isinstance(layer.bn, EstimatedBatchNorm2d):
+            layer.bn.moving_speed = speed
+            speed = layer.bn.moving_speed  # as its float32 or float64 holds it
+        x = pictures(step, 1 + step % 3, 8, 3 + step % 4, 5, dtype=dtype)
+        expected = reference(x.double().numpy(), speed)
+        np.testing.assert_allclose(layer(x).detach().numpy(), expected, tolerance, tolerance)
+    np.testing.assert_allclose(layer.bn.running_mean, reference.mean, tolerance, tolerance)
+    np.testing.assert_allclose(layer.bn.running_var, reference.var, tolerance, tolerance)
+    layer.eval()
+    before = copy.deepcopy(layer.state_dict())
+    x = pictures(99, 2, 8, 6, 5, dtype=dtype)
+    expected = reference(x.double().numpy(), None)
+    np.testing.assert_allclose(layer(x).detach().numpy(), expected, tolerance, tolerance)
+    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+
+
+def test_names_shapes_and_initial_values_are_the_reference_s():
+    affine = {"weight": (torch.ones, (1, 32, 1)), "bias": (torch.zeros, (1, 32, 1))}
+    batch = {
+        "bn.weight": (torch.ones, (64,)),
+        "bn.bias": (torch.zeros, (64,)),
+        "bn.running_mean": (torch.zeros, (64,)),
+        "bn.running_var": (torch.ones, (64,)),
+        "bn.num_batches_tracked": (torch.zeros, ()),
+    }
+    speed = {"bn.estbn_moving_speed": (torch.zeros, (1,))}
+    for options, expected in (
+        (dict(), {**affine, **batch}),
+        (dict(estimate=True), {**affine, **batch, **speed}),
+    ):
+        state = BatchChannelNorm2d(64, **options).state_dict()
+        assert list(state) == list(expected)
+        for name, (fill, shape) in expected.items():
+            assert torch.equal(state[name], fill(shape, dtype=state[name].dtype)), name
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", ["batch", "estimate"])
+def test_gradients_by_finite_differences(kind, training):
+    layer = make(kind, channels=4, groups=2).double()
+    layer(pictures(0, 2, 4, 3, 3))
+    layer.train(training)
+    if training and kind == "estimate":
+        # The estimates of a step, held: they are constants to the gradient.
+        layer.bn.estbn_moving_speed.zero_()
+    x = pictures(1, 2, 4, 3, 2).requires_grad_()
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def function(x, *values):
+        state = dict(zip(names, values, strict=True))
+        buffers = {k: v.clone() for k, v in layer.named_buffers()}
+        return torch.func.functional_call(layer, (state, buffers), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *values))
+
+
+def test_the_gradient_of_a_step_is_that_of_its_new_estimates():
+    layer = make().double()
+    twin = copy.deepcopy(layer)
+    grads = []
+    for each in (layer, twin):
+        x = pictures(0, 2, 8, 4, 4).requires_grad_()
+        if each is twin:
+            twin.load_state_dict(layer.state_dict())
+            twin.eval()
+        (each(x) ** 3).sum().backward()
+        grads.append([x.grad, *(p.grad for p in each.parameters())])
+    for trained, evaluated in zip(*grads, strict=True):
+        torch.testing.assert_close(trained, evaluated, rtol=1e-12, atol=1e-12)
+
+
+def test_used_twice_before_backward():
+    """As in a head that all levels share: the estimates move in between."""
+    layer = make().double()
+    x = pictures(0, 2, 8, 4, 4).requires_grad_()
+    (layer(x) * layer(x[:1])).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_statistics_in_float32(dtype):
+    half, single = make(), make()
+    for step in range(5):
+        # Far from 0: sums in half precision would be off by more than the spread.
+        x = (pictures(step, 2, 8, 16, 16, dtype=torch.float32) + 100).to(dtype)
+        out = half(x)
+        assert out.dtype == dtype and out.isfinite().all()
+        single(x.float())
+    for name in ("running_mean", "running_var"):
+        assert getattr(half.bn, name).dtype == torch.float32
+        assert torch.equal(getattr(half.bn, name), getattr(single.bn, name))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast(kind):
+    conv, layer = nn.Conv2d(3, 8, 3), make(kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(conv(torch.randn(2, 3, 8, 8)))
+    expected = make(kind)(conv(torch.randn(2, 3, 8, 8)))
+    assert out.shape == expected.shape and out.isfinite().all()
+    out.float().square().sum().backward()
+    grads = [p.grad for p in (*conv.parameters(), *layer.parameters())]
+    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+    assert layer.bn.running_var.dtype == torch.float32
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_changes_no_statistics(kind, training):
+    layer = make(kind).train(training)
+    x = torch.zeros(0, 8, 5, 5, requires_grad=True)
+    out = layer(x)
+    assert out.shape == x.shape
+    out.sum().backward()
+    assert all((p.grad == 0).all() for p in layer.parameters())
+    assert (layer.bn.running_mean == 0).all() and (layer.bn.running_var == 1).all()
+
+
+def test_one_value_a_group_becomes_the_bias():
+    layer = make("estimate", channels=4, groups=4)
+    out = layer.double()(pictures(0, 1, 4, 1, 1))
+    torch.testing.assert_close(out, layer.bias.view(1, 4, 1, 1), rtol=1e-9, atol=1e-9)
+
+
+def test_training_without_a_moving_speed_is_refused_with_the_cure():
+    layer = BatchChannelNorm2d(32, estimate=True)
+    x = torch.randn(1, 32, 4, 4)
+    layer.eval()(x)
+    with pytest.raises(RuntimeError, match=r"moving_speed.*unset.*MODEL\.BCN\.MOVING_SPEED"):
+        layer.train()(x)
+    layer.bn.moving_speed = 0.5
+    layer(x)
+    layer.bn.moving_speed = 0
+    with pytest.raises(RuntimeError, match="moving_speed"):
+        layer(x)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_a_moving_speed_that_is_no_fraction_is_refused(value):
+    with pytest.raises(ValueError, match=f"moving_speed is {value}.*at most 1"):
+        EstimatedBatchNorm2d(4).moving_speed = value
+
+
+def test_channels_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"32 groups.*num_channels is 48.*multiple of 32"):
+        BatchChannelNorm2d(48)
+
+
+def test_the_moving_speed_is_saved_loaded_and_copied():
+    layer = make()
+    loaded = BatchChannelNorm2d(8, 4, estimate=True)
+    loaded.load_state_dict(layer.state_dict())
+    x = pictures(0, 2, 8, 4, 4, dtype=torch.float32)
+    copied, expected = copy.deepcopy(layer), layer(x)
+    for other in (loaded, copied):
+        assert other.bn.moving_speed == layer.bn.moving_speed
+        assert torch.equal(other(x), expected)
+        assert torch.equal(other.bn.running_var, layer.bn.running_var)
+    copied.bn.moving_speed = 0.7
+    assert layer.bn.moving_speed == pytest.approx(0.1)
+    loaded.load_state_dict(BatchChannelNorm2d(8, 4, estimate=True).state_dict())
+    with pytest.raises(RuntimeError, match="unset"):
+        loaded(x)
+
+
+@pytest.mark.parametrize("kind", ["batch", "estimate"])
+def test_compiled_traced_and_exported_for_inference(kind):
+    layer = make(kind)
+    layer(pictures(0, 2, 8, 4, 4, dtype=torch.float32))
+    layer.eval()
+    x = pictures(1, 2, 8, 5, 6, dtype=torch.float32)
+    expected = layer(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    traced = torch.jit.trace(layer, torch.zeros(1, 8, 3, 3))
+    exported = torch.export.export(layer, (x,)).module()
+    for other in (compiled, traced, exported):
+        torch.testing.assert_close(other(x), expected)
+
+
+def test_a_schedule_does_not_compile_a_training_layer_again():
+    layer, plain = make(), make()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter)
+    for step in range(12):
+        layer.bn.moving_speed = plain.bn.moving_speed = 0.5 / (step + 1)
+        x = pictures(step, 2, 8, 4, 4, dtype=torch.float32)
+        torch.testing.assert_close(compiled(x), plain(x))
+    torch.testing.assert_close(layer.bn.running_var, plain.bn.running_var)
+    assert counter.frame_count == 1
+
+
+def test_sync_without_other_processes_is_batch_normalization():
+    x = pictures(0, 3, 4, 5, 5)
+    sync, plain = SyncBatchNorm2d(4).double(), nn.BatchNorm2d(4).double()
+    assert torch.equal(sync(x), plain(x))
+    assert list(sync.state_dict()) == list(plain.state_dict())
+
+
+def shards(step: int) -> list[torch.Tensor]:
+    """What each of two processes has: pictures of two sizes, of unequal number, or none."""
+    x = pictures(step, 4, 8, 4, 6)
+    return [[x[:2], x[2:]], [x[:1], x[1:]], [x, x[:0]], [x[:0], x[:0]]][step % 4]
+
+
+def steps(layer: BatchChannelNorm2d, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Output and the gradients at the pictures and the parameters of each step."""
+    seen = []
+    for batch in batches:
+        x = batch.clone().requires_grad_()
+        layer.zero_grad()
+        out = layer(x)
+        (out**3 + out).sum().backward()
+        seen += [out.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())]
+    return seen
+
+
+def run_process(rank: int, folder: str, kind: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    layer = make(kind).double()
+    seen = steps(layer, [shards(step)[rank] for step in range(8)])
+    torch.save((seen, layer.state_dict()), f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["batch, sync", "estimate, sync"])
+def test_two_processes_are_one_with_both_their_batches(tmp_path, kind):
+    mp.spawn(run_process, (str(tmp_path), kind), nprocs=2)
+    (first, state), (second, other) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    layer = make(kind.split(",")[0]).double()
+    expected = steps(layer, [torch.cat(shards(step)) for step in range(8)])
+    parameters = len(list(layer.parameters()))
+    for i, value in enumerate(expected):
+        of_pictures = i % (2 + parameters) < 2  # the others are sums over the pictures
+        whole = torch.cat([first[i], second[i]]) if of_pictures else first[i] + second[i]
+        torch.testing.assert_close(whole, value, rtol=1e-10, atol=1e-10)
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(state[name], value, rtol=1e-12, atol=1e-12)
+        assert torch.equal(state[name], other[name])
