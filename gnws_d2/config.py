@@ -59,6 +59,20 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # How pictures are resized for evaluation: "pil", Detectron2's way and that of training, or
     # "cv2", the way of MMDetection, with which the published AP was measured.
     cfg.INPUT.RESIZE_TEST = "pil"
+    # Stages of a ResNet, of "res2" to "res5", that keep only the inputs of their blocks for
+    # backward and compute the rest a second time: less memory, more time, the same gradients.
+    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = []
+    # Each optimizer step runs its IMS_PER_BATCH images as this many micro-batches, one after the
+    # other, in the memory of one. Above 1, the batch is that of the config on any number of
+    # processes: REFERENCE_WORLD_SIZE does not scale it.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # "batch": the losses and gradients are those of a process's whole batch, up to rounding, for
+    # one more forward of backbone and RPN. "micro_batch": each micro-batch is padded, sampled and
+    # divided by its own counts, and the mean is taken, as over GPUs with a micro-batch each.
+    cfg.SOLVER.ACCUMULATION_NORMALIZER = "batch"
+    # Another IMS_PER_BATCH, to which learning rate and schedule are scaled linearly, in place of
+    # the scaling by REFERENCE_WORLD_SIZE. 0 scales to no batch.
+    cfg.SOLVER.SCALE_TO_BATCH = 0
     use_available_device(cfg)
 
 
@@ -124,6 +138,7 @@ def check_config(cfg: CfgNode) -> None:
             f'INPUT.RESIZE_TEST is {cfg.INPUT.RESIZE_TEST!r}. Set it to "pil" or "cv2".'
         )
     _check_bcn(cfg)
+    _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
         if norm not in NORMS:
             raise ConfigError(
@@ -156,6 +171,24 @@ def _check_bcn(cfg: CfgNode) -> None:
                 f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE "
                 f"to {cfg.MODEL.META_ARCHITECTURE!r}, or choose another norm."
             )
+
+
+def _check_batch(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    for key, least in (("ACCUMULATION_STEPS", 1), ("SCALE_TO_BATCH", 0)):
+        if solver[key] < least:
+            raise ConfigError(f"SOLVER.{key} is {solver[key]}. Set it to {least} or more.")
+    if solver.ACCUMULATION_NORMALIZER not in ("batch", "micro_batch"):
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_NORMALIZER is {solver.ACCUMULATION_NORMALIZER!r}. Set it to "
+            '"batch" or "micro_batch".'
+        )
+    key = "SCALE_TO_BATCH" if solver.SCALE_TO_BATCH else "IMS_PER_BATCH"
+    if solver[key] % solver.ACCUMULATION_STEPS:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_STEPS is {solver.ACCUMULATION_STEPS}, which does not divide "
+            f"SOLVER.{key}, {solver[key]}. Choose a divisor of {solver[key]}."
+        )
 
 
 def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:

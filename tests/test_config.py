@@ -88,6 +88,23 @@ BAD = {
         ["MODEL.FPN.NORM", "GroupNorm"],
         ["MODEL.FPN.NORM", "'GroupNorm'", "'GN'"],
     ),
+    "no micro-batches": (
+        ["SOLVER.ACCUMULATION_STEPS", "0"],
+        ["ACCUMULATION_STEPS is 0", "1 or more"],
+    ),
+    "micro-batches that do not divide the batch": (
+        ["SOLVER.ACCUMULATION_STEPS", "5"],
+        ["ACCUMULATION_STEPS is 5", "SOLVER.IMS_PER_BATCH, 16", "divisor of 16"],
+    ),
+    "micro-batches that do not divide the scaled batch": (
+        ["SOLVER.ACCUMULATION_STEPS", "8", "SOLVER.SCALE_TO_BATCH", "4"],
+        ["ACCUMULATION_STEPS is 8", "SOLVER.SCALE_TO_BATCH, 4"],
+    ),
+    "a batch below 0": (["SOLVER.SCALE_TO_BATCH", "-1"], ["SCALE_TO_BATCH is -1", "0 or more"]),
+    "a normalizer that does not exist": (
+        ["SOLVER.ACCUMULATION_NORMALIZER", "step"],
+        ["ACCUMULATION_NORMALIZER", "'step'", '"micro_batch"'],
+    ),
     "parts that nobody reads": (
         ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
         ["MODEL.WS.PARTS", "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"],

@@ -112,6 +112,30 @@ def test_two_processes_take_the_step_of_one_with_both_pictures(twins, tmp_path, 
     assert all(torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-5) for k in a)
 
 
+# (what to compare with, the normalizer): four micro-batches in one process, each with a mean of its
+# own, or the same two processes without micro-batches.
+TWINS_OF_TWO_PROCESSES = [
+    (["SOLVER.ACCUMULATION_STEPS", "4"], "micro_batch"),
+    (["--num-gpus=2"], "batch"),
+]
+
+
+@pytest.mark.parametrize(("twin", "normalizer"), TWINS_OF_TWO_PROCESSES)
+def test_two_processes_accumulate_two_micro_batches_each(train_net, tmp_path, twin, normalizer):
+    batch = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.ACCUMULATION_NORMALIZER", normalizer]
+    batch += [*NOTHING_DRAWN, "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.3]"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for output, options in (
+        (one, twin),
+        (two, ["--num-gpus=2", "SOLVER.ACCUMULATION_STEPS", "2"]),
+    ):
+        done = run(train_net(*batch, *options, "OUTPUT_DIR", output))
+        assert done.returncode == 0, done.stderr
+    assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
+    a, b = weights(one), weights(two)
+    assert all(torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-6) for k in a)
+
+
 def test_a_killed_run_resumes_to_the_result_of_an_unbroken_one(train_net, tmp_path):
     steps = ["SOLVER.MAX_ITER", "24", "SOLVER.CHECKPOINT_PERIOD", "6", "SOLVER.STEPS", "(15,)"]
     steps += ["DATALOADER.NUM_WORKERS", "1", "INPUT.MIN_SIZE_TRAIN", "(48, 64)"]

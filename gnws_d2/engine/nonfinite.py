@@ -9,15 +9,13 @@ import torch
 from torch import nn
 
 
-def first_nonfinite_module(
-    model: nn.Module, batch: list[dict[str, Any]], seed: Callable[[], None]
-) -> str:
-    """Run ``batch`` through ``model`` again and name the first module whose output, or else the
-    parameter, is not finite.
+def first_nonfinite_module(model: nn.Module, repeat: Callable[[], object]) -> str:
+    """Repeat the forward of a step and name the first module whose output, or else the parameter,
+    is not finite.
 
     Args:
         model: in training mode, its parameters those of the failed step.
-        seed: restores the random numbers of that step.
+        repeat: runs the model on what the step ran it on, with the same random numbers.
 
     Returns:
         A sentence for an error message.
@@ -35,9 +33,8 @@ def first_nonfinite_module(
         for name, module in model.named_modules()
     ]
     try:
-        seed()
         with torch.no_grad():
-            model(batch)
+            repeat()
     except Exception as error:  # the forward may itself refuse what is not finite
         found.append(f"{type(error).__name__}: {error}")
     finally:

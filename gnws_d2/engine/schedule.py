@@ -1,4 +1,4 @@
-"""The published schedule on another number of GPUs."""
+"""The published schedule on another number of GPUs, or with another batch."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ _SCALED = (
 
 
 def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
-    """Scale batch, learning rate and schedule from the config's reference number of processes to
-    ``world_size``, by Detectron2's own rule, and log the old values beside the new ones.
+    """Scale batch, learning rate and schedule by Detectron2's own rule, and log the old values
+    beside the new ones: to SOLVER.SCALE_TO_BATCH where that is set, and else from the config's
+    reference number of processes to ``world_size``, unless SOLVER.ACCUMULATION_STEPS makes the
+    batch of the config fit.
 
     Returns:
-        A new config; ``cfg`` itself where nothing is to be scaled.
+        A new config, which a second call returns as it is; ``cfg`` itself where nothing changes.
 
     Raises:
         ConfigError: the batch of the config does not divide among its reference processes.
     """
+    if cfg.SOLVER.SCALE_TO_BATCH or cfg.SOLVER.ACCUMULATION_STEPS > 1:
+        return _with_batch(cfg, cfg.SOLVER.SCALE_TO_BATCH or cfg.SOLVER.IMS_PER_BATCH)
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, world_size):
         return cfg
@@ -45,14 +49,36 @@ def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
             "rate and schedule exactly as given, or leave SOLVER.IMS_PER_BATCH to the scaling."
         )
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
-    rows = [(key, _get(cfg, key), _get(scaled, key)) for key in _SCALED]
-    logger.info(
-        "Schedule scaled from %d processes to %d:\n%s",
-        reference,
-        world_size,
-        tabulate(rows, ["key", "config", "this run"], tablefmt="pipe"),
-    )
+    _log(cfg, scaled, f"{reference} processes to {world_size}")
     return scaled
+
+
+def _with_batch(cfg: CfgNode, batch: int) -> CfgNode:
+    old = cfg.SOLVER.IMS_PER_BATCH
+    if (batch, 0) == (old, cfg.SOLVER.REFERENCE_WORLD_SIZE):
+        return cfg
+    # The rule knows processes alone: it is given as many as there are images.
+    scaled = DefaultTrainer.auto_scale_workers(_with_reference(cfg, old), batch)
+    # And now no longer, or Detectron2 would scale from images to processes.
+    scaled = _with_reference(scaled, 0)
+    if batch != old:
+        _log(cfg, scaled, f"a batch of {old} to {batch}")
+    return scaled
+
+
+def _with_reference(cfg: CfgNode, world_size: int) -> CfgNode:
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = world_size
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _log(cfg: CfgNode, scaled: CfgNode, change: str) -> None:
+    rows = [(key, _get(cfg, key), _get(scaled, key)) for key in _SCALED]
+    table = tabulate(rows, ["key", "config", "this run"], tablefmt="pipe")
+    logger.info("Schedule scaled from %s:\n%s", change, table)
 
 
 def _get(cfg: CfgNode, key: str) -> object:

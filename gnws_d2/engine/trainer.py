@@ -1,4 +1,5 @@
-"""Detectron2's DefaultTrainer, with evaluation, exact resuming, and data parallelism on the CPU."""
+"""Detectron2's DefaultTrainer, with evaluation, exact resuming, data parallelism on the CPU, and
+large batches in little memory."""
 
 from __future__ import annotations
 
@@ -15,24 +16,39 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import Checkpointer
 from ..data.errors import NamingMapper, dataset_errors
 from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
+from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
+from .activation_checkpointing import checkpoint_activations
 from .evaluators import build_evaluator
 from .moving_speed import MovingSpeed
 from .nonfinite import first_nonfinite_module
 from .resume import IterationSeed, ResumableLoader
+from .schedule import scale_schedule
 
 
 class Trainer(DefaultTrainer):
     """Trains, evaluates and resumes a config; see ``detectron2.engine.DefaultTrainer``."""
 
     def __init__(self, cfg: CfgNode) -> None:
+        cfg = scale_schedule(cfg, comm.get_world_size())
+        check_batch(cfg, comm.get_world_size())
         with _ddp_for(torch.device(cfg.MODEL.DEVICE)):
             super().__init__(cfg)
+        if cfg.SOLVER.ACCUMULATION_STEPS > 1:
+            kind = AccumulatingAMPTrainer if cfg.SOLVER.AMP.ENABLED else AccumulatingTrainer
+            self._trainer = kind(
+                self.model,
+                self.data_loader,
+                self.optimizer,
+                steps=cfg.SOLVER.ACCUMULATION_STEPS,
+                normalizer=cfg.SOLVER.ACCUMULATION_NORMALIZER,
+            )
 
     def train(self) -> OrderedDict | None:
         self.data_loader.seek(self._iteration_seed.seed, self.start_iter)
@@ -42,9 +58,17 @@ class Trainer(DefaultTrainer):
         try:
             super().run_step()
         except FloatingPointError as error:
-            batch = self.data_loader.last_batch
-            where = first_nonfinite_module(self.model, batch, self._iteration_seed.before_step)
+            where = first_nonfinite_module(self.model, self._repeat_forward)
             raise FloatingPointError(f"{error}\n{where}") from error
+
+    def _repeat_forward(self) -> None:
+        self._iteration_seed.before_step()
+        batch = self.data_loader.last_batch
+        if isinstance(self._trainer, AccumulatingTrainer):
+            for _ in self._trainer.forwards(batch):
+                pass
+        else:
+            self.model(batch)
 
     def build_hooks(self) -> list[HookBase | None]:
         # Here, because DefaultTrainer.__init__ hands its own checkpointer to the hooks it builds.
@@ -55,6 +79,13 @@ class Trainer(DefaultTrainer):
         estimated = [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]
         moving_speed = [MovingSpeed(self.cfg, estimated)] if estimated else []
         return [self._iteration_seed, *moving_speed, *super().build_hooks()]
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        if stages := cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING:
+            checkpoint_activations(model, stages)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> ResumableLoader:

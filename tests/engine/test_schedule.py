@@ -1,6 +1,7 @@
-"""The schedule on fewer and on more processes than it was published for."""
+"""The schedule on fewer and on more processes than it was published for, and with another batch."""
 
 import pytest
+from detectron2.engine import DefaultTrainer
 
 from gnws_d2 import load_config
 from gnws_d2.config import ConfigError
@@ -39,3 +40,38 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_cure():
     cfg = load_config(CONFIG, ["SOLVER.IMS_PER_BATCH", "2"])
     with pytest.raises(ConfigError, match=r"IMS_PER_BATCH is 2.*REFERENCE_WORLD_SIZE 0"):
         scale_schedule(cfg, 1)
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(4, 1), (4, 2), (32, 8)])
+def test_another_batch_on_request_scales_rate_and_schedule(batch, processes):
+    cfg = load_config(CONFIG, ["SOLVER.SCALE_TO_BATCH", str(batch)])
+    scaled = scale_schedule(cfg, processes).SOLVER
+    assert scaled.IMS_PER_BATCH == batch
+    assert scaled.BASE_LR == pytest.approx(0.02 * batch / 16)
+    for key in ("MAX_ITER", "WARMUP_ITERS"):
+        assert scaled[key] * batch == cfg.SOLVER[key] * 16
+    assert [s * batch for s in scaled.STEPS] == [58_640 * 16, 80_630 * 16]
+
+
+def test_scaling_to_a_batch_is_logged_and_done_once(caplog):
+    caplog.set_level("INFO")
+    scaled = scale_schedule(load_config(CONFIG, ["SOLVER.SCALE_TO_BATCH", "4"]), 1)
+    assert "from a batch of 16 to 4" in caplog.text
+    lines = {line.split("|")[1].strip(): line for line in caplog.text.splitlines() if "|" in line}
+    assert "87960" in lines["SOLVER.MAX_ITER"] and "351840" in lines["SOLVER.MAX_ITER"]
+    assert scale_schedule(scaled, 1) is scaled
+    assert DefaultTrainer.auto_scale_workers(scaled, 1) is scaled
+
+
+@pytest.mark.parametrize(("steps", "processes"), [(8, 1), (16, 1), (4, 2)])
+def test_accumulation_keeps_the_published_batch_on_any_number_of_processes(steps, processes):
+    cfg = load_config(CONFIG, ["SOLVER.ACCUMULATION_STEPS", str(steps)])
+    kept = scale_schedule(cfg, processes)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # this alone is another: nothing is left to scale
+    assert kept == cfg
+
+
+def test_a_frozen_config_stays_frozen():
+    cfg = load_config(CONFIG, ["SOLVER.SCALE_TO_BATCH", "4"])
+    cfg.freeze()
+    assert scale_schedule(cfg, 1).is_frozen() and cfg.SOLVER.IMS_PER_BATCH == 16

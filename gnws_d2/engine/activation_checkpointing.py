@@ -1,0 +1,57 @@
+"""Activation checkpointing: memory for time, in chosen stages of a backbone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling.backbone import ResNet
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import ConfigError
+
+_KEY = "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING"
+
+
+def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
+    """Let every residual block of ``stages`` keep its input alone, and compute what is between
+    anew in backward; in place. Gradients, modules and their names stay what they are.
+
+    Args:
+        model: one whose backbone is a ResNet, with or without a pyramid on top, or such a backbone.
+        stages: of "res2" to "res5".
+
+    Raises:
+        ConfigError: the model has no such stage, or the stage has a norm that changes in a
+            forward, which a second forward would change again.
+    """
+    backbone = getattr(model, "backbone", model)
+    resnet = getattr(backbone, "bottom_up", backbone)
+    known = resnet.stage_names if isinstance(resnet, ResNet) else ()
+    for name in stages:
+        if name not in known:
+            has = f"has {', '.join(known)}" if known else f"is a {type(resnet).__name__}, no ResNet"
+            raise ConfigError(
+                f"{_KEY} names {name!r}, a stage that the backbone does not have; it {has}. "
+                f"Remove {name!r}."
+            )
+        for block in getattr(resnet, name):
+            _refuse_running_statistics(block, name)
+            # On the object and not around it: a wrapping module would add to all names. And a
+            # partial of a bound method, because a copy of the model then calls its own blocks.
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def _refuse_running_statistics(block: nn.Module, stage: str) -> None:
+    for module in block.modules():
+        if (
+            not isinstance(module, FrozenBatchNorm2d)
+            and next(module.buffers(False), None) is not None
+        ):
+            raise ConfigError(
+                f"{_KEY} names {stage!r}, which has a {type(module).__name__}; its running "
+                "statistics would be updated in the forward and again in the backward of each "
+                f'step. Remove {stage!r}, or set MODEL.RESNETS.NORM to "GN" or "FrozenBN".'
+            )
