@@ -6,6 +6,7 @@ names and shapes, so that checkpoints interchange.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from .weight_standardization import check_fan_in, standardize_weight
+
+_MARK = "weight_standardized"  # in the metadata of a state dict
 
 
 class _Kept(NamedTuple):
@@ -89,6 +92,26 @@ class StandardizedConv(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Beside the version that torch keeps of every module, where no name changes by it.
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata[_MARK] = True
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        # Without metadata, as in a converted file, nothing is known.
+        if local_metadata and _MARK not in local_metadata and f"{prefix}weight" in state_dict:
+            warnings.warn(
+                "Weights of a convolution without Weight Standardization are loaded into one with "
+                "it, where they mean something else: a network trained without it does not work "
+                "with it unless it is trained on. Build the model without, or load others.",
+                stacklevel=2,
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _conv_forward(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None

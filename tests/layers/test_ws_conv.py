@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -186,6 +187,23 @@ def test_nothing_kept_is_copied_or_saved():
     assert copy.deepcopy(conv)._kept is None and len(pickle.dumps(conv)) == size
     conv.train()
     assert conv._kept is None
+
+
+def test_weights_of_a_plain_convolution_are_warned_of(tmp_path):
+    """Whoever loads them: state dicts remember which modules they are of."""
+    plain, ws = nn.Conv2d(4, 6, 3), WSConv2d(4, 6, 3)
+    for state in (plain.state_dict(), nn.Sequential(plain).state_dict()):
+        torch.save(state, tmp_path / "file.pth")
+        target = ws if "weight" in state else nn.Sequential(ws)
+        with pytest.warns(UserWarning, match="without Weight Standardization are loaded"):
+            target.load_state_dict(torch.load(tmp_path / "file.pth", weights_only=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save(ws.state_dict(), tmp_path / "file.pth")
+        state = torch.load(tmp_path / "file.pth", weights_only=True)
+        WSConv2d(4, 6, 3).load_state_dict(state)
+        plain.load_state_dict(state)
+        ws.load_state_dict(dict(plain.state_dict()))  # says nothing of its modules
 
 
 def test_a_compiled_module_follows_its_weight():

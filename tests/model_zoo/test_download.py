@@ -114,7 +114,8 @@ def test_a_server_that_stops_sending_is_given_up(server, file, monkeypatch):
     assert file.read_bytes() == CONTENT and len(server.requests) == 2
 
 
-def test_without_a_network(file):
+def test_without_a_network(file, monkeypatch):
+    monkeypatch.setattr(module, "BACKOFF", 0.01)
     with pytest.raises(DownloadError, match=r"model\.pth cannot be downloaded from .*refused"):
         download("http://127.0.0.1:9/model.pth", file, SHA)
     assert left(file) == []
