@@ -84,6 +84,18 @@ def test_a_name_in_model_weights_is_enough(entry, source, config, server, checkp
     assert len(server.requests) == 1  # the second time it came from the cache
 
 
+def test_the_older_file_format_is_read(source, config, server, tmp_path):
+    """Files of 2020 are not zip archives yet."""
+    file = tmp_path / "old.pth"
+    checkpoint = {"meta": {"epoch": 12}, "state_dict": detectron2_to_mmdet(source, config)}
+    torch.save(checkpoint, file, _use_new_zipfile_serialization=False)
+    entry = entry_of(file.read_bytes(), config, server.url)
+    server.answers[f"/a/b/{entry.file_name}"] = [send(file.read_bytes())]
+    model = build_model(load_config(config))
+    Checkpointer(model).load(str(fetch(entry)))
+    assert all(torch.equal(t, source[n]) for n, t in model.state_dict().items())
+
+
 def test_the_cached_file_says_where_it_is_from(entry):
     origin = Origin.read(torch.load(fetch(entry), weights_only=True))
     assert origin.source == entry.file_name and origin.input_format == "RGB"
