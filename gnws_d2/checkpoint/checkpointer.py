@@ -205,7 +205,7 @@ def _tensors(tensors: Any, file: str) -> Tensors:
     """``tensors`` if they are a state dict, without what older versions and wrappers added."""
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         raise CheckpointError(
-            f"{file} is an OpenMMLab file. Convert it with `python -m gnws_d2.checkpoint.convert "
+            f"{file} is an OpenMMLab file. Convert it with `python -m gnws_d2.checkpoint "
             f"{file} OUTPUT.pth`, or name it gnws://... if it is one of the model zoo."
         )
     if not isinstance(tensors, dict) or not all(

@@ -1,25 +1,15 @@
-#!/usr/bin/env python3
-"""Convert a checkpoint file between MMDetection's names and Detectron2's.
-
-    python -m gnws_d2.checkpoint.convert mask_rcnn_r50_fpn_gn_ws-all_2x.pth mask_rcnn.pth
-    python -m gnws_d2.checkpoint.convert --to mmdet output/model_final.pth for_mmdet.pth
-
-Every tensor has to fit the packaged config that it fits best, or the one that --config names. An
-existing file is not overwritten.
-"""
+"""Checkpoint files under MMDetection's names, and under Detectron2's."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import ConfigError, load_config
-from .files import CheckpointError, read_checkpoint, write_checkpoint
+from ..config import load_config
+from .files import read_checkpoint, write_checkpoint
 from .mmdet import detectron2_to_mmdet, mmdet_to_detectron2
 from .origin import KEY, Origin
 
@@ -74,25 +64,3 @@ def convert_file(source: Path, target: Path, to: str, config: str | None = None)
         tensors = detectron2_to_mmdet(state_dict_of(checkpoint, "model"), config)
         write_checkpoint(mmdet_checkpoint(tensors, Origin.read(checkpoint)), target)
     return len(tensors)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        "python -m gnws_d2.checkpoint.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--to", choices=["detectron2", "mmdet"], default="detectron2")
-    parser.add_argument("--config", metavar="FILE", help="a path, or a packaged config's name")
-    args = parser.parse_args()
-    try:
-        count = convert_file(args.source, args.target, args.to, args.config)
-    except (CheckpointError, ConfigError, OSError) as error:
-        sys.exit(f"{args.source} is not converted: {error}")
-    print(f"{count} tensors of {args.source} written to {args.target} under {args.to}'s names.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""``python -m gnws_d2.checkpoint.convert`` as its users run it."""
+"""``python -m gnws_d2.checkpoint`` as its users run it."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ GN_WS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 
 
 def convert(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "gnws_d2.checkpoint.convert", *map(str, words)]
+    command = [sys.executable, "-m", "gnws_d2.checkpoint", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
