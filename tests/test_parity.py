@@ -105,7 +105,7 @@ def test_every_part_in_float64(case, model):
 
 # Of 100 detections, how many must match. The reference's float32 differs from its own float64, by
 # more the deeper the model: of R-101, exact arithmetic from the float32 standardized weights on
-# matches 96, and other orders of the same float32 sums match 90 to 95.
+# matches 96, and other orders of the same float32 sums match 90 to 97.
 ENOUGH = {case: 90 if "r101" in case else 95 for case in CASES}
 
 

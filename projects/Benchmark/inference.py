@@ -84,10 +84,14 @@ def interval(ratios: np.ndarray, rng: np.random.Generator) -> tuple[float, float
     return float(low), float(high)
 
 
-@torch.inference_mode()
 def main() -> None:
     args = parse_args()
     models = variants(args.config_file, args.device)
+    with torch.inference_mode():
+        measure(args, models)
+
+
+def measure(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
     x = torch.randn(1, 3, *args.size, device=args.device)
     outputs = {name: model(x) for name, model in models.items()}
     for name in ("GN+WS, folded", "GN+WS at every forward"):
