@@ -90,8 +90,10 @@ def _say_that_the_cpu_is_used() -> None:
 
 
 def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's config with the keys of this package, DeepLab and PointRend, a YAML file and
-    overrides merged in order.
+    """Detectron2's config with this package's keys, a YAML file and overrides merged in order.
+
+    Where those name a key of DeepLab or PointRend, the projects that come with Detectron2, the
+    config has all keys of that project.
 
     Args:
         file: a path, or the name of a packaged config such as
@@ -103,16 +105,17 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         FileNotFoundError: neither a file nor a packaged config has that name.
     """
     cfg = get_cfg()
-    # Projects that come with Detectron2: their models are then known as its own are.
-    add_deeplab_config(cfg)
-    add_pointrend_config(cfg)
     add_gnws_config(cfg)
     path = resolve_config_file(str(file))
+    loaded: dict = {}
     if path:
         try:
             loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    named = {key for key, _ in _leaves(CfgNode(loaded))} | set(opts[::2])
+    cfg = _with_projects(cfg, named)
+    if path:
         _check_keys(CfgNode(loaded), cfg, path)
         try:
             cfg.merge_from_file(path, allow_unsafe=False)
@@ -121,6 +124,17 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     _merge_opts(cfg, opts)
     use_available_device(cfg)
     check_config(cfg)
+    return cfg
+
+
+def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
+    # Not always: a config that is saved with a project's keys can be read with them only.
+    for add_project_config in (add_deeplab_config, add_pointrend_config):
+        extended = cfg.clone()
+        add_project_config(extended)
+        added = {key for key, _ in _leaves(extended)} - {key for key, _ in _leaves(cfg)}
+        if named & added:
+            cfg = extended
     return cfg
 
 

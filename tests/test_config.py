@@ -24,6 +24,20 @@ def test_the_keys_are_added_to_detectron2_s_config():
     assert cfg.MODEL.WS.META_ARCHITECTURE == "GeneralizedRCNN"
 
 
+def test_a_saved_config_is_read_by_any_program_that_adds_the_keys(tmp_path):
+    (tmp_path / "config.yaml").write_text(load_config(MASK_RCNN).dump())
+    cfg = get_cfg()
+    add_gnws_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    assert cfg.MODEL.WS.PARTS == load_config(MASK_RCNN).MODEL.WS.PARTS
+
+
+def test_projects_of_detectron2_are_known_where_they_are_named():
+    assert "POINT_HEAD" not in load_config(MASK_RCNN).MODEL
+    assert load_config("Digits/pointrend_R_18_FPN_gn_ws.yaml").MODEL.POINT_HEAD.NUM_CLASSES == 10
+    assert load_config("", ["MODEL.RESNETS.STEM_TYPE", "deeplab"]).MODEL.RESNETS.RES4_DILATION == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_the_device_is_the_cpu_and_one_line_says_so(caplog):
     config._say_that_the_cpu_is_used.cache_clear()
