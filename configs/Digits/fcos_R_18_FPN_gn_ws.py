@@ -9,21 +9,14 @@ from .lazy_common import (  # noqa: F401
     dataloader,
     detectron2_model,
     lr_multiplier,
+    make_small,
     optimizer,
-    pixel_mean,
-    pixel_std,
     train,
 )
 
 plain = detectron2_model("fcos")
-plain.pixel_mean, plain.pixel_std = pixel_mean, pixel_std
+make_small(plain)
 plain.num_classes = 10
-plain.backbone.bottom_up.stem.norm = "GN"
-stages = plain.backbone.bottom_up.stages
-stages.depth, stages.norm = 18, "GN"
-del stages.stride_in_1x1  # of bottleneck blocks
-plain.backbone.bottom_up.freeze_at = 0
-plain.backbone.out_channels, plain.backbone.norm = 64, "GN"
 plain.backbone.top_block.in_channels = 64
 plain.head.input_shape = [ShapeSpec(channels=64)] * 5
 plain.head.conv_dims = [64, 64]

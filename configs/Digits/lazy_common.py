@@ -26,6 +26,19 @@ def detectron2_model(name):
     return LazyConfig.load(str(models / f"{name}.py")).model
 
 
+def make_small(model):
+    """Give ``model`` the backbone of the YAML configs, R-18-FPN with GN and 64 channels, and their
+    preprocessing."""
+    model.pixel_mean, model.pixel_std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    backbone = model.backbone
+    backbone.bottom_up.stem.norm = "GN"
+    stages = backbone.bottom_up.stages
+    stages.depth, stages.norm = 18, "GN"
+    del stages.stride_in_1x1  # of bottleneck blocks
+    backbone.bottom_up.freeze_at = 0
+    backbone.out_channels, backbone.norm = 64, "GN"
+
+
 dataloader = dict(
     train=L(build_detection_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="digits_train"),
@@ -76,6 +89,3 @@ train = dict(
     log_period=20,
     device="cuda" if torch.cuda.is_available() else "cpu",
 )
-
-pixel_mean = [123.675, 116.28, 103.53]
-pixel_std = [58.395, 57.12, 57.375]

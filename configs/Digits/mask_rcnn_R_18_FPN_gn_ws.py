@@ -9,20 +9,14 @@ from .lazy_common import (  # noqa: F401
     dataloader,
     detectron2_model,
     lr_multiplier,
+    make_small,
     optimizer,
-    pixel_mean,
-    pixel_std,
     train,
 )
 
 plain = detectron2_model("mask_rcnn_fpn")
-plain.pixel_mean, plain.pixel_std, plain.input_format = pixel_mean, pixel_std, "RGB"
-plain.backbone.bottom_up.stem.norm = "GN"
-stages = plain.backbone.bottom_up.stages
-stages.depth, stages.norm = 18, "GN"
-del stages.stride_in_1x1  # of bottleneck blocks
-plain.backbone.bottom_up.freeze_at = 0
-plain.backbone.out_channels, plain.backbone.norm = 64, "GN"
+make_small(plain)
+plain.input_format = "RGB"
 
 rpn = plain.proposal_generator
 rpn.head.in_channels = 64

@@ -72,6 +72,7 @@ def detectron2_to_mmdet(
     return _convert(state_dict, config, to_detectron2=False)
 
 
+@functools.cache  # asked for each tensor in turn by the search, the checks and the renaming
 def mmdet_name(name: str) -> str:
     """The name in MMDetection of the tensor that Detectron2 calls ``name``.
 

@@ -28,7 +28,6 @@ def shapes_of(cfg: CfgNode) -> Shapes:
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         # Standardization changes no name and no shape.
         cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.WS.META_ARCHITECTURE
-        cfg.MODEL.WS.PARTS = []
     with torch.device("meta"):
         model = build_model(with_norm_layers(cfg))
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

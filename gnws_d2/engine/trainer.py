@@ -3,17 +3,14 @@ large batches in little memory."""
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -25,6 +22,7 @@ from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
 from .activation_checkpointing import checkpoint_activations
+from .data_parallel import used_by_default_trainer
 from .evaluators import build_evaluator
 from .moving_speed import MovingSpeed
 from .nonfinite import first_nonfinite_module
@@ -38,7 +36,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         cfg = scale_schedule(cfg, comm.get_world_size())
         check_batch(cfg, comm.get_world_size())
-        with _ddp_for(torch.device(cfg.MODEL.DEVICE)):
+        with used_by_default_trainer():
             super().__init__(cfg)
         if cfg.SOLVER.ACCUMULATION_STEPS > 1:
             kind = AccumulatingAMPTrainer if cfg.SOLVER.AMP.ENABLED else AccumulatingTrainer
@@ -111,19 +109,3 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
-
-
-@contextmanager
-def _ddp_for(device: torch.device) -> Iterator[None]:
-    """Let DefaultTrainer.__init__ wrap a model on ``device`` in DistributedDataParallel.
-
-    It always passes ``device_ids=[local rank]``, which DistributedDataParallel refuses for a
-    model on the CPU, and leaves no argument to say otherwise.
-    """
-    original = defaults.create_ddp_model
-    if device.type == "cpu":
-        defaults.create_ddp_model = functools.partial(original, device_ids=None)
-    try:
-        yield
-    finally:
-        defaults.create_ddp_model = original

@@ -52,7 +52,7 @@ all` caches them. More in [docs/checkpoints.md](docs/checkpoints.md).
 def model_zoo() -> str:
     """MODEL_ZOO.md."""
     detectors = [
-        [*_row(e, "configs/"), f"[{e.name}]({e.url})", f"`{e.sha256}`"]
+        [*_row(e), f"[{e.name}]({e.url})", f"`{e.sha256}`"]
         for e in published()
         if not e.is_backbone
     ]
@@ -66,7 +66,7 @@ def model_zoo() -> str:
 
 def readme_models(readme: str) -> str:
     """``readme`` with the table of the detectors between its two marks made anew."""
-    table = _table([_row(e, "configs/") for e in published() if not e.is_backbone], _HEADER)
+    table = _table([_row(e) for e in published() if not e.is_backbone], _HEADER)
     return re.sub(
         r"(<!-- models: .* -->\n)[\s\S]*(<!-- end of models -->)", rf"\1{table}\n\2", readme
     )
@@ -118,11 +118,11 @@ def write() -> None:
 _HEADER = ["config", "schedule", "box AP", "mask AP", "train mem (GB)", "inference (ms/im)"]
 
 
-def _row(entry: Published, root: str) -> list[str]:
+def _row(entry: Published) -> list[str]:
     stem = Path(entry.config).stem
     schedule = next(label for end, label in _SCHEDULES.items() if stem.endswith(f"_{end}"))
     results = [entry.box_ap, entry.mask_ap, entry.train_mem_gb, entry.inference_ms]
-    return [f"[{stem}]({root}{entry.config})", schedule, *(value or "-" for value in results)]
+    return [f"[{stem}](configs/{entry.config})", schedule, *(value or "-" for value in results)]
 
 
 def _table(rows: list[list[str]], header: list[str]) -> str:

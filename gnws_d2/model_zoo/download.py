@@ -62,10 +62,11 @@ def download(url: str, file: Path, sha256: str) -> None:
         resumed = part.exists()
         try:
             _receive(url, part)
-        except (_Refused, urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        except _Refused as error:
             reason = error
-            if isinstance(error, _Refused):
-                break
+            break
+        except (http.client.HTTPException, OSError) as error:
+            reason = error
             continue
         found = sha256_of(part)
         if found.startswith(sha256):

@@ -15,7 +15,6 @@ import argparse
 import logging
 from typing import Any
 
-import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -25,7 +24,6 @@ from detectron2.engine import (
     default_writers,
     hooks,
 )
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -35,6 +33,7 @@ from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config_files import resolve_config_file
 from gnws_d2.engine import launch
+from gnws_d2.engine.data_parallel import create_ddp_model
 
 
 def build(cfg: Any) -> nn.Module:
@@ -43,10 +42,7 @@ def build(cfg: Any) -> nn.Module:
     logging.getLogger("gnws_d2").info(
         "Weight Standardization by part:\n%s", StandardizationReport.of(model)
     )
-    options = dict(cfg.train.get("ddp", {}))
-    if torch.device(cfg.train.device).type == "cpu":
-        options["device_ids"] = None  # DistributedDataParallel refuses others for the CPU
-    return create_ddp_model(model, **options)
+    return create_ddp_model(model, **cfg.train.get("ddp", {}))
 
 
 def test(cfg: Any, model: nn.Module) -> dict[str, Any]:
