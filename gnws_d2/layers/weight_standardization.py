@@ -57,9 +57,10 @@ def _formula(weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (weight - flat.mean(1).view(per_filter)) * scale
 
 
-def _center(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weight less its mean, that mean, and the unbiased standard deviation, per filter. Fewer
-    and faster passes than ``Tensor.std`` takes, and a gradient that is finite where it is 0."""
+def moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weight less its mean, that mean, and the unbiased standard deviation, per filter as
+    (C_out, 1, ...). Fewer and faster passes than ``Tensor.std`` takes, and a gradient that is
+    finite where the deviation is 0."""
     flat = weight.flatten(1)
     per_filter = (-1,) + (1,) * (weight.dim() - 1)
     mean = flat.mean(1).view(per_filter)
@@ -68,33 +69,70 @@ def _center(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return centered, mean, (norm * (flat.shape[1] - 1) ** -0.5).view(per_filter)
 
 
-class _Standardize(torch.autograd.Function):
-    """The formula with its closed-form gradient.
+def weight_gradient(
+    grad: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """The gradient of ``weight`` from that of its standardized form, both (C_out, ...).
 
-    Autograd would keep two more copies of each weight; this keeps two numbers per filter and
-    centers the weight again in backward. With n the fan-in, c the centered weight, s its
-    deviation, r = 1 / (s + eps) and g the gradient of the standardized weight r c:
+    With n the fan-in, c the centered weight, s its deviation, r = 1 / (s + eps) and g the gradient
+    of the standardized weight r c:
 
         dw = r (g - mean(g)) - c r^2 sum(g c) / ((n - 1) s),     second term 0 where s = 0.
     """
+    if torch.is_grad_enabled():  # a second derivative is asked for: mean and std depend on w
+        return _weight_gradient_of_tensors(grad, weight, eps)
+    if weight.dim() == 4 and weight.stride(1) == 1 and not weight.is_contiguous():
+        order = (0, 2, 3, 1)  # as channels_last lies in memory
+        grad, weight = grad.permute(order), weight.permute(order)
+        return weight_gradient(grad, weight, mean, std, eps).permute(0, 3, 1, 2)
+    # The gradient of batch normalization, in two passes, is this one for other constants: it is
+    # gamma i (g - mean(g) - c i^2 mean(g c)), with filters in place of channels.
+    n = weight[0].numel()
+    std = std.flatten()
+    scale = (std + eps).reciprocal()
+    # Where s is that much smaller than eps, the second term is nothing beside the first.
+    inverse = (scale * (n / (n - 1)) / std).sqrt().masked_fill(std < 1e-30, 1.0)
+    as_channels = (1, len(weight), n)
+    grad_weight, _, _ = torch.ops.aten.native_batch_norm_backward(
+        grad.reshape(as_channels),
+        weight.reshape(as_channels),
+        scale / inverse,
+        None,
+        None,
+        mean.flatten(),
+        inverse,
+        True,
+        0.0,
+        [True, False, False],
+    )
+    return grad_weight.view(weight.shape)
+
+
+def _weight_gradient_of_tensors(
+    grad: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    centered, _, std = moments(weight)
+    dims = tuple(range(1, weight.dim()))
+    scale = (std + eps).reciprocal()
+    projection = (grad * centered).sum(dims, keepdim=True) * scale
+    slope = projection / (std.masked_fill(std == 0, torch.inf) * (weight[0].numel() - 1))
+    grad_weight = (grad - grad.mean(dims, keepdim=True)) * scale
+    return torch.addcmul(grad_weight, centered, slope * scale, value=-1)
+
+
+class _Standardize(torch.autograd.Function):
+    """The formula with its closed-form gradient. Autograd would keep two more copies of each
+    weight; this keeps two numbers per filter and centers the weight again in backward."""
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        centered, mean, std = _center(weight)
+        centered, mean, std = moments(weight)
         ctx.save_for_backward(weight, mean, std)
         ctx.eps = eps
-        return centered.div_(std + eps)
+        # Not in place: torch.compile then loses the gradient (torch 2.11).
+        return centered / (std + eps)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         weight, mean, std = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is asked for: mean and std depend on w
-            centered, _, std = _center(weight)
-        else:
-            centered = weight - mean
-        dims = tuple(range(1, weight.dim()))
-        scale = (std + ctx.eps).reciprocal()
-        projection = (grad * centered).sum(dims, keepdim=True) * scale
-        slope = projection / (std.masked_fill(std == 0, torch.inf) * (weight[0].numel() - 1))
-        grad_weight = (grad - grad.mean(dims, keepdim=True)) * scale
-        return torch.addcmul(grad_weight, centered, slope * scale, value=-1), None
+        return weight_gradient(grad, weight, mean, std, ctx.eps), None

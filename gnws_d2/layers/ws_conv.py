@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .standardized_convolution import standardized_convolution
 from .weight_standardization import check_fan_in, standardize_weight
 
 _MARK = "weight_standardized"  # in the metadata of a state dict
@@ -57,6 +58,10 @@ class StandardizedConv(nn.Module):
     _kept: _Kept | None = None
 
     weight: torch.Tensor
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
     def standardized_weight(self) -> torch.Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
@@ -117,6 +122,14 @@ class StandardizedConv(nn.Module):
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         # torch's convolutions call this with their own weight.
+        weight = self.weight
+        differentiated = torch.is_grad_enabled() and weight.requires_grad
+        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        padding = self.padding
+        batched = x.dim() == weight.dim() and self.padding_mode == "zeros"
+        if differentiated and not recorded and batched and not isinstance(padding, str):
+            geometry = (self.stride, padding, self.dilation, self.groups)
+            return standardized_convolution(x, weight, bias, geometry, self.eps)
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
 
 

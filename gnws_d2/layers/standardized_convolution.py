@@ -1,0 +1,98 @@
+"""Standardization and convolution as one function, which keeps neither the standardized weight nor
+a centered one for backward: two numbers per filter, as ``weight_standardization.py`` has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .weight_standardization import moments, standardize_weight, weight_gradient
+
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+
+
+def standardized_convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    eps: float,
+) -> torch.Tensor:
+    """``conv(x, standardize_weight(weight, eps), bias, *geometry)`` in 1, 2 or 3 dimensions.
+
+    In backward the standardized weight is computed again from its mean and deviation, bit for bit
+    as before. Under autocast the weight is standardized in its own precision, and the convolution
+    runs in autocast's. Differentiable twice.
+
+    Args:
+        x: (N, C_in, *size).
+        weight: (C_out, C_in / groups, *kernel_size).
+        bias: (C_out,) or None.
+        geometry: stride, padding and dilation, a number for each dimension, and groups.
+        eps: see :func:`~gnws_d2.layers.standardize_weight`.
+    """
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x = x.to(dtype)
+    return _StandardizedConvolution.apply(x, weight, bias, eps, dtype, geometry)
+
+
+class _StandardizedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        dtype: torch.dtype,
+        geometry: Geometry,
+    ) -> torch.Tensor:
+        centered, mean, std = moments(_wide(weight))
+        standardized = centered.div_(std + eps).to(dtype)
+        ctx.save_for_backward(x, weight, mean, std)
+        ctx.eps, ctx.dtype, ctx.geometry = eps, dtype, geometry
+        ctx.bias_sizes = None if bias is None else bias.shape
+        stride, padding, dilation, groups = geometry
+        bias = None if bias is None else bias.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.convolution(
+                x, standardized, bias, stride, padding, dilation, False, [0] * len(stride), groups
+            )
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, std = ctx.saved_tensors
+        wide = _wide(weight)
+        if torch.is_grad_enabled():  # a second derivative is asked for: through the formula
+            standardized = standardize_weight(wide, ctx.eps).to(ctx.dtype)
+        else:
+            standardized = (wide - mean).div_(std + ctx.eps).to(ctx.dtype)
+        stride, padding, dilation, groups = ctx.geometry
+        needed = list(ctx.needs_input_grad[:3])
+        grad_x, grad_standardized, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            standardized,
+            ctx.bias_sizes,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * len(stride),
+            groups,
+            needed,
+        )
+        grad_weight = None
+        if needed[1]:
+            grad_weight = weight_gradient(
+                grad_standardized.to(wide.dtype), wide, mean, std, ctx.eps
+            )
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _wide(weight: torch.Tensor) -> torch.Tensor:
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
