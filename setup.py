@@ -21,6 +21,7 @@ def version() -> str:
 
 
 DEMO = ["opencv-python-headless", "scikit-learn"]
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
 
 setup(
     name="gnws_d2",
@@ -37,7 +38,8 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
-        "test": ["hypothesis", "pytest", *DEMO],
+        "export": EXPORT,
+        "test": ["hypothesis", "pytest", *DEMO, *EXPORT],
         "lint": ["mypy", "ruff"],
     },
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],

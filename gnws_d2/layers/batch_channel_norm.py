@@ -156,7 +156,7 @@ class BatchChannelNorm2d(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps, affine=False)
         self.weight = nn.Parameter(torch.ones(1, num_groups, 1))
         self.bias = nn.Parameter(torch.zeros(1, num_groups, 1))
-        self.bn: nn.Module
+        self.bn: EstimatedBatchNorm2d | nn.SyncBatchNorm | nn.BatchNorm2d
         if estimate:
             self.bn = EstimatedBatchNorm2d(num_channels, sync=sync)
         elif sync:
@@ -166,11 +166,12 @@ class BatchChannelNorm2d(nn.GroupNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x = self.bn(input)
-        weight, bias = self._per_channel(self.weight), self._per_channel(self.bias)
+        weight, bias = self.per_channel(self.weight), self.per_channel(self.bias)
         # Not F.group_norm, which in training refuses one value a group; it becomes the bias.
         return torch.group_norm(x, self.num_groups, weight, bias, self.eps)
 
-    def _per_channel(self, parameter: torch.Tensor) -> torch.Tensor:
+    def per_channel(self, parameter: torch.Tensor) -> torch.Tensor:
+        """``weight`` or ``bias`` as (C,)."""
         return parameter.expand(1, -1, self.num_channels // self.num_groups).reshape(-1)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Plain convolutions in place of standardized ones, for deployment."""
+"""Plain layers in place of this package's own, for deployment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from .batch_channel_norm import BatchChannelNorm2d
 from .convert import plain_class
 from .ws_conv import StandardizedConv
 
@@ -18,7 +19,8 @@ def fold(model: Model) -> Model:
     """A copy of ``model`` whose convolutions are plain, with the standardized weights stored.
 
     It computes in evaluation mode what ``model`` computes, bit for bit, and knows nothing of this
-    package. To train on, keep ``model``: the copy no longer has the weights that were trained.
+    package: Batch-Channel Normalization becomes BatchNorm2d and GroupNorm. To train on, keep
+    ``model``: the copy no longer has the weights that were trained.
 
     Args:
         model: any module; it stays as it is.
@@ -27,11 +29,28 @@ def fold(model: Model) -> Model:
         A deep copy in evaluation mode, none of whose parameters asks for a gradient.
     """
     folded = copy.deepcopy(model).eval()
-    for conv in folded.modules():
-        if isinstance(conv, StandardizedConv):
-            with torch.no_grad():
-                conv.weight = nn.Parameter(conv.standardized_weight().clone())
-            conv.__class__ = plain_class(conv)  # type: ignore[assignment]
-            for name in ("_kept", "plain_class", "eps"):
-                conv.__dict__.pop(name, None)
+    for module in list(folded.modules()):
+        if isinstance(module, StandardizedConv):
+            _fold_convolution(module)
+        for name, child in module.named_children():
+            if isinstance(child, BatchChannelNorm2d):
+                setattr(module, name, _plain_norms(child))
     return folded.requires_grad_(False)
+
+
+@torch.no_grad()
+def _fold_convolution(conv: StandardizedConv) -> None:
+    conv.weight = nn.Parameter(conv.standardized_weight().clone())
+    conv.__class__ = plain_class(conv)  # type: ignore[assignment]
+    for name in ("_kept", "plain_class", "eps"):
+        conv.__dict__.pop(name, None)
+
+
+@torch.no_grad()
+def _plain_norms(norm: BatchChannelNorm2d) -> nn.Module:
+    batch = nn.BatchNorm2d(norm.num_channels, norm.bn.eps)
+    batch.load_state_dict(norm.bn.state_dict(), strict=False)  # it has no moving speed
+    groups = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+    groups.weight.copy_(norm.per_channel(norm.weight))
+    groups.bias.copy_(norm.per_channel(norm.bias))
+    return nn.Sequential(batch, groups).to(norm.weight).eval()

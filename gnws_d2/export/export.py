@@ -1,0 +1,65 @@
+"""Writing a detector in a format, and checking what was written before it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..files import atomic_write
+from ..layers import fold
+from .compare import TOLERANCE, Comparison, compare
+from .formats import FORMATS
+from .interface import Detector, ExportError
+
+
+def export(
+    model: nn.Module,
+    format: str,
+    file: str | Path,
+    pictures: Sequence[torch.Tensor],
+    facts: Mapping[str, object] | None = None,
+    tolerance: float = TOLERANCE,
+) -> list[Comparison]:
+    """Write ``model``, its standardized weights stored in plain convolutions, to one file that
+    takes pictures of any size, and compare what the file detects with what the model detects.
+
+    Args:
+        model: a Detectron2 model on the CPU; it stays as it is.
+        format: a key of ``FORMATS``.
+        file: where to; appears when everything has been checked.
+        pictures: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
+            and all are compared. Have at least two sizes among them.
+        facts: stored in the file, as JSON by name.
+        tolerance: see :func:`compare`.
+
+    Returns:
+        A comparison for each picture.
+
+    Raises:
+        ExportError: the format cannot carry the model, or the file detects something else.
+    """
+    chosen = FORMATS[format]
+    folded = fold(model)
+    if reason := chosen.refuse(folded):
+        raise ExportError(f"{format} cannot carry this model: {reason}.")
+    detector = Detector(folded)
+    with torch.no_grad():
+        expected = [detector(picture) for picture in pictures]
+    with atomic_write(Path(file)) as partial:
+        chosen.write(folded, pictures[0], partial, facts or {})
+        run = chosen.load(partial)
+        with torch.no_grad():
+            found = [run(picture) for picture in pictures]
+        results = [compare(e, f, tolerance) for e, f in zip(expected, found, strict=True)]
+        for picture, result in zip(pictures, results, strict=True):
+            if not result.equal:
+                height, width = picture.shape[1:]
+                raise ExportError(
+                    f"{format}: of {result.expected} detections in a picture of {width} x {height} "
+                    f"the file finds {result.same} within {tolerance:g}, and "
+                    f"{result.found - result.same} others. It has not been kept."
+                )
+    return results

@@ -1,0 +1,164 @@
+"""The formats a detector can be exported to: what each carries, writing it, and running it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.export import scripting_with_instances
+from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.structures import Boxes
+from torch import nn
+
+from .branch_free import BranchFreeDetector
+from .interface import Detector, Outputs, output_names
+
+Run = Callable[[torch.Tensor], Outputs]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: the name of its file, how to write it, how to run it, and what it cannot carry."""
+
+    file: str
+    write: Callable[[nn.Module, torch.Tensor, Path, Mapping[str, object]], None]
+    load: Callable[[Path], Run]
+    refuse: Callable[[nn.Module], str]
+    """The reason why a model cannot be carried; empty where it can."""
+
+
+def _write_trace(
+    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+) -> None:
+    with _quiet(), torch.no_grad(), patch_builtin_len():
+        traced = torch.jit.trace(Detector(model), (picture,), check_trace=False)
+        torch.jit.save(traced, str(file), _extra_files={"facts.json": json.dumps(facts)})
+
+
+class _Scriptable(nn.Module):
+    def __init__(self, model: GeneralizedRCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        instances = self.model.inference([{"image": image}], None, False)[0]
+        return list(instances.get_fields().values())
+
+
+def _write_script(
+    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+) -> None:
+    tensor = torch.Tensor
+    fields = {"proposal_boxes": Boxes, "objectness_logits": tensor, "pred_boxes": Boxes}
+    fields |= {"scores": tensor, "pred_classes": tensor, "pred_masks": tensor}
+    with _quiet():
+        scripted = scripting_with_instances(_Scriptable(model).eval(), fields)
+        torch.jit.save(scripted, str(file), _extra_files={"facts.json": json.dumps(facts)})
+
+
+def _load_torchscript(file: Path) -> Run:
+    with _quiet():
+        module = torch.jit.load(str(file))
+    return lambda picture: tuple(module(picture))
+
+
+def _record(model: nn.Module, picture: torch.Tensor) -> torch.export.ExportedProgram:
+    detector = BranchFreeDetector(model)
+    side = {name: torch.export.Dim(name, min=detector.smallest) for name in ("height", "width")}
+    with _quiet(), torch.no_grad():
+        return torch.export.export(
+            detector,
+            (picture,),
+            dynamic_shapes={"image": {1: side["height"], 2: side["width"]}},
+            # What cannot be proved of all sizes is checked when the program runs.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def _write_export(
+    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+) -> None:
+    with file.open("wb") as opened:
+        torch.export.save(
+            _record(model, picture), opened, extra_files={"facts.json": json.dumps(facts)}
+        )
+
+
+def _load_export(file: Path) -> Run:
+    with _quiet(), file.open("rb") as opened:
+        module = torch.export.load(opened).module()
+    return lambda picture: tuple(module(picture))
+
+
+def _write_onnx(
+    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+) -> None:
+    with _quiet():
+        program = torch.onnx.export(
+            _record(model, picture),
+            dynamo=True,
+            input_names=["image"],
+            output_names=output_names(model),
+            verbose=False,
+        )
+    assert program is not None  # what an older exporter returned
+    for name, value in facts.items():
+        program.model.metadata_props[name] = json.dumps(value)
+    program.save(str(file))
+
+
+def _load_onnx(file: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+
+    def run(picture: torch.Tensor) -> Outputs:
+        outputs = session.run(None, {"image": picture.numpy()})
+        return tuple(torch.from_numpy(output) for output in outputs)
+
+    return run
+
+
+def _refuse_nothing(model: nn.Module) -> str:
+    return ""
+
+
+def _refuse_all_but_rcnn(model: nn.Module) -> str:
+    """Faster and Mask R-CNN as Detectron2 builds them are carried."""
+    known = {GeneralizedRCNN, RPN, StandardROIHeads, MaskRCNNConvUpsampleHead}
+    heads: Any = getattr(model, "roi_heads", None)
+    parts = [model, getattr(model, "proposal_generator", None), heads]
+    parts += [heads.mask_head] if getattr(heads, "mask_on", False) else []
+    other = [type(part).__name__ for part in parts if type(part) not in known]
+    other += ["keypoints"] if getattr(heads, "keypoint_on", False) else []
+    return f"it carries Faster and Mask R-CNN; this model has {other[0]}" if other else ""
+
+
+FORMATS = {
+    "torchscript-trace": Format("model_trace.ts", _write_trace, _load_torchscript, _refuse_nothing),
+    "torchscript-script": Format(
+        "model_script.ts", _write_script, _load_torchscript, _refuse_all_but_rcnn
+    ),
+    "torch-export": Format("model.pt2", _write_export, _load_export, _refuse_all_but_rcnn),
+    "onnx": Format("model.onnx", _write_onnx, _load_onnx, _refuse_all_but_rcnn),
+}
+
+
+@contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """Without the warnings of recording: asserts of Detectron2 are not recorded, nor need be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

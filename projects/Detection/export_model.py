@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Export a detector to files that run without Detectron2 and without this package.
+
+    export_model.py --config-file output/digits/config.yaml --input picture.png --output exported \\
+        --opts MODEL.WEIGHTS output/digits/model_final.pth
+
+writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and model.onnx, or
+those that --format names. Standardized weights are stored in plain convolutions. Each file takes
+pictures of any size and is compared, on every --input at two sizes, with the model in Detectron2: a
+file that does not detect the same is not kept. What a format cannot carry is refused; the exit code
+is then 1. run_onnx.py shows how to run the ONNX file.
+
+A file takes a float32 tensor (3, H, W), levels 0 to 255 in the order of INPUT.FORMAT, resized as
+for evaluation, and gives boxes, scores, classes, and masks (N, 1, 28, 28) over the boxes, in pixels
+of that tensor. What a program needs to know for it, sizes, order of channels, names of classes, is
+in the file: in the metadata of ONNX, in facts.json of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import AugInput, AugmentationList
+from detectron2.modeling import build_model
+from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
+
+import gnws_d2
+from gnws_d2.checkpoint import Checkpointer, Origin
+from gnws_d2.data.resize import build_test_augmentation
+from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="PICTURE", help="real pictures, to compare on"
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/exported"), metavar="FOLDER")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="of scores and mask probabilities, and of boxes in parts of their longer side",
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    for name in ("gnws_d2", "fvcore"):
+        setup_logger(name=name)
+    cfg = gnws_d2.load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    if not cfg.MODEL.WEIGHTS:
+        sys.exit("MODEL.WEIGHTS is empty: add --opts MODEL.WEIGHTS and a trained detector's file.")
+    model = build_model(cfg).eval()
+    trained = Origin.read(Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS))
+    pictures = [picture for file in args.input for picture in at_two_sizes(file, cfg)]
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    rows, refused = [], 0
+    for name in args.format:
+        file = args.output / FORMATS[name].file
+        try:
+            results = export(model, name, file, pictures, facts(cfg, trained), args.tolerance)
+        except ExportError as error:
+            print(error, file=sys.stderr)
+            refused += 1
+            continue
+        detections = sum(result.same for result in results)
+        difference = max(result.difference for result in results)
+        rows.append([file, file.stat().st_size / 2**20, len(results), detections, difference])
+    columns = ["file", "MiB", "pictures", "same detections", "largest difference"]
+    print(tabulate(rows, columns, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
+    if rows and not any(row[3] for row in rows):
+        print(
+            "Nothing was detected, so nothing was compared: give other pictures.", file=sys.stderr
+        )
+    return 1 if refused else 0
+
+
+def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
+    """The picture as the model sees it in evaluation, and at three quarters of that."""
+    smaller = cfg.clone()
+    smaller.INPUT.MIN_SIZE_TEST = cfg.INPUT.MIN_SIZE_TEST * 3 // 4
+    bgr = read_image(file, format=cfg.INPUT.FORMAT)
+    pictures = []
+    for config in (cfg, smaller):
+        resized = AugInput(bgr)
+        AugmentationList(build_test_augmentation(config))(resized)
+        pictures.append(torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1)))
+    return pictures
+
+
+def facts(cfg: Any, trained: Origin) -> dict[str, Any]:
+    """What a program needs to know to prepare pictures and to name what is found."""
+    dataset = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    classes = trained.classes or MetadataCatalog.get(dataset[0]).get("thing_classes", [])
+    return {
+        "format": cfg.INPUT.FORMAT,
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "resize": cfg.INPUT.RESIZE_TEST,
+        "classes": list(classes),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Run an exported detector on a picture: NumPy, Pillow and ONNX Runtime, no torch, no Detectron2.
+
+    run_onnx.py exported/model.onnx picture.png --output found.png
+
+Prints what is found and, with --output, draws it. Copy from here into your own program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageDraw
+
+
+def prepare(picture: Image.Image, facts: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The network's input (3, H, W), and how much wider and higher it is than the picture."""
+    width, height = picture.size
+    scale = facts["min_size"] / min(width, height)
+    scale = min(scale, facts["max_size"] / max(width, height))
+    size = int(width * scale + 0.5), int(height * scale + 0.5)
+    scales = np.divide(size, picture.size)
+    bilinear = Image.Resampling.BILINEAR
+    if facts["resize"] == "cv2":  # between the nearest pixels, also where the picture shrinks
+        x, y = 1 / scales
+        resized = picture.transform(size, Image.Transform.AFFINE, (x, 0, 0, 0, y, 0), bilinear)
+    else:
+        resized = picture.resize(size, bilinear)
+    array = np.asarray(resized, np.float32)
+    if facts["format"] == "BGR":
+        array = array[:, :, ::-1]
+    return np.ascontiguousarray(array.transpose(2, 0, 1)), scales
+
+
+def paste(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The mask (28, 28) of a box, resampled to the picture: true inside the object."""
+    x0, y0, x1, y1 = box
+    grid = mask.shape[0]
+    # The centres of the picture's pixels, in cells of the mask.
+    x = (np.arange(width) + 0.5 - x0) / (x1 - x0) * grid - 0.5
+    y = (np.arange(height) + 0.5 - y0) / (y1 - y0) * grid - 0.5
+    padded = np.pad(mask, 1)  # zero outside the box
+    x, y = np.clip(x, -1, grid) + 1, np.clip(y, -1, grid) + 1
+    left, top = np.minimum(x.astype(int), grid), np.minimum(y.astype(int), grid)
+    x, y = x - left, (y - top)[:, None]
+    upper = padded[top][:, left] * (1 - x) + padded[top][:, left + 1] * x
+    lower = padded[top + 1][:, left] * (1 - x) + padded[top + 1][:, left + 1] * x
+    return upper * (1 - y) + lower * y >= 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("picture")
+    parser.add_argument("--output", help="where to draw what is found")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5)
+    args = parser.parse_args()
+
+    session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
+    stored = session.get_modelmeta().custom_metadata_map
+    facts = {name: json.loads(value) for name, value in stored.items()}
+    picture = Image.open(args.picture).convert("RGB")
+    image, scales = prepare(picture, facts)
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {"image": image}), strict=True))
+
+    boxes = found["boxes"] / np.tile(scales, 2)
+    painted = np.array(picture)
+    for i in range(len(boxes)):
+        if found["scores"][i] < args.confidence_threshold:
+            continue
+        name = facts["classes"][found["classes"][i]] if facts["classes"] else found["classes"][i]
+        corners = ", ".join(f"{side:.1f}" for side in boxes[i])
+        print(f"{name}: {found['scores'][i]:.3f} at {corners}")
+        if "masks" in found:
+            inside = paste(found["masks"][i, 0], boxes[i], *picture.size)
+            painted[inside] = painted[inside] // 2 + np.array([0, 110, 60], np.uint8)
+    if args.output:
+        drawn = Image.fromarray(painted)
+        for box in boxes[found["scores"] >= args.confidence_threshold]:
+            ImageDraw.Draw(drawn).rectangle(box.tolist(), outline=(255, 80, 0))
+        drawn.save(args.output)
+
+
+if __name__ == "__main__":
+    main()

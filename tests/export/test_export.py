@@ -1,0 +1,140 @@
+"""Exported files detect what the model in Detectron2 detects, in pictures of several sizes."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from gnws_d2.export import FORMATS, Detector, ExportError, export
+from gnws_d2.export.branch_free import BranchFreeDetector
+
+MASK, FASTER = [], ["MODEL.MASK_ON", "False", "MODEL.WS.PARTS", "['backbone', 'box_head']"]
+ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "30"]
+NOTHING = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"]
+
+
+def model_of(cfg):
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    with torch.no_grad():  # classes far enough apart not to change places by rounding
+        model.roi_heads.box_predictor.cls_score.weight.mul_(40)
+    return model
+
+
+def pictures(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 256, (3, *size), generator=generator).float() for size in sizes]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("opts", [ALL, NOTHING, [*FASTER, *ALL]], ids=["mask", "nothing", "faster"])
+def test_without_branches_the_same_is_detected(tiny_config, opts):
+    """Against Detectron2's own selection of boxes; 65 is the smallest side."""
+    model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts))
+    assert BranchFreeDetector(model).smallest == 65
+    for picture in pictures((65, 65), (96, 130), (128, 128), (70, 200)):
+        expected, found = Detector(model)(picture), BranchFreeDetector(model)(picture)
+        assert len(expected) == len(found) == 3 + model.roi_heads.mask_on
+        assert (len(expected[0]) > 0) == (opts is not NOTHING)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_without_branches_what_is_not_finite_is_left_out(tiny_config):
+    model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *FASTER, *ALL))
+    delta = model.proposal_generator.rpn_head.anchor_deltas
+    delta.bias[0] = torch.nan
+    [picture] = pictures((96, 96))
+    expected, found = Detector(model)(picture), BranchFreeDetector(model)(picture)
+    assert len(expected[0]) and torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("format", ["torchscript-trace", "torchscript-script"])
+def test_torchscript(tiny_config, tmp_path, format):
+    model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *ALL))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    results = export(model, format, tmp_path / "model.ts", pictures((96, 96), (128, 80)), {"a": 1})
+    assert [result.same for result in results] == [30, 30]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    stored = {"facts.json": ""}
+    torch.jit.load(str(tmp_path / "model.ts"), _extra_files=stored)
+    assert json.loads(stored["facts.json"]) == {"a": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opts", [MASK, FASTER], ids=["mask", "faster"])
+def test_torch_export_and_onnx(tiny_config, tmp_path, opts):
+    """In sizes that were not recorded, a picture with nothing in it among them."""
+    model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts, *ALL))
+    seen = pictures((96, 96), (160, 100), (65, 257))
+    for format in ("torch-export", "onnx"):
+        results = export(model, format, tmp_path / FORMATS[format].file, seen, {"a": [1, "b"]})
+        assert [result.same for result in results] == [30, 30, 30]
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["boxes", "scores", "classes", *(["masks"] if opts is MASK else [])]
+    assert json.loads(session.get_modelmeta().custom_metadata_map["a"]) == [1, "b"]
+    assert {node.domain for node in _nodes(tmp_path / "model.onnx")} <= {"", "ai.onnx"}
+
+    model.roi_heads.box_predictor.test_score_thresh = 1.1
+    for format in ("torch-export", "onnx"):
+        results = export(model, format, tmp_path / FORMATS[format].file, seen)
+        assert [(result.expected, result.found) for result in results] == [(0, 0)] * 3
+
+
+def _nodes(file):
+    import onnx
+
+    return onnx.load(str(file)).graph.node
+
+
+def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
+    model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *ALL))
+    (tmp_path / "model.ts").write_text("from before")
+    with pytest.raises(ExportError, match=r"of 30 detections .* finds 0 within -1"):
+        export(model, "torchscript-trace", tmp_path / "model.ts", pictures((96, 96)), tolerance=-1)
+    assert [file.name for file in tmp_path.iterdir() if file.suffix != ""] == ["model.ts"]
+    assert (tmp_path / "model.ts").read_text() == "from before"
+
+
+@pytest.mark.parametrize(
+    ("config", "format", "reason"),
+    [
+        ("retinanet_R_18_FPN_gn_ws", "onnx", "has RetinaNet"),
+        ("cascade_mask_rcnn_R_18_FPN_gn_ws", "torch-export", "has CascadeROIHeads"),
+        ("keypoint_rcnn_R_18_FPN_gn_ws", "torchscript-script", "has keypoints"),
+        ("pointrend_R_18_FPN_gn_ws", "onnx", "has PointRendMaskHead"),
+        ("panoptic_fpn_R_18_gn_ws", "torchscript-trace", "a panoptic model gives a list"),
+    ],
+)
+def test_what_a_format_cannot_carry_is_refused(tiny_config, tmp_path, config, format, reason):
+    model = build_model(tiny_config(f"Digits/{config}.yaml"))
+    with pytest.raises(ExportError, match=reason):
+        export(model, format, tmp_path / "file", pictures((96, 96)))
+    assert not (tmp_path / "file").exists()
+
+
+def test_masks_pasted_by_the_example_are_detectron2s():
+    import sys
+    from pathlib import Path
+
+    from detectron2.layers.mask_ops import paste_masks_in_image
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "projects" / "Detection"))
+    try:
+        from run_onnx import paste
+    finally:
+        sys.path.pop(0)
+    rng = np.random.default_rng(0)
+    boxes = np.array([[3.2, 4.7, 50.1, 38.9], [-5.0, 10.0, 20.0, 90.5], [30.0, 0.0, 31.5, 60.0]])
+    coarse = torch.from_numpy(rng.random((3, 1, 4, 4)).astype(np.float32))
+    masks = torch.nn.functional.interpolate(coarse, 28, mode="bicubic")[:, 0]
+    expected = paste_masks_in_image(masks, torch.from_numpy(boxes).float(), (70, 60), 0.5)
+    for mask, box, pasted in zip(masks.numpy(), boxes, expected.numpy(), strict=True):
+        ours = paste(mask, box, width=60, height=70)
+        assert pasted.any() and (ours != pasted).mean() < 1e-3
