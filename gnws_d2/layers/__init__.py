@@ -4,6 +4,7 @@ from .batch_channel_norm import BatchChannelNorm2d, EstimatedBatchNorm2d
 from .convert import ConversionReport, convert
 from .fold import fold
 from .group_norm import GroupNormReLU, group_norm_relu
+from .reversible import restore
 from .sync_batch_norm import SyncBatchNorm2d
 from .weight_standardization import standardize_weight
 from .ws_conv import (
@@ -32,5 +33,6 @@ __all__ = [
     "convert",
     "fold",
     "group_norm_relu",
+    "restore",
     "standardize_weight",
 ]

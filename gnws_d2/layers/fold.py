@@ -9,16 +9,19 @@ import torch
 from torch import nn
 
 from .convert import plain_class
+from .reversible import restore
 from .ws_conv import StandardizedConv
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def fold(model: Model) -> Model:
-    """A copy of ``model`` whose convolutions are plain, with the standardized weights stored.
+    """A copy of ``model`` whose convolutions are plain, with the standardized weights stored, and
+    whose GroupNorms and ReLUs are separate.
 
-    It computes in evaluation mode what ``model`` computes, bit for bit, and knows nothing of this
-    package. To train on, keep ``model``: the copy no longer has the weights that were trained.
+    It computes in evaluation mode what ``model`` computes, bit for bit (up to rounding where
+    GroupNorms were fused), and knows nothing of this package. To train on, keep ``model``: the copy
+    no longer has the weights that were trained.
 
     Args:
         model: any module; it stays as it is.
@@ -26,7 +29,7 @@ def fold(model: Model) -> Model:
     Returns:
         A deep copy in evaluation mode, none of whose parameters asks for a gradient.
     """
-    folded = copy.deepcopy(model).eval()
+    folded = restore(copy.deepcopy(model)).eval()
     for conv in folded.modules():
         if isinstance(conv, StandardizedConv):
             with torch.no_grad():
