@@ -33,9 +33,9 @@ def group_norm_relu(
     """``relu(group_norm(x) + residual)``.
 
     The statistics are taken in float32, in float64 of float64, and autocast changes nothing: half
-    precision goes in and comes out, where ``F.group_norm`` would compute and return float32. The
-    same input gives the same bits. On CUDA Triton's kernels run, elsewhere torch's, see
-    :mod:`gnws_d2.layers.kernels`.
+    precision goes in and comes out, where autocast on CUDA lets ``F.group_norm`` compute and return
+    float32. The same input gives the same bits. On CUDA Triton's kernels run, elsewhere torch's,
+    see :mod:`gnws_d2.layers.kernels`.
 
     Args:
         x: (N, C, *), floating; N may be 0.

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
 from gnws_d2.layers import GroupNormReLU, group_norm_relu, kernels
 from gnws_d2.layers.group_norm import _group_norm_relu
@@ -148,7 +147,7 @@ def test_half_precision_has_statistics_in_float32(dtype, added):
 
 
 def test_autocast_leaves_half_precision_alone():
-    """Stock GroupNorm computes, and returns, float32 there."""
+    """On CUDA, stock GroupNorm computes, and returns, float32 there."""
     module = GroupNormReLU(3, 6).float()
     x = torch.randn(2, 6, 3, 3).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
@@ -156,7 +155,6 @@ def test_autocast_leaves_half_precision_alone():
         assert module(x.float()).dtype == torch.float32
         # Where a residual comes from a stock GroupNorm.
         assert module(x, torch.randn(2, 6, 3, 3).float()).dtype == torch.bfloat16
-    assert F.relu(nn.GroupNorm(3, 6).float()(x.float())).dtype == torch.float32
 
 
 def test_the_module_is_a_group_norm_followed_by_relu():

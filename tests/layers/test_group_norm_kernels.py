@@ -4,6 +4,7 @@ On a GPU the tests run there. Elsewhere they run through Triton's interpreter, i
 own: the interpreter is chosen by an environment variable when Triton is imported.
 """
 
+import copy
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from gnws_d2.layers import group_norm, kernels
 from gnws_d2.layers.kernels import stock
@@ -261,6 +263,30 @@ def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch):
     assert not kernels.available(x)
     y = group_norm.group_norm_relu(x, 3, weight, bias)
     torch.testing.assert_close(y, formula(x, weight, bias, None, 3))
+
+
+@runs
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_residual_block_has_the_gradients_of_separate_operations(format):
+    from detectron2.modeling.backbone.resnet import BottleneckBlock
+
+    from gnws_d2.modeling import fuse_norm_relu
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        BottleneckBlock(32, 64, bottleneck_channels=32, norm="GN"),
+        BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN"),
+    ).to(DEVICE, memory_format=format)
+    fused = fuse_norm_relu(copy.deepcopy(plain), rebuild_activations=True)
+    x = torch.randn(1, 32, 6, 9, device=DEVICE).contiguous(memory_format=format)
+    grads = []
+    for block, dtype in ((plain.double(), torch.float64), (fused, torch.float32)):
+        y = block(x.to(dtype))
+        y.backward(torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape).to(dtype))
+        grads.append([p.grad for p in block.parameters()])
+    assert y.is_contiguous(memory_format=format)
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

