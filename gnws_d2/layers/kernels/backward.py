@@ -176,7 +176,7 @@ def _input_gradient(
     at = image * channels * pixels + c[:, None] * stride_c + p[None, :] * stride_p
     groups = channels // channels_per_group
     group = image * groups + c // channels_per_group
-    count = (channels_per_group * pixels).to(tl.float32)
+    count = 1.0 * channels_per_group * pixels  # arguments of 1 are Python's numbers here
     center = tl.load(mean + group, mask=c < channels, other=0.0)
     scale = tl.load(rstd + group, mask=c < channels, other=0.0)
     factor = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)

@@ -146,7 +146,8 @@ def _merge_moments(
     squares = tl.load(partial + size + at, mask=i < parts, other=0.0)
     count = tl.minimum(pixels - i % splits * chunk, chunk)
     count = tl.where(i < parts, count, 0).to(tl.float32)
-    total = (channels_per_group * pixels).to(tl.float32)
+    # Not .to(tl.float32): arguments of 1 are Python's numbers here.
+    total = 1.0 * channels_per_group * pixels
     merged, square = _merge(means[None, :], squares[None, :], count[None, :], total)
     one = group + tl.arange(0, 1)
     tl.store(mean + one, merged)
