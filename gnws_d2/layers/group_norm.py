@@ -64,7 +64,7 @@ def group_norm_relu(
 
 class GroupNormReLU(nn.GroupNorm):
     """``torch.nn.GroupNorm``, an optional addition, and ReLU. Parameters and their names are those
-    of ``GroupNorm``. Where it is traced, for export, it runs the separate operations.
+    of ``GroupNorm``. Traced or exported, it is the separate operations.
 
     Attributes:
         rebuild: see :mod:`gnws_d2.layers.rebuild`.
@@ -75,7 +75,7 @@ class GroupNormReLU(nn.GroupNorm):
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         parameters = (self.num_groups, self.weight, self.bias, self.eps)
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
             return _separately(input, *parameters, residual)
         return group_norm_relu(input, *parameters, residual, rebuild=self.rebuild)
 

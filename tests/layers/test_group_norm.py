@@ -180,6 +180,15 @@ def test_a_trace_has_the_separate_operations():
     torch.testing.assert_close(traced(x), module(x))
 
 
+def test_an_exported_program_has_the_separate_operations():
+    module = GroupNormReLU(3, 6)
+    x, residual = torch.randn(2, 2, 6, 3, 3)
+    program = torch.export.export(module, (x, residual))
+    assert "aten.group_norm" in program.graph_module.code
+    assert "gnws_d2" not in program.graph_module.code
+    torch.testing.assert_close(program.module()(x, residual), module(x, residual))
+
+
 def test_one_value_a_group_becomes_the_bias():
     module = GroupNormReLU(6, 6)
     nn.init.normal_(module.bias)

@@ -6,6 +6,7 @@ import io
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -189,6 +190,24 @@ def test_checkpointed_stages_of_a_model_that_rebuilds(tiny_config):
     checkpoint_activations(fused, ["res3", "res4"])
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert_same(backbone_gradients(fused, x), backbone_gradients(plain, x), 1e-12)
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_blocks_are_compiled_without_a_break(rebuild):
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        BottleneckBlock(32, 64, bottleneck_channels=32, norm="GN"),
+        BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN"),
+    ).double()
+    fused = fuse_norm_relu(copy.deepcopy(plain), rebuild)
+    x = torch.randn(2, 32, 8, 9, dtype=torch.float64)
+    grads = []
+    for blocks in (plain, torch.compile(fused, fullgraph=True, backend="aot_eager")):
+        y = blocks(x)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape))
+        grads.append({name: p.grad for name, p in blocks.named_parameters()})
+    compiled = {name.removeprefix("_orig_mod."): grad for name, grad in grads[1].items()}
+    assert_same(compiled, grads[0], 1e-12)
 
 
 def test_a_frozen_stage_is_fused_as_well(tiny_config):
