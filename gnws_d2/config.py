@@ -53,6 +53,15 @@ def add_gnws_config(cfg: CfgNode) -> None:
     cfg.MODEL.BCN.MOVING_SPEED = 0.0
     # "lr": the speed falls with the learning rate, without its warm-up. "constant": it stays.
     cfg.MODEL.BCN.SCHEDULE = "lr"
+    # GroupNorm and the ReLU after it as one operation, in a model that is built through
+    # "WeightStandardizedModel": "always", "never", or "auto", which is on a GPU with Triton; not the
+    # default as long as the kernels have not been measured on one. The environment variable
+    # GNWS_D2_KERNELS=torch turns Triton off.
+    cfg.MODEL.GN = CfgNode()
+    cfg.MODEL.GN.FUSE_RELU = "never"
+    # Keep the input of GroupNorm + ReLU alone, and compute the result again in backward for the
+    # layer after it: less memory, one more pass over the activation, the same gradients.
+    cfg.MODEL.GN.REBUILD_ACTIVATIONS = False
     # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
     # and masks at their initial values, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
@@ -151,6 +160,7 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             f'INPUT.RESIZE_TEST is {cfg.INPUT.RESIZE_TEST!r}. Set it to "pil" or "cv2".'
         )
+    _check_gn(cfg)
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
@@ -164,6 +174,25 @@ def check_config(cfg: CfgNode) -> None:
                 f"{key} is {norm!r}, which has 32 groups, but {channels_key} is {channels}, not a "
                 f"multiple of 32. Change {channels_key}, or choose another norm for this part."
             )
+
+
+def _check_gn(cfg: CfgNode) -> None:
+    fuse, rebuild = cfg.MODEL.GN.FUSE_RELU, cfg.MODEL.GN.REBUILD_ACTIVATIONS
+    if fuse not in ("auto", "always", "never"):
+        raise ConfigError(f'MODEL.GN.FUSE_RELU is {fuse!r}. Set it to "auto", "always" or "never".')
+    if rebuild and fuse == "never":
+        raise ConfigError(
+            "MODEL.GN.REBUILD_ACTIVATIONS is True, but MODEL.GN.FUSE_RELU is 'never', and it is "
+            'the fused operation that can be computed again. Set MODEL.GN.FUSE_RELU to "auto".'
+        )
+    if (rebuild or fuse == "always") and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
+        key = "REBUILD_ACTIVATIONS" if rebuild else "FUSE_RELU"
+        raise ConfigError(
+            f"MODEL.GN.{key} is {cfg.MODEL.GN[key]!r}, but MODEL.META_ARCHITECTURE is "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
+            f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}."
+        )
 
 
 def _check_bcn(cfg: CfgNode) -> None:

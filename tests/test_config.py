@@ -90,6 +90,21 @@ BAD = {
         ],
         ["MODEL.RETINANET.NORM", "'BCN'", "MODEL.WS.META_ARCHITECTURE to 'RetinaNet'"],
     ),
+    "a choice of fusing that does not exist": (
+        ["MODEL.GN.FUSE_RELU", "'on'"],
+        ["MODEL.GN.FUSE_RELU", "'on'", '"always"'],
+    ),
+    "activations rebuilt by what is not fused": (
+        ["MODEL.GN.FUSE_RELU", "never", "MODEL.GN.REBUILD_ACTIVATIONS", "True"],
+        ["MODEL.GN.REBUILD_ACTIVATIONS", "MODEL.GN.FUSE_RELU is 'never'"],
+    ),
+    "activations rebuilt in a model of Detectron2 alone": (
+        [
+            *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.WS.PARTS", "[]"),
+            *("MODEL.GN.REBUILD_ACTIVATIONS", "True", "MODEL.GN.FUSE_RELU", "auto"),
+        ],
+        ["MODEL.GN.REBUILD_ACTIVATIONS", "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"],
+    ),
     "a moving speed beyond the batch": (
         ["MODEL.BCN.MOVING_SPEED", "1.5"],
         ["MODEL.BCN.MOVING_SPEED", "1.5", "at most 1"],

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ConfigError
+from ..layers.reversible import change
 
 _KEY = "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING"
 
@@ -41,7 +42,8 @@ def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
             _refuse_running_statistics(block, name)
             # On the object and not around it: a wrapping module would add to all names. And a
             # partial of a bound method, because a copy of the model then calls its own blocks.
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            change(block, forward=forward)
 
 
 def _refuse_running_statistics(block: nn.Module, stage: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from detectron2.export import scripting_with_instances
 from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
@@ -131,8 +132,9 @@ def _load_onnx(file: Path) -> Run:
     return run
 
 
-def _refuse_nothing(model: nn.Module) -> str:
-    return ""
+def _refuse_deformable(model: nn.Module) -> str:
+    deformable = any(isinstance(m, (DeformConv, ModulatedDeformConv)) for m in model.modules())
+    return "Detectron2's deformable convolution is a function in Python" if deformable else ""
 
 
 def _refuse_all_but_rcnn(model: nn.Module) -> str:
@@ -143,11 +145,15 @@ def _refuse_all_but_rcnn(model: nn.Module) -> str:
     parts += [heads.mask_head] if getattr(heads, "mask_on", False) else []
     other = [type(part).__name__ for part in parts if type(part) not in known]
     other += ["keypoints"] if getattr(heads, "keypoint_on", False) else []
-    return f"it carries Faster and Mask R-CNN; this model has {other[0]}" if other else ""
+    if other:
+        return f"it carries Faster and Mask R-CNN; this model has {other[0]}"
+    return _refuse_deformable(model)
 
 
 FORMATS = {
-    "torchscript-trace": Format("model_trace.ts", _write_trace, _load_torchscript, _refuse_nothing),
+    "torchscript-trace": Format(
+        "model_trace.ts", _write_trace, _load_torchscript, _refuse_deformable
+    ),
     "torchscript-script": Format(
         "model_script.ts", _write_script, _load_torchscript, _refuse_all_but_rcnn
     ),

@@ -9,7 +9,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from ..config import META_ARCHITECTURE, ConfigError, check_config
+from ..layers import kernels
 from ..norms import with_norm_layers
+from .fuse import count_fused, fuse_norm_relu
 from .standardize import StandardizationReport, standardize
 
 logger = logging.getLogger(__name__)
@@ -18,7 +20,8 @@ logger = logging.getLogger(__name__)
 @META_ARCH_REGISTRY.register()
 def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
     """Build ``MODEL.WS.META_ARCHITECTURE`` with Detectron2's own builders, standardize
-    ``MODEL.WS.PARTS`` of it, log what came out, and return it: the model keeps its class.
+    ``MODEL.WS.PARTS`` of it, fuse GroupNorm and ReLU as ``MODEL.GN`` says, log what came out, and
+    return it: the model keeps its class.
 
     Raises:
         ConfigError: see :func:`gnws_d2.config.check_config` and
@@ -35,4 +38,14 @@ def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
     model = META_ARCH_REGISTRY.get(name)(with_norm_layers(cfg))
     standardize(model, cfg.MODEL.WS.PARTS)
     logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
+    if _fuses(cfg):
+        fuse_norm_relu(model, cfg.MODEL.GN.REBUILD_ACTIVATIONS)
+        logger.info("GroupNorm + ReLU is one operation in %d of %d GroupNorms", *count_fused(model))
     return model
+
+
+def _fuses(cfg: CfgNode) -> bool:
+    if cfg.MODEL.GN.FUSE_RELU == "auto":
+        on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and kernels.enabled()
+        return on_gpu or cfg.MODEL.GN.REBUILD_ACTIVATIONS
+    return cfg.MODEL.GN.FUSE_RELU == "always"

@@ -1,0 +1,240 @@
+"""GroupNorm, an optional addition, and ReLU as one operation with its own gradient.
+
+Apart, with ReLU in place, they read or write the whole tensor 13 times in a training step; together
+8 times on a GPU. For backward the input and the statistics are kept: where ReLU was positive is
+found from them again. The formula is that of Wu and He, "Group Normalization" (arXiv 1803.08494).
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import kernels
+from .kernels import stock
+from .kernels.layout import format_of, statistics_dtype
+from .rebuild import attach
+
+
+def group_norm_relu(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float = 1e-5,
+    residual: torch.Tensor | None = None,
+    *,
+    rebuild: bool = False,
+) -> torch.Tensor:
+    """``relu(group_norm(x) + residual)``.
+
+    The statistics are taken in float32, in float64 of float64, and autocast changes nothing: half
+    precision goes in and comes out, where autocast on CUDA lets ``F.group_norm`` compute and return
+    float32. The same input gives the same bits. On CUDA Triton's kernels run, elsewhere torch's,
+    see :mod:`gnws_d2.layers.kernels`.
+
+    Args:
+        x: (N, C, *), floating; N may be 0.
+        num_groups: a divisor of C.
+        weight, bias: (C,).
+        eps: added to the (biased) variance of a group.
+        residual: of the shape of ``x``.
+        rebuild: see :mod:`gnws_d2.layers.rebuild`; without effect where a residual is added.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of ``x``.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check(x, num_groups, weight, bias, residual)
+    eager = type(x) is torch.Tensor and not torch.compiler.is_compiling()
+    if eager and not torch.is_grad_enabled():
+        # Past the dispatcher, which takes longer than the kernels of a small input.
+        return _kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)[0]
+    y, mean, rstd = _group_norm_relu(x, weight, bias, residual, num_groups, eps)
+    if rebuild and eager and residual is None and y.requires_grad:
+        attach(y, _normalize_again, (x, weight, bias, mean, rstd), eps)
+    return y
+
+
+class GroupNormReLU(nn.GroupNorm):
+    """``torch.nn.GroupNorm``, an optional addition, and ReLU. Parameters and their names are those
+    of ``GroupNorm``. Traced or exported, it is the separate operations.
+
+    Attributes:
+        rebuild: see :mod:`gnws_d2.layers.rebuild`.
+    """
+
+    # On the class, so that a GroupNorm turned into this class in place has it as well.
+    rebuild: bool = False
+
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        parameters = (self.num_groups, self.weight, self.bias, self.eps)
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return _separately(input, *parameters, residual)
+        return group_norm_relu(input, *parameters, residual, rebuild=self.rebuild)
+
+
+def _check(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+) -> None:
+    if x.dim() < 2 or x.shape[1] % num_groups:
+        raise ValueError(
+            f"group_norm_relu takes (N, C, *) with C a multiple of num_groups, {num_groups}, "
+            f"but x is {tuple(x.shape)}."
+        )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter.shape != x.shape[1:2]:
+            raise ValueError(
+                f"group_norm_relu has x of {x.shape[1]} channels, but {name} of shape "
+                f"{tuple(parameter.shape)}."
+            )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"group_norm_relu adds a residual of the shape of x, {tuple(x.shape)}, but it is "
+            f"{tuple(residual.shape)}."
+        )
+
+
+def _separately(
+    x: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None,
+) -> torch.Tensor:
+    # Not F.group_norm, which in training refuses one value a group; it becomes the bias.
+    y = torch.group_norm(x, num_groups, weight, bias, eps)
+    return F.relu(y if residual is None else y + residual)
+
+
+def _kernels_for(x: torch.Tensor) -> ModuleType:
+    if kernels.available(x):
+        from .kernels import fused  # not on top: it imports Triton
+
+        return fused
+    return stock
+
+
+def _normalize_again(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    return _kernels_for(x).normalize(x, weight, bias, None, mean, rstd, eps)
+
+
+@torch.library.custom_op("gnws_d2::group_norm_relu", mutates_args=())
+def _group_norm_relu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    num_groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)
+
+
+@torch.library.custom_op("gnws_d2::group_norm_relu_backward", mutates_args=())
+def _group_norm_relu_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    y: torch.Tensor | None,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _kernels_for(x).backward(grad, x, weight, bias, y, mean, rstd, eps)
+
+
+@_group_norm_relu.register_fake
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    num_groups: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    y = torch.empty_like(x, memory_format=format_of(x))
+    statistics = x.new_empty((x.shape[0], num_groups), dtype=statistics_dtype(x))
+    return y, statistics, torch.empty_like(statistics)
+
+
+@_group_norm_relu_backward.register_fake
+def _(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    y: torch.Tensor | None,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad_x = torch.empty_like(x, memory_format=format_of(x))
+    grad_residual = x.new_empty(0) if y is None else torch.empty_like(grad_x)
+    return grad_x, torch.empty_like(weight), torch.empty_like(bias), grad_residual
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, weight, bias, residual, ctx.num_groups, ctx.eps = inputs
+    y, mean, rstd = output
+    # With a residual, the result tells where ReLU was positive. It takes no memory: what follows a
+    # residual block, a convolution, keeps it as its input.
+    ctx.save_for_backward(x, weight, bias, mean, rstd, None if residual is None else y)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: torch.Tensor | None, *_: object) -> tuple[Any, ...]:
+    x, weight, bias, mean, rstd, y = ctx.saved_tensors
+    if grad is None:
+        return (None,) * 6
+    if torch.is_grad_enabled():  # a second derivative is asked for
+        grads = _differentiable_gradient(ctx, grad, x, weight, bias, y)
+    else:
+        grads = _group_norm_relu_backward(grad, x, weight, bias, y, mean, rstd, ctx.eps)
+    return *grads[:3], grads[3] if y is not None else None, None, None
+
+
+def _differentiable_gradient(
+    ctx: Any,
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    y: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients by torch's own operations, whose gradients torch knows."""
+    dtype = statistics_dtype(x)
+    inputs = (x, weight, bias)
+    normalized = torch.group_norm(
+        x.to(dtype), ctx.num_groups, weight.to(dtype), bias.to(dtype), ctx.eps
+    )
+    grad_residual = grad * ((normalized if y is None else y) > 0)
+    asked = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(
+        torch.autograd.grad(normalized, asked, grad_residual.to(dtype), create_graph=True)
+        if asked
+        else ()
+    )
+    return *(next(found) if tensor.requires_grad else None for tensor in inputs), grad_residual
+
+
+_group_norm_relu.register_autograd(_differentiate, setup_context=_save)

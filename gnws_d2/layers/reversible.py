@@ -1,0 +1,30 @@
+"""Changes of a model's modules in place that can be taken back."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_BEFORE = "_before_change"
+
+
+def change(module: nn.Module, **attributes: Any) -> None:
+    """Set ``attributes`` of ``module``, of which ``__class__`` may be one."""
+    before = module.__dict__.setdefault(_BEFORE, {})
+    for name, value in attributes.items():
+        before.setdefault(name, getattr(module, name))
+        setattr(module, name, value)
+
+
+def restore(model: Model) -> Model:
+    """Take back in place what :func:`change` did to ``model`` and the modules in it."""
+    for module in list(model.modules()):
+        for name, value in module.__dict__.pop(_BEFORE, {}).items():
+            if name == "forward":
+                del module.forward  # that of the class, which may change as well, is behind it
+            else:
+                setattr(module, name, value)
+    return model

@@ -1,0 +1,128 @@
+"""GroupNorm + ReLU as one operation in Detectron2's own modules, which keep their parameters, names
+and places; :func:`gnws_d2.layers.fold` and :func:`gnws_d2.layers.restore` take it back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from torch import nn
+
+from ..layers import GroupNormReLU, StandardizedConv
+from ..layers.rebuild import rebuilding
+from ..layers.reversible import change
+
+_CONVS = (Conv2d, DeformConv, ModulatedDeformConv, StandardizedConv)
+_RELUS = (F.relu, F.relu_, torch.relu)
+
+
+def fuse_norm_relu(model: nn.Module, rebuild_activations: bool = False) -> nn.Module:
+    """Let every GroupNorm that a ReLU follows compute both, in place.
+
+    These are those of the stem and of the residual blocks, the last of a block with the addition;
+    those of convolutions with ``activation=F.relu`` or ``nn.ReLU()``; and those before an
+    ``nn.ReLU`` in an ``nn.Sequential``. Blocks of other classes, such as the deformable one, and
+    GroupNorm without a ReLU, in shortcuts and in FPN, stay as they are.
+
+    Args:
+        model: any Detectron2 model, or a backbone; standardize it before.
+        rebuild_activations: compute what a convolution or a pooling needs of these results in
+            backward again, from the input of GroupNorm, instead of keeping both. The results of
+            residual blocks, which several layers take, are kept.
+
+    Returns:
+        ``model``, so that a LazyConfig can say ``LazyCall(fuse_norm_relu)(model=...)``.
+    """
+    for module in list(model.modules()):
+        if type(module) in _FUSED:
+            _fuse_block(module)
+        elif isinstance(module, _CONVS):
+            _fuse_activation(module)
+        elif type(module) is nn.Sequential:
+            _fuse_sequence(module)
+    if rebuild_activations:
+        for child in model.children():
+            norms = [m for m in child.modules() if isinstance(m, GroupNormReLU)]
+            for norm in norms:
+                change(norm, rebuild=True)
+            if norms:
+                change(child, forward=rebuilding(child.forward))
+    return model
+
+
+def count_fused(model: nn.Module) -> tuple[int, int]:
+    """How many GroupNorms of ``model`` are fused with a ReLU, and how many there are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
+    return sum(isinstance(norm, GroupNormReLU) for norm in norms), len(norms)
+
+
+def _fuse_block(block: nn.Module) -> None:
+    convs = list(_main_path(block))
+    if all(_is_plain(conv.norm) and conv.activation is None for conv in convs):
+        for conv in convs:
+            change(conv.norm, __class__=GroupNormReLU)
+        change(block, __class__=_FUSED[type(block)])
+
+
+def _main_path(block: Any) -> Iterator[Any]:
+    for name in ("conv1", "conv2", "conv3"):
+        if hasattr(block, name):
+            yield getattr(block, name)
+
+
+def _fuse_activation(conv: Any) -> None:
+    norm: Any = getattr(conv, "norm", None)
+    activation = getattr(conv, "activation", None)
+    if _is_plain(norm) and (activation in _RELUS or isinstance(activation, nn.ReLU)):
+        change(norm, __class__=GroupNormReLU)
+        change(conv, activation=None)
+
+
+def _fuse_sequence(sequence: nn.Sequential) -> None:
+    for (_, norm), (name, relu) in itertools.pairwise(list(sequence.named_children())):
+        if _is_plain(norm) and isinstance(relu, nn.ReLU):
+            change(norm, __class__=GroupNormReLU)
+            change(sequence, **{name: nn.Identity()})
+
+
+def _is_plain(norm: Any) -> bool:
+    return type(norm) is nn.GroupNorm and norm.affine
+
+
+class FusedBasicStem(BasicStem):
+    """Detectron2's stem, whose norm has the ReLU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+class FusedBasicBlock(BasicBlock):
+    """Detectron2's block of two convolutions, whose norms have the ReLUs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _add(self, self.conv2, self.conv1(x), x)
+
+
+class FusedBottleneckBlock(BottleneckBlock):
+    """Detectron2's block of three convolutions, whose norms have the ReLUs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _add(self, self.conv3, self.conv2(self.conv1(x)), x)
+
+
+def _add(block: Any, last: Any, inner: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    shortcut = x if block.shortcut is None else block.shortcut(x)
+    # Past the convolution's own forward, which would call its norm without the shortcut.
+    return last.norm(last._conv_forward(inner, last.weight, last.bias), shortcut)
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    BasicStem: FusedBasicStem,
+    BasicBlock: FusedBasicBlock,
+    BottleneckBlock: FusedBottleneckBlock,
+}

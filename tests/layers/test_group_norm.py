@@ -1,0 +1,321 @@
+"""GroupNorm + ReLU as one operation, by torch's kernels; for Triton's see the other file."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gnws_d2.layers import GroupNormReLU, group_norm_relu, kernels
+from gnws_d2.layers.group_norm import _group_norm_relu
+from gnws_d2.layers.rebuild import rebuilding
+
+EPS = 1e-5
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def formula(x, weight, bias, residual, num_groups):
+    groups = x.reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
+    centered = groups - groups.mean(2, keepdim=True)
+    deviation = (centered.square().mean(2, keepdim=True) + EPS).sqrt()
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+    y = (centered / deviation).view(x.shape) * weight.view(per_channel) + bias.view(per_channel)
+    return (y if residual is None else y + residual).relu()
+
+
+def inputs(shape, added=False, seed=0, **kwargs):
+    """x, weight, bias, residual or None: leaves that ask for a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [shape, shape[1:2], shape[1:2], shape if added else None]
+    return [s and torch.randn(s, generator=generator).to(**kwargs).requires_grad_() for s in sizes]
+
+
+def fused(x, weight, bias, residual=None, num_groups=3):
+    return group_norm_relu(x, num_groups, weight, bias, EPS, residual)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 3),
+    st.sampled_from([(1, 1), (3, 1), (3, 4), (2, 5)]),
+    st.lists(st.integers(1, 9), max_size=3),
+    st.booleans(),
+    st.sampled_from(FORMATS),
+)
+def test_results_are_those_of_the_formula(n, groups, area, added, format):
+    num_groups, per_group = groups
+    x, weight, bias, residual = inputs((n, num_groups * per_group, *area), added)
+    if len(area) == 2:
+        x = x.detach().contiguous(memory_format=format).requires_grad_()
+    leaves = [t for t in (x, weight, bias, residual) if t is not None]
+    y = fused(x, weight, bias, residual, num_groups)
+    y64 = formula(x, weight, bias, residual, num_groups)
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, y64, rtol=1e-12, atol=1e-11)
+    grad = torch.randn_like(y)
+    for ours, theirs in zip(
+        torch.autograd.grad(y, leaves, grad), torch.autograd.grad(y64, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_first_and_second_derivatives(added):
+    leaves = [t for t in inputs((2, 6, 3, 2), added) if t is not None]
+    assert torch.autograd.gradcheck(fused, leaves)
+    assert torch.autograd.gradgradcheck(fused, leaves)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
+def test_a_second_derivative_with_one_frozen(frozen):
+    tensors = inputs((2, 6, 3, 2), added=True)
+    tensors[frozen].requires_grad_(False)
+    leaves = [t for t in tensors if t.requires_grad]
+
+    def function(*changed):
+        found = iter(changed)
+        return fused(*(next(found) if t.requires_grad else t for t in tensors))
+
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+def test_it_is_a_proper_operator(added, format):
+    x, weight, bias, residual = inputs((2, 6, 3, 5), added)
+    x = x.detach().contiguous(memory_format=format).requires_grad_()
+    torch.library.opcheck(_group_norm_relu, (x, weight, bias, residual, 3, EPS))
+
+
+def test_compilers_take_it_without_a_break():
+    leaves = inputs((2, 6, 3, 5), added=True)
+    module = GroupNormReLU(3, 6)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for residual in (None, leaves[3]):
+        y, expected = compiled(leaves[0], residual), module(leaves[0], residual)
+        assert torch.equal(y, expected)
+        ours, theirs = (torch.autograd.grad(t.square().sum(), leaves[0]) for t in (y, expected))
+        assert torch.equal(ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_large_mean(format):
+    """Torch's own kernel for channels_last is off by more than 1000 here: E[x^2] - E[x]^2."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(2, 64, 56, 56, generator=generator) + 1e4).float()
+    x = x.contiguous(memory_format=format)
+    y = group_norm_relu(x, 32, torch.ones(64).float(), torch.zeros(64).float())
+    expected = formula(x.double(), torch.ones(64), torch.zeros(64), None, 32)
+    assert (y - expected).abs().max() < 3e-3  # numbers of this size are 1e-3 apart
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e4])
+def test_a_constant_input_has_a_finite_gradient(value):
+    x = torch.full((2, 6, 5, 7), value).float().requires_grad_()
+    weight, bias = (t.float().detach().requires_grad_() for t in inputs((2, 6))[1:3])
+    y = fused(x, weight, bias)
+    # The rounding of the value is multiplied by the inverse deviation, 1 / sqrt(eps).
+    error = torch.finfo(x.dtype).eps * abs(value) / EPS**0.5 * weight.abs().max()
+    assert (y - bias.relu().view(1, 6, 1, 1)).abs().max() <= error
+    y.sum().backward()
+    assert all(torch.isfinite(t.grad).all() for t in (x, weight, bias))
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_statistics_in_float32(dtype, added):
+    x, weight, bias, residual = inputs((2, 6, 9, 7), added, dtype=torch.float32)
+    x = x.detach().to(dtype).requires_grad_()
+    y = fused(x, weight, bias, residual)
+    assert y.dtype == dtype
+    wide = [t if t is None else t.detach().double() for t in (x, weight, bias, residual)]
+    error = (y.double() - formula(*wide, 3)).abs().max()
+    assert error < 4 * torch.finfo(dtype).eps
+    y.sum().backward()
+    leaves = [t for t in (x, weight, bias, residual) if t is not None]
+    assert [t.grad.dtype for t in leaves] == [t.dtype for t in leaves]
+
+
+def test_autocast_leaves_half_precision_alone():
+    """On CUDA, stock GroupNorm computes, and returns, float32 there."""
+    module = GroupNormReLU(3, 6).float()
+    x = torch.randn(2, 6, 3, 3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x).dtype == torch.bfloat16
+        assert module(x.float()).dtype == torch.float32
+        # Where a residual comes from a stock GroupNorm.
+        assert module(x, torch.randn(2, 6, 3, 3).float()).dtype == torch.bfloat16
+
+
+def test_the_module_is_a_group_norm_followed_by_relu():
+    torch.manual_seed(0)
+    plain, module = nn.GroupNorm(3, 6), GroupNormReLU(3, 6)
+    nn.init.normal_(plain.weight)
+    nn.init.normal_(plain.bias)
+    module.load_state_dict(plain.state_dict())
+    x, residual = torch.randn(2, 2, 6, 3, 3)
+    for copied in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        torch.testing.assert_close(copied(x), plain(x).relu())
+        torch.testing.assert_close(copied(x, residual), (plain(x) + residual).relu())
+        with torch.no_grad():
+            torch.testing.assert_close(copied(x), plain(x).relu())
+
+
+def test_a_trace_has_the_separate_operations():
+    module = GroupNormReLU(3, 6)
+    x = torch.randn(2, 6, 3, 3)
+    traced = torch.jit.trace(module, x)
+    assert "aten::group_norm" in str(traced.inlined_graph)
+    assert "gnws_d2::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), module(x))
+
+
+def test_an_exported_program_has_the_separate_operations():
+    module = GroupNormReLU(3, 6)
+    x, residual = torch.randn(2, 2, 6, 3, 3)
+    program = torch.export.export(module, (x, residual))
+    assert "aten.group_norm" in program.graph_module.code
+    assert "gnws_d2" not in program.graph_module.code
+    torch.testing.assert_close(program.module()(x, residual), module(x, residual))
+
+
+def test_one_value_a_group_becomes_the_bias():
+    module = GroupNormReLU(6, 6)
+    nn.init.normal_(module.bias)
+    expected = module.bias.detach().relu().view(1, 6, 1, 1)
+    torch.testing.assert_close(module(torch.randn(1, 6, 1, 1)), expected)
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_no_more_is_kept_than_by_stock(added):
+    """x, and for the addition y; never a third tensor of that size."""
+    kept = []
+    leaves = inputs((2, 6, 9, 9), added)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        fused(*leaves)
+    assert sum(t.shape == leaves[0].shape for t in kept) == 1 + added
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        (((2, 7, 3), (7,), (7,), None), "multiple of num_groups, 3"),
+        (((6,), (6,), (6,), None), r"takes \(N, C"),
+        (((2, 6, 3), (5,), (6,), None), "weight of shape"),
+        (((2, 6, 3), (6,), (1,), None), "bias of shape"),
+        (((2, 6, 3), (6,), (6,), (2, 6, 1)), r"residual of the shape of x, \(2, 6, 3\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes, said):
+    with pytest.raises(ValueError, match=said):
+        fused(*(s and torch.zeros(s) for s in shapes))
+
+
+def test_the_variable_is_checked(monkeypatch):
+    monkeypatch.setenv(kernels.VARIABLE, "torch")
+    assert not kernels.enabled()
+    monkeypatch.setenv(kernels.VARIABLE, "none")
+    with pytest.raises(ValueError, match=r"GNWS_D2_KERNELS is 'none'.*auto.*torch"):
+        kernels.enabled()
+
+
+def test_the_log_says_once_which_kernels_run(caplog):
+    caplog.set_level("INFO")
+    kernels._log_path.cache_clear()
+    for _ in range(2):
+        fused(*inputs((2, 6, 3, 3)))
+    lines = [r.getMessage() for r in caplog.records if "GroupNorm + ReLU" in r.getMessage()]
+    assert lines == ["GroupNorm + ReLU on cpu by the kernels of torch"]
+
+
+class Chain(nn.Module):
+    """Convolution, GroupNorm + ReLU, convolution, as in a residual block."""
+
+    def __init__(self, rebuild: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 2, 3)
+        self.norm = GroupNormReLU(3, 6)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+        self.norm.rebuild = rebuild
+        if rebuild:
+            self.forward = rebuilding(self.forward)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.norm(self.first(x)))
+
+
+X = torch.randn(2, 2, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("how", ["itself", "a copy", "a pickle"])
+def test_what_is_rebuilt_gives_the_same_gradients_bit_for_bit(how):
+    kept, rebuilt = Chain(False), Chain(True)
+    if how == "a copy":
+        rebuilt = copy.deepcopy(rebuilt)
+    if how == "a pickle":
+        rebuilt = pickle.loads(pickle.dumps(rebuilt))
+    for module in (kept, rebuilt):
+        module(X).square().sum().backward()
+    for (name, a), b in zip(kept.named_parameters(), rebuilt.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_second_derivatives_through_what_is_rebuilt():
+    x = X[:1, :, :5, :5].clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(Chain(True), x, fast_mode=True)
+
+
+def test_an_activation_edited_before_it_is_kept_is_kept():
+    chain = Chain(True)
+
+    def edited(x):
+        return chain.second(chain.norm(chain.first(x)).mul_(2))
+
+    grads = []
+    for forward in (edited, rebuilding(edited)):
+        chain.zero_grad()
+        forward(X).sum().backward()
+        grads.append(chain.second.weight.grad.clone())
+    assert torch.equal(*grads)
+
+
+def test_an_edit_after_it_was_kept_is_an_error_as_without():
+    chain = Chain(True)
+    y = chain(X)
+    with torch.no_grad():
+        chain.second.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        y.sum().backward()
+    y = chain(X)
+    with torch.no_grad():
+        chain.norm.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified"):
+        y.sum().backward()
+
+
+def test_nothing_holds_the_graph_after_backward():
+    import gc
+    import weakref
+
+    chain = Chain(True)
+    seen = []
+    chain.first.register_forward_hook(lambda *a: seen.append(weakref.ref(a[2])))
+    gc.disable()
+    try:
+        chain(X).sum().backward()
+        chain(X)
+        assert [ref() for ref in seen] == [None, None]
+    finally:
+        gc.enable()

@@ -1,0 +1,356 @@
+"""Triton's kernels of GroupNorm + ReLU against the formula in float64.
+
+On a GPU the tests run there. Elsewhere they run through Triton's interpreter, in a process of their
+own: the interpreter is chosen by an environment variable when Triton is imported.
+"""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gnws_d2.layers import group_norm, kernels
+from gnws_d2.layers.kernels import stock
+from gnws_d2.layers.kernels.layout import Tiles
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+triton = pytest.importorskip("triton")
+runs = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(),
+    reason="needs a GPU, or TRITON_INTERPRET=1 as test_through_the_interpreter has it",
+)
+EPS = 1e-5
+# Of a result of size 1: the rounding of the output, and for float32 that of some hundred sums.
+TOLERANCE = {torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="runs without it")
+def test_through_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounds_of_loops():
+    """Triton 3.6's interpreter makes them numbers in a way that numpy 2.4 refuses:
+    https://github.com/triton-lang/triton/issues/9171"""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", patched)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_size():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "MIN_ELEMENTS", 0)
+        patch.delenv(kernels.VARIABLE, raising=False)
+        yield
+
+
+def formula(x, weight, bias, residual, num_groups):
+    groups = x.reshape(x.shape[0], num_groups, -1)
+    centered = groups - groups.mean(2, keepdim=True)
+    deviation = (centered.square().mean(2, keepdim=True) + EPS).sqrt()
+    per_channel = (-1,) + (1,) * (x.dim() - 2)
+    y = (centered / deviation).view(x.shape) * weight.view(per_channel) + bias.view(per_channel)
+    return (y if residual is None else y + residual).relu()
+
+
+def inputs(shape, dtype=torch.float32, format=torch.contiguous_format, added=False, mean=0.0):
+    """x, weight, bias, residual or None, and the gradient of y."""
+    generator = torch.Generator().manual_seed(sum(shape))
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    x = (random(*shape) + mean).to(DEVICE, dtype)
+    weight, bias = random(2, shape[1]).to(DEVICE)
+    residual = random(*shape).to(DEVICE, dtype) if added else None
+    grad = random(*shape).to(DEVICE, dtype)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=format)
+    return x, weight, bias, residual, grad
+
+
+def expected(x, weight, bias, residual, grad, num_groups):
+    """y and the gradients, in float64."""
+    wide = [t if t is None else t.double().requires_grad_() for t in (x, weight, bias, residual)]
+    y = formula(*wide, num_groups)
+    leaves = [t for t in wide if t is not None]
+    return y.detach(), torch.autograd.grad(y, leaves, grad.double())
+
+
+def found(x, weight, bias, residual, grad, num_groups):
+    fused = pytest.importorskip("gnws_d2.layers.kernels.fused")
+    y, mean, rstd = fused.forward(x, weight, bias, residual, num_groups, EPS)
+    kept = None if residual is None else y
+    grads = fused.backward(grad, x, weight, bias, kept, mean, rstd, EPS)
+    return y, grads if residual is not None else grads[:3]
+
+
+def assert_close(a, b, tolerance):
+    """Within ``tolerance`` of the largest value of ``b``, and of 1."""
+    assert a.shape == b.shape
+    if b.numel():
+        error = (a.double() - b).abs().max().item()
+        assert error <= tolerance * max(1.0, b.abs().max().item()), error
+
+
+@st.composite
+def shapes(draw):
+    groups = draw(st.sampled_from([1, 2, 3, 8]))
+    channels = groups * draw(st.integers(1, 5))
+    area = draw(st.sampled_from([(1, 1), (1, 7), (3, 5), (7, 7), (14, 14), (33, 41)]))
+    return (draw(st.integers(1, 3)), channels, *area), groups
+
+
+@runs
+@settings(max_examples=30, deadline=None, derandomize=True)
+@example(((1, 3, 70, 70), 1), torch.float32, torch.contiguous_format, False)  # many splits
+@example(((1, 4, 70, 70), 2), torch.float32, torch.channels_last, True)
+@example(((1, 130, 3, 3), 2), torch.float32, torch.channels_last, True)  # many channels
+@example(((2, 64, 1), 32), torch.float32, torch.contiguous_format, False)  # one value a group x 2
+@given(shapes(), st.sampled_from(list(TOLERANCE)), st.sampled_from(FORMATS), st.booleans())
+def test_results_are_those_of_the_formula(shape, dtype, format, added):
+    shape, num_groups = shape
+    arguments = inputs(shape, dtype, format, added)
+    y, grads = found(*arguments, num_groups)
+    y64, grads64 = expected(*arguments, num_groups)
+    x = arguments[0]
+    assert y.dtype == x.dtype and y.stride() == x.stride()
+    assert grads[0].dtype == x.dtype and grads[0].stride() == x.stride()
+    assert_close(y, y64, TOLERANCE[dtype])
+    for grad, grad64 in zip(grads, grads64, strict=True):
+        assert_close(grad, grad64, 4 * TOLERANCE[dtype])
+
+
+@runs
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("added", [False, True])
+def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(format, added):
+    """At 1e4 with deviation 1, float32 has 5e-4 between numbers: half of that is lost with the
+    mean, which is kept in float32. E[x^2] - E[x]^2 would leave nothing of the variance."""
+    arguments = inputs((2, 8, 24, 50), torch.float32, format, added, mean=1e4)
+    y, grads = found(*arguments, 4)
+    y64, grads64 = expected(*arguments, 4)
+    assert_close(y, y64, 1e-3)
+    # Where ReLU turns is as uncertain as y: those few elements have another gradient.
+    turned = (y64.double() > 0) != (y > 0)
+    assert turned.float().mean() < 2e-3
+    difference = (grads[0].double() - grads64[0]).abs()[~turned]
+    assert difference.max() < 2e-3 * grads64[0].abs().max()
+
+
+@runs
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e4])
+def test_a_constant_input_has_a_finite_gradient(value):
+    x, weight, bias, _, grad = inputs((2, 6, 5, 7))
+    x = torch.full_like(x, value)
+    y, grads = found(x, weight, bias, None, grad, 3)
+    torch.testing.assert_close(y, bias.relu().view(1, 6, 1, 1).expand_as(y))
+    assert all(torch.isfinite(g).all() for g in grads)
+    assert grads[1].abs().max() == 0  # x less its mean is 0
+
+
+@runs
+def test_nan_is_not_hidden_by_relu():
+    x, weight, bias, _, grad = inputs((2, 4, 3, 3))
+    x[1, 2, 0, 0] = torch.nan
+    y, grads = found(x, weight, bias, None, grad, 2)
+    assert y[1, 2:].isnan().all() and y[1, :2].isfinite().all() and y[0].isfinite().all()
+    assert grads[0][1, 2:].isnan().all() and grads[1].isnan().tolist() == [False, False, True, True]
+
+
+@runs
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_second_run_gives_the_same_bits(format):
+    arguments = inputs((1, 8, 30, 70), format=format, added=True)
+    (y, grads), (again, grads_again) = (found(*arguments, 4) for _ in range(2))
+    assert torch.equal(y, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+@runs
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_rebuilt_is_the_same_bit_for_bit(format):
+    from gnws_d2.layers.kernels import fused
+
+    x, weight, bias, residual, _ = inputs((2, 6, 9, 70), format=format, added=True)
+    for summand in (None, residual):
+        y, mean, rstd = fused.forward(x, weight, bias, summand, 3, EPS)
+        again = fused.normalize(x, weight, bias, summand, mean, rstd, EPS)
+        assert torch.equal(again, y)
+
+
+@runs
+def test_other_layouts_of_residual_and_gradient_are_taken():
+    x, weight, bias, residual, grad = inputs((2, 6, 9, 7), added=True)
+    y, grads = found(x, weight, bias, residual, grad, 3)
+    sliced = torch.stack([x, x], 4)[..., 0]
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (residual, grad)]
+    other, other_grads = found(sliced, weight, bias, last[0], last[1], 3)
+    assert not sliced.is_contiguous() and other.is_contiguous()
+    assert torch.equal(other, y)
+    assert all(torch.equal(a, b) for a, b in zip(other_grads, grads, strict=True))
+
+
+@runs
+def test_the_twin_has_the_same_statistics_and_gradients():
+    x, weight, bias, residual, grad = inputs((2, 8, 9, 7), torch.bfloat16, added=True)
+    from gnws_d2.layers.kernels import fused
+
+    for summand in (None, residual):
+        ours = fused.forward(x, weight, bias, summand, 4, EPS)
+        theirs = stock.forward(x, weight, bias, summand, 4, EPS)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b)
+        saved = (None if summand is None else ours[0], *ours[1:], EPS)
+        ours = fused.backward(grad, x, weight, bias, *saved)
+        theirs = stock.backward(grad, x, weight, bias, *saved)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == b.dtype and a.shape == b.shape
+            torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+@runs
+def test_the_operator_runs_them():
+    x, weight, bias, residual, grad = inputs((2, 6, 9, 7), added=True)
+    tensors = [t.requires_grad_() for t in (x, weight, bias, residual)]
+    assert kernels.available(x)
+    y = group_norm.group_norm_relu(x, 3, weight, bias, EPS, residual)
+    grads = torch.autograd.grad(y, tensors, grad)
+    plain = [t.detach() for t in tensors]
+    other, other_grads = found(*plain, grad, 3)
+    assert torch.equal(y, other)
+    assert all(torch.equal(a, b) for a, b in zip(grads, other_grads, strict=True))
+    for summand in (None, residual):
+        torch.library.opcheck(group_norm._group_norm_relu, (x, weight, bias, summand, 3, EPS))
+
+
+@runs
+def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch):
+    x, weight, bias, _, _ = inputs((2, 6, 3, 3))
+    assert not kernels.available(x.double()) and not kernels.available(x[:0])
+    monkeypatch.setattr(kernels, "MIN_ELEMENTS", x.numel() + 1)
+    assert not kernels.available(x)
+    monkeypatch.setattr(kernels, "MIN_ELEMENTS", 0)
+    monkeypatch.setenv(kernels.VARIABLE, "torch")
+    assert not kernels.available(x)
+    y = group_norm.group_norm_relu(x, 3, weight, bias)
+    torch.testing.assert_close(y, formula(x, weight, bias, None, 3))
+
+
+@runs
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_residual_block_has_the_gradients_of_separate_operations(format):
+    from detectron2.modeling.backbone.resnet import BottleneckBlock
+
+    from gnws_d2.modeling import fuse_norm_relu
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        BottleneckBlock(32, 64, bottleneck_channels=32, norm="GN"),
+        BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN"),
+    ).to(DEVICE, memory_format=format)
+    fused = fuse_norm_relu(copy.deepcopy(plain), rebuild_activations=True)
+    x = torch.randn(1, 32, 6, 9, device=DEVICE).contiguous(memory_format=format)
+    grads = []
+    for block, dtype in ((plain.double(), torch.float64), (fused, torch.float32)):
+        y = block(x.to(dtype))
+        y.backward(torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape).to(dtype))
+        grads.append([p.grad for p in block.parameters()])
+    assert y.is_contiguous(memory_format=format)
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 600),
+    st.sampled_from([1, 2, 32]),
+    st.sampled_from([1, 2, 3, 8, 64]),
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.sampled_from(FORMATS),
+)
+def test_tiles_cover_every_element_once(n, groups, per_group, height, width, format):
+    x = torch.empty(n, groups * per_group, height, width, device="meta")
+    tiles = Tiles.of(x.contiguous(memory_format=format), groups)
+    starts = [split * tiles.chunk for split in range(tiles.splits)]
+    assert starts[-1] < tiles.pixels <= starts[-1] + tiles.chunk
+    assert tiles.chunk % tiles.block_p == 0
+    assert tiles.block_c * tiles.block_p <= 2048
+    assert tiles.splits * per_group <= max(4096, 2 * per_group)
+    assert max(tiles.partial_grid[1:] + tiles.pointwise_grid[1:]) < 2**16  # CUDA's limit
+
+
+# Tiles, and the numbers that are 1, which Triton compiles in as constants.
+CASES = {
+    "contiguous": ((2, 1024), {"stride_p"}),
+    "channels_last": ((64, 32), {"stride_c"}),
+    "a pixel": (
+        (64, 1),
+        {"pixels", "chunk", "splits", "channels_per_group", "stride_c", "stride_p"},
+    ),
+    "a number": (
+        (1, 1),
+        {
+            *("pixels", "chunk", "splits", "channels_per_group", "stride_c", "stride_p"),
+            *("channels", "num_groups"),
+        },
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled there")
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("file", ["forward", "backward"])
+def test_the_kernels_compile_for_a_gpu(file, case, dtype, added):
+    """Without one: the interpreter takes more than the compiler does."""
+    module = pytest.importorskip(f"gnws_d2.layers.kernels.{file}")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    (block_c, block_p), ones = CASES[case]
+    chosen = {"BLOCK_C": block_c, "BLOCK_P": block_p, "BLOCK": 256, "BLOCK_S": 64}
+    chosen |= {"ADD": added, "ADDED": added, "MASKED": added} | dict.fromkeys(ones, 1)
+    types = dict.fromkeys(["x", "y", "residual", "grad", "grad_residual", "grad_x"], f"*{dtype}")
+    single = ["weight", "bias", "mean", "rstd", "partial", "of_channel", "of_group"]
+    types |= dict.fromkeys(single, "*fp32") | {"eps": "fp32"} | dict.fromkeys(chosen, "constexpr")
+    for name, kernel in vars(module).items():
+        if not isinstance(kernel, triton.runtime.JITFunction) or name in ("affine", "_merge"):
+            continue  # the two are parts of the others
+        signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+        constants = {name: chosen[name] for name in kernel.arg_names if name in chosen}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert binary.asm["cubin"]
+        assert not re.search(r"^\s*(@\S+ )?(atom|red)\.", binary.asm["ptx"], re.MULTILINE)
