@@ -54,7 +54,7 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # "lr": the speed falls with the learning rate, without its warm-up. "constant": it stays.
     cfg.MODEL.BCN.SCHEDULE = "lr"
     # GroupNorm and the ReLU after it as one operation, in a model that is built through
-    # "WeightStandardizedModel": "always", "never", or "auto", which is on a GPU with Triton; not the
+    # "WeightStandardizedModel": "always", "never", or "auto", which is on a GPU with Triton. Not by
     # default as long as the kernels have not been measured on one. The environment variable
     # GNWS_D2_KERNELS=torch turns Triton off.
     cfg.MODEL.GN = CfgNode()
