@@ -36,8 +36,9 @@ setup(
         *("pillow", "pycocotools", "pyyaml", "tabulate"),
     ],
     extras_require={
+        "benchmark": ["matplotlib"],
         "demo": DEMO,
-        "test": ["hypothesis", "pytest", *DEMO],
+        "test": ["hypothesis", "matplotlib", "pytest", *DEMO],
         "lint": ["mypy", "ruff"],
     },
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],

@@ -1,0 +1,61 @@
+"""Times are taken in pairs, intervals are those of the median, memory is counted once."""
+
+import numpy as np
+import pytest
+import torch
+from measure import Comparison, kept_for_backward, launches, memory, paired_times, ratio
+from torch import nn
+
+
+def test_the_interval_of_a_constant_ratio_is_a_point():
+    base = np.array([1.0, 5.0, 2.0])
+    assert ratio(2 * base, base) == pytest.approx((2, 2, 2))
+
+
+def test_the_interval_is_that_of_the_median():
+    """Of 101 values the median's 95% interval lies 0.98 x sqrt(101) = 9.8 ranks to either side."""
+    ratios = np.random.default_rng(1).permutation(np.arange(1.0, 102.0))
+    median, low, high = ratio(ratios * 3, np.full(101, 3.0))
+    assert median == pytest.approx(51)
+    assert low == pytest.approx(51 - 9.8, abs=1.5) and high == pytest.approx(51 + 9.8, abs=1.5)
+
+
+def test_every_step_is_run_in_every_round(monkeypatch):
+    monkeypatch.setattr("measure.SHORTEST", 0.0)
+    order = []
+    steps = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    times = paired_times(steps, 20, "cpu")
+    assert {name: t.shape for name, t in times.items()} == dict.fromkeys("abc", (20,))
+    assert all((t > 0).all() for t in times.values())
+    rounds = [tuple(order[i : i + 3]) for i in range(3, 63, 3)]  # the first 3 set the repeats
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 3  # the order changes
+
+
+def test_short_steps_are_repeated(monkeypatch):
+    monkeypatch.setattr("measure.SHORTEST", 0.01)
+    count = []
+    paired_times({"a": lambda: count.append(1)}, 1, "cpu")
+    assert len(count) > 10
+
+
+def test_what_is_kept_for_backward_is_counted_once_and_without_parameters():
+    model = nn.Linear(100, 10, bias=False)
+    x = torch.randn(50, 100)
+
+    def step():
+        y = model(x)  # keeps x, 50 x 100, and the weight
+        z = y.exp()  # keeps its output, 50 x 10
+        (z * z).sum().backward()  # keeps z, twice: the same storage
+
+    assert kept_for_backward(step, model) == 4 * (50 * 100 + 50 * 10)
+    assert memory(step, model, "cpu") == 4 * (50 * 100 + 50 * 10)
+
+
+def test_the_cpu_has_no_launches_and_inference_keeps_nothing():
+    assert launches(lambda: None, "cpu") is None
+    assert memory(lambda: torch.ones(3).exp(), None, "cpu") is None
+
+
+def test_a_comparison_happens_once_by_default():
+    assert Comparison("", "", {}).count == 1
