@@ -15,6 +15,7 @@ float64 first; one that is wrong ends the run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import itertools
 import shlex
@@ -25,25 +26,36 @@ from typing import Any
 
 import kernels
 import torch
-from accuracy import Reference, check
+from accuracy import SIZE, Errors, Reference, check
 from measure import Comparison, Subject, launches, memory, paired_times
 from results import dump, machine, row
 from tqdm import tqdm
-from variants import ARCHITECTURES, BASE, CONTROL, build, build_reference, initial_state, variants
+from variants import (
+    ARCHITECTURES,
+    BASE,
+    CONTROL,
+    Variant,
+    build,
+    build_reference,
+    initial_state,
+    variants,
+)
 from workloads import Case, workload
 
 from gnws_d2.files import atomic_write
+from gnws_d2.modeling.memory_format import use_channels_last
 
 # The command lines that a preset stands for.
-_SMOKE = "--models Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --size 64 96 --mode train infer --rounds 2"
+_UNCOMPILED = "--without 'GN+WS, compiled'"  # compiling takes minutes
+_SMOKE = f"--models Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --size 64 96 --rounds 2 {_UNCOMPILED}"
+_R50 = f"--models mask_rcnn_R_50_FPN {_UNCOMPILED}"
 PRESETS = {
     # two cores, 15 minutes
     "cpu": [
-        "--level kernel --models mask_rcnn_R_50_FPN --mode train infer --rounds 10",
-        "--level backbone --models mask_rcnn_R_50_FPN --size 512 512 --rounds 12",
-        "--level backbone --models mask_rcnn_R_50_FPN --mode infer --rounds 8",
-        "--level backbone --models mask_rcnn_R_50_FPN --mode train --rounds 6",
-        "--level model --models mask_rcnn_R_50_FPN --size 512 512 --mode train --rounds 6",
+        f"--level kernel {_R50} --rounds 6",
+        f"--level backbone {_R50} --size 512 512 --rounds 10",
+        f"--level backbone {_R50} 'GN + timm WS' --rounds 6",
+        f"--level model {_R50} --size 512 512 --mode train --rounds 6",
     ],
     # all there is; hours
     "gpu": [
@@ -55,6 +67,10 @@ PRESETS = {
     # seconds; its figures mean nothing
     "smoke": [f"--level kernel {_SMOKE}", f"--level backbone model {_SMOKE} --batch 1 2"],
 }
+
+
+# The check is made on a picture of one size; another size of the case does not repeat it.
+_checked: dict[tuple[str, Case], Errors] = {}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -70,8 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--mode", nargs="+", choices=["train", "infer"], default=["train", "infer"])
     add("--precision", nargs="+", choices=["fp32", "tf32", "bf16"], default=["fp32"])
     add("--memory-format", nargs="+", choices=["nchw", "channels_last"], default=["nchw"])
-    names = [v.name for v in variants("infer")]
-    add("--variants", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    add("--variants", nargs="+", choices=names(), metavar="NAME", help=", ".join(names()))
+    add("--without", nargs="+", choices=names(), metavar="NAME", default=[])
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--rounds", type=int, default=16)
     add("--preset", choices=PRESETS, help="in place of all of the above but --device")
@@ -91,7 +107,7 @@ def main(words: Sequence[str]) -> Path:
     todo = [(case, run) for run in runs for case in cases(run)]
     for case, run in tqdm(todo, desc="cases"):
         set_precision(case.precision)
-        for comparison in comparisons(case, run.variants):
+        for comparison in comparisons(case, chosen(run, case.mode)):
             results["rows"] += measure(case, comparison, run.rounds)
         with atomic_write(file) as partial:  # after each case: a long run may be broken off
             partial.write_text(dump(results), encoding="utf-8")
@@ -109,49 +125,60 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
         yield Case(level, model, size, batch, mode, precision, memory_format, args.device)
 
 
+def chosen(args: argparse.Namespace, mode: str) -> list[Variant]:
+    """The variants that are asked for; what all are divided by, and its control, always are."""
+    wanted = {*(args.variants or names()), BASE, CONTROL}.difference(args.without)
+    return [variant for variant in variants(mode) if variant.name in wanted]
+
+
+def names() -> list[str]:
+    """Of all variants."""
+    return [variant.name for variant in variants("infer")]
+
+
 def set_precision(precision: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def comparisons(case: Case, names: Sequence[str] | None) -> Iterator[Comparison]:
+def comparisons(case: Case, compared: Sequence[Variant]) -> Iterator[Comparison]:
     """What is compared in ``case``: several operations at the level of kernels, else one step."""
     if case.level == "kernel":
         yield from kernels.comparisons(case)
         return
-    yield Comparison(case.level, BASE, subjects(case, names))
+    yield Comparison(case.level, BASE, subjects(case, compared))
 
 
-def subjects(case: Case, names: Sequence[str] | None) -> dict[str, Subject]:
+def subjects(case: Case, compared: Sequence[Variant]) -> dict[str, Subject]:
     """All variants, each checked; a reference is gone before anything is timed."""
-    chosen = [v for v in variants(case.mode) if not names or v.name in (BASE, CONTROL, *names)]
     training = case.mode == "train"
     state = initial_state(case.model)
     work = workload(case)
     found: dict[str, Subject] = {}
     references: dict[Any, Reference] = {}
-    for variant in chosen:
+    for variant in compared:
         model: Any = build(variant, case.model, case.device, training, state)
-        model.to(memory_format=case.format)
-        mathematics = variant.reference, variant.name == "FrozenBN"
-        if mathematics not in references:
-            true: Any = build_reference(variant, case.model, case.device, training, state)
-            references[mathematics] = Reference(true, case)
-        errors = check(variant.name, model, references[mathematics], case)
-        found[variant.name] = Subject(work.step(model), model, errors)
+        if case.memory_format == "channels_last":
+            use_channels_last(model)
+        key = variant.name, dataclasses.replace(case, size=SIZE, batch=1)
+        if key not in _checked:
+            mathematics = variant.reference, variant.name == "FrozenBN"
+            if mathematics not in references:
+                true: Any = build_reference(variant, case.model, case.device, training, state)
+                references[mathematics] = Reference(true, case)
+            _checked[key] = check(variant.name, model, references[mathematics], case)
+        found[variant.name] = Subject(work.step(model), model, _checked[key])
     return found
 
 
 def measure(case: Case, comparison: Comparison, rounds: int) -> list[dict[str, Any]]:
     """A row for each variant."""
     steps = {name: subject.step for name, subject in comparison.subjects.items()}
-    for step in steps.values():  # to warm up
-        step()
+    times = paired_times(steps, rounds, case.device)
     memories = {
         name: memory(s.step, s.model, case.device) for name, s in comparison.subjects.items()
     }
     launched = {name: launches(step, case.device) for name, step in steps.items()}
-    times = paired_times(steps, rounds, case.device)
     return [row(case, comparison, n, times, memories[n], launched[n]) for n in steps]
 
 

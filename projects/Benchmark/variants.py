@@ -39,7 +39,12 @@ TIMM = "GN + timm WS"
 OURS = "GN+WS"
 
 # Choices of this package, each as overrides of the config: a row of its own, "GN+WS, <name>".
-OPTIONS: dict[str, list[str]] = {}
+OPTIONS: dict[str, list[str]] = {
+    "compiled": [
+        *("MODEL.COMPILE.PARTS", "['backbone', 'rpn', 'box_head']"),
+        *("INPUT.SIZE_DIVISIBILITY", "32"),  # for each size by itself
+    ],
+}
 
 # Detectron2's own model, in which nothing of this package has a part.
 _STOCK = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.WS.PARTS", "[]"]

@@ -27,9 +27,10 @@ def test_every_step_is_run_in_every_round(monkeypatch):
     times = paired_times(steps, 20, "cpu")
     assert {name: t.shape for name, t in times.items()} == dict.fromkeys("abc", (20,))
     assert all((t > 0).all() for t in times.values())
-    rounds = [tuple(order[i : i + 3]) for i in range(3, 63, 3)]  # the first 3 set the repeats
+    rounds = [tuple(order[i : i + 3]) for i in range(6, 66, 3)]  # before that, twice to warm up
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len(set(rounds)) > 3  # the order changes
+    assert all(a == b[::-1] for a, b in zip(rounds[::2], rounds[1::2], strict=True))
 
 
 def test_short_steps_are_repeated(monkeypatch):
