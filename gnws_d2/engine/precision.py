@@ -29,10 +29,10 @@ def set_precision(trainer: AMPTrainer, cfg: CfgNode) -> None:
     to be scaled."""
     trainer.precision = _DTYPES[cfg.SOLVER.AMP.DTYPE]
     if trainer.precision == torch.bfloat16:
-        trainer.grad_scaler = torch.amp.GradScaler(cfg.MODEL.DEVICE, enabled=False)
+        trainer.grad_scaler = torch.amp.GradScaler(enabled=False)
 
 
-def test_precision(cfg: CfgNode) -> AbstractContextManager:
+def evaluation_precision(cfg: CfgNode) -> AbstractContextManager:
     """The context in which ``cfg`` has a model evaluated."""
     if cfg.TEST.PRECISION == "float32":
         return nullcontext()

@@ -27,7 +27,7 @@ from .data_parallel import used_by_default_trainer
 from .evaluators import build_evaluator
 from .moving_speed import MovingSpeed
 from .nonfinite import first_nonfinite_module
-from .precision import check_precision, set_precision, test_precision
+from .precision import check_precision, evaluation_precision, set_precision
 from .resume import IterationSeed, ResumableLoader
 from .schedule import scale_schedule
 
@@ -111,7 +111,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
-        with test_precision(cfg):
+        with evaluation_precision(cfg):
             return super().test(cfg, model, evaluators)
 
     @classmethod

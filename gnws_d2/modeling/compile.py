@@ -53,7 +53,8 @@ def compile_parts(
 
 
 def _layers(model: nn.Module, part: str) -> list[nn.Module]:
-    found = {name: module for name, path in _MODULES.items() if (module := _find(model, path))}
+    modules = {name: _find(model, path) for name, path in _MODULES.items()}
+    found = {name: module for name, module in modules.items() if module is not None}
     if part not in found:
         raise ConfigError(
             f"MODEL.COMPILE.PARTS names {part!r}, which this model does not have. Those that can "

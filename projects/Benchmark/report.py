@@ -99,7 +99,7 @@ def section(name: str, run: dict[str, Any]) -> str:
         picture = f"benchmarks/{Path(name).stem}-{level}-{mode}"
         parts += [
             f"### {level.capitalize()}, {title}",
-            f"![]({picture}.png) ([SVG]({picture}.svg))",
+            f"![time of the variants, {level}, {title}]({picture}.png) ([SVG]({picture}.svg))",
         ]
         for (base,), of_base in groups(rows, ("base",)):
             parts += tables(of_base, base)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import report
@@ -35,6 +36,8 @@ def test_the_document_is_up_to_date():
     text = (report.DOCS / "benchmarks.md").read_text(encoding="utf-8")
     made = report.fill(text, report.committed(report.DOCS / "benchmarks"))
     assert text == made, "run python projects/Benchmark/report.py"
+    for file in re.findall(r"\((benchmarks/[^)]+)\)", text):
+        assert (report.DOCS / file).is_file()
 
 
 def test_only_what_is_between_the_marks_changes():
