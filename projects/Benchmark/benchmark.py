@@ -50,12 +50,12 @@ _UNCOMPILED = "--without 'GN+WS, compiled'"  # compiling takes minutes
 _SMOKE = f"--models Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --size 64 96 --rounds 2 {_UNCOMPILED}"
 _R50 = f"--models mask_rcnn_R_50_FPN {_UNCOMPILED}"
 PRESETS = {
-    # two cores, 15 minutes
+    # two quiet cores, under 20 minutes
     "cpu": [
         f"--level kernel {_R50} --rounds 6",
         f"--level backbone {_R50} --size 512 512 --rounds 10",
         f"--level backbone {_R50} 'GN + timm WS' --rounds 6",
-        f"--level model {_R50} --size 512 512 --mode train --rounds 6",
+        f"--level model {_R50} 'GN + timm WS' --size 512 512 --mode train --rounds 4",
     ],
     # all there is; hours
     "gpu": [

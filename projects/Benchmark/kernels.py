@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import Errors, relative_error, within
 from baselines import Formula, plain_formula, plain_reference, timm_formula, timm_reference
+from detectron2.utils.events import EventStorage
 from measure import Comparison, Step, Subject
 from torch import nn
 from variants import BASE, CONTROL, OURS, PLAIN, TIMM, build, initial_state, variants
@@ -60,7 +61,10 @@ def _maps(model: Any, case: Case) -> dict[tuple[torch.Size, int], int]:
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
             module.register_forward_pre_hook(count)
-    ModelWorkload(case).step(model)()
+    work = ModelWorkload(case)
+    work.fix(model)
+    with torch.no_grad(), EventStorage():
+        model(work.batch)
     return found
 
 
