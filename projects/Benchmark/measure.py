@@ -87,38 +87,35 @@ def ratio(times: np.ndarray, base: np.ndarray) -> Ratio:
     return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
-def memory(step: Step, model: nn.Module | None, device: str) -> int | None:
-    """The bytes that a step needs. On CUDA: the peak within it, and what the model holds, but not
-    what other variants hold. On the CPU: what autograd keeps for backward (None at inference)."""
-    if torch.device(device).type != "cuda":
-        kept = kept_for_backward(step, model)
-        return kept or None
+def memory(step: Step, model: nn.Module | None, device: str) -> int:
+    """The bytes at the peak of a step: what is allocated in it, gradients and standardized weights
+    included, and the tensors of ``model``, but not those of other variants. On a GPU as its
+    allocator counts, on the CPU as torch's profiler does."""
     if model is not None:
         model.zero_grad(set_to_none=True)
         model.train(model.training)  # drops standardized weights that were kept
+    peak = _cuda_peak(step) if torch.device(device).type == "cuda" else _cpu_peak(step)
+    return peak + _held(model)
+
+
+def _cuda_peak(step: Step) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before + _held(model)
+    return torch.cuda.max_memory_allocated() - before
 
 
-def kept_for_backward(step: Step, model: nn.Module | None) -> int:
-    """The bytes of the tensors that autograd saves in a step: each storage once, parameters and
-    buffers of the model not."""
-    own = {t.untyped_storage().data_ptr() for t in _tensors(model)}
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+def _cpu_peak(step: Step) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
-    return sum(sizes.values())
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
 
 
 def launches(step: Step, device: str) -> int | None:
@@ -135,12 +132,9 @@ def launches(step: Step, device: str) -> int | None:
 
 
 def _held(model: nn.Module | None) -> int:
-    storages = [tensor.untyped_storage() for tensor in _tensors(model)]
+    tensors = [*model.parameters(), *model.buffers()] if model is not None else []
+    storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
-
-
-def _tensors(model: nn.Module | None) -> list[torch.Tensor]:
-    return [*model.parameters(), *model.buffers()] if model is not None else []
 
 
 def _synchronize(device: str) -> None:

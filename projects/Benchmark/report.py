@@ -112,8 +112,7 @@ def tables(rows: list[Row], base: str) -> list[str]:
         f"Time divided by that of {base}, with a 95% interval:",
         pivot(rows, lambda row: f"{_median(row['seconds']) * 1e3:.4g} ms", _interval),
     ]
-    if any(row["memory"] for row in rows):
-        parts += ["Memory:", pivot(rows, _megabytes, lambda row, base: _of(row, base, "memory"))]
+    parts += ["Peak memory:", pivot(rows, _megabytes, _memory_ratio)]
     if any(row["launches"] for row in rows):
         parts += ["Kernel launches:", pivot(rows, _launches, lambda row, _: _launches(row))]
     return [*parts, "Largest relative errors against float64:", errors(rows)]
@@ -151,15 +150,15 @@ def _interval(row: Row, _: Row) -> str:
 
 
 def _megabytes(row: Row) -> str:
-    return f"{row['memory'] / 1e6:.4g} MB" if row["memory"] else "-"
+    return f"{row['memory'] / 1e6:.4g} MB"
 
 
 def _launches(row: Row) -> str:
     return str(row["launches"])
 
 
-def _of(row: Row, base: Row, key: str) -> str:
-    return f"{row[key] / base[key]:.3f}" if row[key] and base[key] else "-"
+def _memory_ratio(row: Row, base: Row) -> str:
+    return f"{row['memory'] / base['memory']:.3f}"
 
 
 def _median(values: Sequence[float]) -> float:

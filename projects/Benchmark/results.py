@@ -50,7 +50,7 @@ def row(
     comparison: Comparison,
     name: str,
     times: Mapping[str, np.ndarray],
-    memory: int | None,
+    memory: int,
     launches: int | None,
 ) -> Row:
     """One variant of one comparison."""

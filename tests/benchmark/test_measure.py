@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from measure import Comparison, kept_for_backward, launches, memory, paired_times, ratio
+from measure import Comparison, launches, memory, paired_times, ratio
 from torch import nn
 
 
@@ -40,22 +40,32 @@ def test_short_steps_are_repeated(monkeypatch):
     assert len(count) > 10
 
 
-def test_what_is_kept_for_backward_is_counted_once_and_without_parameters():
-    model = nn.Linear(100, 10, bias=False)
-    x = torch.randn(50, 100)
+def test_memory_is_the_peak_and_what_the_model_holds():
+    model = nn.Linear(1000, 1000, bias=False)  # 4 MB
+    x = torch.randn(500, 1000)  # there before
 
     def step():
-        y = model(x)  # keeps x, 50 x 100, and the weight
-        z = y.exp()  # keeps its output, 50 x 10
-        (z * z).sum().backward()  # keeps z, twice: the same storage
+        y = model(x)  # 2 MB
+        z = y.exp()  # 2 MB, kept for backward
+        del y
+        z.sum().backward()  # the gradients of z and y, 2 MB each, then of the weight, 4 MB
 
-    assert kept_for_backward(step, model) == 4 * (50 * 100 + 50 * 10)
-    assert memory(step, model, "cpu") == 4 * (50 * 100 + 50 * 10)
+    step()  # leaves a gradient, which is not there when it begins
+    peak = memory(step, model, "cpu")
+    assert peak == memory(step, model, "cpu")  # repeatable
+    assert 4e6 + 6e6 <= peak < 4e6 + 8.5e6
 
 
-def test_the_cpu_has_no_launches_and_inference_keeps_nothing():
+def test_memory_that_is_freed_does_not_count():
+    def step():
+        for _ in range(5):
+            torch.ones(250_000)
+
+    assert memory(step, None, "cpu") == 1_000_000
+
+
+def test_the_cpu_has_no_launches():
     assert launches(lambda: None, "cpu") is None
-    assert memory(lambda: torch.ones(3).exp(), None, "cpu") is None
 
 
 def test_a_comparison_happens_once_by_default():
