@@ -37,9 +37,10 @@ setup(
         *("pillow", "pycocotools", "pyyaml", "tabulate"),
     ],
     extras_require={
+        "benchmark": ["matplotlib"],
         "demo": DEMO,
         "export": EXPORT,
-        "test": ["hypothesis", "pytest", *DEMO, *EXPORT],
+        "test": ["hypothesis", "matplotlib", "pytest", *DEMO, *EXPORT],
         "lint": ["mypy", "ruff"],
     },
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],

@@ -68,6 +68,22 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # How pictures are resized for evaluation: "pil", Detectron2's way and that of training, or
     # "cv2", the way of MMDetection, with which the published AP was measured.
     cfg.INPUT.RESIZE_TEST = "pil"
+    # Keep weights and feature maps with the channels as the fastest dimension: the format in which
+    # tensor cores compute. Values, names and checkpoints stay what they are.
+    cfg.MODEL.CHANNELS_LAST = False
+    # torch.compile of parts of the model, of: backbone (with the pyramid), rpn, head, box_head,
+    # mask_head. The first pictures then take minutes.
+    cfg.MODEL.COMPILE = CfgNode()
+    cfg.MODEL.COMPILE.PARTS = []
+    cfg.MODEL.COMPILE.BACKEND = "inductor"
+    # Pad pictures to multiples of this many pixels, so that there are few sizes to compile for (or
+    # for cuDNN to try). GN sees the padding: what is found changes by a little. 0: as the backbone
+    # needs it, 32 with a pyramid.
+    cfg.INPUT.SIZE_DIVISIBILITY = 0
+    # Of SOLVER.AMP.ENABLED: "float16", or "bfloat16", which needs no scaling of the loss.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # In which evaluation computes: "float32", or under autocast "bfloat16" or "float16".
+    cfg.TEST.PRECISION = "float32"
     # Stages of a ResNet, of "res2" to "res5", that keep only the inputs of their blocks for
     # backward and compute the rest a second time: less memory, more time, the same gradients.
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = []
@@ -156,11 +172,16 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
             f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
         )
-    if cfg.INPUT.RESIZE_TEST not in ("pil", "cv2"):
-        raise ConfigError(
-            f'INPUT.RESIZE_TEST is {cfg.INPUT.RESIZE_TEST!r}. Set it to "pil" or "cv2".'
-        )
+    for key, value, known in (
+        ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
+        ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
+        ("TEST.PRECISION", cfg.TEST.PRECISION, ("float32", "bfloat16", "float16")),
+    ):
+        if value not in known:
+            *others, last = (f'"{name}"' for name in known)
+            raise ConfigError(f"{key} is {value!r}. Set it to {', '.join(others)} or {last}.")
     _check_gn(cfg)
+    _check_applied(cfg)
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
@@ -185,14 +206,26 @@ def _check_gn(cfg: CfgNode) -> None:
             "MODEL.GN.REBUILD_ACTIVATIONS is True, but MODEL.GN.FUSE_RELU is 'never', and it is "
             'the fused operation that can be computed again. Set MODEL.GN.FUSE_RELU to "auto".'
         )
-    if (rebuild or fuse == "always") and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
-        key = "REBUILD_ACTIVATIONS" if rebuild else "FUSE_RELU"
-        raise ConfigError(
-            f"MODEL.GN.{key} is {cfg.MODEL.GN[key]!r}, but MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
-            f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}."
-        )
+
+
+def _check_applied(cfg: CfgNode) -> None:
+    """What is done to a model after it is built."""
+    if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
+        return
+    for key, value, off in (
+        ("MODEL.GN.REBUILD_ACTIVATIONS", cfg.MODEL.GN.REBUILD_ACTIVATIONS, False),
+        ("MODEL.GN.FUSE_RELU", cfg.MODEL.GN.FUSE_RELU, "never"),
+        ("MODEL.CHANNELS_LAST", cfg.MODEL.CHANNELS_LAST, False),
+        ("MODEL.COMPILE.PARTS", list(cfg.MODEL.COMPILE.PARTS), []),
+        ("INPUT.SIZE_DIVISIBILITY", cfg.INPUT.SIZE_DIVISIBILITY, 0),
+    ):
+        if value != off:
+            raise ConfigError(
+                f"{key} is {value!r}, but MODEL.META_ARCHITECTURE is "
+                f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
+                f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE "
+                f"to {cfg.MODEL.META_ARCHITECTURE!r}, or {key} to {off!r}."
+            )
 
 
 def _check_bcn(cfg: CfgNode) -> None:

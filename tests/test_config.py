@@ -134,6 +134,21 @@ BAD = {
         ["SOLVER.ACCUMULATION_NORMALIZER", "step"],
         ["ACCUMULATION_NORMALIZER", "'step'", '"micro_batch"'],
     ),
+    "a precision that does not exist": (
+        ["SOLVER.AMP.DTYPE", "fp8"],
+        ["SOLVER.AMP.DTYPE", "'fp8'", '"float16" or "bfloat16"'],
+    ),
+    "a precision of evaluation that does not exist": (
+        ["TEST.PRECISION", "half"],
+        ["TEST.PRECISION", "'half'", '"float32", "bfloat16" or "float16"'],
+    ),
+    "a choice that Detectron2's model does not read": (
+        [
+            *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.WS.PARTS", "[]"),
+            *("MODEL.CHANNELS_LAST", "True"),
+        ],
+        ["MODEL.CHANNELS_LAST is True", "MODEL.META_ARCHITECTURE to 'WeightStandardizedModel'"],
+    ),
     "parts that nobody reads": (
         ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"],
         ["MODEL.WS.PARTS", "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"],

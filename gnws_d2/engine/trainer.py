@@ -6,6 +6,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -26,6 +27,7 @@ from .data_parallel import used_by_default_trainer
 from .evaluators import build_evaluator
 from .moving_speed import MovingSpeed
 from .nonfinite import first_nonfinite_module
+from .precision import check_precision, evaluation_precision, set_precision
 from .resume import IterationSeed, ResumableLoader
 from .schedule import scale_schedule
 
@@ -36,17 +38,22 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         cfg = scale_schedule(cfg, comm.get_world_size())
         check_batch(cfg, comm.get_world_size())
+        check_precision(cfg)
         with used_by_default_trainer():
             super().__init__(cfg)
-        if cfg.SOLVER.ACCUMULATION_STEPS > 1:
-            kind = AccumulatingAMPTrainer if cfg.SOLVER.AMP.ENABLED else AccumulatingTrainer
+        steps, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
+        # Detectron2's own trainer in mixed precision is for GPUs alone.
+        if steps > 1 or (amp and cfg.MODEL.DEVICE == "cpu"):
+            kind = AccumulatingAMPTrainer if amp else AccumulatingTrainer
             self._trainer = kind(
                 self.model,
                 self.data_loader,
                 self.optimizer,
-                steps=cfg.SOLVER.ACCUMULATION_STEPS,
-                normalizer=cfg.SOLVER.ACCUMULATION_NORMALIZER,
+                steps=steps,
+                normalizer=cfg.SOLVER.ACCUMULATION_NORMALIZER if steps > 1 else "micro_batch",
             )
+        if amp:
+            set_precision(self._trainer, cfg)
 
     def train(self) -> OrderedDict | None:
         self.data_loader.seek(self._iteration_seed.seed, self.start_iter)
@@ -101,6 +108,11 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
+        with evaluation_precision(cfg):
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:

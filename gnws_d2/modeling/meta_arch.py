@@ -1,4 +1,5 @@
-"""The meta-architecture through which a config standardizes any Detectron2 model."""
+"""The meta-architecture through which a config standardizes any Detectron2 model, and chooses how
+it is stored and run."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from torch import nn
 from ..config import META_ARCHITECTURE, ConfigError, check_config
 from ..layers import kernels
 from ..norms import with_norm_layers
+from .compile import compile_parts
 from .fuse import count_fused, fuse_norm_relu
+from .memory_format import use_channels_last
+from .padding import pad_to_multiples
 from .standardize import StandardizationReport, standardize
 
 logger = logging.getLogger(__name__)
@@ -24,8 +28,8 @@ def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
     return it: the model keeps its class.
 
     Raises:
-        ConfigError: see :func:`gnws_d2.config.check_config` and
-            :func:`gnws_d2.modeling.standardize`.
+        ConfigError: see :func:`gnws_d2.config.check_config`, :func:`gnws_d2.modeling.standardize`,
+            :func:`.compile.compile_parts` and :func:`.padding.pad_to_multiples`.
     """
     check_config(cfg)
     name = cfg.MODEL.WS.META_ARCHITECTURE
@@ -38,10 +42,23 @@ def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
     model = META_ARCH_REGISTRY.get(name)(with_norm_layers(cfg))
     standardize(model, cfg.MODEL.WS.PARTS)
     logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
+    _choose_path(model, cfg)
+    return model
+
+
+def _choose_path(model: nn.Module, cfg: CfgNode) -> None:
+    """How the same computation is run."""
     if _fuses(cfg):
         fuse_norm_relu(model, cfg.MODEL.GN.REBUILD_ACTIVATIONS)
         logger.info("GroupNorm + ReLU is one operation in %d of %d GroupNorms", *count_fused(model))
-    return model
+    multiple, compiled = cfg.INPUT.SIZE_DIVISIBILITY, cfg.MODEL.COMPILE
+    if multiple:
+        pad_to_multiples(model, multiple)
+    if cfg.MODEL.CHANNELS_LAST:
+        use_channels_last(model)
+    if compiled.PARTS:
+        compile_parts(model, compiled.PARTS, compiled.BACKEND, few_sizes=multiple > 0)
+        logger.info("Compiled when first called (%s): %s", compiled.BACKEND, compiled.PARTS)
 
 
 def _fuses(cfg: CfgNode) -> bool:

@@ -91,6 +91,7 @@ def config(config_file: str, output: Path) -> CfgNode:
     cfg = gnws_d2.load_config(config_file, [*SMALL, "OUTPUT_DIR", str(output)])
     if config_file.startswith("COCO"):
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digits_train",), ("digits_val",)
+        cfg.INPUT.MASK_FORMAT = "bitmask"
     return cfg
 
 

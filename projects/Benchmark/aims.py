@@ -1,0 +1,104 @@
+"""What is aimed at, as a ratio to stock GN of the same model, and whether it is reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from results import CASE, Row, describe
+from variants import CONTROL, OURS
+
+NOT_MEASURED = "not measured yet"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """``variant`` takes at most ``most`` times the ``metric`` ("time" or "memory") of GN in all
+    rows that have the values of ``where``; with ``noise``, more is met up to the upper end of the
+    control's interval."""
+
+    text: str
+    device: str
+    where: dict[str, Any]
+    most: float
+    metric: str = "time"
+    variant: str = OURS
+    noise: bool = False
+    models: tuple[str, ...] = ()
+
+
+_R50 = ("faster_rcnn_R_50_FPN", "mask_rcnn_R_50_FPN")
+_TRAIN = {"mode": "train", "batch": 1}
+_LEAN = f"{OURS}, fused, rebuilt"
+
+AIMS = [
+    *(
+        Aim(f"inference, {name}: no slower", device, {"mode": "infer"}, 1.0, noise=True)
+        for name, device in (("CPU", "cpu"), ("GPU", "cuda"))
+    ),
+    *(
+        Aim(
+            f"training, CPU, R-50, {size[0]} x {size[1]}: {most} in time",
+            "cpu",
+            {**_TRAIN, "size": size},
+            most,
+            models=_R50,
+        )
+        for size, most in (([800, 1333], 1.02), ([512, 512], 1.05))
+    ),
+    *(
+        Aim(
+            f"training, GPU, {precision}, {name}: {most} in {metric}",
+            "cuda",
+            {"mode": "train", "precision": precision},
+            most,
+            metric,
+            variant,
+        )
+        for precision in ("fp32", "bf16")
+        for variant, name, time, memory in (
+            (OURS, "WS alone", 1.01, 1.01),
+            (_LEAN, "fused and rebuilt", 0.85, 0.65),
+        )
+        for metric, most in (("time", time), ("memory", memory))
+    ),
+]
+
+
+def aims_table(runs: list[list[Row]]) -> list[list[str]]:
+    """For each aim, each row that it is measured by: the aim, the case, the ratio, the interval of
+    the control, and met, missed or not measured yet."""
+    lines = []
+    for aim in AIMS:
+        found = [_line(aim, row, rows) for rows in runs for row in rows if _is_of(aim, row)]
+        lines += found or [[aim.text, "", "", "", NOT_MEASURED]]
+    return lines
+
+
+def _is_of(aim: Aim, row: Row) -> bool:
+    return (
+        row["level"] in ("backbone", "model")
+        and row["variant"] == aim.variant
+        and row["device"].startswith(aim.device)
+        and (not aim.models or row["model"] in aim.models)
+        and all(row[key] == value for key, value in aim.where.items())
+    )
+
+
+def _line(aim: Aim, row: Row, rows: list[Row]) -> list[str]:
+    others = {other["variant"]: other for other in rows if _case(other) == _case(row)}
+    if aim.metric == "memory":
+        value, most = row["memory"] / others[row["base"]]["memory"], aim.most
+        shown, noise = f"{value:.3f}", ""
+    else:
+        value, low, high = row["ratio"]
+        _, control_low, control_high = others[CONTROL]["ratio"]
+        shown = f"{value:.3f} ({low:.3f} to {high:.3f})"
+        noise = f"{control_low:.3f} to {control_high:.3f}"
+        most = max(aim.most, control_high) if aim.noise else aim.most
+    verdict = "met" if value <= most else "**missed**"
+    return [aim.text, f"{row['level']}, {describe(row)}", shown, noise, verdict]
+
+
+def _case(row: Row) -> list[Any]:
+    return [row[key] for key in (*CASE, "level", "mode", "device")]
