@@ -21,6 +21,7 @@ def version() -> str:
 
 
 DEMO = ["opencv-python-headless", "scikit-learn"]
+EVIDENCE = ["matplotlib", "scikit-learn"]
 
 setup(
     name="gnws_d2",
@@ -37,7 +38,8 @@ setup(
     ],
     extras_require={
         "demo": DEMO,
-        "test": ["hypothesis", "pytest", *DEMO],
+        "evidence": EVIDENCE,  # projects/MicroBatch
+        "test": ["hypothesis", "pytest", *DEMO, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],
