@@ -32,7 +32,7 @@ from torch import nn
 
 NORMS = ("BN", "GN", "GN+WS", "BCN", "BCN+WS")
 PRESETS = {
-    "small": Preset(images=960, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,)),
+    "small": Preset(images=640, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,)),
     "full": Preset(images=14400, reference_lr=0.1, seeds=10, norms=NORMS, batches=(2,)),
 }
 NORMALIZATIONS = (nn.BatchNorm2d, nn.GroupNorm)

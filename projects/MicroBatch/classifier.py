@@ -26,7 +26,7 @@ from gnws_d2.data.digits.scans import load_scans
 from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, convert
 
 PRESETS = {
-    "small": Preset(images=960, reference_lr=0.1, seeds=3),
+    "small": Preset(images=640, reference_lr=0.1, seeds=3),
     "full": Preset(images=14400, reference_lr=0.1, seeds=10),
 }
 GROUP = 8  # channels that GN and BCN normalize together

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 # Okabe and Ito's colours, told apart by the colour-blind; without WS in lighter ones, and dashed.
 STYLES = {
@@ -37,6 +38,14 @@ plt.rcParams.update(
 
 # A line: for each norm, an array of (seeds, points).
 Lines = Mapping[str, np.ndarray]
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic scale with plain numbers, 1, 2, 3 and 5 of each decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def save(figure: Figure, file: Path) -> None:
@@ -130,7 +139,7 @@ def loss_curves(
         axes.set_title(f"{batch} image{'s' if batch > 1 else ''} per step")
         axes.set_xlabel("images seen")
         if log:
-            axes.set_yscale("log")
+            logarithmic(axes)
     grid[0][0].set_ylabel("training loss")
     figure.draw_without_rendering()
     label_lines(grid[0][-1], panels[max(panels)])
@@ -145,7 +154,7 @@ def against_images(
     figure, grid = plt.subplots(rows, columns, figsize=(10, 3.3 * rows), squeeze=False)
     for i, (axes, (title, lines)) in enumerate(zip(grid.flat, panels.items(), strict=True)):
         draw_lines(axes, images, lines, band=False)
-        axes.set_yscale("log")
+        logarithmic(axes)
         axes.set_title(title)
         if i // columns == rows - 1:
             axes.set_xlabel("images seen")

@@ -112,14 +112,16 @@ def scores(rows: Rows, key: str) -> str:
     return table(["norm", *(f"{b} per step" for b in batches)], body)
 
 
-SMOOTHNESS = {
-    "raw_beta": "raw β",
-    "raw_loss_range": "raw loss range",
-    "relative_beta": "relative β",
-    "relative_loss_range": "relative loss range",
-    "weight_norm": "norm of the weights",
-    "share_along_mean": "gradient along the mean (%)",
-    "share_along_filter": "along the filter (%)",
+# Name in the table -> column of the CSV file, and the rows that count.
+SMOOTHNESS: dict[str, tuple[str, dict[str, int]]] = {
+    "raw β": ("raw_beta", {}),
+    "raw loss range": ("raw_loss_range", {}),
+    "relative β": ("relative_beta", {}),
+    "relative β at the start": ("relative_beta", {"images_seen": 0}),
+    "relative loss range": ("relative_loss_range", {}),
+    "loss": ("raw_loss", {}),
+    "gradient along the mean (%)": ("share_along_mean", {}),
+    "along the filter (%)": ("share_along_filter", {}),
 }
 
 
@@ -128,16 +130,16 @@ def smoothness_table(rows: Rows) -> str:
     body = []
     for norm in distinct(rows, "norm"):
         cells = [norm]
-        for key in SMOOTHNESS:
+        for key, where in SMOOTHNESS.values():
             factor = 100 if key.startswith("share") else 1
             each = [
-                factor * float(np.nanmedian(values(rows, key, norm=norm, seed=seed)))
+                factor * float(np.median(found))
                 for seed in distinct(rows, "seed")
-                if values(rows, key, norm=norm, seed=seed)
+                if (found := values(rows, key, norm=norm, seed=seed, **where))
             ]
-            cells.append(mean_and_std(each, 2 if max(each) < 100 else 0))
+            cells.append(mean_and_std(each, 0 if max(each, default=0) >= 100 else 2))
         body.append(cells)
-    return table(["norm", *SMOOTHNESS.values()], body)
+    return table(["norm", *SMOOTHNESS], body)
 
 
 CHANNELS = {
@@ -164,19 +166,22 @@ def channels_table(rows: Rows) -> str:
 def cost_table(data: Path) -> str:
     """How much was run, and what it cost."""
     body = []
+    everything: Rows = []
     for name in EXPERIMENTS:
-        jobs = {(r["norm"], r["batch"], r["seed"]): r for r in read(data, name)}.values()
+        jobs = list({(r["norm"], r["batch"], r["seed"]): r for r in read(data, name)}.values())
         if not jobs:
-            body.append([name, "not measured yet", "", "", "", ""])
+            body.append([name, "not measured yet"])
             continue
-        one = next(iter(jobs))
-        minutes = sum(float(job["cpu_seconds"]) for job in jobs) / 60
-        diverged = sum(bool(job["diverged"]) for job in jobs)
-        seeds = len({job["seed"] for job in jobs})
-        body.append(
-            [name, str(len(jobs)), str(seeds), one["images"], str(diverged), f"{minutes:.1f}"]
-        )
-    return table(["experiment", "jobs", "seeds", "images a job", "diverged", "CPU minutes"], body)
+        seeds = str(len({job["seed"] for job in jobs}))
+        body.append([name, *_jobs_and_cost(jobs), seeds, jobs[0]["images"]])
+        everything += jobs
+    body.append(["all", *_jobs_and_cost(everything)])
+    return table(["experiment", "jobs", "diverged", "CPU minutes", "seeds", "images a job"], body)
+
+
+def _jobs_and_cost(jobs: Rows) -> list[str]:
+    minutes = sum(float(job["cpu_seconds"]) for job in jobs) / 60
+    return [str(len(jobs)), str(sum(bool(job["diverged"]) for job in jobs)), f"{minutes:.1f}"]
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

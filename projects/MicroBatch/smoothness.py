@@ -10,7 +10,7 @@ how much the loss varies on the way, how far the gradient goes from where it was
 divided by the way ("effective beta-smoothness", a lower bound of the gradient's Lipschitz
 constant). Twice:
 
-- "raw": by 1/2 to 4 times the learning rate in the weights themselves. It is what the optimizer
+- "raw": by 1/2 to 4 learning rates (that of the job) in the weights themselves: what the optimizer
   meets. But a normalized network computes the same with weights c times as large, its gradients
   are then 1/c and its smoothness 1/c^2 of what they were: raw figures also compare weight scales.
 - "relative": by fixed distances in u = w / |w|, with |w| the norm of each convolution's weight
@@ -41,7 +41,7 @@ from gnws_d2.layers import StandardizedConv
 
 NORMS = ("BN", "BN+WS", "GN", "GN+WS", "BCN", "BCN+WS")
 PRESETS = {
-    "small": Preset(images=960, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,)),
+    "small": Preset(images=640, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,)),
     "full": Preset(images=14400, reference_lr=0.1, seeds=10, norms=NORMS, batches=(2,)),
 }
 MOMENTS = 10
