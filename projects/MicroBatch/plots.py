@@ -67,8 +67,8 @@ def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def draw_lines(
     axes: Axes, x: Sequence[float], lines: Lines, *, marks: bool = False, band: bool = True
 ) -> None:
-    """Mean over seeds of each norm, and around it the standard deviation: a band, or bars on marks
-    that are moved a little aside."""
+    """Mean over seeds of each norm. On marks, which are moved a little aside, bars of a standard
+    deviation; without marks, a band from the smallest to the largest."""
     for i, (norm, values) in enumerate(lines.items()):
         colour, dash, mark = STYLES[norm]
         mean, std = mean_and_std(values)
@@ -81,7 +81,8 @@ def draw_lines(
         else:
             axes.plot(x, mean, **style)
             if band:
-                axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
+                low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+                axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def label_lines(axes: Axes, lines: Lines) -> None:
