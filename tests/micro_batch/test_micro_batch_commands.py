@@ -6,6 +6,7 @@ import sys
 import channels
 import classifier
 import detector
+import doc_tables
 import pytest
 import report
 import smoothness
@@ -33,19 +34,19 @@ def test_commands_and_report(tmp_path, monkeypatch):
     report.collect(results, data)
     report.draw(data)
 
-    classified = report.read(data, "classifier")
+    classified = doc_tables.read(data, "classifier")
     assert len(classified) == 4
     assert all(0 <= float(row["accuracy"]) <= 100 for row in classified if not row["diverged"])
-    detected = report.read(data, "detector")
+    detected = doc_tables.read(data, "detector")
     assert [row["norm"] for row in detected] == ["BN", "BCN+WS"]
     assert all(0 <= float(row["AP"]) <= float(row["AP50"]) <= 100 for row in detected)
-    smooth = report.read(data, "smoothness")
+    smooth = doc_tables.read(data, "smoothness")
     assert len(smooth) == 2 * smoothness.MOMENTS
     assert all(math.isfinite(float(row["relative_beta"])) for row in smooth)
     assert all(0 < float(row["share_along_mean"]) < 1 for row in smooth)
     # The same initial weights, whatever the measure: one seed.
     assert len({row["weight_norm"] for row in smooth if row["images_seen"] == "0"}) == 1
-    assert len(report.read(data, "channels")) == 2
+    assert len(doc_tables.read(data, "channels")) == 2
     names = ("classifier", "classifier_loss", "detector", "detector_loss", "smoothness", "channels")
     assert all((data / f"{name}.png").stat().st_size > 10_000 for name in names)
     assert "not measured yet" not in report.document(EMPTY, data)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import doc_tables
 import pytest
 import report
 
@@ -52,7 +53,7 @@ def cells(text: str, row: str) -> list[str]:
 
 
 def test_a_table_has_mean_deviation_and_what_diverged(data):
-    table = report.scores(report.read(data, "detector"), "AP")
+    table = doc_tables.scores(doc_tables.read(data, "detector"), "AP")
     assert [cells(table, "norm"), cells(table, "GN+WS")] == [
         ["1 per step", "2 per step"],
         ["16.0 ± 1.4", "16.0 ± 1.4"],
@@ -63,11 +64,11 @@ def test_a_table_has_mean_deviation_and_what_diverged(data):
 
 
 def test_a_job_is_a_row_also_where_it_diverged(data):
-    rows = report.read(data, "detector")
+    rows = doc_tables.read(data, "detector")
     assert len(rows) == 12
     diverged = [row for row in rows if row["diverged"]]
     assert len(diverged) == 3 and all(row["AP"] == "" for row in diverged)
-    assert len(report.read(data, "curves")) == 12
+    assert len(doc_tables.read(data, "curves")) == 12
 
 
 def test_what_was_not_measured_is_said(data):
@@ -78,7 +79,7 @@ def test_what_was_not_measured_is_said(data):
 
 
 def test_smoothness_is_the_median_of_a_training(tmp_path):
-    columns = dict.fromkeys(column for column, _ in report.SMOOTHNESS.values())
+    columns = dict.fromkeys(column for column, _ in doc_tables.SMOOTHNESS.values())
     header = ["norm", "batch", "seed", "images_seen", *columns]
     with (tmp_path / "smoothness.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, header, restval="0.5")
@@ -87,7 +88,7 @@ def test_smoothness_is_the_median_of_a_training(tmp_path):
             for i, value in enumerate(values):
                 job = {"norm": "GN", "batch": 2, "seed": seed, "images_seen": i}
                 writer.writerow({**job, "raw_beta": value})
-    table = report.smoothness_table(report.read(tmp_path, "smoothness"))
+    table = doc_tables.smoothness_table(doc_tables.read(tmp_path, "smoothness"))
     raw_beta, *_, share = cells(table, "GN")
     assert raw_beta == f"3.00 ± {math.sqrt(2):.2f}" and share == "50.00 ± 0.00"
 
