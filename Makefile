@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast lint check wheel clean
+.PHONY: help env demo micro-batch test test-fast lint check wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -25,6 +25,13 @@ $(READY): requirements.txt setup.py
 
 demo: env  ## train a small detector on the CPU and show what it finds
 	$(BIN)/python projects/Detection/run_demo.py
+
+micro-batch: env  ## run the experiments of docs/micro-batch.md, and make its tables and plots
+	$(BIN)/python projects/MicroBatch/classifier.py
+	$(BIN)/python projects/MicroBatch/detector.py
+	$(BIN)/python projects/MicroBatch/smoothness.py
+	$(BIN)/python projects/MicroBatch/channels.py
+	$(BIN)/python projects/MicroBatch/summary.py --results output/micro_batch/small
 
 test: env  ## run all tests
 	$(BIN)/python -m pytest

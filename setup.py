@@ -22,6 +22,7 @@ def version() -> str:
 
 DEMO = ["opencv-python-headless", "scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
+EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/Benchmark and projects/MicroBatch
 
 setup(
     name="gnws_d2",
@@ -37,10 +38,10 @@ setup(
         *("pillow", "pycocotools", "pyyaml", "tabulate"),
     ],
     extras_require={
-        "benchmark": ["matplotlib"],
+        "evidence": EVIDENCE,
         "demo": DEMO,
         "export": EXPORT,
-        "test": ["hypothesis", "matplotlib", "pytest", *DEMO, *EXPORT],
+        "test": ["hypothesis", "pytest", *DEMO, *EXPORT, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""A small Faster R-CNN on Digits, from random initialization, with 1, 2, 4 and 8 images per step.
+
+    python projects/MicroBatch/detector.py --preset small --output output/micro_batch/small
+
+Started again, it runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone import build_resnet_backbone
+from experiment import NORMS, REFERENCE_BATCH, Job, Preset, loss_curve
+from run import command
+
+import gnws_d2
+from gnws_d2.data.digits import make_digits
+from gnws_d2.engine import Trainer
+
+# FrozenBN needs statistics of a trained model; without any it is no normalization, which the
+# classifier shows.
+SMALL_NORMS = tuple(norm for norm in NORMS if norm != "FrozenBN")
+PRESETS = {
+    "small": Preset(images=480, reference_lr=0.06, seeds=2, norms=SMALL_NORMS),
+    "full": Preset(images=4800, reference_lr=0.06, seeds=5),
+}
+WARMUP = 0.1  # of the images
+CURVE_POINTS = 20
+CONFIG = Path(__file__).with_name("faster_rcnn_R_18_FPN.yaml")
+PARTS = ["stem", "backbone", "fpn", "box_head"]  # those with a norm
+
+
+def load_digits_of_one_class(split: str) -> list[dict[str, Any]]:
+    """Digits of "train" or "val" with boxes of one class, which is learnt from fewer images: what
+    a digit is called takes thousands."""
+    records = DatasetCatalog.get(f"digits_{split}")
+    for record in records:
+        boxes = record["annotations"]
+        record["annotations"] = [
+            {"bbox": box["bbox"], "bbox_mode": box["bbox_mode"], "category_id": 0} for box in boxes
+        ]
+    return records
+
+
+def register() -> None:
+    """Register Digits of one class. Anew for every job: the evaluator makes an annotation file in
+    the folder of its job, and notes where."""
+    for split in ("train", "val"):
+        name = f"digits_of_one_class_{split}"
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, functools.partial(load_digits_of_one_class, split))
+        MetadataCatalog.pop(name, None)
+        MetadataCatalog.get(name).set(thing_classes=["digit"], evaluator_type="coco")
+
+
+@BACKBONE_REGISTRY.register()
+def build_two_level_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Detectron2's ResNet with FPN, without the level p6, which wants p5."""
+    return FPN(
+        bottom_up=build_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def job_config(job: Job, folder: str) -> CfgNode:
+    """The config of a job, which writes into ``folder``. The Trainer scales it to the batch."""
+    norm = {"BCN": "EstBCN"}.get(job.norm_layer, job.norm_layer)
+    steps = job.images // REFERENCE_BATCH
+    opts: list[Any] = ["OUTPUT_DIR", folder, "SEED", job.seed, "SOLVER.MAX_ITER", steps]
+    opts += ["SOLVER.BASE_LR", job.reference_lr, "SOLVER.WARMUP_ITERS", round(WARMUP * steps)]
+    opts += ["SOLVER.SCALE_TO_BATCH", job.batch, "MODEL.DEVICE", "cpu"]
+    opts += ["MODEL.WS.PARTS", PARTS if job.standardized else []]
+    for section in ("RESNETS", "FPN", "ROI_BOX_HEAD"):
+        opts += [f"MODEL.{section}.NORM", norm]
+    cfg = gnws_d2.load_config(CONFIG, [str(word) for word in opts])
+    cfg.freeze()
+    return cfg
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train and evaluate; a model that finds nothing has an AP of 0."""
+    make_digits()
+    register()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trainer = Trainer(job_config(job, folder))
+        trainer.train()
+        box = trainer._last_eval_results["bbox"]
+        losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
+    row = {name: 0.0 if math.isnan(box[name]) else box[name] for name in ("AP", "AP50")}
+    return {"rows": [row], "curve": loss_curve(losses, CURVE_POINTS)}
+
+
+if __name__ == "__main__":
+    command(__doc__, train, {"detector": PRESETS})

@@ -1,0 +1,123 @@
+"""Tables and plots from a handful of results; the committed document is what its CSV files give."""
+
+import csv
+import json
+import math
+
+import doc_tables
+import pytest
+import summary
+
+MARKS = (
+    *("detector AP", "detector AP50", "classifier accuracy"),
+    *("smoothness", "channels", "cost"),
+)
+EMPTY = "".join(f"<!-- {name}: made by summary.py -->\n<!-- end of {name} -->\n" for name in MARKS)
+
+
+def write(folder, experiment: str, norm: str, batch: int, seed: int, row: dict | None) -> None:
+    job = {"experiment": experiment, "norm": norm, "batch": batch, "seed": seed, "images": 40}
+    result = {
+        "job": {**job, "reference_lr": 0.1},
+        "diverged": "" if row else "the loss is nan at step 3 of 40",
+        "cpu_seconds": 30.0,
+        "seconds": 40.0,
+        "rows": [row] if row else [],
+        "curve": [2.0, 1.0] if row else [],
+    }
+    name = f"{experiment}-{norm.lower().replace('+', '_')}-batch{batch}-seed{seed}.json"
+    (folder / name).write_text(json.dumps(result))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """CSV files of a few results, one of which diverged, one file torn."""
+    results = tmp_path / "results"
+    results.mkdir()
+    for seed, (one, two) in enumerate([(10.0, 30.0), (12.0, 33.0)]):
+        for norm, shift in (("GN+WS", 5), ("BN", 0)):
+            row = {"AP": one + shift, "AP50": two}
+            write(results, "detector", norm, 1, seed, row)
+            diverged = norm == "BN" and seed == 1
+            write(results, "detector", norm, 2, seed, None if diverged else row)
+        write(results, "detector", "GN", 1, seed, {"AP": 1.0, "AP50": 2.0})
+        write(results, "detector", "GN", 2, seed, None)
+    (results / "detector-bcn-batch1-seed0.json").write_text('{"job": {"exper')
+    summary.collect(results, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def cells(text: str, row: str) -> list[str]:
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {row} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_a_table_has_mean_deviation_and_what_diverged(data):
+    table = doc_tables.scores(doc_tables.read(data, "detector"), "AP")
+    assert [cells(table, "norm"), cells(table, "GN+WS")] == [
+        ["1 per step", "2 per step"],
+        ["16.0 ± 1.4", "16.0 ± 1.4"],
+    ]
+    assert cells(table, "BN") == ["11.0 ± 1.4", "10.0 (1 of 2 diverged)"]
+    assert cells(table, "GN") == ["1.0 ± 0.0", "diverged"]
+    assert table.index("| BN") < table.index("| GN ") < table.index("| GN+WS")
+
+
+def test_a_job_is_a_row_also_where_it_diverged(data):
+    rows = doc_tables.read(data, "detector")
+    assert len(rows) == 12
+    diverged = [row for row in rows if row["diverged"]]
+    assert len(diverged) == 3 and all(row["AP"] == "" for row in diverged)
+    assert len(doc_tables.read(data, "curves")) == 12
+
+
+def test_what_was_not_measured_is_said(data):
+    text = summary.document(EMPTY, data)
+    assert cells(text, "classifier")[0] == "not measured yet"
+    assert cells(text, "detector") == ["12", "3", "6.0", "2", "40"]
+    assert cells(text, "all")[:3] == ["12", "3", "6.0"]
+
+
+def test_smoothness_is_the_median_of_a_training(tmp_path):
+    columns = dict.fromkeys(column for column, _ in doc_tables.SMOOTHNESS.values())
+    header = ["norm", "batch", "seed", "images_seen", *columns]
+    with (tmp_path / "smoothness.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, header, restval="0.5")
+        writer.writeheader()
+        for seed, values in enumerate([(1, 2, 9), (3, 4, 100)]):
+            for i, value in enumerate(values):
+                job = {"norm": "GN", "batch": 2, "seed": seed, "images_seen": i}
+                writer.writerow({**job, "raw_beta": value})
+    table = doc_tables.smoothness_table(doc_tables.read(tmp_path, "smoothness"))
+    raw_beta, *_, share = cells(table, "GN")
+    assert raw_beta == f"3.00 ± {math.sqrt(2):.2f}" and share == "50.00 ± 0.00"
+
+
+def test_a_table_is_put_between_its_marks_and_nothing_else_changes(data):
+    once = summary.document(f"before\n{EMPTY}after\n", data)
+    assert once.startswith("before\n") and once.endswith("after\n")
+    assert summary.document(once, data) == once
+    with pytest.raises(ValueError, match="no place for the table 'cost'"):
+        summary.document(EMPTY.replace("cost", "costs"), data)
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        summary.collect(tmp_path, tmp_path / "data")
+
+
+def test_plots_are_drawn_the_same_every_time(data):
+    summary.draw(data)
+    assert {f.name for f in data.iterdir() if f.suffix != ".csv"} == {
+        *("detector.png", "detector.svg", "detector_loss.png", "detector_loss.svg"),
+    }
+    first = (data / "detector.svg").read_bytes()
+    assert b"GN+WS" in first or b"<path" in first
+    summary.draw(data)
+    assert (data / "detector.svg").read_bytes() == first
+
+
+def test_the_document_is_up_to_date():
+    text = summary.DOCUMENT.read_text(encoding="utf-8")
+    stale = "docs/micro-batch.md differs: run python projects/MicroBatch/summary.py"
+    assert summary.document(text, summary.DATA) == text, stale
