@@ -176,11 +176,16 @@ def check_config(cfg: CfgNode) -> None:
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
         ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
         ("TEST.PRECISION", cfg.TEST.PRECISION, ("float32", "bfloat16", "float16")),
+        ("MODEL.GN.FUSE_RELU", cfg.MODEL.GN.FUSE_RELU, ("auto", "always", "never")),
     ):
         if value not in known:
             *others, last = (f'"{name}"' for name in known)
             raise ConfigError(f"{key} is {value!r}. Set it to {', '.join(others)} or {last}.")
-    _check_gn(cfg)
+    if cfg.MODEL.GN.REBUILD_ACTIVATIONS and cfg.MODEL.GN.FUSE_RELU == "never":
+        raise ConfigError(
+            "MODEL.GN.REBUILD_ACTIVATIONS is True, but MODEL.GN.FUSE_RELU is 'never', and it is "
+            'the fused operation that can be computed again. Set MODEL.GN.FUSE_RELU to "auto".'
+        )
     _check_applied(cfg)
     _check_bcn(cfg)
     _check_batch(cfg)
@@ -195,17 +200,6 @@ def check_config(cfg: CfgNode) -> None:
                 f"{key} is {norm!r}, which has 32 groups, but {channels_key} is {channels}, not a "
                 f"multiple of 32. Change {channels_key}, or choose another norm for this part."
             )
-
-
-def _check_gn(cfg: CfgNode) -> None:
-    fuse, rebuild = cfg.MODEL.GN.FUSE_RELU, cfg.MODEL.GN.REBUILD_ACTIVATIONS
-    if fuse not in ("auto", "always", "never"):
-        raise ConfigError(f'MODEL.GN.FUSE_RELU is {fuse!r}. Set it to "auto", "always" or "never".')
-    if rebuild and fuse == "never":
-        raise ConfigError(
-            "MODEL.GN.REBUILD_ACTIVATIONS is True, but MODEL.GN.FUSE_RELU is 'never', and it is "
-            'the fused operation that can be computed again. Set MODEL.GN.FUSE_RELU to "auto".'
-        )
 
 
 def _check_applied(cfg: CfgNode) -> None:
