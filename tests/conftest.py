@@ -9,7 +9,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling.proposal_generator import proposal_utils
 from server import Server, running
+from torch.nn import functional as F
 
 import gnws_d2
 from gnws_d2.data.digits import make_digits
@@ -74,3 +76,19 @@ def empty_cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("GNWS_D2_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GNWS_D2_MIRROR", raising=False)
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def double(monkeypatch) -> None:
+    """Lets a detector train in float64, where Detectron2 or torch would refuse it or round."""
+    nms, cross_entropy = proposal_utils.batched_nms, F.binary_cross_entropy_with_logits
+    monkeypatch.setattr(
+        proposal_utils,
+        "batched_nms",
+        lambda boxes, scores, *args: nms(boxes, scores.float(), *args),
+    )
+    monkeypatch.setattr(
+        F,
+        "binary_cross_entropy_with_logits",
+        lambda logits, target, **kw: cross_entropy(logits, target.to(logits.dtype), **kw),
+    )

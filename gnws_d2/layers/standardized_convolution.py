@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .weight_standardization import moments, standardize_weight, weight_gradient
+from .weight_standardization import moments, standardize_weight, weight_gradient, widened
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
@@ -50,7 +50,7 @@ class _StandardizedConvolution(torch.autograd.Function):
         dtype: torch.dtype,
         geometry: Geometry,
     ) -> torch.Tensor:
-        centered, mean, std = moments(_wide(weight))
+        centered, mean, std = moments(widened(weight))
         standardized = centered.div_(std + eps).to(dtype)
         ctx.save_for_backward(x, weight, mean, std)
         ctx.eps, ctx.dtype, ctx.geometry = eps, dtype, geometry
@@ -65,7 +65,7 @@ class _StandardizedConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, std = ctx.saved_tensors
-        wide = _wide(weight)
+        wide = widened(weight)
         if torch.is_grad_enabled():  # a second derivative is asked for: through the formula
             standardized = standardize_weight(wide, ctx.eps).to(ctx.dtype)
         else:
@@ -92,7 +92,3 @@ class _StandardizedConvolution(torch.autograd.Function):
             )
             grad_weight = grad_weight.to(weight.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None
-
-
-def _wide(weight: torch.Tensor) -> torch.Tensor:
-    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight

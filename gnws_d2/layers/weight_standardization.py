@@ -29,12 +29,17 @@ def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
         ValueError: the fan-in is 1, where the unbiased standard deviation does not exist.
     """
     check_fan_in(weight.shape)
-    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+    wide = widened(weight)
     if torch.is_grad_enabled() and wide.requires_grad and not torch.jit.is_tracing():
         standardized = _Standardize.apply(wide, eps)
     else:
         standardized = _formula(wide, eps)
     return standardized.to(weight.dtype)
+
+
+def widened(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` in the precision that it is standardized in."""
+    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
 def check_fan_in(shape: torch.Size) -> None:

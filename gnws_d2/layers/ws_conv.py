@@ -66,12 +66,10 @@ class StandardizedConv(nn.Module):
     def standardized_weight(self) -> torch.Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
         weight = self.weight
-        differentiated = torch.is_grad_enabled() and weight.requires_grad
         if (
-            differentiated
+            _is_differentiated(weight)
             or (self.training and weight.requires_grad)
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
+            or _is_recorded()
             or weight.is_inference()
         ):
             return self._standardize(weight)
@@ -122,15 +120,21 @@ class StandardizedConv(nn.Module):
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         # torch's convolutions call this with their own weight.
-        weight = self.weight
-        differentiated = torch.is_grad_enabled() and weight.requires_grad
-        recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
         padding = self.padding
-        batched = x.dim() == weight.dim() and self.padding_mode == "zeros"
-        if differentiated and not recorded and batched and not isinstance(padding, str):
+        plain = x.dim() == weight.dim() and self.padding_mode == "zeros"
+        trained = _is_differentiated(weight) and not _is_recorded()
+        if trained and plain and not isinstance(padding, str):
             geometry = (self.stride, padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self.eps)
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
+
+
+def _is_differentiated(weight: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and weight.requires_grad
+
+
+def _is_recorded() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class WSConv1d(StandardizedConv, nn.Conv1d):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import yaml
@@ -10,6 +9,7 @@ from tabulate import tabulate
 
 from ..config_files import CONFIG_ROOT
 from ..files import atomic_write
+from ..marked_text import replace_marked
 from .published import Published, published
 
 ROOT = CONFIG_ROOT.parent
@@ -67,9 +67,7 @@ def model_zoo() -> str:
 def readme_models(readme: str) -> str:
     """``readme`` with the table of the detectors between its two marks made anew."""
     table = _table([_row(e) for e in published() if not e.is_backbone], _HEADER)
-    return re.sub(
-        r"(<!-- models: .* -->\n)[\s\S]*(<!-- end of models -->)", rf"\1{table}\n\2", readme
-    )
+    return replace_marked(readme, "models", table)
 
 
 def metafile() -> str:

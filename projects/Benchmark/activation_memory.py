@@ -21,12 +21,11 @@ counts, on the CPU what torch's profiler does. Before that, gradients are compar
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-from collections.abc import Iterator
 
 import torch
 from detectron2.modeling import build_backbone
+from measure import allocated
 from tabulate import tabulate
 from torch import nn
 
@@ -72,39 +71,12 @@ def variants(args: argparse.Namespace) -> dict[str, nn.Module]:
     }
 
 
-class Meter:
-    """Bytes allocated in a block of code, less those freed: ``now``, and their ``peak``."""
-
-    now = peak = 0
-
-
-@contextlib.contextmanager
-def measured(device: str) -> Iterator[Meter]:
-    meter = Meter()
-    if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield meter
-        torch.cuda.synchronize()
-        meter.now = torch.cuda.memory_allocated() - before
-        meter.peak = torch.cuda.max_memory_allocated() - before
-        return
-    activity = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
-        yield meter
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        meter.now += event.nbytes()
-        meter.peak = max(meter.peak, meter.now)
-
-
 def step(model: nn.Module, x: torch.Tensor, args: argparse.Namespace) -> tuple[float, float]:
     """(MiB left by the forward, MiB at the peak of the step)."""
-    with measured(args.device) as forward:
+    with allocated(args.device) as forward:
         levels = run(model, x, args)
     del levels
-    with measured(args.device) as whole:
+    with allocated(args.device) as whole:
         backward(run(model, x, args))
     return forward.now / MIB, whole.peak / MIB
 

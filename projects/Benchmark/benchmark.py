@@ -51,7 +51,7 @@ _SMOKE = f"--models Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --size 64 96 --rounds 2
 _R50 = f"--models mask_rcnn_R_50_FPN {_UNCOMPILED}"
 _FEW = f"{_R50} 'GN + timm WS' 'GN+WS, fused' 'GN+WS, fused, rebuilt'"
 PRESETS = {
-    # two quiet cores, under 20 minutes
+    # two quiet cores: 13 minutes, and the last line, which has not been timed yet
     "cpu": [
         f"--level kernel {_R50} --rounds 6",
         f"--level backbone {_R50} --size 512 512 --rounds 10",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -94,28 +95,36 @@ def memory(step: Step, model: nn.Module | None, device: str) -> int:
     if model is not None:
         model.zero_grad(set_to_none=True)
         model.train(model.training)  # drops standardized weights that were kept
-    peak = _cuda_peak(step) if torch.device(device).type == "cuda" else _cpu_peak(step)
-    return peak + _held(model)
-
-
-def _cuda_peak(step: Step) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _cpu_peak(step: Step) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with allocated(device) as meter:
         step()
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return meter.peak + _held(model)
+
+
+class Meter:
+    """Bytes allocated in a block of code, less those freed: ``now``, and their ``peak``."""
+
     now = peak = 0
+
+
+@contextmanager
+def allocated(device: str) -> Iterator[Meter]:
+    """Count what is allocated in a block of code; the figures are there after it."""
+    meter = Meter()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield meter
+        torch.cuda.synchronize()
+        meter.now = torch.cuda.memory_allocated() - before
+        meter.peak = torch.cuda.max_memory_allocated() - before
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        yield meter
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
+        meter.now += event.nbytes()
+        meter.peak = max(meter.peak, meter.now)
 
 
 def launches(step: Step, device: str) -> int | None:

@@ -43,9 +43,9 @@ def _figure(rows: list[Row]) -> plt.Figure:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_yticks(range(len(shown)), [row["variant"] for row in shown])
         axis.set_ylim(len(shown) - 0.5, -0.5)
-        axis.set_title(describe(of_case[0]), fontsize=9)
+        # The base is not the same for all operations of the kernel level.
+        axis.set_title(f"{describe(of_case[0])}: time / {of_case[0]['base']}", fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    axes[-1, 0].set_xlabel(f"time / {rows[0]['base']}")
     figure.tight_layout()
     return figure
 

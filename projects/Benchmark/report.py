@@ -8,7 +8,6 @@ python projects/Benchmark/report.py                                # makes the d
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tabulate import tabulate
 from variants import ARCHITECTURES
 
 from gnws_d2.files import atomic_write
+from gnws_d2.marked_text import replace_marked
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -53,9 +53,7 @@ def committed(folder: Path) -> dict[str, dict]:
 def fill(text: str, files: dict[str, dict]) -> str:
     """``text`` with what is between its two marks made anew."""
     sections = [aims(files), coverage(files), *(section(*item) for item in files.items())]
-    made = "\n\n".join(sections)
-    pattern = r"(<!-- results: .* -->\n)[\s\S]*(<!-- end of results -->)"
-    return re.sub(pattern, lambda marks: f"{marks[1]}{made}\n{marks[2]}", text)
+    return replace_marked(text, "results", "\n\n".join(sections))
 
 
 def aims(files: dict[str, dict]) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What each kind of model can do, found out by doing it: the table of docs/models.md.
 
-    support.py                              # all rows, into the document: hours on two cores
+    support.py                              # all rows, into the document: most of an hour
     support.py "Mask R-CNN" "Keypoint R-CNN"  # these rows of it
     support.py --dry-run "Mask R-CNN"       # printed only
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -35,6 +34,7 @@ from gnws_d2.data import digits
 from gnws_d2.engine import Trainer
 from gnws_d2.export import FORMATS, ExportError, export
 from gnws_d2.files import atomic_write
+from gnws_d2.marked_text import replace_marked
 
 RESULTS = Path("output/support.json")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
@@ -182,10 +182,8 @@ def keep(rows: dict[str, list[str]]) -> None:
     with atomic_write(RESULTS) as partial:
         partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     text = DOCUMENT.read_text(encoding="utf-8")
-    marks = r"(<!-- support: .* -->\n)[\s\S]*(\n<!-- end of support -->)"
     with atomic_write(DOCUMENT) as partial:
-        replaced = re.sub(marks, lambda m: m[1] + table(rows) + m[2], text)
-        partial.write_text(replaced, encoding="utf-8")
+        partial.write_text(replace_marked(text, "support", table(rows)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from doc_tables import (
 from run import read_result
 
 from gnws_d2.files import atomic_write
+from gnws_d2.marked_text import replace_marked
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "micro-batch.md"
@@ -83,13 +83,7 @@ def document(text: str, data: Path) -> str:
         "cost": cost_table(data),
     }
     for name, made in tables.items():
-        marks = rf"(<!-- {name}: .* -->\n)[\s\S]*?(<!-- end of {name} -->)"
-        text, found = re.subn(marks, lambda m, made=made: f"{m[1]}\n{made}\n\n{m[2]}", text)
-        if not found:
-            raise ValueError(
-                f"the document has no place for the table {name!r}. Put "
-                f"<!-- {name}: made by summary.py --> and <!-- end of {name} --> on lines there."
-            )
+        text = replace_marked(text, name, f"\n{made}\n")
     return text
 
 

@@ -7,11 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
-from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
@@ -31,22 +29,6 @@ NORMALIZER = "SOLVER.ACCUMULATION_NORMALIZER"
 # proposals; of anchors and proposals some are drawn.
 DIFFERENT = ["INPUT.MIN_SIZE_TRAIN", "(64, 96)", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.3]"]
 FOUR_IMAGES = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()"]
-
-
-@pytest.fixture
-def double(monkeypatch):
-    """Lets a detector train in float64, where Detectron2 or torch would refuse it or round."""
-    nms, cross_entropy = proposal_utils.batched_nms, F.binary_cross_entropy_with_logits
-    monkeypatch.setattr(
-        proposal_utils,
-        "batched_nms",
-        lambda boxes, scores, *args: nms(boxes, scores.float(), *args),
-    )
-    monkeypatch.setattr(
-        F,
-        "binary_cross_entropy_with_logits",
-        lambda logits, target, **kw: cross_entropy(logits, target.to(logits.dtype), **kw),
-    )
 
 
 def train(cfg: CfgNode, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

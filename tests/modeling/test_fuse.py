@@ -7,11 +7,9 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
-from detectron2.modeling.proposal_generator import proposal_utils
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torch.nn import functional as F
 
 from gnws_d2.layers import GroupNormReLU, fold, kernels, restore
 from gnws_d2.modeling import fuse_norm_relu
@@ -26,22 +24,6 @@ FAMILIES = {
     "panoptic_fpn_R_18_gn_ws": (1 + 16 + 2 + 2 + 7, 1 + 16 + 3 + 8 + 2 + 2 + 7),
     "mask_rcnn_R_50_FPN_deform_gn_ws": (1 + 9 + 12 + 2 + 2, 1 + 48 + 3 + 8 + 2 + 2),
 }
-
-
-@pytest.fixture
-def double(monkeypatch):
-    """Lets a detector train in float64, where Detectron2 or torch would refuse it."""
-    nms, cross_entropy = proposal_utils.batched_nms, F.binary_cross_entropy_with_logits
-    monkeypatch.setattr(
-        proposal_utils,
-        "batched_nms",
-        lambda boxes, scores, *args: nms(boxes, scores.float(), *args),
-    )
-    monkeypatch.setattr(
-        F,
-        "binary_cross_entropy_with_logits",
-        lambda logits, target, **kw: cross_entropy(logits, target.to(logits.dtype), **kw),
-    )
 
 
 def twins(cfg, rebuild=False, dtype=torch.float64):
