@@ -119,7 +119,7 @@ def _separately(
 
 
 def _kernels_for(x: torch.Tensor) -> ModuleType:
-    if kernels.available(x):
+    if kernels.take_map(x):
         from .kernels import fused  # not on top: it imports Triton
 
         return fused

@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from .weight_standardization import moments, standardize_weight, weight_gradient, widened
+from .weight_standardization import (
+    standardize_filters,
+    standardize_filters_again,
+    standardize_weight,
+    weight_gradient,
+    widened,
+)
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
@@ -50,8 +56,7 @@ class _StandardizedConvolution(torch.autograd.Function):
         dtype: torch.dtype,
         geometry: Geometry,
     ) -> torch.Tensor:
-        centered, mean, std = moments(widened(weight))
-        standardized = centered.div_(std + eps).to(dtype)
+        standardized, mean, std = standardize_filters(weight, eps, dtype)
         ctx.save_for_backward(x, weight, mean, std)
         ctx.eps, ctx.dtype, ctx.geometry = eps, dtype, geometry
         ctx.bias_sizes = None if bias is None else bias.shape
@@ -65,11 +70,10 @@ class _StandardizedConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, std = ctx.saved_tensors
-        wide = widened(weight)
         if torch.is_grad_enabled():  # a second derivative is asked for: through the formula
-            standardized = standardize_weight(wide, ctx.eps).to(ctx.dtype)
+            standardized = standardize_weight(widened(weight), ctx.eps).to(ctx.dtype)
         else:
-            standardized = (wide - mean).div_(std + ctx.eps).to(ctx.dtype)
+            standardized = standardize_filters_again(weight, mean, std, ctx.eps, ctx.dtype)
         stride, padding, dilation, groups = ctx.geometry
         needed = list(ctx.needs_input_grad[:3])
         grad_x, grad_standardized, grad_bias = torch.ops.aten.convolution_backward(
@@ -87,8 +91,5 @@ class _StandardizedConvolution(torch.autograd.Function):
         )
         grad_weight = None
         if needed[1]:
-            grad_weight = weight_gradient(
-                grad_standardized.to(wide.dtype), wide, mean, std, ctx.eps
-            )
-            grad_weight = grad_weight.to(weight.dtype)
+            grad_weight = weight_gradient(grad_standardized, weight, mean, std, ctx.eps)
         return grad_x, grad_weight, grad_bias, None, None, None

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from . import kernels
+
 
 def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """Standardize every filter of a convolution over its fan-in: ``(w - mean) / (std + eps)``.
@@ -29,12 +31,15 @@ def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
         ValueError: the fan-in is 1, where the unbiased standard deviation does not exist.
     """
     check_fan_in(weight.shape)
-    wide = widened(weight)
-    if torch.is_grad_enabled() and wide.requires_grad and not torch.jit.is_tracing():
-        standardized = _Standardize.apply(wide, eps)
-    else:
-        standardized = _formula(wide, eps)
-    return standardized.to(weight.dtype)
+    differentiated = torch.is_grad_enabled() and weight.requires_grad
+    if not differentiated or torch.jit.is_tracing():
+        return _formula(widened(weight), eps).to(weight.dtype)
+    if torch.compiler.is_compiling():
+        # The compiler decides itself what it keeps for backward. From functions of autograd that
+        # work in place or return what they were given it loses the gradient (torch 2.11).
+        centered, _, std = _moments(widened(weight))
+        return (centered / (std + eps)).to(weight.dtype)
+    return _Standardize.apply(weight, eps)
 
 
 def widened(weight: torch.Tensor) -> torch.Tensor:
@@ -62,10 +67,31 @@ def _formula(weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (weight - flat.mean(1).view(per_filter)) * scale
 
 
-def moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weight less its mean, that mean, and the unbiased standard deviation, per filter as
-    (C_out, 1, ...). Fewer and faster passes than ``Tensor.std`` takes, and a gradient that is
-    finite where the deviation is 0."""
+def standardize_filters(
+    weight: torch.Tensor, eps: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The standardized weight in ``dtype``, and its mean and standard deviation, (C_out, 1, ...),
+    for :func:`weight_gradient`."""
+    if kernels.take_weight(weight):
+        from .kernels.standardize import standardize  # not on top: it imports Triton
+
+        return standardize(weight, eps, dtype)
+    centered, mean, std = _moments(widened(weight))
+    return centered.div_(std + eps).to(dtype), mean, std
+
+
+def standardize_filters_again(
+    weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """The standardized weight of :func:`standardize_filters` from it, bit for bit."""
+    if kernels.take_weight(weight):
+        return standardize_filters(weight, eps, dtype)[0]
+    return (widened(weight) - mean).div_(std + eps).to(dtype)
+
+
+def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weight less its mean, that mean, and the unbiased standard deviation. Fewer and faster
+    passes than ``Tensor.std`` takes, and a gradient that is finite where the deviation is 0."""
     flat = weight.flatten(1)
     per_filter = (-1,) + (1,) * (weight.dim() - 1)
     mean = flat.mean(1).view(per_filter)
@@ -77,46 +103,59 @@ def moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 def weight_gradient(
     grad: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """The gradient of ``weight`` from that of its standardized form, both (C_out, ...).
+    """The gradient of ``weight``, in its dtype, from that of its standardized form, in any.
 
     With n the fan-in, c the centered weight, s its deviation, r = 1 / (s + eps) and g the gradient
     of the standardized weight r c:
 
         dw = r (g - mean(g)) - c r^2 sum(g c) / ((n - 1) s),     second term 0 where s = 0.
     """
-    if torch.is_grad_enabled():  # a second derivative is asked for: mean and std depend on w
-        return _weight_gradient_of_tensors(grad, weight, eps)
+    differentiable = torch.is_grad_enabled()  # a second derivative is asked for
+    if kernels.take_weight(weight) and not differentiable:
+        from .kernels import standardize
+
+        return standardize.weight_gradient(grad, weight, mean, std, eps)
+    wide = widened(weight)
+    grad = grad.to(wide.dtype)
+    if differentiable:  # mean and std depend on the weight
+        found = _differentiable_gradient(grad, wide, eps)
+    else:
+        found = _gradient(grad, wide, mean, std, eps)
+    return found.to(weight.dtype)
+
+
+def _gradient(
+    grad: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float
+) -> torch.Tensor:
     if weight.dim() == 4 and weight.stride(1) == 1 and not weight.is_contiguous():
         order = (0, 2, 3, 1)  # as channels_last lies in memory
         grad, weight = grad.permute(order), weight.permute(order)
-        return weight_gradient(grad, weight, mean, std, eps).permute(0, 3, 1, 2)
-    # The gradient of batch normalization, in two passes, is this one for other constants: it is
-    # gamma i (g - mean(g) - c i^2 mean(g c)), with filters in place of channels.
+        return _gradient(grad, weight, mean, std, eps).permute(0, 3, 1, 2)
+    # The gradient of group normalization is this one for other constants: with each filter as a
+    # group of one channel, it is gamma i (g - mean(g) - c i^2 mean(g c)).
     n = weight[0].numel()
     std = std.flatten()
     scale = (std + eps).reciprocal()
     # Where s is that much smaller than eps, the second term is nothing beside the first.
     inverse = (scale * (n / (n - 1)) / std).sqrt().masked_fill(std < 1e-30, 1.0)
-    as_channels = (1, len(weight), n)
-    grad_weight, _, _ = torch.ops.aten.native_batch_norm_backward(
-        grad.reshape(as_channels),
-        weight.reshape(as_channels),
+    per_filter = (1, len(weight))
+    grad_weight, _, _ = torch.ops.aten.native_group_norm_backward(
+        grad.contiguous(),
+        weight.contiguous(),
+        mean.view(per_filter),
+        inverse.view(per_filter),
         scale / inverse,
-        None,
-        None,
-        mean.flatten(),
-        inverse,
-        True,
-        0.0,
+        1,
+        len(weight),
+        n,
+        len(weight),
         [True, False, False],
     )
     return grad_weight.view(weight.shape)
 
 
-def _weight_gradient_of_tensors(
-    grad: torch.Tensor, weight: torch.Tensor, eps: float
-) -> torch.Tensor:
-    centered, _, std = moments(weight)
+def _differentiable_gradient(grad: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    centered, _, std = _moments(weight)
     dims = tuple(range(1, weight.dim()))
     scale = (std + eps).reciprocal()
     projection = (grad * centered).sum(dims, keepdim=True) * scale
@@ -131,11 +170,10 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        centered, mean, std = moments(weight)
+        standardized, mean, std = standardize_filters(weight, eps, weight.dtype)
         ctx.save_for_backward(weight, mean, std)
         ctx.eps = eps
-        # Not in place: torch.compile then loses the gradient (torch 2.11).
-        return centered / (std + eps)
+        return standardized
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:

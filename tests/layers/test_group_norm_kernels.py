@@ -1,32 +1,26 @@
-"""Triton's kernels of GroupNorm + ReLU against the formula in float64.
-
-On a GPU the tests run there. Elsewhere they run through Triton's interpreter, in a process of their
-own: the interpreter is chosen by an environment variable when Triton is imported.
-"""
+"""Triton's kernels of GroupNorm + ReLU against the formula in float64."""
 
 import copy
-import os
-import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from triton_interpreter import (
+    DEVICE,
+    INTERPRETED,
+    compile_for_h100,
+    only_from_outside,
+    run_interpreted,
+    runs,
+)
 
 from gnws_d2.layers import group_norm, kernels
 from gnws_d2.layers.kernels import stock
 from gnws_d2.layers.kernels.layout import Tiles
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
 triton = pytest.importorskip("triton")
-runs = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(),
-    reason="needs a GPU, or TRITON_INTERPRET=1 as test_through_the_interpreter has it",
-)
 EPS = 1e-5
 # Of a result of size 1: the rounding of the output, and for float32 that of some hundred sums.
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -34,33 +28,9 @@ FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="runs without it")
+@only_from_outside
 def test_through_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
-
-
-@pytest.fixture(autouse=True, scope="module")
-def bounds_of_loops():
-    """Triton 3.6's interpreter makes them numbers in a way that numpy 2.4 refuses:
-    https://github.com/triton-lang/triton/issues/9171"""
-    if not INTERPRETED:
-        yield
-        return
-    from triton.runtime import interpreter
-
-    original = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        original(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_lang_tensor", patched)
-        yield
+    run_interpreted(__file__)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -241,7 +211,7 @@ def test_the_twin_has_the_same_statistics_and_gradients():
 def test_the_operator_runs_them():
     x, weight, bias, residual, grad = inputs((2, 6, 9, 7), added=True)
     tensors = [t.requires_grad_() for t in (x, weight, bias, residual)]
-    assert kernels.available(x)
+    assert kernels.take_map(x)
     y = group_norm.group_norm_relu(x, 3, weight, bias, EPS, residual)
     grads = torch.autograd.grad(y, tensors, grad)
     plain = [t.detach() for t in tensors]
@@ -255,12 +225,12 @@ def test_the_operator_runs_them():
 @runs
 def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch):
     x, weight, bias, _, _ = inputs((2, 6, 3, 3))
-    assert not kernels.available(x.double()) and not kernels.available(x[:0])
+    assert not kernels.take_map(x.double()) and not kernels.take_map(x[:0])
     monkeypatch.setattr(kernels, "MIN_ELEMENTS", x.numel() + 1)
-    assert not kernels.available(x)
+    assert not kernels.take_map(x)
     monkeypatch.setattr(kernels, "MIN_ELEMENTS", 0)
     monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not kernels.available(x)
+    assert not kernels.take_map(x)
     y = group_norm.group_norm_relu(x, 3, weight, bias)
     torch.testing.assert_close(y, formula(x, weight, bias, None, 3))
 
@@ -334,23 +304,14 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("file", ["forward", "backward"])
 def test_the_kernels_compile_for_a_gpu(file, case, dtype, added):
-    """Without one: the interpreter takes more than the compiler does."""
     module = pytest.importorskip(f"gnws_d2.layers.kernels.{file}")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     (block_c, block_p), ones = CASES[case]
     chosen = {"BLOCK_C": block_c, "BLOCK_P": block_p, "BLOCK": 256, "BLOCK_S": 64}
     chosen |= {"ADD": added, "ADDED": added, "MASKED": added} | dict.fromkeys(ones, 1)
     types = dict.fromkeys(["x", "y", "residual", "grad", "grad_residual", "grad_x"], f"*{dtype}")
     single = ["weight", "bias", "mean", "rstd", "partial", "of_channel", "of_group"]
-    types |= dict.fromkeys(single, "*fp32") | {"eps": "fp32"} | dict.fromkeys(chosen, "constexpr")
+    types |= dict.fromkeys(single, "*fp32") | {"eps": "fp32"}
     for name, kernel in vars(module).items():
         if not isinstance(kernel, triton.runtime.JITFunction) or name in ("affine", "_merge"):
             continue  # the two are parts of the others
-        signature = {name: types.get(name, "i32") for name in kernel.arg_names}
-        constants = {name: chosen[name] for name in kernel.arg_names if name in chosen}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        assert binary.asm["cubin"]
-        assert not re.search(r"^\s*(@\S+ )?(atom|red)\.", binary.asm["ptx"], re.MULTILINE)
+        compile_for_h100(kernel, types, chosen)

@@ -1,7 +1,10 @@
-"""GroupNorm + ReLU, forward and backward, twice with the same arguments: ``forward`` and
-``backward`` in Triton, and in ``stock`` by torch's own kernels. Here it is decided which one runs.
+"""Kernels in Triton, and here the decision where they run instead of torch's.
 
-This module and ``stock`` need torch alone; the other two are imported where they run.
+GroupNorm + ReLU: ``forward`` and ``backward``, and with the same arguments in ``stock`` by torch's
+own kernels. Weight Standardization: ``standardize``, and by torch's in
+``gnws_d2/layers/weight_standardization.py``.
+
+This module and ``stock`` need torch alone; the others are imported where they run.
 """
 
 from __future__ import annotations
@@ -39,17 +42,25 @@ def enabled() -> bool:
     return choice == "auto" and _triton_is_installed()
 
 
-def available(x: torch.Tensor) -> bool:
-    """Whether Triton's kernels take ``x``, (N, C, *), and are expected to be faster on it."""
+def take_map(x: torch.Tensor) -> bool:
+    """Whether GroupNorm + ReLU of ``x``, (N, C, *), is Triton's: its kernels can do it, and are
+    expected to be faster."""
+    large = x.numel() >= max(MIN_ELEMENTS, 1) and x[0].numel() < MAX_ELEMENTS_OF_IMAGE
+    return _choose("GroupNorm + ReLU", x, large)
+
+
+def take_weight(weight: torch.Tensor) -> bool:
+    """Whether the standardization of ``weight``, (C_out, ...), in training is Triton's."""
+    # Tensors of other classes may have no memory that a kernel could be given.
+    plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
+    return _choose("Weight Standardization in training", weight, plain and weight.numel() > 0)
+
+
+def _choose(operation: str, x: torch.Tensor, fits: bool) -> bool:
     on_gpu = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"  # the latter to test them
-    fits = (
-        on_gpu
-        and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and x.numel() >= max(MIN_ELEMENTS, 1)
-        and x[0].numel() < MAX_ELEMENTS_OF_IMAGE
-    )
-    chosen = fits and enabled()
-    _log_path("Triton" if chosen else "torch", x.device.type)
+    of_a_type = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    chosen = on_gpu and of_a_type and fits and enabled()
+    _log_path(operation, x.device.type, "Triton" if chosen else "torch")
     return chosen
 
 
@@ -59,5 +70,5 @@ def _triton_is_installed() -> bool:
 
 
 @functools.cache  # once each
-def _log_path(path: str, device: str) -> None:
-    logger.info("GroupNorm + ReLU on %s by the kernels of %s", device, path)
+def _log_path(operation: str, device: str, path: str) -> None:
+    logger.info("%s on %s by the kernels of %s", operation, device, path)
