@@ -62,6 +62,10 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Keep the input of GroupNorm + ReLU alone, and compute the result again in backward for the
     # layer after it: less memory, one more pass over the activation, the same gradients.
     cfg.MODEL.GN.REBUILD_ACTIVATIONS = False
+    # And compute the input of GroupNorm again, where it comes from a 1x1 convolution with no more
+    # channels in than out, as at the end of a bottleneck block: still less memory, and these
+    # convolutions once more.
+    cfg.MODEL.GN.REBUILD_CONVOLUTIONS = False
     # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
     # and masks at their initial values, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
@@ -185,6 +189,11 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             "MODEL.GN.REBUILD_ACTIVATIONS is True, but MODEL.GN.FUSE_RELU is 'never', and it is "
             'the fused operation that can be computed again. Set MODEL.GN.FUSE_RELU to "auto".'
+        )
+    if cfg.MODEL.GN.REBUILD_CONVOLUTIONS and not cfg.MODEL.GN.REBUILD_ACTIVATIONS:
+        raise ConfigError(
+            "MODEL.GN.REBUILD_CONVOLUTIONS is True, but MODEL.GN.REBUILD_ACTIVATIONS is False, "
+            "which saves more and costs less. Set MODEL.GN.REBUILD_ACTIVATIONS to True."
         )
     _check_applied(cfg)
     _check_bcn(cfg)

@@ -98,6 +98,10 @@ BAD = {
         ["MODEL.GN.FUSE_RELU", "never", "MODEL.GN.REBUILD_ACTIVATIONS", "True"],
         ["MODEL.GN.REBUILD_ACTIVATIONS", "MODEL.GN.FUSE_RELU is 'never'"],
     ),
+    "convolutions rebuilt, and not the activations": (
+        ["MODEL.GN.FUSE_RELU", "auto", "MODEL.GN.REBUILD_CONVOLUTIONS", "True"],
+        ["MODEL.GN.REBUILD_CONVOLUTIONS", "Set MODEL.GN.REBUILD_ACTIVATIONS to True"],
+    ),
     "activations rebuilt in a model of Detectron2 alone": (
         [
             *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.WS.PARTS", "[]"),

@@ -25,6 +25,24 @@ only_from_outside = pytest.mark.skipif(
 )
 
 
+def _repair_bounds_of_loops() -> None:
+    """Triton 3.6's interpreter makes them numbers in a way that numpy 2.4 refuses:
+    https://github.com/triton-lang/triton/issues/9171"""
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patched
+
+
+if INTERPRETED:  # in a process of its own
+    _repair_bounds_of_loops()
+
+
 def run_interpreted(file: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", file]

@@ -39,11 +39,12 @@ class _Kept(NamedTuple):
 
 
 class _Recipe(NamedTuple):
-    """``function(*kept, *numbers)`` gives the activation at its ``version`` again."""
+    """``function(*kept, *numbers)`` gives the activation at its ``version`` again. What it is made
+    from may be made again itself."""
 
     version: int
     function: Callable[..., torch.Tensor]
-    kept: tuple[_Kept, ...]
+    kept: tuple[_Recipe | _Kept, ...]
     numbers: tuple[float, ...]
 
 
@@ -55,7 +56,7 @@ def attach(
 ) -> None:
     """Let ``activation`` be computed by ``function(*tensors, *numbers)`` where it is needed in
     backward and its consumers are run within :func:`rebuilding`."""
-    recipe = _Recipe(activation._version, function, tuple(map(_Kept.of, tensors)), numbers)
+    recipe = _Recipe(activation._version, function, tuple(map(_pack, tensors)), numbers)
     activation._recipe = recipe  # type: ignore[attr-defined]
 
 
@@ -84,4 +85,4 @@ def _unpack(packed: _Recipe | _Kept) -> torch.Tensor:
     if isinstance(packed, _Kept):
         return packed.get()
     with torch.no_grad():
-        return packed.function(*(kept.get() for kept in packed.kept), *packed.numbers)
+        return packed.function(*map(_unpack, packed.kept), *packed.numbers)

@@ -11,11 +11,18 @@ Model = TypeVar("Model", bound=nn.Module)
 _BEFORE = "_before_change"
 
 
+class _OfClass:
+    """Stands for the value of an attribute that the module had from its class."""
+
+
 def change(module: nn.Module, **attributes: Any) -> None:
     """Set ``attributes`` of ``module``, of which ``__class__`` may be one."""
     before = module.__dict__.setdefault(_BEFORE, {})
     for name, value in attributes.items():
-        before.setdefault(name, getattr(module, name))
+        own = name == "__class__" or any(
+            name in of_kind for of_kind in (module.__dict__, module._modules, module._parameters)
+        )
+        before.setdefault(name, getattr(module, name) if own else _OfClass)
         setattr(module, name, value)
 
 
@@ -23,8 +30,8 @@ def restore(model: Model) -> Model:
     """Take back in place what :func:`change` did to ``model`` and the modules in it."""
     for module in list(model.modules()):
         for name, value in module.__dict__.pop(_BEFORE, {}).items():
-            if name == "forward":
-                del module.forward  # that of the class, which may change as well, is behind it
+            if value is _OfClass:  # which may change as well
+                delattr(module, name)
             else:
                 setattr(module, name, value)
     return model

@@ -122,8 +122,9 @@ class StandardizedConv(nn.Module):
         # torch's convolutions call this with their own weight.
         padding = self.padding
         plain = x.dim() == weight.dim() and self.padding_mode == "zeros"
-        trained = _is_differentiated(weight) and not _is_recorded()
-        if trained and plain and not isinstance(padding, str):
+        # A forward of training that takes no gradients rounds as one that does.
+        trained = weight.requires_grad and (self.training or torch.is_grad_enabled())
+        if trained and not _is_recorded() and plain and not isinstance(padding, str):
             geometry = (self.stride, padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self.eps)
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]

@@ -16,12 +16,15 @@ from torch import nn
 from ..layers import GroupNormReLU, StandardizedConv
 from ..layers.rebuild import rebuilding
 from ..layers.reversible import change
+from .rebuild_convolutions import rebuild_pointwise
 
 _CONVS = (Conv2d, DeformConv, ModulatedDeformConv, StandardizedConv)
 _RELUS = (F.relu, F.relu_, torch.relu)
 
 
-def fuse_norm_relu(model: nn.Module, rebuild_activations: bool = False) -> nn.Module:
+def fuse_norm_relu(
+    model: nn.Module, rebuild_activations: bool = False, rebuild_convolutions: bool = False
+) -> nn.Module:
     """Let every GroupNorm that a ReLU follows compute both, in place.
 
     These are those of the stem and of the residual blocks, the last of a block with the addition;
@@ -34,10 +37,18 @@ def fuse_norm_relu(model: nn.Module, rebuild_activations: bool = False) -> nn.Mo
         rebuild_activations: compute what a convolution or a pooling needs of these results in
             backward again, from the input of GroupNorm, instead of keeping both. The results of
             residual blocks, which several layers take, are kept.
+        rebuild_convolutions: with ``rebuild_activations``, compute what GroupNorm needs of the
+            outputs of 1x1 convolutions in backward again as well, where they have no more channels
+            in than out.
 
     Returns:
         ``model``, so that a LazyConfig can say ``LazyCall(fuse_norm_relu)(model=...)``.
+
+    Raises:
+        ValueError: ``rebuild_convolutions`` without ``rebuild_activations``.
     """
+    if rebuild_convolutions and not rebuild_activations:
+        raise ValueError("rebuild_convolutions is for rebuild_activations=True alone. Set both.")
     for module in list(model.modules()):
         if type(module) in _FUSED:
             _fuse_block(module)
@@ -52,6 +63,8 @@ def fuse_norm_relu(model: nn.Module, rebuild_activations: bool = False) -> nn.Mo
                 change(norm, rebuild=True)
             if norms:
                 change(child, forward=rebuilding(child.forward))
+    if rebuild_convolutions:
+        rebuild_pointwise(model)
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
@@ -49,7 +50,8 @@ def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
 def _choose_path(model: nn.Module, cfg: CfgNode) -> None:
     """How the same computation is run."""
     if _fuses(cfg):
-        fuse_norm_relu(model, cfg.MODEL.GN.REBUILD_ACTIVATIONS)
+        gn = cfg.MODEL.GN
+        fuse_norm_relu(model, gn.REBUILD_ACTIVATIONS, gn.REBUILD_CONVOLUTIONS)
         logger.info("GroupNorm + ReLU is one operation in %d of %d GroupNorms", *count_fused(model))
     multiple, compiled = cfg.INPUT.SIZE_DIVISIBILITY, cfg.MODEL.COMPILE
     if multiple:
@@ -63,6 +65,7 @@ def _choose_path(model: nn.Module, cfg: CfgNode) -> None:
 
 def _fuses(cfg: CfgNode) -> bool:
     if cfg.MODEL.GN.FUSE_RELU == "auto":
-        on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and kernels.enabled()
-        return on_gpu or cfg.MODEL.GN.REBUILD_ACTIVATIONS
+        device = torch.device(cfg.MODEL.DEVICE)
+        by_triton = device.type == "cuda" and kernels.run_on(device)
+        return by_triton or cfg.MODEL.GN.REBUILD_ACTIVATIONS
     return cfg.MODEL.GN.FUSE_RELU == "always"

@@ -10,7 +10,8 @@ A step of the backbone of a config with its feature pyramid, with random weights
 - GN: Detectron2's own modules, without Weight Standardization;
 - GN+WS: the same, standardized;
 - GN+WS, fused: GroupNorm + ReLU as one operation (MODEL.GN.FUSE_RELU);
-- GN+WS, rebuilt: its results computed again in backward (MODEL.GN.REBUILD_ACTIVATIONS).
+- GN+WS, rebuilt: its results computed again in backward (MODEL.GN.REBUILD_ACTIVATIONS);
+- GN+WS, convolutions rebuilt: some of its inputs as well (MODEL.GN.REBUILD_CONVOLUTIONS).
 
 Printed is what the forward leaves allocated for backward (the activations, the standardized
 weights) and the peak of forward and backward, both less what was allocated before: the parameters
@@ -67,7 +68,8 @@ def variants(args: argparse.Namespace) -> dict[str, nn.Module]:
         "GN": plain,
         "GN+WS": standardized,
         "GN+WS, fused": fuse_norm_relu(copy.deepcopy(standardized)),
-        "GN+WS, rebuilt": fuse_norm_relu(copy.deepcopy(standardized), rebuild_activations=True),
+        "GN+WS, rebuilt": fuse_norm_relu(copy.deepcopy(standardized), True),
+        "GN+WS, convolutions rebuilt": fuse_norm_relu(copy.deepcopy(standardized), True, True),
     }
 
 

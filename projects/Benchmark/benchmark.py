@@ -49,14 +49,14 @@ from gnws_d2.modeling.memory_format import use_channels_last
 _UNCOMPILED = "--without 'GN+WS, compiled'"  # compiling takes minutes
 _SMOKE = f"--models Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --size 64 96 --rounds 2 {_UNCOMPILED}"
 _R50 = f"--models mask_rcnn_R_50_FPN {_UNCOMPILED}"
-_FEW = f"{_R50} 'GN + timm WS' 'GN+WS, fused' 'GN+WS, fused, rebuilt'"
+_MAIN = "--variants FrozenBN 'GN + plain WS' GN+WS 'GN+WS, folded'"
 PRESETS = {
-    # two quiet cores: 13 minutes, and the last line, which has not been timed yet
+    # R-50 in depth, and all models by what matters most: an hour or two on two cores
     "cpu": [
         f"--level kernel {_R50} --rounds 6",
-        f"--level backbone {_R50} --size 512 512 --rounds 10",
-        f"--level backbone {_FEW} --rounds 6",
-        f"--level model {_FEW} --size 512 512 --mode train --rounds 4",
+        f"--level backbone {_R50} --size 512 512 --rounds 20",
+        f"--level backbone --models mask_rcnn_R_50_FPN {_MAIN} --rounds 16",
+        "--level model --variants GN+WS 'GN+WS, folded' --size 512 512 --rounds 5",
     ],
     # all there is; hours
     "gpu": [

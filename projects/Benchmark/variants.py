@@ -38,10 +38,12 @@ PLAIN = "GN + plain WS"
 TIMM = "GN + timm WS"
 OURS = "GN+WS"
 
+_REBUILT = ["MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"]
 # Choices of this package, each as overrides of the config: a row of its own, "GN+WS, <name>".
 OPTIONS: dict[str, list[str]] = {
     "fused": ["MODEL.GN.FUSE_RELU", "always"],
-    "fused, rebuilt": ["MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"],
+    "fused, rebuilt": _REBUILT,
+    "convolutions rebuilt": [*_REBUILT, "MODEL.GN.REBUILD_CONVOLUTIONS", "True"],
     "compiled": [
         *("MODEL.COMPILE.PARTS", "['backbone', 'rpn', 'box_head']"),
         *("INPUT.SIZE_DIVISIBILITY", "32"),  # for each size by itself

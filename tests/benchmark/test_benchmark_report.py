@@ -57,14 +57,24 @@ def test_the_figures():
     assert "| GN+WS     | fp32        | 1e-06   | 2e-06    | 3e-04      |" in text
 
 
-def test_a_miss_is_shown_as_a_miss():
-    text = report.aims({"run.json": RUN})
-    assert line(text, "CPU, R-50, 512 x 512")[2:] == [
-        *("1.080 (1.070 to 1.090)", "0.990 to 1.013", "**missed**")
-    ]
-    better = copy.deepcopy(RUN)
-    better["rows"][2]["ratio"] = [1.04, 1.03, 1.06]
-    assert line(report.aims({"run.json": better}), "CPU, R-50, 512 x 512")[-1] == "met"
+@pytest.mark.parametrize(
+    ("ratio", "control", "verdict"),
+    [
+        ([1.08, 1.07, 1.09], [0.99, 1.013], "**missed**"),
+        ([1.04, 1.03, 1.049], [0.99, 1.013], "met"),
+        ([1.04, 1.03, 1.06], [0.99, 1.013], "undecided"),  # the aim is within the interval
+        ([1.06, 1.04, 1.07], [0.99, 1.013], "undecided"),
+        ([1.04, 1.03, 1.049], [0.95, 0.98], "undecided"),  # the same model is not as fast as itself
+        ([1.08, 1.07, 1.09], [1.01, 1.02], "undecided"),
+    ],
+)
+def test_an_aim_in_training_is_met_or_missed_by_the_whole_interval(ratio, control, verdict):
+    run = copy.deepcopy(RUN)
+    run["rows"][1]["ratio"][1:] = control
+    run["rows"][2]["ratio"] = ratio
+    cells = line(report.aims({"run.json": run}), "CPU, R-50, 512 x 512")
+    shown = "{:.3f} ({:.3f} to {:.3f})".format(*ratio)
+    assert cells[2:] == [shown, "{:.3f} to {:.3f}".format(*control), verdict]
 
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(1.012, "met"), (1.02, "**missed**")])

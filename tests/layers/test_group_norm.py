@@ -223,10 +223,10 @@ def test_shapes_that_do_not_fit_are_refused(shapes, said):
 
 def test_the_variable_is_checked(monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not kernels.enabled()
+    assert not kernels.run_on(torch.device("cpu"))
     monkeypatch.setenv(kernels.VARIABLE, "none")
     with pytest.raises(ValueError, match=r"GNWS_D2_KERNELS is 'none'.*auto.*torch"):
-        kernels.enabled()
+        kernels.run_on(torch.device("cpu"))
 
 
 def test_the_log_says_once_which_kernels_run(caplog):

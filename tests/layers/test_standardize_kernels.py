@@ -204,6 +204,31 @@ def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch):
     assert_close(standardize_weight(weight.requires_grad_()), expected(weight, weight)[0], 1e-6)
 
 
+@only_from_outside
+def test_where_triton_does_not_run_torch_does(monkeypatch, caplog):
+    """As on a GPU that it does not know, or without a C compiler."""
+    weight = torch.randn(4, 5, 3, 3)
+    kernels._works.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # too late for Triton, which is imported
+    assert not kernels.take_weight(weight)
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "do not run on cpu" in line and "GNWS_D2_KERNELS=torch" in line
+    kernels._works.cache_clear()
+
+
+@runs
+def test_where_triton_computes_something_else_torch_does(monkeypatch, caplog):
+    from gnws_d2.layers.kernels import standardize
+
+    right = standardize.standardize
+    weight, _ = inputs((4, 5, 3, 3))
+    monkeypatch.setattr(standardize, "standardize", lambda w, *args: right(w * 2, *args))
+    kernels._works.cache_clear()
+    assert not kernels.take_weight(weight)
+    assert "do not run" in caplog.text and "not close" in caplog.text
+    kernels._works.cache_clear()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="nothing is compiled there")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

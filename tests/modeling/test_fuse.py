@@ -9,9 +9,10 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from measure import allocated
 from torch import nn
 
-from gnws_d2.layers import GroupNormReLU, fold, kernels, restore
+from gnws_d2.layers import GroupNormReLU, WSConv2d, fold, kernels, restore
 from gnws_d2.modeling import fuse_norm_relu
 from gnws_d2.modeling.fuse import count_fused
 
@@ -26,10 +27,27 @@ FAMILIES = {
 }
 
 
-def twins(cfg, rebuild=False, dtype=torch.float64):
+# Arguments of fuse_norm_relu after the model: what is rebuilt in backward.
+NOTHING, ACTIVATIONS, CONVOLUTIONS = (), (True,), (True, True)
+REBUILT = pytest.mark.parametrize("rebuild", [NOTHING, ACTIVATIONS, CONVOLUTIONS])
+
+
+def twins(cfg, rebuild=NOTHING, dtype=torch.float64):
     torch.manual_seed(0)
     plain = build_model(cfg).to(dtype)
-    return plain, fuse_norm_relu(copy.deepcopy(plain), rebuild)
+    return plain, fuse_norm_relu(copy.deepcopy(plain), *rebuild)
+
+
+def blocks(norm="GN", standardized=False):
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        BottleneckBlock(64, 128, bottleneck_channels=32, norm=norm),
+        BottleneckBlock(128, 128, bottleneck_channels=32, norm=norm),
+    )
+    for module in made.modules():
+        if standardized and isinstance(module, nn.Conv2d):
+            module.__class__ = WSConv2d
+    return made
 
 
 def batch():
@@ -75,7 +93,7 @@ def assert_same(found, expected, tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rebuild", [False, True])
+@REBUILT
 def test_losses_and_gradients_of_a_detector_stay_the_same(tiny_config, double, rebuild):
     cfg = tiny_config(MASK_RCNN)
     plain, fused = twins(cfg, rebuild)
@@ -91,10 +109,10 @@ def test_a_bottleneck_backbone_stays_the_same(tiny_config):
     cfg = tiny_config(MASK_RCNN, *opts, "MODEL.RESNETS.WIDTH_PER_GROUP", "32")
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     plain, fused = twins(cfg)
-    rebuilt = fuse_norm_relu(copy.deepcopy(plain), rebuild_activations=True)
+    rebuilt = [fuse_norm_relu(copy.deepcopy(plain), *r) for r in (ACTIVATIONS, CONVOLUTIONS)]
     expected = backbone_gradients(plain, x)
-    assert_same(backbone_gradients(fused, x), expected, 1e-12)
-    assert_same(backbone_gradients(rebuilt, x), expected, 1e-12)
+    for model in (fused, *rebuilt):
+        assert_same(backbone_gradients(model, x), expected, 1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -118,7 +136,7 @@ def test_fusing_twice_is_fusing_once(tiny_config):
 
 
 def test_names_in_a_state_dict_stay_as_they_are(tiny_config):
-    plain, fused = twins(tiny_config(MASK_RCNN), rebuild=True)
+    plain, fused = twins(tiny_config(MASK_RCNN), CONVOLUTIONS)
     assert list(plain.state_dict()) == list(fused.state_dict())
     assert [n for n, _ in plain.named_modules()] != []
     assert [n for n, _ in plain.named_parameters()] == [n for n, _ in fused.named_parameters()]
@@ -131,7 +149,7 @@ def features(model):
 
 
 def test_it_is_copied_and_pickled(tiny_config):
-    _, fused = twins(tiny_config(MASK_RCNN), rebuild=True)
+    _, fused = twins(tiny_config(MASK_RCNN), CONVOLUTIONS)
     file = io.BytesIO()
     torch.save(fused, file)
     file.seek(0)
@@ -142,7 +160,7 @@ def test_it_is_copied_and_pickled(tiny_config):
         assert_same(features(fused), expected, 0)
 
 
-@pytest.mark.parametrize("rebuild", [False, True])
+@REBUILT
 def test_it_is_taken_back(tiny_config, rebuild):
     plain, fused = twins(tiny_config(MASK_RCNN), rebuild)
     restore(fused)
@@ -156,7 +174,7 @@ def test_it_is_taken_back(tiny_config, rebuild):
 def test_a_folded_copy_knows_nothing_of_this_package(tiny_config):
     from gnws_d2.engine.activation_checkpointing import checkpoint_activations
 
-    plain, fused = twins(tiny_config(MASK_RCNN), rebuild=True)
+    plain, fused = twins(tiny_config(MASK_RCNN), CONVOLUTIONS)
     checkpoint_activations(fused, ["res3"])
     folded = fold(fused)
     assert not any(type(m).__module__.startswith("gnws_d2") for m in folded.modules())
@@ -168,32 +186,28 @@ def test_a_folded_copy_knows_nothing_of_this_package(tiny_config):
 def test_checkpointed_stages_of_a_model_that_rebuilds(tiny_config):
     from gnws_d2.engine.activation_checkpointing import checkpoint_activations
 
-    plain, fused = twins(tiny_config(MASK_RCNN), rebuild=True)
+    plain, fused = twins(tiny_config(MASK_RCNN), CONVOLUTIONS)
     checkpoint_activations(fused, ["res3", "res4"])
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert_same(backbone_gradients(fused, x), backbone_gradients(plain, x), 1e-12)
 
 
-@pytest.mark.parametrize("rebuild", [False, True])
+@REBUILT
 def test_blocks_are_compiled_without_a_break(rebuild):
-    torch.manual_seed(0)
-    plain = nn.Sequential(
-        BottleneckBlock(32, 64, bottleneck_channels=32, norm="GN"),
-        BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN"),
-    ).double()
-    fused = fuse_norm_relu(copy.deepcopy(plain), rebuild)
-    x = torch.randn(2, 32, 8, 9, dtype=torch.float64)
+    plain = blocks().double()
+    fused = fuse_norm_relu(copy.deepcopy(plain), *rebuild)
+    x = torch.randn(2, 64, 8, 9, dtype=torch.float64)
     grads = []
-    for blocks in (plain, torch.compile(fused, fullgraph=True, backend="aot_eager")):
-        y = blocks(x)
+    for model in (plain, torch.compile(fused, fullgraph=True, backend="aot_eager")):
+        y = model(x)
         y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape))
-        grads.append({name: p.grad for name, p in blocks.named_parameters()})
+        grads.append({name: p.grad for name, p in model.named_parameters()})
     compiled = {name.removeprefix("_orig_mod."): grad for name, grad in grads[1].items()}
     assert_same(compiled, grads[0], 1e-12)
 
 
 def test_a_frozen_stage_is_fused_as_well(tiny_config):
-    plain, fused = twins(tiny_config(MASK_RCNN, "MODEL.BACKBONE.FREEZE_AT", "2"), rebuild=True)
+    plain, fused = twins(tiny_config(MASK_RCNN, "MODEL.BACKBONE.FREEZE_AT", "2"), CONVOLUTIONS)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = backbone_gradients(plain, x)
     assert "bottom_up.res2.0.conv1.weight" not in expected
@@ -229,7 +243,7 @@ def test_the_config_and_the_machine_choose(
     from gnws_d2.modeling import meta_arch
 
     caplog.set_level("INFO")
-    monkeypatch.setattr(kernels, "_triton_is_installed", lambda: True)
+    monkeypatch.setattr(kernels, "_works", lambda device: True)
     monkeypatch.setenv(kernels.VARIABLE, triton)
     opts = ["MODEL.GN.FUSE_RELU", choice, "MODEL.GN.REBUILD_ACTIVATIONS", str(rebuild)]
     cfg = tiny_config(MASK_RCNN, *opts)
@@ -240,12 +254,54 @@ def test_the_config_and_the_machine_choose(
     assert ("forward" in model.backbone.__dict__) is rebuild
 
 
+def kept_by(model):
+    """Bytes that a forward leaves for backward, beside the input."""
+    x = torch.randn(1, 64, 64, 64)
+    model(x)
+    with allocated("cpu") as meter:
+        y = model(x)
+    assert y.requires_grad
+    return meter.now
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_with_convolutions_rebuilt_a_block_keeps_what_it_does_with_frozen_batch_norm(standardized):
+    plain, frozen = blocks(standardized=standardized), blocks("FrozenBN")
+    shortcut = 0 if standardized else 128 * 64 * 64 * 4  # not rebuilt without WS
+    kept = [kept_by(fuse_norm_relu(copy.deepcopy(plain), *r)) for r in (ACTIVATIONS, CONVOLUTIONS)]
+    assert kept[1] - shortcut == pytest.approx(kept_by(frozen), rel=0.01)  # but for statistics
+    assert kept[0] > 1.25 * kept[1]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_is_rebuilt_gives_the_same_gradients_bit_for_bit(autocast, frozen):
+    plain = blocks(standardized=True)
+    if frozen:
+        plain[0].conv3.weight.requires_grad_(False)
+    x = torch.randn(2, 64, 8, 9, generator=torch.Generator().manual_seed(1))
+    grads = []
+    for rebuild in (NOTHING, ACTIVATIONS, CONVOLUTIONS):
+        model = fuse_norm_relu(copy.deepcopy(plain), *rebuild)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x)
+        y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    for ours in grads[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(ours, grads[0], strict=True))
+
+
+def test_convolutions_alone_are_not_rebuilt():
+    with pytest.raises(ValueError, match="rebuild_activations=True"):
+        fuse_norm_relu(blocks(), rebuild_convolutions=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
 def test_a_detector_on_a_gpu_has_the_gradients_of_stock(tiny_config, monkeypatch, format):
     monkeypatch.setattr(kernels, "MIN_ELEMENTS", 0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    plain, fused = twins(tiny_config(MASK_RCNN), rebuild=True, dtype=torch.float32)
+    plain, fused = twins(tiny_config(MASK_RCNN), rebuild=ACTIVATIONS, dtype=torch.float32)
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).cuda()
     grads = []
     for model in (plain, fused):
@@ -257,7 +313,7 @@ def test_a_detector_on_a_gpu_has_the_gradients_of_stock(tiny_config, monkeypatch
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which counts its memory")
 def test_rebuilding_takes_less_memory_on_a_gpu(tiny_config):
     peaks = []
-    for model in twins(tiny_config(MASK_RCNN), rebuild=True, dtype=torch.float32):
+    for model in twins(tiny_config(MASK_RCNN), rebuild=ACTIVATIONS, dtype=torch.float32):
         model.cuda()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

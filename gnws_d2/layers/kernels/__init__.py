@@ -26,9 +26,9 @@ MIN_ELEMENTS = 2**16
 MAX_ELEMENTS_OF_IMAGE = 2**31
 
 
-def enabled() -> bool:
-    """Whether Triton's kernels may run in this process: it is installed, and GNWS_D2_KERNELS is not
-    "torch".
+def run_on(device: torch.device) -> bool:
+    """Whether Triton's kernels run there: GNWS_D2_KERNELS is not "torch", and Triton is installed
+    and works.
 
     Raises:
         ValueError: GNWS_D2_KERNELS is neither "auto" nor "torch".
@@ -39,7 +39,7 @@ def enabled() -> bool:
             f'{VARIABLE} is {choice!r}. Set it to "auto" (Triton\'s kernels on a GPU) or to '
             '"torch" (torch\'s everywhere).'
         )
-    return choice == "auto" and _triton_is_installed()
+    return choice == "auto" and _works(device)
 
 
 def take_map(x: torch.Tensor) -> bool:
@@ -59,14 +59,33 @@ def take_weight(weight: torch.Tensor) -> bool:
 def _choose(operation: str, x: torch.Tensor, fits: bool) -> bool:
     on_gpu = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"  # the latter to test them
     of_a_type = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    chosen = on_gpu and of_a_type and fits and enabled()
+    chosen = on_gpu and of_a_type and fits and run_on(x.device)
     _log_path(operation, x.device.type, "Triton" if chosen else "torch")
     return chosen
 
 
 @functools.cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _works(device: torch.device) -> bool:
+    """Whether Triton is installed, and a kernel of it computes there what torch does. To build one
+    it takes a GPU that it knows and, the first time, a C compiler."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    weight = torch.linspace(-1, 1, 600, device=device).view(2, 300)
+    try:
+        from .standardize import standardize
+
+        found, _, std = standardize(weight, 1e-5, torch.float32)
+        torch.testing.assert_close(found, (weight - weight.mean(1, True)) / (std + 1e-5))
+        torch.testing.assert_close(std, weight.std(1, keepdim=True))
+    except Exception as error:  # the compiler's, the linker's, the driver's: they have no base
+        logger.warning(
+            "Triton's kernels do not run on %s, so torch's will, which take longer: %s: %s. It "
+            "needs a C compiler (gcc or clang) and a GPU that it supports. %s=torch in the "
+            "environment chooses torch's without this message.",
+            *(device, type(error).__name__, error, VARIABLE),
+        )
+        return False
+    return True
 
 
 @functools.cache  # once each
