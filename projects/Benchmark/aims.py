@@ -104,12 +104,11 @@ def _line(aim: Aim, row: Row, rows: list[Row]) -> list[str]:
 def _verdict(ratio: list[float], control: tuple[float, float], aim: Aim) -> str:
     value, low, high = ratio
     if not control[0] <= 1 <= control[1]:
-        return UNDECIDED  # the same model twice, and a difference: so may any other be none
-    if aim.noise:
-        return MET if value <= max(aim.most, control[1]) else MISSED
-    if low <= aim.most < high:
-        return UNDECIDED
-    return MET if high <= aim.most else MISSED
+        return UNDECIDED  # the same model twice, and a difference: any other may be none
+    most = max(aim.most, control[1]) if aim.noise else aim.most
+    if low > most:
+        return MISSED
+    return MET if (value if aim.noise else high) <= most else UNDECIDED
 
 
 def _case(row: Row) -> list[Any]:
