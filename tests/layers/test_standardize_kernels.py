@@ -207,9 +207,11 @@ def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch):
 @only_from_outside
 def test_where_triton_does_not_run_torch_does(monkeypatch, caplog):
     """As on a GPU that it does not know, or without a C compiler."""
+    from gnws_d2.layers.kernels import standardize  # noqa: F401  before it could be interpreted
+
     weight = torch.randn(4, 5, 3, 3)
     kernels._works.cache_clear()
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # too late for Triton, which is imported
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not kernels.take_weight(weight)
     (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "do not run on cpu" in line and "GNWS_D2_KERNELS=torch" in line
