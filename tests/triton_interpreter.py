@@ -46,9 +46,9 @@ if INTERPRETED:  # in a process of its own
 def run_interpreted(file: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", file]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
-    assert re.search(r"\d+ passed", done.stdout) or "[100%]" in done.stdout
+    assert " passed" in done.stdout
 
 
 def compile_for_h100(kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any]) -> None:

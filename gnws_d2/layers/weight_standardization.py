@@ -85,7 +85,9 @@ def standardize_filters_again(
 ) -> torch.Tensor:
     """The standardized weight of :func:`standardize_filters` from it, bit for bit."""
     if kernels.take_weight(weight):
-        return standardize_filters(weight, eps, dtype)[0]
+        from .kernels.standardize import standardize
+
+        return standardize(weight, eps, dtype)[0]
     return (widened(weight) - mean).div_(std + eps).to(dtype)
 
 

@@ -66,12 +66,7 @@ class StandardizedConv(nn.Module):
     def standardized_weight(self) -> torch.Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
         weight = self.weight
-        if (
-            _is_differentiated(weight)
-            or (self.training and weight.requires_grad)
-            or _is_recorded()
-            or weight.is_inference()
-        ):
+        if self._is_trained(weight) or _is_recorded() or weight.is_inference():
             return self._standardize(weight)
         kept = self._kept
         if kept is None or not kept.is_of(weight, self.eps):
@@ -84,6 +79,10 @@ class StandardizedConv(nn.Module):
 
     def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
         return standardize_weight(weight, self.eps)
+
+    def _is_trained(self, weight: torch.Tensor) -> bool:
+        # A forward of training that takes no gradients rounds as one that does.
+        return weight.requires_grad and (self.training or torch.is_grad_enabled())
 
     def train(self, mode: bool = True) -> StandardizedConv:
         self._kept = None
@@ -122,16 +121,11 @@ class StandardizedConv(nn.Module):
         # torch's convolutions call this with their own weight.
         padding = self.padding
         plain = x.dim() == weight.dim() and self.padding_mode == "zeros"
-        # A forward of training that takes no gradients rounds as one that does.
-        trained = weight.requires_grad and (self.training or torch.is_grad_enabled())
-        if trained and not _is_recorded() and plain and not isinstance(padding, str):
+        trained = self._is_trained(weight) and not _is_recorded()
+        if trained and plain and not isinstance(padding, str):
             geometry = (self.stride, padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self.eps)
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
-
-
-def _is_differentiated(weight: torch.Tensor) -> bool:
-    return torch.is_grad_enabled() and weight.requires_grad
 
 
 def _is_recorded() -> bool:
