@@ -12,7 +12,6 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
-from detectron2.projects.point_rend import add_pointrend_config
 
 from .config_files import resolve_config_file
 from .norms import BCN_NORMS
@@ -54,9 +53,9 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # "lr": the speed falls with the learning rate, without its warm-up. "constant": it stays.
     cfg.MODEL.BCN.SCHEDULE = "lr"
     # GroupNorm and the ReLU after it as one operation, in a model that is built through
-    # "WeightStandardizedModel": "always", "never", or "auto", which is on a GPU with Triton. Not by
-    # default as long as the kernels have not been measured on one. The environment variable
-    # GNWS_D2_KERNELS=torch turns Triton off.
+    # "WeightStandardizedModel": "always", "never", or "auto", which is on a GPU with Triton and
+    # where REBUILD_ACTIVATIONS asks for it. Not by default as long as the kernels have not been
+    # measured on a GPU. The environment variable GNWS_D2_KERNELS=torch turns Triton off.
     cfg.MODEL.GN = CfgNode()
     cfg.MODEL.GN.FUSE_RELU = "never"
     # Keep the input of GroupNorm + ReLU alone, and compute the result again in backward for the
@@ -158,13 +157,29 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
     # Not always: a config that is saved with a project's keys can be read with them only.
-    for add_project_config in (add_deeplab_config, add_pointrend_config):
+    if named <= {key for key, _ in _leaves(cfg)}:
+        return cfg
+    for add_project_config in (add_deeplab_config, _add_pointrend_config):
         extended = cfg.clone()
         add_project_config(extended)
         added = {key for key, _ in _leaves(extended)} - {key for key, _ in _leaves(cfg)}
         if named & added:
             cfg = extended
     return cfg
+
+
+def _add_pointrend_config(cfg: CfgNode) -> None:
+    try:
+        # Not on top: it imports OpenCV, which all else does without.
+        from detectron2.projects.point_rend import add_pointrend_config
+    except ImportError as error:
+        logger.warning(
+            "Keys of PointRend are not known, since it does not import: %s. It needs OpenCV: "
+            "pip install opencv-python-headless",
+            error,
+        )
+    else:
+        add_pointrend_config(cfg)
 
 
 def check_config(cfg: CfgNode) -> None:

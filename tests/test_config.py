@@ -1,5 +1,9 @@
 """Every config of the package can be read, and what cannot work is refused with a cure."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -36,6 +40,29 @@ def test_projects_of_detectron2_are_known_where_they_are_named():
     assert "POINT_HEAD" not in load_config(MASK_RCNN).MODEL
     assert load_config("Digits/pointrend_R_18_FPN_gn_ws.yaml").MODEL.POINT_HEAD.NUM_CLASSES == 10
     assert load_config("", ["MODEL.RESNETS.STEM_TYPE", "deeplab"]).MODEL.RESNETS.RES4_DILATION == 1
+
+
+def test_opencv_is_needed_by_pointrend_alone(tmp_path):
+    (tmp_path / "cv2.py").write_text("raise ModuleNotFoundError(\"No module named 'cv2'\")")
+    program = """
+from gnws_d2 import load_config, model_zoo
+from gnws_d2.config import ConfigError
+model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml")
+try:
+    load_config("Digits/pointrend_R_18_FPN_gn_ws.yaml")
+except ConfigError as error:
+    print(error)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "a key that does not exist" in ended.stdout
+    assert "No module named 'cv2'. It needs OpenCV: pip install" in ended.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
