@@ -18,6 +18,8 @@ from gnws_d2.data.digits import make_digits
 from gnws_d2.model_zoo import download
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+# A GPU's convolutions would by default round to 11 bits, unlike what they are compared with.
+torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 TINY = [
     *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),

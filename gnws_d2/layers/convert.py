@@ -203,7 +203,7 @@ def plain_class(conv: StandardizedConv) -> type[nn.Module]:
     except ImportError as error:
         raise TypeError(
             f"a {type(conv).__name__} with norm or activation is Detectron2's Conv2d without "
-            "standardization, and Detectron2 is not installed."
+            "standardization, and Detectron2 is not installed. Install it."
         ) from error
     return Conv2d
 

@@ -1,8 +1,9 @@
 """GroupNorm, an optional addition, and ReLU as one operation with its own gradient.
 
 Apart, with ReLU in place, they read or write the whole tensor 13 times in a training step; together
-8 times on a GPU. For backward the input and the statistics are kept: where ReLU was positive is
-found from them again. The formula is that of Wu and He, "Group Normalization" (arXiv 1803.08494).
+8 times by Triton's kernels. For backward the input and the statistics are kept: where ReLU was
+positive is found from them again. The formula is that of Wu and He, "Group Normalization" (arXiv
+1803.08494).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def group_norm_relu(
 
     The statistics are taken in float32, in float64 of float64, and autocast changes nothing: half
     precision goes in and comes out, where autocast on CUDA lets ``F.group_norm`` compute and return
-    float32. The same input gives the same bits. On CUDA Triton's kernels run, elsewhere torch's,
-    see :mod:`gnws_d2.layers.kernels`.
+    float32. The same input gives the same bits. Triton's kernels run on a GPU on what is large
+    enough, elsewhere torch's, see :mod:`gnws_d2.layers.kernels`.
 
     Args:
         x: (N, C, *), floating; N may be 0.
@@ -49,7 +50,7 @@ def group_norm_relu(
         A tensor of the shape, dtype and memory format of ``x``.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes or devices that do not fit.
     """
     _check(x, num_groups, weight, bias, residual)
     eager = type(x) is torch.Tensor and not torch.compiler.is_compiling()
@@ -92,6 +93,11 @@ def _check(
             f"group_norm_relu takes (N, C, *) with C a multiple of num_groups, {num_groups}, "
             f"but x is {tuple(x.shape)}."
         )
+    for name, other in (("weight", weight), ("bias", bias), ("residual", residual)):
+        if other is not None and other.device != x.device:
+            raise ValueError(
+                f"group_norm_relu has x on {x.device}, but {name} on {other.device}. Move one."
+            )
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter.shape != x.shape[1:2]:
             raise ValueError(

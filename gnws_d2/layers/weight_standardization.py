@@ -83,7 +83,7 @@ def standardize_filters(
 def standardize_filters_again(
     weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The standardized weight of :func:`standardize_filters` from it, bit for bit."""
+    """The standardized weight of :func:`standardize_filters` from its moments, bit for bit."""
     if kernels.take_weight(weight):
         from .kernels.standardize import standardize
 

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 @META_ARCH_REGISTRY.register()
 def WeightStandardizedModel(cfg: CfgNode) -> nn.Module:
     """Build ``MODEL.WS.META_ARCHITECTURE`` with Detectron2's own builders, standardize
-    ``MODEL.WS.PARTS`` of it, fuse GroupNorm and ReLU as ``MODEL.GN`` says, log what came out, and
-    return it: the model keeps its class.
+    ``MODEL.WS.PARTS`` of it, run it as ``MODEL.GN``, ``MODEL.CHANNELS_LAST``, ``MODEL.COMPILE`` and
+    ``INPUT.SIZE_DIVISIBILITY`` say, log what came out, and return it: the model keeps its class.
 
     Raises:
         ConfigError: see :func:`gnws_d2.config.check_config`, :func:`gnws_d2.modeling.standardize`,
@@ -53,11 +53,16 @@ def _choose_path(model: nn.Module, cfg: CfgNode) -> None:
         gn = cfg.MODEL.GN
         fuse_norm_relu(model, gn.REBUILD_ACTIVATIONS, gn.REBUILD_CONVOLUTIONS)
         logger.info("GroupNorm + ReLU is one operation in %d of %d GroupNorms", *count_fused(model))
+        if gn.REBUILD_ACTIVATIONS:
+            also = " and the inputs of GroupNorm" if gn.REBUILD_CONVOLUTIONS else ""
+            logger.info("Computed again in backward: its results%s, where that saves memory", also)
     multiple, compiled = cfg.INPUT.SIZE_DIVISIBILITY, cfg.MODEL.COMPILE
     if multiple:
         pad_to_multiples(model, multiple)
+        logger.info("Pictures are padded to multiples of %d pixels", multiple)
     if cfg.MODEL.CHANNELS_LAST:
         use_channels_last(model)
+        logger.info("Weights and feature maps are channels_last")
     if compiled.PARTS:
         compile_parts(model, compiled.PARTS, compiled.BACKEND, few_sizes=multiple > 0)
         logger.info("Compiled when first called (%s): %s", compiled.BACKEND, compiled.PARTS)
@@ -66,6 +71,6 @@ def _choose_path(model: nn.Module, cfg: CfgNode) -> None:
 def _fuses(cfg: CfgNode) -> bool:
     if cfg.MODEL.GN.FUSE_RELU == "auto":
         device = torch.device(cfg.MODEL.DEVICE)
-        by_triton = device.type == "cuda" and kernels.run_on(device)
+        by_triton = device.type == "cuda" and kernels.run_on(kernels.MAP, device)
         return by_triton or cfg.MODEL.GN.REBUILD_ACTIVATIONS
     return cfg.MODEL.GN.FUSE_RELU == "always"

@@ -110,13 +110,15 @@ def test_compilers_take_it_without_a_break():
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_large_mean(format):
-    """Torch's own kernel for channels_last is off by more than 1000 here: E[x^2] - E[x]^2."""
+    """Torch's own kernel for channels_last is far off here: E[x^2] - E[x]^2."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(2, 64, 56, 56, generator=generator) + 1e4).float()
     x = x.contiguous(memory_format=format)
     y = group_norm_relu(x, 32, torch.ones(64).float(), torch.zeros(64).float())
     expected = formula(x.double(), torch.ones(64), torch.zeros(64), None, 32)
     assert (y - expected).abs().max() < 3e-3  # numbers of this size are 1e-3 apart
+    if format is torch.channels_last:  # docs/speed.md says so; if it ends, so should that
+        assert (torch.group_norm(x, 32) - expected).abs().max() > 1000
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e4])
@@ -221,12 +223,18 @@ def test_shapes_that_do_not_fit_are_refused(shapes, said):
         fused(*(s and torch.zeros(s) for s in shapes))
 
 
+def test_devices_that_differ_are_refused():
+    x, weight = torch.zeros(2, 6, 3), torch.zeros(6)
+    with pytest.raises(ValueError, match="x on cpu, but bias on meta"):
+        fused(x, weight, weight.to("meta"), None)
+
+
 def test_the_variable_is_checked(monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not kernels.run_on(torch.device("cpu"))
+    assert not kernels.run_on(kernels.MAP, torch.device("cpu"))
     monkeypatch.setenv(kernels.VARIABLE, "none")
     with pytest.raises(ValueError, match=r"GNWS_D2_KERNELS is 'none'.*auto.*torch"):
-        kernels.run_on(torch.device("cpu"))
+        fused(*inputs((2, 6, 3, 3)))
 
 
 def test_the_log_says_once_which_kernels_run(caplog):

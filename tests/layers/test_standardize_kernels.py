@@ -219,6 +219,19 @@ def test_where_triton_does_not_run_torch_does(monkeypatch, caplog):
 
 
 @runs
+def test_they_are_tried_in_float32_whatever_the_default_is():
+    kernels._works.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(
+            kernels.run_on(what, torch.device(DEVICE)) for what in (kernels.MAP, kernels.WEIGHT)
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+        kernels._works.cache_clear()
+
+
+@runs
 def test_where_triton_computes_something_else_torch_does(monkeypatch, caplog):
     from gnws_d2.layers.kernels import standardize
 

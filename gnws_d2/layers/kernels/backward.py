@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .forward import affine, device_of
-from .layout import Tiles, format_of
+from .layout import Tiles, format_of, warps_for
 
 
 def backward(
@@ -34,8 +34,12 @@ def backward(
     per_group = x.shape[1] // num_groups
     x = x.contiguous(memory_format=format_of(x))
     grad = grad.contiguous(memory_format=format_of(x))
+    weight, bias = weight.contiguous(), bias.contiguous()
     grad_x = torch.empty_like(x)
-    grad_residual = grad.new_empty(0) if y is None else torch.empty_like(grad)
+    grad_residual = grad.new_empty(0)
+    if y is not None:
+        y = y.contiguous(memory_format=format_of(x))
+        grad_residual = torch.empty_like(grad)
     tiles = Tiles.of(x, num_groups)
     partial = x.new_empty(tiles.partials, dtype=torch.float32)
     of_channel = x.new_empty(tiles.partials[:3], dtype=torch.float32)
@@ -43,6 +47,7 @@ def backward(
     sizes = (tiles.channels, tiles.pixels, per_group)
     layout = (tiles.stride_c, tiles.stride_p)
     blocks = (y is not None, tiles.block_c, tiles.block_p)
+    merged = (triton.next_power_of_2(per_group), triton.next_power_of_2(tiles.splits))
     with device_of(x):
         _partial_sums[tiles.partial_grid](
             *(grad, x, weight, bias, x if y is None else y, mean, rstd, grad_residual, partial),
@@ -50,7 +55,8 @@ def backward(
         )
         _merge_sums[(len(x) * num_groups,)](
             *(partial, weight, of_channel, of_group, num_groups, per_group, tiles.splits),
-            *(triton.next_power_of_2(per_group), triton.next_power_of_2(tiles.splits)),
+            *merged,
+            num_warps=warps_for(merged[0] * merged[1]),
         )
         # That of the residual is masked already.
         _input_gradient[tiles.pointwise_grid](
@@ -58,8 +64,8 @@ def backward(
             *(*sizes, *layout, *blocks),
         )
     # Two sums, since results of an operator may not share memory.
-    grad_bias, grad_weight = (sums.sum(0).to(weight.dtype) for sums in of_channel)
-    return grad_x, grad_weight, grad_bias, grad_residual
+    grad_bias, grad_weight = (sums.sum(0) for sums in of_channel)
+    return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_residual
 
 
 @triton.jit
@@ -85,10 +91,14 @@ def _partial_sums(
 ):
     """sum(g) and sum(g h) per image, channel and split. Where a residual was added, its gradient,
     which is g, is written on the way."""
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    start = tl.program_id(2) * chunk
+    start = tl.program_id(0) * chunk
     end = tl.minimum(start + chunk, pixels)
+    grad += image * channels * pixels
+    x += image * channels * pixels
+    y += image * channels * pixels
+    grad_residual += image * channels * pixels
     of_group = image * (channels // channels_per_group) + c // channels_per_group
     center = tl.load(mean + of_group, mask=c < channels, other=0.0)
     scale = tl.load(rstd + of_group, mask=c < channels, other=0.0)
@@ -99,7 +109,7 @@ def _partial_sums(
     for i in range(0, tl.cdiv(end - start, BLOCK_P)):
         p = start + i * BLOCK_P + tl.arange(0, BLOCK_P)
         inside = (c < channels)[:, None] & (p < end)[None, :]
-        at = image * channels * pixels + c[:, None] * stride_c + p[None, :] * stride_p
+        at = c[:, None] * stride_c + p[None, :] * stride_p
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         if ADDED:
@@ -111,13 +121,13 @@ def _partial_sums(
         sum_g += g
         # h in the lanes beyond the end is not 0, but g is.
         sum_gh += g * ((value - center[:, None]) * scale[:, None])
-    at = (image * channels + c) * tl.num_programs(2) + tl.program_id(2)
-    size = tl.num_programs(0).to(tl.int64) * channels * tl.num_programs(2)
+    at = (image * channels + c) * tl.num_programs(0) + tl.program_id(0)
+    size = tl.num_programs(2).to(tl.int64) * channels * tl.num_programs(0)
     tl.store(partial + at, tl.sum(sum_g, axis=1), mask=c < channels)
     tl.store(partial + size + at, tl.sum(sum_gh, axis=1), mask=c < channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_groups", "channels_per_group", "splits"])
 def _merge_sums(
     partial,
     weight,
@@ -169,11 +179,14 @@ def _input_gradient(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (c < channels)[:, None] & (p < pixels)[None, :]
-    at = image * channels * pixels + c[:, None] * stride_c + p[None, :] * stride_p
+    grad += image * channels * pixels
+    x += image * channels * pixels
+    grad_x += image * channels * pixels
+    at = c[:, None] * stride_c + p[None, :] * stride_p
     groups = channels // channels_per_group
     group = image * groups + c // channels_per_group
     count = 1.0 * channels_per_group * pixels  # arguments of 1 are Python's numbers here
@@ -181,7 +194,7 @@ def _input_gradient(
     scale = tl.load(rstd + group, mask=c < channels, other=0.0)
     factor = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
     mean_g = tl.load(of_group + group, mask=c < channels, other=0.0) / count
-    size = tl.num_programs(0).to(tl.int64) * groups
+    size = tl.num_programs(2).to(tl.int64) * groups
     mean_gh = tl.load(of_group + size + group, mask=c < channels, other=0.0) / count
     g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)

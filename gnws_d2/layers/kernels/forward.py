@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .layout import Tiles, format_of
+from .layout import Tiles, format_of, warps_for
 
 
 def forward(
@@ -33,6 +33,7 @@ def forward(
     partial = x.new_empty(tiles.partials, dtype=torch.float32)
     mean = x.new_empty((len(x), num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
+    merged = tiles.merged_block(num_groups)
     with device_of(x):
         _partial_moments[tiles.partial_grid](
             *(x, partial, tiles.channels, tiles.pixels, tiles.chunk),
@@ -40,7 +41,8 @@ def forward(
         )
         _merge_moments[(len(x) * num_groups,)](
             *(partial, mean, rstd, eps, tiles.channels // num_groups, tiles.pixels, tiles.chunk),
-            *(tiles.splits, tiles.merged_block(num_groups)),
+            *(tiles.splits, merged),
+            num_warps=warps_for(merged),
         )
     return normalize(x, weight, bias, residual, mean, rstd, eps), mean, rstd
 
@@ -58,6 +60,7 @@ def normalize(
     num_groups = mean.shape[1]
     x = x.contiguous(memory_format=format_of(x))
     y = torch.empty_like(x)
+    weight, bias = weight.contiguous(), bias.contiguous()
     if residual is not None:
         residual = residual.contiguous(memory_format=format_of(x))
     tiles = Tiles.of(x, num_groups)
@@ -88,9 +91,9 @@ def _partial_moments(
     BLOCK_P: tl.constexpr,
 ):
     """Mean, and sum of squared deviations from it, per image, channel and split."""
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    start = tl.program_id(2) * chunk
+    start = tl.program_id(0) * chunk
     end = tl.minimum(start + chunk, pixels)
     x += image * channels * pixels
     lanes = tl.arange(0, BLOCK_P)
@@ -103,13 +106,13 @@ def _partial_moments(
         value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
         # A lane ends before another by at most its last pixel, so that i + 1 is its count.
         delta = tl.where(inside, value - mean, 0.0)
-        mean += delta / (i + 1)
+        mean += delta * (1.0 / (i + 1))  # one division for all lanes
         square += delta * (value - mean)
     count = ((end - start - lanes + BLOCK_P - 1) // BLOCK_P).to(tl.float32)
     mean, square = _merge(mean, square, count[None, :], (end - start).to(tl.float32))
     # (2, images, channels, splits)
-    at = (image * channels + c) * tl.num_programs(2) + tl.program_id(2)
-    size = tl.num_programs(0).to(tl.int64) * channels * tl.num_programs(2)
+    at = (image * channels + c) * tl.num_programs(0) + tl.program_id(0)
+    size = tl.num_programs(2).to(tl.int64) * channels * tl.num_programs(0)
     tl.store(partial + at, mean, mask=c < channels)
     tl.store(partial + size + at, square, mask=c < channels)
 
@@ -120,11 +123,13 @@ def _merge(mean, square, count, total):
     merged = tl.sum(mean * count, axis=1) / total
     # The rounding of that sum grows with the mean; what is left of it does not.
     merged += tl.sum((mean - merged[:, None]) * count, axis=1) / total
-    away = mean - merged[:, None]
+    # Squared, a large mean may be infinite, and times a count of 0 not a number.
+    away = tl.where(count > 0, mean - merged[:, None], 0.0)
     return merged, tl.sum(square + away * away * count, axis=1)
 
 
-@triton.jit
+# Sizes that are 1 or a multiple of 16 are worth no kernels of their own.
+@triton.jit(do_not_specialize=["channels_per_group", "pixels", "chunk", "splits"])
 def _merge_moments(
     partial,
     mean,
@@ -146,7 +151,6 @@ def _merge_moments(
     squares = tl.load(partial + size + at, mask=i < parts, other=0.0)
     count = tl.minimum(pixels - i % splits * chunk, chunk)
     count = tl.where(i < parts, count, 0).to(tl.float32)
-    # Not .to(tl.float32): arguments of 1 are Python's numbers here.
     total = 1.0 * channels_per_group * pixels
     merged, square = _merge(means[None, :], squares[None, :], count[None, :], total)
     one = group + tl.arange(0, 1)
@@ -172,11 +176,14 @@ def _normalize(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(2) * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = (c < channels)[:, None] & (p < pixels)[None, :]
-    at = image * channels * pixels + c[:, None] * stride_c + p[None, :] * stride_p
+    x += image * channels * pixels
+    residual += image * channels * pixels
+    y += image * channels * pixels
+    at = c[:, None] * stride_c + p[None, :] * stride_p
     of_group = image * (channels // channels_per_group) + c // channels_per_group
     center = tl.load(mean + of_group, mask=c < channels, other=0.0)
     scale = tl.load(rstd + of_group, mask=c < channels, other=0.0)

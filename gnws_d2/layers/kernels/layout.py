@@ -76,14 +76,15 @@ class Tiles:
 
     @property
     def partial_grid(self) -> tuple[int, int, int]:
-        """Programs of a kernel that sums: images, blocks of channels, splits."""
-        return self.images, _divide(self.channels, self.block_c), self.splits
+        """Programs of a kernel that sums: splits, blocks of channels, images."""
+        return self.splits, _divide(self.channels, self.block_c), self.images
 
     @property
     def pointwise_grid(self) -> tuple[int, int, int]:
-        """Programs of a kernel that treats each element by itself, one tile each."""
+        """Programs of a kernel that treats each element by itself, one tile each. Blocks of pixels
+        come first, since the other axes of CUDA's grid end at 65535."""
         blocks_p = _divide(self.pixels, self.block_p)
-        return self.images, _divide(self.channels, self.block_c), blocks_p
+        return blocks_p, _divide(self.channels, self.block_c), self.images
 
     @property
     def partials(self) -> tuple[int, int, int, int]:
@@ -93,6 +94,11 @@ class Tiles:
     def merged_block(self, num_groups: int) -> int:
         """The power of 2 that holds the partial results of one group."""
         return _power_of_2(self.channels // num_groups * self.splits)
+
+
+def warps_for(block: int) -> int:
+    """Of a program that holds so many numbers at a time: 8 a thread, and 8 warps at most."""
+    return max(1, min(block // 256, 8))
 
 
 def _divide(a: int, b: int) -> int:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .forward import device_of
-from .layout import format_of
+from .layout import format_of, warps_for
 
 # Numbers of a filter that a program holds in registers at a time. A larger filter is read in parts,
 # and each time but the first from the cache. Chosen by reasoning, not measured yet.
@@ -69,7 +69,7 @@ def _division(weight: torch.Tensor) -> tuple[int, int, int]:
     """The fan-in, the numbers of it that are treated at a time, and the warps that do it."""
     fan_in = weight[0].numel()
     block = min(triton.next_power_of_2(fan_in), MOST)
-    return fan_in, block, max(1, min(block // 256, 8))
+    return fan_in, block, warps_for(block)
 
 
 @triton.jit
