@@ -96,14 +96,24 @@ def twins(tmp_path) -> Path:
     return source
 
 
-@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--nproc_per_node=2")])
-def test_two_processes_take_the_step_of_one_with_both_pictures(twins, tmp_path, launcher):
+# The same step, run in other ways.
+ELSEHOW = [
+    *("MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"),
+    *("MODEL.GN.REBUILD_CONVOLUTIONS", "True", "MODEL.CHANNELS_LAST", "True"),
+]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "how"),
+    [((), []), (("-m", "torch.distributed.run", "--nproc_per_node=2"), []), ((), ELSEHOW)],
+)
+def test_two_processes_take_the_step_of_one_with_both_pictures(twins, tmp_path, launcher, how):
     command = make_command(tmp_path, twins)
     one, two = tmp_path / "one", tmp_path / "two"
     done = run(command(*NOTHING_DRAWN, "OUTPUT_DIR", one))
     assert done.returncode == 0, done.stderr
     flags = () if launcher else ("--num-gpus=2",)
-    done = run(command(*flags, *NOTHING_DRAWN, "OUTPUT_DIR", two, launcher=launcher))
+    done = run(command(*flags, *NOTHING_DRAWN, *how, "OUTPUT_DIR", two, launcher=launcher))
     assert done.returncode == 0, done.stderr
     assert "World size: 2" in (two / "log.txt").read_text()
     assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)

@@ -99,6 +99,22 @@ def test_the_backbone_is_one_graph(tiny_config, training):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["never", "always"])
+def test_the_default_compiler_finds_the_same_gradients(tiny_config, how):
+    torch.manual_seed(0)
+    cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "MODEL.GN.FUSE_RELU", how)
+    stage = build_model(cfg).backbone.bottom_up.res3.train()
+    x = torch.randn(1, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, 16, 16)
+    found = []
+    for function in (stage, torch.compile(stage)):
+        y = function(x)
+        slope = torch.linspace(-1, 1, y.numel()).view(y.shape)
+        found.append([y, *torch.autograd.grad(y, list(stage.parameters()), slope)])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_few_sizes_are_compiled_each(tiny_config):
     """Ten sizes become three, which are three graphs of the backbone."""
     _, compiled = two_models(

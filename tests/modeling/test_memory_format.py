@@ -30,6 +30,9 @@ def test_the_whole_model_is_channels_last(tiny_config):
     assert is_last(stem) and stem.shape == (1, 3, 64, 96)
     backbone = [pair for name, pair in seen.items() if name.startswith("backbone")]
     assert len(backbone) > 20 and all(is_last(x) for pair in backbone for x in pair)
+    # RoIAlign hands on none; the first convolution of a head makes it channels_last again.
+    heads = [out for name, (_, out) in seen.items() if not name.startswith("backbone")]
+    assert len(heads) > 4 and all(is_last(out) for out in heads)
 
 
 def test_the_results_and_the_names_stay(tiny_config):
