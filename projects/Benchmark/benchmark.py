@@ -3,8 +3,8 @@
 
     python projects/Benchmark/benchmark.py --preset cpu
     python projects/Benchmark/benchmark.py --level backbone --models mask_rcnn_R_50_FPN --mode infer
-    python projects/Benchmark/report.py output/benchmark/cpu.json    # into docs/benchmarks.md
 
+It writes JSON, tables in Markdown and plots; report.py takes those into docs/benchmarks.md.
 All variants (variants.py) have the same weights, get the same input and are run in one process in
 turn, in a random order that the next round reverses (A/B/B/A). A figure is the median over the
 rounds of a variant's time divided by that of GN in the same round, with a 95% bootstrap interval;
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import kernels
+import report
 import torch
 from accuracy import SIZE, Errors, Reference, check
 from measure import Comparison, Subject, launches, memory, paired_times
@@ -88,7 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--precision", nargs="+", choices=["fp32", "tf32", "bf16"], default=["fp32"])
     add("--memory-format", nargs="+", choices=["nchw", "channels_last"], default=["nchw"])
     add("--variants", nargs="+", choices=names(), metavar="NAME", help=", ".join(names()))
-    add("--without", nargs="+", choices=names(), metavar="NAME", default=[])
+    spared = [name for name in names() if name not in (BASE, CONTROL)]
+    add("--without", nargs="+", choices=spared, metavar="NAME", default=[])
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--rounds", type=int, default=16)
     add("--preset", choices=PRESETS, help="in place of all of the above but --device")
@@ -97,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str]) -> Path:
-    """Run, and give the file that the results are in."""
+    """Run, and give the file that the results are in, beside which tables and plots are."""
     parser = make_parser()
     args = parser.parse_args(words)
     lines = [shlex.split(line) for line in PRESETS.get(args.preset, [])]
@@ -112,7 +114,7 @@ def main(words: Sequence[str]) -> Path:
             results["rows"] += measure(case, comparison, run.rounds)
         with atomic_write(file) as partial:  # after each case: a long run may be broken off
             partial.write_text(dump(results), encoding="utf-8")
-    print(file)
+    print(file, *report.write_beside(file), sep="\n")
     return file
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from variants import BASE, CONTROL, OURS, PLAIN, TIMM, build, initial_state, var
 from workloads import Case, ModelWorkload, convolutions
 
 from gnws_d2.layers import group_norm_relu, standardize_weight
+from gnws_d2.layers import kernels as dispatch
 
 # A formula, and its mathematics in float64.
 WS: dict[str, tuple[Formula, Formula]] = {
@@ -29,6 +31,16 @@ WS: dict[str, tuple[Formula, Formula]] = {
 
 def stock_gn_relu(x: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
     return F.relu_(norm(x))
+
+
+@contextlib.contextmanager
+def _on_all_sizes() -> Iterator[None]:
+    """Let Triton's kernels run on a GPU on maps of any size: where they win is to be seen."""
+    least, dispatch.MIN_ELEMENTS = dispatch.MIN_ELEMENTS, 0
+    try:
+        yield
+    finally:
+        dispatch.MIN_ELEMENTS = least
 
 
 def fused_gn_relu(x: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
@@ -124,7 +136,8 @@ def _gn_relu(shape: torch.Size, groups: int, count: int, case: Case) -> Comparis
             with case.autocast():
                 return function(x, norm)
 
-        output, *gradients = _gradients(run, [x], slope, list(norm.parameters()))
+        with _on_all_sizes():
+            output, *gradients = _gradients(run, [x], slope, list(norm.parameters()))
         found, *wrong = _errors([output, *gradients], true)
         errors = within(name, case, Errors(None, found, max(wrong)))
         subjects[name] = Subject(_step(run, x, slope, norm, case), norm, errors)
@@ -132,11 +145,13 @@ def _gn_relu(shape: torch.Size, groups: int, count: int, case: Case) -> Comparis
 
 
 def _step(run: Callable, x: torch.Tensor, slope: torch.Tensor, norm: Any, case: Case) -> Step:
+    @_on_all_sizes()
     def train() -> None:
         norm.zero_grad(set_to_none=True)
         out = run(x.detach().requires_grad_())
         out.backward(slope.to(out.dtype))
 
+    @_on_all_sizes()
     @torch.inference_mode()
     def infer() -> None:
         run(x)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """docs/benchmarks.md and its plots, made from the files of results in docs/benchmarks/.
 
-python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these files first
+python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
 python projects/Benchmark/report.py                                # makes the document anew
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from aims import NOT_MEASURED, aims_table
-from results import CASE, Row, describe, groups, read
+from results import CASE, Row, describe, groups, read, short_name
 from tabulate import tabulate
 from variants import ARCHITECTURES
 
@@ -45,6 +46,19 @@ def main() -> None:
     print(document, *(p for drawn in pictures.values() for p in drawn), sep="\n")
 
 
+def write_beside(file: Path) -> list[Path]:
+    """The tables of a file of results in Markdown, and its plots, in the same folder."""
+    run, tables = read(file), file.with_suffix(".md")
+    with atomic_write(tables) as partial:
+        partial.write_text(section(file.name, run, folder="") + "\n", encoding="utf-8")
+    try:
+        import plots
+    except ImportError as error:
+        print(f"No plots: {error}. pip install matplotlib")
+        return [tables]
+    return [tables, *plots.draw(run, file.with_suffix(""))]
+
+
 def committed(folder: Path) -> dict[str, dict]:
     """All results of the folder by the name of their file."""
     return {file.name: read(file) for file in sorted(folder.glob("*.json"))}
@@ -57,8 +71,8 @@ def fill(text: str, files: dict[str, dict]) -> str:
 
 
 def aims(files: dict[str, dict]) -> str:
-    table = aims_table([run["rows"] for run in files.values()])
-    return "## Aims\n\n" + _table(table, ["aim", "measured", "ratio", "control", ""])
+    header = ["aim", "measured", "run", "ratio", "control", ""]
+    return "## Aims\n\n" + _table(aims_table(files), header)
 
 
 def coverage(files: dict[str, dict]) -> str:
@@ -84,17 +98,20 @@ def coverage(files: dict[str, dict]) -> str:
     return "## What has been measured\n\n" + _table(lines, header)
 
 
-def section(name: str, run: dict[str, Any]) -> str:
-    """One run: where it was made, and its tables, by level and mode."""
+def section(name: str, run: dict[str, Any], folder: str = "benchmarks/") -> str:
+    """One run: where it was made, and its tables, by level and mode. Its files are in ``folder``,
+    as seen from the document."""
     versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items() if v)
+    commit = f" at {run['commit']}" if run.get("commit") else ""
     parts = [
-        f"## {run['machine']}, {run['threads']} threads, {run['date']}",
-        f"`python projects/Benchmark/benchmark.py {run['command']}` ({versions}; load of the "
-        f"machine at the start {run['load']}). Raw times: [{name}](benchmarks/{name}).",
+        f"## {short_name(name)}: {run['machine']}, {run['threads']} threads",
+        f"`python projects/Benchmark/benchmark.py {run['command']}`{commit}, {run['date']} "
+        f"({versions}; load of the machine at the start {run['load']}). Raw times: "
+        f"[{name}]({folder}{name}).",
     ]
     for (level, mode), rows in groups(run["rows"], ("level", "mode")):
         title = "training step" if mode == "train" else "inference"
-        picture = f"benchmarks/{Path(name).stem}-{level}-{mode}"
+        picture = f"{folder}{short_name(name)}-{level}-{mode}"
         parts += [
             f"### {level.capitalize()}, {title}",
             f"![time of the variants, {level}, {title}]({picture}.png) ([SVG]({picture}.svg))",
@@ -108,7 +125,7 @@ def tables(rows: list[Row], base: str) -> list[str]:
     """Of rows that are divided by the same variant."""
     parts = [
         f"Time divided by that of {base}, with a 95% interval:",
-        pivot(rows, lambda row: f"{_median(row['seconds']) * 1e3:.4g} ms", _interval),
+        pivot(rows, lambda row: f"{statistics.median(row['seconds']) * 1e3:.4g} ms", _interval),
     ]
     parts += ["Peak memory:", pivot(rows, _megabytes, _memory_ratio)]
     if any(row["launches"] for row in rows):
@@ -157,11 +174,6 @@ def _launches(row: Row) -> str:
 
 def _memory_ratio(row: Row, base: Row) -> str:
     return f"{row['memory'] / base['memory']:.3f}"
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2
 
 
 def _table(rows: list[list[str]], header: list[str]) -> str:

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "date": f"{datetime.date.today()}",
+        "commit": _commit(),
         "machine": name,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),  # of other programs, at the beginning
@@ -106,6 +108,21 @@ def describe(row: Row) -> str:
         f"{what}{Path(row['model']).stem}, {row['batch']} x {height} x {width}, "
         f"{row['precision']}, {row['memory_format']}"
     )
+
+
+def short_name(file: str) -> str:
+    """Of a run, by the name of its file."""
+    return Path(file).stem
+
+
+def _commit() -> str | None:
+    """Of the source tree, with "-dirty" where it differs; None where there is no git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return ended.stdout.strip()
 
 
 def _processor() -> str:

@@ -206,8 +206,8 @@ def detect(proposals: Instances, truth: Instances, generator: torch.Generator) -
     )
 
 
-def workload(case: Case, **options: int) -> BackboneWorkload | ModelWorkload:
-    return ModelWorkload(case, **options) if case.level == "model" else BackboneWorkload(case)
+def workload(case: Case) -> BackboneWorkload | ModelWorkload:
+    return ModelWorkload(case) if case.level == "model" else BackboneWorkload(case)
 
 
 def convolutions(model: nn.Module) -> dict[str, Any]:

@@ -21,6 +21,7 @@ OURS = {**ROW, "variant": "GN+WS", "ratio": [1.08, 1.07, 1.09], "memory": 300000
 RUN = {
     **{"format": 1, "date": "2026-01-02", "machine": "A CPU", "threads": 2, "load": 0.1},
     **{"versions": {"torch": "2.11.0", "cuda": None}, "command": "--preset cpu"},
+    "commit": "1a2b3c4",
     "rows": [ROW, CONTROL, OURS],
 }
 MARKS = "before\n<!-- results: x -->\nold\n<!-- end of results -->\nafter\n"
@@ -49,8 +50,8 @@ def test_only_what_is_between_the_marks_changes():
 
 def test_the_figures():
     text = report.section("run.json", RUN)
-    assert "## A CPU, 2 threads, 2026-01-02" in text
-    assert "benchmark.py --preset cpu` (torch 2.11.0; load" in text
+    assert "## run: A CPU, 2 threads" in text
+    assert "benchmark.py --preset cpu` at 1a2b3c4, 2026-01-02 (torch 2.11.0; load" in text
     times, memory = [row for row in text.splitlines() if "512 x 512" in row]
     assert line(times, "512")[1:] == ["1100 ms", "1.001 (0.990 to 1.013)", "1.080 (1.070 to 1.090)"]
     assert line(memory, "512")[1:] == ["2 MB", "1.000", "1.500"]
@@ -74,7 +75,7 @@ def test_an_aim_in_training_is_met_or_missed_by_the_whole_interval(ratio, contro
     run["rows"][2]["ratio"] = ratio
     cells = line(report.aims({"run.json": run}), "CPU, R-50, 512 x 512")
     shown = "{:.3f} ({:.3f} to {:.3f})".format(*ratio)
-    assert cells[2:] == [shown, "{:.3f} to {:.3f}".format(*control), verdict]
+    assert cells[2:] == ["run", shown, "{:.3f} to {:.3f}".format(*control), verdict]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,15 @@ def test_inference_may_differ_from_1_as_the_control_does(ratio, verdict):
     rows[2]["ratio"] = ratio
     text = report.aims({"run.json": {**RUN, "rows": rows}})
     assert line(text, "inference, CPU")[-1] == verdict
+
+
+def test_memory_is_compared_with_that_of_the_base_of_the_aim():
+    run = copy.deepcopy(RUN)
+    frozen = {**ROW, "variant": "FrozenBN", "memory": 1600000}
+    rebuilt = {**ROW, "variant": "GN+WS, convolutions rebuilt", "memory": 1680000}
+    run["rows"] += [frozen, rebuilt]
+    cells = line(report.aims({"run.json": run}), "CPU, convolutions rebuilt too: the memory of")
+    assert cells[3:] == ["1.050", "", "**missed**"]
 
 
 def test_what_was_not_measured_is_said():
