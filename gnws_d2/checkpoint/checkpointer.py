@@ -211,7 +211,9 @@ def _tensors(tensors: Any, file: str) -> Tensors:
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
     ):
-        raise CheckpointError(f"{file} holds no state dict, a dict of names and tensors.")
+        raise CheckpointError(
+            f"{file} holds no state dict, a dict of names and tensors. Save model.state_dict()."
+        )
     # Changed in place: the state dict may carry the versions of its modules.
     for name in list(tensors):
         if _is_of_config(name):

@@ -24,7 +24,7 @@ def read_checkpoint(file: str | Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file} does not exist.") from error
+        raise CheckpointError(f"{file} does not exist. Correct its path.") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than tensors and plain values, or is no checkpoint at all; it was "

@@ -100,7 +100,10 @@ def mmdet_name(name: str) -> str:
 def check_tensors(state_dict: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError unless ``state_dict`` maps names to finite floating-point tensors."""
     if not isinstance(state_dict, Mapping):
-        raise CheckpointError(f"{type(state_dict).__name__} found where a state dict should be.")
+        raise CheckpointError(
+            f"{type(state_dict).__name__} found where a state dict should be. Name a file that "
+            "MMDetection, or torch.save of model.state_dict(), has written."
+        )
     others = [
         f"{name!r} ({getattr(value, 'dtype', type(value).__name__)})"
         for name, value in state_dict.items()

@@ -41,7 +41,10 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
             "DETECTRON2_DATASETS to the folder that holds the datasets."
         ) from error
     except KeyError as error:
-        raise DatasetError(f"{where} is not a COCO annotation file: {error}.") from error
+        raise DatasetError(
+            f"{where} is not a COCO annotation file: {error} is missing in it. Export it as COCO "
+            "JSON."
+        ) from error
     except AssertionError as error:
         raise DatasetError(f"{where}: {error}") from error
     for name in names:
