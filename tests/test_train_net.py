@@ -110,7 +110,7 @@ ELSEHOW = [
 def test_two_processes_take_the_step_of_one_with_both_pictures(twins, tmp_path, launcher, how):
     command = make_command(tmp_path, twins)
     one, two = tmp_path / "one", tmp_path / "two"
-    done = run(command(*NOTHING_DRAWN, "OUTPUT_DIR", one))
+    done = run(command(*NOTHING_DRAWN, *how, "OUTPUT_DIR", one))
     assert done.returncode == 0, done.stderr
     flags = () if launcher else ("--num-gpus=2",)
     done = run(command(*flags, *NOTHING_DRAWN, *how, "OUTPUT_DIR", two, launcher=launcher))
