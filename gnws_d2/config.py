@@ -157,13 +157,13 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
     # Not always: a config that is saved with a project's keys can be read with them only.
-    if named <= {key for key, _ in _leaves(cfg)}:
-        return cfg
     for add_project_config in (add_deeplab_config, _add_pointrend_config):
+        unknown = named - {key for key, _ in _leaves(cfg)}
+        if not unknown:
+            break
         extended = cfg.clone()
         add_project_config(extended)
-        added = {key for key, _ in _leaves(extended)} - {key for key, _ in _leaves(cfg)}
-        if named & added:
+        if unknown & {key for key, _ in _leaves(extended)}:
             cfg = extended
     return cfg
 

@@ -30,6 +30,11 @@ TINY = [
     *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
     *("SEED", "7", "VIS_PERIOD", "0"),
 ]
+# The same computation run in other ways, all at once.
+ELSEHOW = [
+    *("MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"),
+    *("MODEL.GN.REBUILD_CONVOLUTIONS", "True", "MODEL.CHANNELS_LAST", "True"),
+]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ELSEHOW, TINY
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -94,13 +94,6 @@ def twins(tmp_path) -> Path:
     coco["annotations"] += [{**a, "id": a["id"] + 100, "image_id": 2} for a in coco["annotations"]]
     (source / "digits_train.json").write_text(json.dumps(coco))
     return source
-
-
-# The same step, run in other ways.
-ELSEHOW = [
-    *("MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"),
-    *("MODEL.GN.REBUILD_CONVOLUTIONS", "True", "MODEL.CHANNELS_LAST", "True"),
-]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from results import CASE, Row, describe, short_name
+from results import CASE, Row, describe
 from variants import BASE, CONTROL, OURS
 
 NOT_MEASURED = "not measured yet"
@@ -86,7 +87,7 @@ def aims_table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
     lines = []
     for aim in AIMS:
         found = [
-            _line(aim, row, run["rows"], short_name(file))
+            _line(aim, row, run["rows"], Path(file).stem)
             for file, run in runs.items()
             for row in run["rows"]
             if _is_of(aim, row)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aims import NOT_MEASURED, aims_table
-from results import CASE, Row, describe, groups, read, short_name
+from results import CASE, Row, describe, groups, read
 from tabulate import tabulate
 from variants import ARCHITECTURES
 
@@ -101,17 +101,18 @@ def coverage(files: dict[str, dict]) -> str:
 def section(name: str, run: dict[str, Any], folder: str = "benchmarks/") -> str:
     """One run: where it was made, and its tables, by level and mode. Its files are in ``folder``,
     as seen from the document."""
+    stem = Path(name).stem
     versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items() if v)
     commit = f" at {run['commit']}" if run.get("commit") else ""
     parts = [
-        f"## {short_name(name)}: {run['machine']}, {run['threads']} threads",
+        f"## {stem}: {run['machine']}, {run['threads']} threads",
         f"`python projects/Benchmark/benchmark.py {run['command']}`{commit}, {run['date']} "
         f"({versions}; load of the machine at the start {run['load']}). Raw times: "
         f"[{name}]({folder}{name}).",
     ]
     for (level, mode), rows in groups(run["rows"], ("level", "mode")):
         title = "training step" if mode == "train" else "inference"
-        picture = f"{folder}{short_name(name)}-{level}-{mode}"
+        picture = f"{folder}{stem}-{level}-{mode}"
         parts += [
             f"### {level.capitalize()}, {title}",
             f"![time of the variants, {level}, {title}]({picture}.png) ([SVG]({picture}.svg))",

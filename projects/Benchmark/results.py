@@ -110,11 +110,6 @@ def describe(row: Row) -> str:
     )
 
 
-def short_name(file: str) -> str:
-    """Of a run, by the name of its file."""
-    return Path(file).stem
-
-
 def _commit() -> str | None:
     """Of the source tree, with "-dirty" where it differs; None where there is no git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
