@@ -9,7 +9,7 @@ Detectron2 is missing or broken.
 __version__ = "0.1.0"
 
 try:
-    import detectron2._C  # noqa: F401  built, and for the torch that is installed
+    import detectron2.layers  # noqa: F401
 except ImportError as error:
     import warnings
 
