@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -117,7 +117,11 @@ def _say_that_the_cpu_is_used() -> None:
     logger.warning("No GPU found: MODEL.DEVICE is set to cpu.")
 
 
-def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+def load_config(
+    file: str | Path,
+    opts: Sequence[str] = (),
+    add_configs: Sequence[Callable[[CfgNode], None]] = (),
+) -> CfgNode:
     """Detectron2's config with this package's keys, a YAML file and overrides merged in order.
 
     Where those name a key of DeepLab or PointRend, the projects that come with Detectron2, the
@@ -127,13 +131,15 @@ def load_config(file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         file: a path, or the name of a packaged config such as
             "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"; "" for the defaults alone.
         opts: KEY VALUE pairs, flat.
+        add_configs: functions such as ``add_deeplab_config`` that add the keys of other projects.
 
     Raises:
         ConfigError: a key does not exist, a value has the wrong type, or the whole cannot work.
         FileNotFoundError: neither a file nor a packaged config has that name.
     """
     cfg = get_cfg()
-    add_gnws_config(cfg)
+    for add_config in (add_gnws_config, *add_configs):
+        add_config(cfg)
     path = resolve_config_file(str(file))
     loaded: dict = {}
     if path:
