@@ -1,16 +1,20 @@
-"""Training that continues exactly where it was broken off.
+"""Training that continues exactly where it stopped.
 
-Detectron2 restores weights, optimizer and schedule, but starts the data and the random numbers
-anew. Here everything random is drawn from (seed, process, position): the order of the images, the
+Detectron2 restores weights, optimizer and schedule, but restarts the data and the random numbers.
+Here everything random is drawn from (seed, process, position): the order of the images, the
 augmentation of each, and what a step samples. A resumed run then sees what an unbroken one sees,
 with any number of data workers.
+
+A micro-batch of gradient accumulation is given the images and random numbers of the process that it
+stands for, see :func:`process_of`: accumulating runs compute what more processes compute.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,8 +28,14 @@ from torch.utils.data import Dataset, Sampler
 from ..data.errors import NamingMapper, dataset_errors
 
 
+def process_of(micro_batch: int) -> int:
+    """The rank of the process that a micro-batch of this process stands for, among as many
+    processes as there are micro-batches in all."""
+    return comm.get_rank() + micro_batch * comm.get_world_size()
+
+
 class IterationSeed(HookBase):
-    """Seeds the random numbers of every training step; its seed is saved and resumed.
+    """Seeds the random numbers of every micro-batch; its seed is saved and resumed.
 
     Args:
         seed: of the run; negative (Detectron2's default of SEED) draws one.
@@ -35,7 +45,10 @@ class IterationSeed(HookBase):
         self.seed = seed if seed >= 0 else comm.shared_random_seed()
 
     def before_step(self) -> None:
-        seed = _hash(self.seed, comm.get_rank(), self.trainer.iter)
+        self.before_micro_batch(0)
+
+    def before_micro_batch(self, index: int) -> None:
+        seed = _hash(self.seed, process_of(index), self.trainer.iter)
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -50,14 +63,15 @@ class IterationSeed(HookBase):
 class ResumableLoader:
     """Detectron2's train loader of a config, able to start at any iteration.
 
-    Iterating gives this process's batches, lists of dicts of the dataset mapper, without end;
-    ``last_batch`` is the one given last.
+    Iterating yields this process's batches, lists of dicts of the dataset mapper, without end. A
+    batch is the concatenation of its SOLVER.ACCUMULATION_STEPS micro-batches.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         with dataset_errors(cfg, cfg.DATASETS.TRAIN):
             self._options = build_detection_train_loader.from_config(cfg)
-        self._batch_size = self._options["total_batch_size"] // comm.get_world_size()
+        self._cfg = cfg.clone()
+        self._processes = [process_of(i) for i in range(cfg.SOLVER.ACCUMULATION_STEPS)]
         self.seek(seed=max(cfg.SEED, 0), iteration=0)
 
     def seek(self, seed: int, iteration: int) -> None:
@@ -67,44 +81,61 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         options = dict(self._options)
         dicts, mapper = options["dataset"], options.pop("mapper")
+        # Again, because a sampler draws its seed when it is built.
+        with _seeded(self._seed):
+            again = build_detection_train_loader.from_config(self._cfg, mapper, dataset=dicts)
         options["dataset"] = _SeededDataset(dicts, mapper, self._seed)
         # Images are grouped by the sampler: Detectron2 groups them after loading, where no one
         # can tell which images a given iteration will get.
         by_shape = options.pop("aspect_ratio_grouping")
-        order = _BatchOrder(
-            options["sampler"],
+        micro_batches = comm.get_world_size() * len(self._processes)
+        options["sampler"] = _BatchOrder(
+            again["sampler"],
             groups=[d["width"] > d["height"] for d in dicts] if by_shape else [False] * len(dicts),
-            batch_size=self._batch_size,
+            batch_size=options["total_batch_size"] // micro_batches,
             start=self._iteration,
+            processes=self._processes,
         )
-        options["sampler"] = order
         # Without a seed of its own, a loader that starts takes a number from those of the step.
         options["seed"] = self._seed
-        for self.last_batch in build_detection_train_loader(
-            mapper=None, aspect_ratio_grouping=False, **options
-        ):
-            yield self.last_batch
+        yield from build_detection_train_loader(mapper=None, aspect_ratio_grouping=False, **options)
 
 
 class _BatchOrder(Sampler):
-    """Groups a sampler's endless stream of indices into batches of one group each.
+    """Groups a sampler's endless stream of indices into micro-batches of one group each, one for
+    each of ``processes`` an iteration.
 
-    Yields (position, index): the position counts this process's images from the first iteration.
+    Yields (process, position, index): the position counts that process's images from the first
+    iteration.
     """
 
-    def __init__(self, sampler: Sampler, groups: list[bool], batch_size: int, start: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        groups: list[bool],
+        batch_size: int,
+        start: int,
+        processes: Sequence[int] = (0,),
+    ) -> None:
         self._sampler = sampler
         self._groups = groups
         self._batch_size = batch_size
         self._start = start
+        self._processes = processes
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        indices = itertools.chain.from_iterable(self._batches())
-        yield from itertools.islice(enumerate(indices), self._start * self._batch_size, None)
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        # A sampler deals indices to processes in turn, and so this process's to its micro-batches.
+        count = len(self._processes)
+        streams = (itertools.islice(self._sampler, i, None, count) for i in range(count))
+        iterations = enumerate(zip(*map(self._batches, streams), strict=False))
+        for iteration, batches in itertools.islice(iterations, self._start, None):
+            for process, batch in zip(self._processes, batches, strict=True):
+                for position, index in enumerate(batch, iteration * self._batch_size):
+                    yield process, position, index
 
-    def _batches(self) -> Iterator[list[int]]:
+    def _batches(self, indices: Iterator[int]) -> Iterator[list[int]]:
         open_batches: dict[bool, list[int]] = {False: [], True: []}
-        for index in self._sampler:
+        for index in indices:
             batch = open_batches[self._groups[index]]
             batch.append(index)
             if len(batch) == self._batch_size:
@@ -113,7 +144,7 @@ class _BatchOrder(Sampler):
 
 
 class _SeededDataset(Dataset):
-    """Maps the image of (position, index) with the random numbers of that position."""
+    """Maps the image of (process, position, index) with the random numbers of the first two."""
 
     def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int) -> None:
         self._mapped = MapDataset(DatasetFromList(dicts, copy=False), NamingMapper(mapper))
@@ -122,20 +153,25 @@ class _SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self._mapped)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        position, index = key
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        seed = _hash(self._seed, comm.get_rank(), position)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        try:
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
+        process, position, index = key
+        with _seeded(_hash(self._seed, process, position)):
             return self._mapped[index]
-        finally:
-            # In the training process itself (NUM_WORKERS 0) the step has its own numbers.
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the random numbers of the block; those outside continue as if it had drawn none."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _hash(*words: int) -> int:

@@ -59,7 +59,7 @@ def test_loading_leaves_the_random_numbers_of_training_alone(tiny_config):
 def test_batches_hold_one_group_each_and_lose_no_index():
     groups = [i % 3 == 0 for i in range(30)]
     order = _BatchOrder(range(30), groups, batch_size=2, start=0)
-    positions, indices = zip(*order, strict=True)
+    _, positions, indices = zip(*order, strict=True)
     assert positions == tuple(range(30)) and sorted(indices) == list(range(30))
     assert all(groups[a] == groups[b] for a, b in zip(indices[::2], indices[1::2], strict=True))
     later = _BatchOrder(range(30), groups, batch_size=2, start=4)
