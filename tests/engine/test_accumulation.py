@@ -95,6 +95,7 @@ def test_micro_batches_compute_what_processes_compute(tiny_config, digits, doubl
     differences = [(a - b).abs().max() for a, b in zip(processes, micro_batches, strict=True)]
     print("largest differences of losses, gradients, weights:", *map("{:.1e}".format, differences))
     assert processes.losses.shape == (6, 2) and processes.losses.isfinite().all()
+    assert all(gradients.abs().max() > 0.01 for gradients in processes.gradients)
     assert all(difference < 1e-10 for difference in differences)
 
 
