@@ -1,9 +1,9 @@
 """Training that continues exactly where it was broken off.
 
-Detectron2 restores weights, optimizer and schedule, but starts the data and the random numbers
-anew. Here everything random is drawn from (seed, process, position): the order of the images, the
-augmentation of each, and what a step samples. A resumed run then sees what an unbroken one sees,
-with any number of data workers.
+Detectron2 restores weights, optimizer and schedule, but restarts the data and the random numbers.
+Here everything random is drawn from (seed, process, position): the order of the images, the
+augmentation of each, and what a step samples. A resumed run then sees what an uninterrupted one
+sees, with any number of data workers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.errors import NamingMapper, dataset_errors
 
@@ -48,14 +49,15 @@ class IterationSeed(HookBase):
 
 
 class ResumableLoader:
-    """Detectron2's train loader of a config, able to start at any iteration.
+    """The batches of Detectron2's train loader of a config, from any iteration on.
 
-    Iterating gives this process's batches, lists of dicts of the dataset mapper, without end;
-    ``last_batch`` is the one given last.
+    Iterating yields this process's batches, lists of dicts of the dataset mapper, without end;
+    ``last_batch`` is the latest one.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        with dataset_errors(cfg, cfg.DATASETS.TRAIN):
+        # Depending on Detectron2's version, a sampler takes cfg.SEED or draws a seed from NumPy.
+        with dataset_errors(cfg, cfg.DATASETS.TRAIN), _random_numbers(max(cfg.SEED, 0)):
             self._options = build_detection_train_loader.from_config(cfg)
         self._batch_size = self._options["total_batch_size"] // comm.get_world_size()
         self.seek(seed=max(cfg.SEED, 0), iteration=0)
@@ -65,31 +67,32 @@ class ResumableLoader:
         self._seed, self._iteration = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        options = dict(self._options)
-        dicts, mapper = options["dataset"], options.pop("mapper")
-        options["dataset"] = _SeededDataset(dicts, mapper, self._seed)
-        # Images are grouped by the sampler: Detectron2 groups them after loading, where no one
-        # can tell which images a given iteration will get.
-        by_shape = options.pop("aspect_ratio_grouping")
-        order = _BatchOrder(
-            options["sampler"],
-            groups=[d["width"] > d["height"] for d in dicts] if by_shape else [False] * len(dicts),
-            batch_size=self._batch_size,
-            start=self._iteration,
+        dicts = self._options["dataset"]
+        # Images are grouped before loading: Detectron2 groups them after it, where no one can tell
+        # which images a given iteration will get.
+        by_shape = self._options["aspect_ratio_grouping"]
+        loader = DataLoader(
+            _SeededDataset(dicts, self._options["mapper"], self._seed),
+            batch_sampler=_BatchOrder(
+                self._options["sampler"],
+                groups=[by_shape and d["width"] > d["height"] for d in dicts],
+                batch_size=self._batch_size,
+                start=self._iteration,
+            ),
+            num_workers=self._options["num_workers"],
+            collate_fn=list,
+            # A loader without a generator takes a number from those of the training step.
+            generator=torch.Generator(),
         )
-        options["sampler"] = order
-        # Without a seed of its own, a loader that starts takes a number from those of the step.
-        options["seed"] = self._seed
-        for self.last_batch in build_detection_train_loader(
-            mapper=None, aspect_ratio_grouping=False, **options
-        ):
+        for self.last_batch in loader:
             yield self.last_batch
 
 
 class _BatchOrder(Sampler):
     """Groups a sampler's endless stream of indices into batches of one group each.
 
-    Yields (position, index): the position counts this process's images from the first iteration.
+    Yields lists of (position, index): the position counts this process's images from the first
+    iteration.
     """
 
     def __init__(self, sampler: Sampler, groups: list[bool], batch_size: int, start: int) -> None:
@@ -98,9 +101,10 @@ class _BatchOrder(Sampler):
         self._batch_size = batch_size
         self._start = start
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        indices = itertools.chain.from_iterable(self._batches())
-        yield from itertools.islice(enumerate(indices), self._start * self._batch_size, None)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        positions = itertools.count(self._start * self._batch_size)
+        for batch in itertools.islice(self._batches(), self._start, None):
+            yield [(next(positions), index) for index in batch]
 
     def _batches(self) -> Iterator[list[int]]:
         open_batches: dict[bool, list[int]] = {False: [], True: []}
@@ -119,23 +123,25 @@ class _SeededDataset(Dataset):
         self._mapped = MapDataset(DatasetFromList(dicts, copy=False), NamingMapper(mapper))
         self._seed = seed
 
-    def __len__(self) -> int:
-        return len(self._mapped)
-
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         position, index = key
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        seed = _hash(self._seed, comm.get_rank(), position)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        try:
+        with _random_numbers(_hash(self._seed, comm.get_rank(), position)):
             return self._mapped[index]
-        finally:
-            # In the training process itself (NUM_WORKERS 0) the step has its own numbers.
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
+
+
+@contextmanager
+def _random_numbers(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generators, and restore their states at the end."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _hash(*words: int) -> int:

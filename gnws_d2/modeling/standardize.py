@@ -6,21 +6,16 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.layers import Conv2d
 from tabulate import tabulate
 from torch import nn
 
 from ..config import ConfigError
 from ..layers import BatchChannelNorm2d, StandardizedConv, WSConv2d
 from ..layers.convert import CONVOLUTIONS, STANDARDIZED, followed_by_norm, make_standardized
-from .deform_conv import WSDeformConv, WSModulatedDeformConv
+from .deform_conv import DEFORM_CONVS, WSDeformConv
 
-_CLASSES = {
-    **STANDARDIZED,
-    Conv2d: WSConv2d,
-    DeformConv: WSDeformConv,
-    ModulatedDeformConv: WSModulatedDeformConv,
-}
+_CLASSES = {**STANDARDIZED, Conv2d: WSConv2d, **dict.fromkeys(DEFORM_CONVS, WSDeformConv)}
 
 
 def standardize(model: nn.Module, parts: Sequence[str] | None = None) -> nn.Module:
@@ -100,7 +95,7 @@ def part_of(name: str) -> str:
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
-        if isinstance(module, (*CONVOLUTIONS, DeformConv, ModulatedDeformConv)):
+        if isinstance(module, (*CONVOLUTIONS, *DEFORM_CONVS)):
             yield name, module
 
 
