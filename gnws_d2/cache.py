@@ -5,7 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .errors import GnwsError
+
 CACHE_VARIABLE = "GNWS_D2_CACHE"
+
+
+class CacheError(GnwsError, OSError):
+    """The cache folder cannot be created or written to."""
 
 
 def cache_path() -> Path:
@@ -27,15 +33,15 @@ def ensure_writable(folder: Path) -> Path:
     """Create ``folder`` with its parents if needed, and return it.
 
     Raises:
-        OSError: the folder cannot be created or written to.
+        CacheError: the folder cannot be created or written to.
     """
     cure = f"Set ${CACHE_VARIABLE} to a folder that you can write to."
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"Cannot create the cache folder {folder} ({error}). {cure}") from error
+        raise CacheError(f"Cannot create the cache folder {folder} ({error}). {cure}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OSError(f"The cache folder {folder} is not writable. {cure}")
+        raise CacheError(f"The cache folder {folder} is not writable. {cure}")
     return folder
 
 

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .config_files import resolve_config_file
+from .errors import GnwsError
 from .norms import BCN_NORMS
 
 logger = logging.getLogger(__name__)
@@ -27,14 +28,16 @@ NORMS = (
     *BCN_NORMS,
 )
 
+# Ignored with a warning where an older config sets them.
+REMOVED_KEYS = {"SOLVER.ACCUMULATION_NORMALIZER"}
 
-class ConfigError(ValueError):
-    """A config that cannot work; the message names the key, its value and the cure."""
+
+class ConfigError(GnwsError, ValueError):
+    """A config that cannot work; the message names the key, its value and the fix."""
 
 
 def add_gnws_config(cfg: CfgNode) -> None:
-    """Add this package's keys to ``cfg``, in place. Where torch sees no GPU, the default of
-    MODEL.DEVICE becomes "cpu"."""
+    """Add this package's keys to ``cfg``, in place, and change no other."""
     # For models that build a part without a registry, such as the head of RetinaNet, and to choose
     # parts: with MODEL.META_ARCHITECTURE "WeightStandardizedModel", the model that is built and
     # then standardized.
@@ -92,18 +95,16 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Stages of a ResNet, of "res2" to "res5", that keep only the inputs of their blocks for
     # backward and compute the rest a second time: less memory, more time, the same gradients.
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = []
-    # Each optimizer step runs its IMS_PER_BATCH images as this many micro-batches, one after the
-    # other, in the memory of one. Above 1, the batch is that of the config on any number of
-    # processes: REFERENCE_WORLD_SIZE does not scale it.
+    # Each process runs its images of an optimizer step as this many micro-batches, one after the
+    # other, in the memory of one, and computes what this many processes compute with one
+    # micro-batch each. Above 1, IMS_PER_BATCH is that of the config on any number of processes:
+    # REFERENCE_WORLD_SIZE does not scale it.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
-    # "batch": the losses and gradients are those of a process's whole batch, up to rounding, for
-    # one more forward of backbone and RPN. "micro_batch": each micro-batch is padded, sampled and
-    # divided by its own counts, and the mean is taken, as over GPUs with a micro-batch each.
-    cfg.SOLVER.ACCUMULATION_NORMALIZER = "batch"
     # Another IMS_PER_BATCH, to which learning rate and schedule are scaled linearly, in place of
     # the scaling by REFERENCE_WORLD_SIZE. 0 scales to no batch.
     cfg.SOLVER.SCALE_TO_BATCH = 0
-    use_available_device(cfg)
+    for key in REMOVED_KEYS - cfg.__dict__[CfgNode.DEPRECATED_KEYS]:
+        cfg.register_deprecated_key(key)
 
 
 def use_available_device(cfg: CfgNode) -> None:
@@ -142,6 +143,7 @@ def load_config(
     cfg = get_cfg()
     for add_config in (add_gnws_config, *add_configs):
         add_config(cfg)
+    _used_add_configs.update(dict.fromkeys(add_configs))
     path = resolve_config_file(str(file))
     loaded: dict = {}
     if path:
@@ -161,6 +163,35 @@ def load_config(
     use_available_device(cfg)
     check_config(cfg)
     return cfg
+
+
+# The functions that have added keys in this process, in order.
+_used_add_configs: dict[Callable[[CfgNode], None], None] = {add_gnws_config: None}
+
+
+def portable_config(cfg: CfgNode) -> CfgNode:
+    """A copy of ``cfg`` to save, without the keys that have their default value of this package and
+    of the ``add_configs`` that :func:`load_config` was called with.
+
+    Detectron2's plain ``get_cfg()`` reads it where no such key is set; :func:`load_config`, and any
+    program that adds the same keys, reads it in any case.
+    """
+    defaults = get_cfg()
+    own = {key for key, _ in _leaves(defaults)}
+    for add_config in _used_add_configs:
+        add_config(defaults)
+    values = dict(_leaves(cfg))
+    unused = {k for k, v in _leaves(defaults) if k not in own and k in values and values[k] == v}
+    return _without(cfg.clone(), unused)
+
+
+def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
+    for name, value in list(node.items()):
+        if isinstance(value, CfgNode) and value:
+            _without(value, keys, f"{prefix}{name}.")
+        if f"{prefix}{name}" in keys or value == CfgNode():
+            del node[name]
+    return node
 
 
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
@@ -284,11 +315,6 @@ def _check_batch(cfg: CfgNode) -> None:
     for key, least in (("ACCUMULATION_STEPS", 1), ("SCALE_TO_BATCH", 0)):
         if solver[key] < least:
             raise ConfigError(f"SOLVER.{key} is {solver[key]}. Set it to {least} or more.")
-    if solver.ACCUMULATION_NORMALIZER not in ("batch", "micro_batch"):
-        raise ConfigError(
-            f"SOLVER.ACCUMULATION_NORMALIZER is {solver.ACCUMULATION_NORMALIZER!r}. Set it to "
-            '"batch" or "micro_batch".'
-        )
     key = "SCALE_TO_BATCH" if solver.SCALE_TO_BATCH else "IMS_PER_BATCH"
     if solver[key] % solver.ACCUMULATION_STEPS:
         raise ConfigError(
@@ -326,6 +352,8 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         node = cfg
         for word in key.split("."):
+            if key in REMOVED_KEYS:
+                break
             if not isinstance(node, CfgNode) or word not in node:
                 raise _unknown_key(key, value, cfg, "the command line")
             node = node[word]
@@ -336,9 +364,9 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
-    known = dict(_leaves(cfg))
+    known = {key for key, _ in _leaves(cfg)}
     for key, value in _leaves(loaded):
-        if key not in known and not any(k.startswith(key + ".") for k in known):
+        if key not in known | REMOVED_KEYS and not any(k.startswith(key + ".") for k in known):
             raise _unknown_key(key, value, cfg, source)
 
 

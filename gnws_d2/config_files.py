@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .errors import GnwsError
+
 _PACKAGED = Path(__file__).parent / "model_zoo" / "configs"  # in a wheel
 _CHECKOUT = Path(__file__).parents[1] / "configs"  # in a source tree
 CONFIG_ROOT = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
+
+
+class ConfigFileError(GnwsError, FileNotFoundError):
+    """Neither a file nor a packaged config has the name."""
 
 
 def config_names() -> list[str]:
@@ -28,7 +34,7 @@ def get_config_file(config_path: str) -> str:
     if not file.is_file():
         folder = config_path.rpartition("/")[0]
         names = [name for name in config_names() if name.startswith(f"{folder}/")]
-        raise FileNotFoundError(
+        raise ConfigFileError(
             f"{config_path!r} is neither a file nor a config of gnws_d2. "
             f"Its configs: {', '.join(names or config_names())}."
         )

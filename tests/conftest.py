@@ -30,6 +30,12 @@ TINY = [
     *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
     *("SEED", "7", "VIS_PERIOD", "0"),
 ]
+# A step of less than half the time: few anchors and proposals.
+FEW_PROPOSALS = [
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "100", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"),
+]
 # The same computation run in other ways, all at once.
 ELSEHOW = [
     *("MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"),
@@ -43,13 +49,18 @@ def digits(tmp_path_factory) -> Path:
     return make_digits(tmp_path_factory.mktemp("cache"), num_train=16, num_val=4)
 
 
+def register_tiny_digits(folder: Path) -> None:
+    """Register the splits in ``folder`` as tiny_digits_train and tiny_digits_val."""
+    for split in ("train", "val"):
+        name = f"tiny_digits_{split}"
+        register_coco_instances(name, {}, str(folder / f"digits_{split}.json"), str(folder / split))
+        MetadataCatalog.get(name).thing_classes = list("0123456789")
+
+
 @pytest.fixture(scope="session")
 def tiny_digits(digits) -> Path:
     """The same, registered as tiny_digits_train and tiny_digits_val."""
-    for split in ("train", "val"):
-        name = f"tiny_digits_{split}"
-        register_coco_instances(name, {}, str(digits / f"digits_{split}.json"), str(digits / split))
-        MetadataCatalog.get(name).thing_classes = list("0123456789")
+    register_tiny_digits(digits)
     yield digits
     for split in ("train", "val"):
         DatasetCatalog.remove(f"tiny_digits_{split}")
@@ -88,6 +99,11 @@ def empty_cache(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def double(monkeypatch) -> None:
     """Lets a detector train in float64, where Detectron2 or torch would refuse it or round."""
+    allow_double(monkeypatch)
+
+
+def allow_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See :func:`double`."""
     nms, cross_entropy = proposal_utils.batched_nms, F.binary_cross_entropy_with_logits
     monkeypatch.setattr(
         proposal_utils,

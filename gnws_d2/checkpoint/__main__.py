@@ -10,14 +10,13 @@ existing file is not overwritten.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ..config import ConfigError
+from ..errors import add_debug_flag, one_line_errors
 from .convert import convert_file
-from .files import CheckpointError
 
 
+@one_line_errors(OSError)
 def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m gnws_d2.checkpoint",
@@ -28,11 +27,8 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--to", choices=["detectron2", "mmdet"], default="detectron2")
     parser.add_argument("--config", metavar="FILE", help="a path, or a packaged config's name")
-    args = parser.parse_args()
-    try:
-        count = convert_file(args.source, args.target, args.to, args.config)
-    except (CheckpointError, ConfigError, OSError) as error:
-        sys.exit(f"{args.source} is not converted: {error}")
+    args = add_debug_flag(parser).parse_args()
+    count = convert_file(args.source, args.target, args.to, args.config)
     print(f"{count} tensors of {args.source} written to {args.target} under {args.to}'s names.")
 
 

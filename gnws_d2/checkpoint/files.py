@@ -8,11 +8,16 @@ from typing import Any
 
 import torch
 
+from ..errors import GnwsError
 from ..files import atomic_write
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message names the file or tensor, and the cure."""
+class CheckpointError(GnwsError, RuntimeError):
+    """A checkpoint that cannot be used; the message names the file or tensor, and the fix."""
+
+
+class CheckpointWriteError(GnwsError, OSError):
+    """A checkpoint that cannot be written."""
 
 
 def read_checkpoint(file: str | Path) -> Any:
@@ -42,13 +47,13 @@ def write_checkpoint(checkpoint: dict[str, Any], file: Path) -> None:
     """``torch.save`` under a temporary name, then rename.
 
     Raises:
-        OSError: the file cannot be written; what had this name before is untouched.
+        CheckpointWriteError: the file cannot be written; what had this name before is untouched.
     """
     try:
         # To a stream: torch.save would put the temporary name into the file, and no two were equal.
         with atomic_write(file) as partial, partial.open("wb") as stream:
             torch.save(checkpoint, stream)
     except (RuntimeError, OSError) as error:  # torch reports a full disk as either
-        raise OSError(
+        raise CheckpointWriteError(
             f"{file} cannot be written ({error}). Make room, or choose another folder."
         ) from error

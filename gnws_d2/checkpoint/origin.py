@@ -12,6 +12,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..config import portable_config
+
 KEY = "gnws_d2"  # under which a checkpoint has it, beside "model"
 
 
@@ -31,7 +33,7 @@ class Origin:
     """What produced a checkpoint; None is not known.
 
     Attributes:
-        config: the whole config, as YAML.
+        config: the config as YAML, see :func:`~gnws_d2.config.portable_config`.
         standardized: the parts of the model whose normalized convolutions are standardized.
         classes: the names of the classes, in the order of the predictor.
         input_format: order of the channels, such as "RGB".
@@ -53,7 +55,7 @@ class Origin:
     def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> Origin:
         """That of the checkpoints of a model that ``cfg`` describes."""
         return cls(
-            config=cfg.dump(),
+            config=portable_config(cfg).dump(),
             standardized=standardized,
             classes=_classes(cfg),
             input_format=cfg.INPUT.FORMAT,

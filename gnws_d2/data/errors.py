@@ -11,9 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import META_ARCHITECTURE
+from ..errors import GnwsError
 
 
-class DatasetError(ValueError):
+class DatasetError(GnwsError, ValueError):
     """A dataset that cannot be read, or does not fit the config."""
 
 

@@ -1,8 +1,8 @@
-"""Training parts on top of Detectron2's: launching, data order, trainer, evaluators."""
+"""Training on top of Detectron2's: launching, data order, trainer, evaluators."""
 
 from .evaluators import build_evaluator
-from .launch import launch
+from .launch import create_ddp_model, launch
 from .schedule import scale_schedule
 from .trainer import Trainer
 
-__all__ = ["Trainer", "build_evaluator", "launch", "scale_schedule"]
+__all__ = ["Trainer", "build_evaluator", "create_ddp_model", "launch", "scale_schedule"]

@@ -1,9 +1,9 @@
-"""Gradient accumulation: the optimizer step of a batch that does not fit into memory at once."""
+"""Gradient accumulation: one process computes the optimizer step of several."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import ConfigError
-from .large_batch import check_known, share_out, taking
 
 
 def check_batch(cfg: CfgNode, processes: int) -> None:
@@ -29,70 +28,69 @@ def check_batch(cfg: CfgNode, processes: int) -> None:
 
 
 def micro_batches(batch: list[Any], steps: int) -> list[list[Any]]:
-    """Cut a batch, in order, into ``steps`` parts of the same size."""
-    size = len(batch) // steps
+    """Cut a batch, in order, into ``steps`` parts of the same size.
+
+    Raises:
+        ConfigError: the batch, one of a custom train loader, does not divide.
+    """
+    size, rest = divmod(len(batch), steps)
+    if rest:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_STEPS is {steps}, but the train loader yields a batch of "
+            f"{len(batch)} images. Let it yield multiples of {steps}, and drop the last batch if "
+            "it is smaller."
+        )
     return [batch[i : i + size] for i in range(0, len(batch), size)]
 
 
 class AccumulatingTrainer(SimpleTrainer):
-    """Runs each batch of the loader as micro-batches, and steps once on their summed gradients.
+    """Runs each batch as micro-batches, one after the other, and steps once on the mean of their
+    gradients, as ``steps`` times as many processes do with one micro-batch each.
 
-    The activations on the device are those of one micro-batch; the loader is the one that there
-    is without accumulation, and so are the images of a step, and their order. The logged losses
-    are those of the whole batch. What the model itself logs (accuracies, numbers of proposals) is
-    logged once for each micro-batch.
+    The device holds the activations of one micro-batch. The logged losses are those of the whole
+    batch; what the model logs itself (accuracies, numbers of proposals) is logged once for each
+    micro-batch.
 
     Args:
-        model, data_loader, optimizer: those of ``detectron2.engine.SimpleTrainer``.
+        model, data_loader, optimizer: see ``detectron2.engine.SimpleTrainer``.
         steps: the number of micro-batches.
-        normalizer: "batch" runs the micro-batches so that they give the losses and gradients of
-            the whole batch (see :mod:`.large_batch`); "micro_batch" runs each as if it were one,
-            and takes the mean of their losses, which is what processes do.
+        before_micro_batch: called with 0, 1, ... before the forward of each micro-batch.
     """
 
     def __init__(
-        self, model: nn.Module, data_loader: Any, optimizer: Any, *, steps: int, normalizer: str
+        self,
+        model: nn.Module,
+        data_loader: Any,
+        optimizer: Any,
+        *,
+        steps: int,
+        before_micro_batch: Callable[[int], object] = lambda index: None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.steps = steps
-        self._whole = normalizer == "batch"
-        if self._whole:
-            check_known(_bare(model))
+        self._before_micro_batch = before_micro_batch
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        parts = micro_batches(next(self._data_loader_iter), self.steps)
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()
         logged: dict[str, torch.Tensor] = {}
-        for losses in self.forwards(batch):
-            self._scale(sum(losses.values())).backward()
+        for index, part in enumerate(parts):
+            self._before_micro_batch(index)
+            # Processes exchange their gradients in the last backward alone.
+            with self._without_sync() if index < self.steps - 1 else nullcontext():
+                with self._autocast():
+                    losses = {k: loss / self.steps for k, loss in self.model(part).items()}
+                self._scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 logged[name] = logged.get(name, 0) + loss.detach()
         self.after_backward()
-        # Before the step, because this is what stops at a loss that is not finite.
+        # Before the step: this raises where a loss is not finite.
         self._write_metrics(logged, data_time)
         self._step()
-
-    def forwards(self, batch: list[Any]) -> Iterator[dict[str, torch.Tensor]]:
-        """Run a batch; give the losses of each micro-batch, weighted, for a backward before the
-        next is run."""
-        parts = micro_batches(batch, self.steps)
-        if self._whole:
-            shares = share_out(_bare(self.model), parts, self._autocast)
-        for i, part in enumerate(parts):
-            # Processes exchange their gradients in the last backward alone.
-            with self._without_sync() if part is not parts[-1] else nullcontext():
-                with self._autocast():
-                    if self._whole:
-                        with taking(_bare(self.model), shares[i]):
-                            losses = self.model(part)
-                        losses = {k: loss * shares[i].weights[k] for k, loss in losses.items()}
-                    else:
-                        losses = {k: loss / self.steps for k, loss in self.model(part).items()}
-                yield losses
 
     def _without_sync(self) -> AbstractContextManager:
         parallel = isinstance(self.model, DistributedDataParallel)
@@ -109,7 +107,7 @@ class AccumulatingTrainer(SimpleTrainer):
 
 
 class AccumulatingAMPTrainer(AccumulatingTrainer, AMPTrainer):
-    """The same in mixed precision: one scale for all gradients of a step, one update of it."""
+    """The same in mixed precision: one scale for all gradients of a step, updated once."""
 
     def _autocast(self) -> AbstractContextManager:
         device = next(self.model.parameters()).device
@@ -121,7 +119,3 @@ class AccumulatingAMPTrainer(AccumulatingTrainer, AMPTrainer):
     def _step(self) -> None:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.solver import build_lr_scheduler
+from fvcore.common.param_scheduler import ConstantParamScheduler, ParamScheduler
 from torch import nn
 
 from ..config import ConfigError
@@ -26,7 +27,9 @@ class MovingSpeed(HookBase):
     def __init__(self, cfg: CfgNode, layers: list[EstimatedBatchNorm2d]) -> None:
         self._layers = layers
         self._base = cfg.MODEL.BCN.MOVING_SPEED
-        self._decay = _Decay(cfg) if cfg.MODEL.BCN.SCHEDULE == "lr" else None
+        self._max_iter = cfg.SOLVER.MAX_ITER
+        follows = cfg.MODEL.BCN.SCHEDULE == "lr"
+        self._factor = lr_decay(cfg) if follows else ConstantParamScheduler(1.0)
         self._current = 0.0
         if not self._base:
             raise ConfigError(
@@ -36,9 +39,7 @@ class MovingSpeed(HookBase):
             )
 
     def before_step(self) -> None:
-        speed = self._base
-        if self._decay is not None:
-            speed *= self._decay.at(self.trainer.iter)
+        speed = self._base * self._factor(self.trainer.iter / self._max_iter)
         if speed != self._current:
             for layer in self._layers:
                 layer.moving_speed = speed
@@ -48,17 +49,15 @@ class MovingSpeed(HookBase):
         self.trainer.storage.put_scalar("moving_speed", self._current, smoothing_hint=False)
 
 
-class _Decay:
-    """The learning rate of a config as a fraction of SOLVER.BASE_LR, without its warm-up: while the
-    learning rate is still small the estimates have the longest way to go."""
+def lr_decay(cfg: CfgNode) -> ParamScheduler:
+    """The learning rate as a fraction of SOLVER.BASE_LR, without its warm-up: while the learning
+    rate is still small, the estimates have the longest way to go.
 
-    def __init__(self, cfg: CfgNode) -> None:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.WARMUP_ITERS = 0
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        self._scheduler = build_lr_scheduler(cfg, optimizer)
-
-    def at(self, iteration: int) -> float:
-        self._scheduler.last_epoch = iteration
-        return self._scheduler.get_lr()[0]
+    Returns:
+        A function of iteration / SOLVER.MAX_ITER.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.WARMUP_ITERS = 0
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    return build_lr_scheduler(cfg, optimizer)._multiplier

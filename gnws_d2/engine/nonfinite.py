@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 
-def first_nonfinite_module(model: nn.Module, repeat: Callable[[], object]) -> str:
-    """Repeat the forward of a step and name the first module whose output, or else the parameter,
-    is not finite.
+@contextmanager
+def nonfinite_module_named(model: nn.Module) -> Iterator[None]:
+    """Let a FloatingPointError of the block, a training step, name the module it comes from.
+
+    The block's calls of ``model`` are kept with their random state and precision, and repeated
+    only after the error.
+    """
+    calls: list[Callable[[], object]] = []
+    device = next(model.parameters()).device.type
+    rng = torch.cuda if device == "cuda" else torch
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        state = rng.get_rng_state()
+        autocast = torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+        )
+
+        def repeat() -> None:
+            rng.set_rng_state(state)
+            with autocast:
+                module(*args, **kwargs)
+
+        calls.append(repeat)
+
+    hook = model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield
+    except FloatingPointError as error:
+        hook.remove()  # or the repeated calls are kept as well
+        where = first_nonfinite_module(model, calls)
+        raise FloatingPointError(f"{error}\n{where}") from error
+    finally:
+        hook.remove()
+
+
+def first_nonfinite_module(model: nn.Module, calls: list[Callable[[], object]]) -> str:
+    """Name the first module whose output, or else the parameter, is not finite.
 
     Args:
         model: in training mode, its parameters those of the failed step.
-        repeat: runs the model on what the step ran it on, with the same random numbers.
+        calls: each repeats one of the forwards of the step.
 
     Returns:
         A sentence for an error message.
@@ -34,14 +71,15 @@ def first_nonfinite_module(model: nn.Module, repeat: Callable[[], object]) -> st
     ]
     try:
         with torch.no_grad():
-            repeat()
+            for call in calls:
+                call()
     except Exception as error:  # the forward may itself refuse what is not finite
         found.append(f"{type(error).__name__}: {error}")
     finally:
         for hook in hooks:
             hook.remove()
     if not found:
-        return "All outputs are finite when the step is repeated."
+        return "All outputs are finite when this process repeats the step."
     return f"The first output that is not finite is that of {found[0]!r}."
 
 

@@ -1,16 +1,19 @@
-"""Training that continues exactly where it was broken off.
+"""Training that continues exactly where it stopped.
 
 Detectron2 restores weights, optimizer and schedule, but restarts the data and the random numbers.
 Here everything random is drawn from (seed, process, position): the order of the images, the
 augmentation of each, and what a step samples. A resumed run then sees what an uninterrupted one
 sees, with any number of data workers.
+
+A micro-batch of gradient accumulation is given the images and random numbers of the process that it
+stands for, see :func:`process_of`: accumulating runs compute what more processes compute.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,8 +28,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.errors import NamingMapper, dataset_errors
 
 
+def process_of(micro_batch: int) -> int:
+    """The rank of the process that a micro-batch of this process stands for, among as many
+    processes as there are micro-batches in all."""
+    return comm.get_rank() + micro_batch * comm.get_world_size()
+
+
 class IterationSeed(HookBase):
-    """Seeds the random numbers of every training step; its seed is saved and resumed.
+    """Seeds the random numbers of every micro-batch; its seed is saved and resumed.
 
     Args:
         seed: of the run; negative (Detectron2's default of SEED) draws one.
@@ -36,7 +45,10 @@ class IterationSeed(HookBase):
         self.seed = seed if seed >= 0 else comm.shared_random_seed()
 
     def before_step(self) -> None:
-        seed = _hash(self.seed, comm.get_rank(), self.trainer.iter)
+        self.before_micro_batch(0)
+
+    def before_micro_batch(self, index: int) -> None:
+        seed = _hash(self.seed, process_of(index), self.trainer.iter)
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -49,17 +61,17 @@ class IterationSeed(HookBase):
 
 
 class ResumableLoader:
-    """The batches of Detectron2's train loader of a config, from any iteration on.
+    """Detectron2's train loader of a config, able to start at any iteration.
 
-    Iterating yields this process's batches, lists of dicts of the dataset mapper, without end;
-    ``last_batch`` is the latest one.
+    Iterating yields this process's batches, lists of dicts of the dataset mapper, without end. A
+    batch is the concatenation of its SOLVER.ACCUMULATION_STEPS micro-batches.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Depending on Detectron2's version, a sampler takes cfg.SEED or draws a seed from NumPy.
-        with dataset_errors(cfg, cfg.DATASETS.TRAIN), _random_numbers(max(cfg.SEED, 0)):
+        with dataset_errors(cfg, cfg.DATASETS.TRAIN):
             self._options = build_detection_train_loader.from_config(cfg)
-        self._batch_size = self._options["total_batch_size"] // comm.get_world_size()
+        self._cfg = cfg.clone()
+        self._processes = [process_of(i) for i in range(cfg.SOLVER.ACCUMULATION_STEPS)]
         self.seek(seed=max(cfg.SEED, 0), iteration=0)
 
     def seek(self, seed: int, iteration: int) -> None:
@@ -67,48 +79,68 @@ class ResumableLoader:
         self._seed, self._iteration = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        dicts = self._options["dataset"]
+        dicts, mapper = self._options["dataset"], self._options["mapper"]
+        # Again, because some samplers draw a seed when they are built.
+        with _random_numbers(self._seed):
+            again = build_detection_train_loader.from_config(self._cfg, mapper, dataset=dicts)
         # Images are grouped before loading: Detectron2 groups them after it, where no one can tell
         # which images a given iteration will get.
         by_shape = self._options["aspect_ratio_grouping"]
-        loader = DataLoader(
-            _SeededDataset(dicts, self._options["mapper"], self._seed),
+        micro_batches = comm.get_world_size() * len(self._processes)
+        yield from DataLoader(
+            _SeededDataset(dicts, mapper, self._seed),
             batch_sampler=_BatchOrder(
-                self._options["sampler"],
+                again["sampler"],
                 groups=[by_shape and d["width"] > d["height"] for d in dicts],
-                batch_size=self._batch_size,
+                batch_size=self._options["total_batch_size"] // micro_batches,
                 start=self._iteration,
+                processes=self._processes,
             ),
             num_workers=self._options["num_workers"],
             collate_fn=list,
             # A loader without a generator takes a number from those of the training step.
             generator=torch.Generator(),
         )
-        for self.last_batch in loader:
-            yield self.last_batch
 
 
 class _BatchOrder(Sampler):
-    """Groups a sampler's endless stream of indices into batches of one group each.
+    """Groups a sampler's endless stream of indices into micro-batches of one group each, one for
+    each of ``processes`` an iteration.
 
-    Yields lists of (position, index): the position counts this process's images from the first
-    iteration.
+    Yields for each iteration a list of (process, position, index): the position counts that
+    process's images from the first iteration.
     """
 
-    def __init__(self, sampler: Sampler, groups: list[bool], batch_size: int, start: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        groups: list[bool],
+        batch_size: int,
+        start: int,
+        processes: Sequence[int] = (0,),
+    ) -> None:
         self._sampler = sampler
         self._groups = groups
         self._batch_size = batch_size
         self._start = start
+        self._processes = processes
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        positions = itertools.count(self._start * self._batch_size)
-        for batch in itertools.islice(self._batches(), self._start, None):
-            yield [(next(positions), index) for index in batch]
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        # A sampler deals indices to processes in turn, and so this process's to its micro-batches.
+        count = len(self._processes)
+        streams = (itertools.islice(self._sampler, i, None, count) for i in range(count))
+        iterations = enumerate(zip(*map(self._batches, streams), strict=False))
+        for iteration, batches in itertools.islice(iterations, self._start, None):
+            first = iteration * self._batch_size
+            yield [
+                (process, position, index)
+                for process, batch in zip(self._processes, batches, strict=True)
+                for position, index in enumerate(batch, first)
+            ]
 
-    def _batches(self) -> Iterator[list[int]]:
+    def _batches(self, indices: Iterator[int]) -> Iterator[list[int]]:
         open_batches: dict[bool, list[int]] = {False: [], True: []}
-        for index in self._sampler:
+        for index in indices:
             batch = open_batches[self._groups[index]]
             batch.append(index)
             if len(batch) == self._batch_size:
@@ -117,15 +149,15 @@ class _BatchOrder(Sampler):
 
 
 class _SeededDataset(Dataset):
-    """Maps the image of (position, index) with the random numbers of that position."""
+    """Maps the image of (process, position, index) with the random numbers of the first two."""
 
     def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int) -> None:
         self._mapped = MapDataset(DatasetFromList(dicts, copy=False), NamingMapper(mapper))
         self._seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        position, index = key
-        with _random_numbers(_hash(self._seed, comm.get_rank(), position)):
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
+        process, position, index = key
+        with _random_numbers(_hash(self._seed, process, position)):
             return self._mapped[index]
 
 

@@ -1,17 +1,20 @@
 """Detectron2's DefaultTrainer, with evaluation, exact resuming, data parallelism on the CPU, and
-large batches in little memory."""
+gradient accumulation."""
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, defaults
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -23,13 +26,15 @@ from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
 from .activation_checkpointing import checkpoint_activations
-from .data_parallel import used_by_default_trainer
 from .evaluators import build_evaluator
+from .launch import create_ddp_model
 from .moving_speed import MovingSpeed
-from .nonfinite import first_nonfinite_module
+from .nonfinite import nonfinite_module_named
 from .precision import check_precision, evaluation_precision, set_precision
 from .resume import IterationSeed, ResumableLoader
 from .schedule import scale_schedule
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -39,10 +44,11 @@ class Trainer(DefaultTrainer):
         cfg = scale_schedule(cfg, comm.get_world_size())
         check_batch(cfg, comm.get_world_size())
         check_precision(cfg)
-        with used_by_default_trainer():
+        # DefaultTrainer.__init__ leaves no argument for how it wraps the model.
+        with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
         steps, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
-        # Detectron2's own trainer in mixed precision is for GPUs alone.
+        # Detectron2's own trainer in mixed precision requires a GPU.
         if steps > 1 or (amp and cfg.MODEL.DEVICE == "cpu"):
             kind = AccumulatingAMPTrainer if amp else AccumulatingTrainer
             self._trainer = kind(
@@ -50,30 +56,27 @@ class Trainer(DefaultTrainer):
                 self.data_loader,
                 self.optimizer,
                 steps=steps,
-                normalizer=cfg.SOLVER.ACCUMULATION_NORMALIZER if steps > 1 else "micro_batch",
+                before_micro_batch=self._iteration_seed.before_micro_batch,
             )
         if amp:
             set_precision(self._trainer, cfg)
 
     def train(self) -> OrderedDict | None:
-        self.data_loader.seek(self._iteration_seed.seed, self.start_iter)
+        if isinstance(self.data_loader, ResumableLoader):
+            self.data_loader.seek(self._iteration_seed.seed, self.start_iter)
+        else:
+            logger.log(
+                logging.WARNING if self.start_iter else logging.INFO,
+                "The train loader is a %s, which cannot start in the middle: a resumed run "
+                "continues weights, optimizer and schedule exactly, but reads the data from the "
+                "start.",
+                type(self.data_loader).__name__,
+            )
         return super().train()
 
     def run_step(self) -> None:
-        try:
+        with nonfinite_module_named(self.model):
             super().run_step()
-        except FloatingPointError as error:
-            where = first_nonfinite_module(self.model, self._repeat_forward)
-            raise FloatingPointError(f"{error}\n{where}") from error
-
-    def _repeat_forward(self) -> None:
-        self._iteration_seed.before_step()
-        batch = self.data_loader.last_batch
-        if isinstance(self._trainer, AccumulatingTrainer):
-            for _ in self._trainer.forwards(batch):
-                pass
-        else:
-            self.model(batch)
 
     def build_hooks(self) -> list[HookBase | None]:
         # Here, because DefaultTrainer.__init__ hands its own checkpointer to the hooks it builds.
@@ -93,7 +96,8 @@ class Trainer(DefaultTrainer):
         return model
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> ResumableLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        """The default resumes exactly. An override may return any iterable of batches."""
         return ResumableLoader(cfg)
 
     @classmethod

@@ -6,6 +6,8 @@ from detectron2.modeling import GeneralizedRCNN, PanopticFPN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
 
+from ..errors import GnwsError
+
 Outputs = tuple[torch.Tensor, ...]
 
 # Fields of Detectron2's Instances and the names of the outputs, in their order.
@@ -18,7 +20,7 @@ FIELDS = {
 }
 
 
-class ExportError(ValueError):
+class ExportError(GnwsError, ValueError):
     """A model that a format cannot carry, or a file that computes something else."""
 
 

@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from ..cache import CACHE_VARIABLE, cache_path
 from ..checkpoint import CheckpointError
+from ..errors import add_debug_flag, is_debugging, one_line_errors
 from . import documents
 from .fetch import MIRROR_VARIABLE, cached, fetch
 from .published import find, published
@@ -45,11 +46,14 @@ def prefetch(names: list[str]) -> int:
         try:
             print(f"{entry.name}: {fetch(entry)}", flush=True)
         except (OSError, CheckpointError) as error:
+            if is_debugging():
+                raise
             print(f"{entry.name}: {error}", file=sys.stderr, flush=True)
             failed = 1
     return failed
 
 
+@one_line_errors(OSError)
 def main() -> int:
     parser = argparse.ArgumentParser(
         "python -m gnws_d2.model_zoo",
@@ -61,17 +65,14 @@ def main() -> int:
     command = commands.add_parser("prefetch", help="download, verify, convert and cache")
     command.add_argument("names", nargs="+", help="names or configs, or all")
     commands.add_parser("document", help="write MODEL_ZOO.md and configs/metafile.yml")
-    args = parser.parse_args()
+    args = add_debug_flag(parser).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.command == "list":
         list_all()
     elif args.command == "document":
         documents.write()
     else:
-        try:
-            return prefetch(args.names)
-        except LookupError as error:
-            sys.exit(str(error.args[0]))
+        return prefetch(args.names)
     return 0
 
 

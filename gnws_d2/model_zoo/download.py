@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..errors import GnwsError
+
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 4
@@ -22,7 +24,7 @@ _CHUNK = 1 << 20
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes of what may be well soon
 
 
-class DownloadError(OSError):
+class DownloadError(GnwsError, OSError):
     """A file that could not be downloaded; the message names it, its address and the cure."""
 
 

@@ -12,8 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from ..errors import GnwsError
+
 PREFIX = "gnws://"
 _BACKBONES = "imagenet/"
+
+
+class UnknownCheckpointError(GnwsError, LookupError):
+    """No published checkpoint has the name."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def find(name: str) -> Published:
     """The published checkpoint of that name, or of the detector with the config of that name.
 
     Raises:
-        LookupError: there is none; the message suggests some.
+        UnknownCheckpointError: there is none; the message suggests some.
     """
     wanted = name.removeprefix(PREFIX).removesuffix(".yaml")
     names = {}
@@ -80,7 +86,7 @@ def find(name: str) -> Published:
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
         did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise LookupError(
+        raise UnknownCheckpointError(
             f"No published checkpoint is called {wanted!r}.{did_you_mean} "
             "`python -m gnws_d2.model_zoo list` shows all."
         )

@@ -36,6 +36,7 @@ from tqdm import tqdm
 import gnws_d2
 from gnws_d2.checkpoint import Checkpointer, Origin
 from gnws_d2.data.resize import build_test_augmentation
+from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.files import atomic_write
 
 logger = logging.getLogger("gnws_d2.demo")
@@ -60,7 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
     )
-    return parser.parse_args()
+    return add_debug_flag(parser).parse_args()
 
 
 def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
@@ -133,6 +134,7 @@ def draw(bgr: np.ndarray, instances: Instances, metadata: Any) -> Image.Image:
     return Image.fromarray(visualizer.draw_instance_predictions(instances).get_image())
 
 
+@one_line_errors()
 def main() -> int:
     args = parse_args()
     for name in ("gnws_d2", "fvcore", "detectron2"):

@@ -34,6 +34,7 @@ from tabulate import tabulate
 import gnws_d2
 from gnws_d2.checkpoint import Checkpointer, Origin
 from gnws_d2.data.resize import build_test_augmentation
+from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
 
 
@@ -56,9 +57,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
     )
-    return parser.parse_args()
+    return add_debug_flag(parser).parse_args()
 
 
+@one_line_errors()
 def main() -> int:
     args = parse_args()
     for name in ("gnws_d2", "fvcore"):

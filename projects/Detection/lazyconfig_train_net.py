@@ -32,8 +32,8 @@ from torch import nn
 from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config_files import resolve_config_file
-from gnws_d2.engine import launch
-from gnws_d2.engine.data_parallel import create_ddp_model
+from gnws_d2.engine import create_ddp_model, launch
+from gnws_d2.errors import add_debug_flag
 
 
 def build(cfg: Any) -> nn.Module:
@@ -88,4 +88,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser(__doc__).parse_args())
+    args = add_debug_flag(default_argument_parser(__doc__)).parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )

@@ -19,6 +19,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from gnws_d2.data import digits
+from gnws_d2.errors import add_debug_flag, one_line_errors
 
 HERE = Path(__file__).parent
 PICTURES = 12
@@ -50,12 +51,13 @@ def results(output: Path) -> dict[str, float]:
     return [line for line in lines if "bbox/AP" in line][-1]
 
 
+@one_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", default="Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")
     parser.add_argument("--output", type=Path, default=Path("output/digits"))
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
-    args = parser.parse_args()
+    args = add_debug_flag(parser).parse_args()
 
     folder = digits.make_digits()
     start = time.time()

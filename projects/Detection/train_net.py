@@ -22,8 +22,10 @@ from detectron2.utils.logger import setup_logger
 
 import gnws_d2
 from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.config import portable_config
 from gnws_d2.config_files import resolve_config_file
 from gnws_d2.engine import Trainer, launch, scale_schedule
+from gnws_d2.errors import add_debug_flag
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -34,7 +36,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         cfg = scale_schedule(cfg, comm.get_world_size())
     cfg.freeze()
-    default_setup(cfg, args)
+    default_setup(portable_config(cfg), args)
     return cfg
 
 
@@ -66,4 +68,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser(__doc__).parse_args())
+    args = add_debug_flag(default_argument_parser(__doc__)).parse_args()
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )

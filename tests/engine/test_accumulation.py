@@ -1,163 +1,156 @@
-"""Micro-batches add up to the step of the whole batch: loss, weights, clipping, scale, resuming."""
+"""Micro-batches compute what processes compute; clipping, scaling and logging are once a step."""
 
-from collections import defaultdict
-from contextlib import nullcontext
+import itertools
+from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import FEW_PROPOSALS, allow_double, register_tiny_digits
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import SimpleTrainer
-from detectron2.modeling import build_model
 from detectron2.solver.build import maybe_add_gradient_clipping
-from detectron2.utils.events import EventStorage, get_event_storage
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer
-from gnws_d2.engine.accumulation import AccumulatingAMPTrainer, AccumulatingTrainer
-from gnws_d2.engine.large_batch import check_known, share_out, taking
-from gnws_d2.engine.resume import ResumableLoader
+from gnws_d2.engine.accumulation import (
+    AccumulatingAMPTrainer,
+    AccumulatingTrainer,
+    micro_batches,
+)
+from gnws_d2.engine.resume import IterationSeed, ResumableLoader
 
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 STEPS = "SOLVER.ACCUMULATION_STEPS"
-NORMALIZER = "SOLVER.ACCUMULATION_NORMALIZER"
 
-# Pictures of two sizes, and an IoU of 0.3, so that they differ in their numbers of foreground
-# proposals; of anchors and proposals some are drawn.
-DIFFERENT = ["INPUT.MIN_SIZE_TRAIN", "(64, 96)", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.3]"]
-FOUR_IMAGES = ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()"]
+# Images of two sizes, flipped by chance, and an IoU of 0.3, so that they differ in their numbers of
+# foreground proposals; of anchors and proposals some are drawn.
+OPTIONS = [
+    *FEW_PROPOSALS,
+    *("INPUT.MIN_SIZE_TRAIN", "(48, 64)", "INPUT.RANDOM_FLIP", "horizontal"),
+    *("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.3]", "DATASETS.TEST", "()"),
+    *("SOLVER.MAX_ITER", "2", "SOLVER.BASE_LR", "0.02"),
+]
 
 
-def train(cfg: CfgNode, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the losses of each iteration, all weights after the last), of a run from a fixed start."""
+class DoubleTrainer(Trainer):
+    """Trains in float64."""
+
+    @classmethod
+    def build_model(cls, cfg):
+        return super().build_model(cfg).double()
+
+
+class Run(NamedTuple):
+    losses: torch.Tensor  # (losses, iterations)
+    gradients: torch.Tensor  # (iterations, parameters)
+    weights: torch.Tensor  # (parameters,), after the last iteration
+
+
+def train(cfg: CfgNode) -> Run:
+    """A training from a fixed start."""
     torch.manual_seed(0)
-    trainer = Trainer(cfg)
-    trainer.model.to(dtype)
+    trainer = DoubleTrainer(cfg)
+    gradients = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(
+            torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.requires_grad])
+        )
+    )
     trainer.train()
     names = [n for n in trainer.storage.histories() if n.startswith(("loss_", "total_loss"))]
     losses = [[v for v, _ in trainer.storage.history(n).values()] for n in sorted(names)]
-    weights = [p.detach().double().flatten() for p in trainer.model.parameters()]
-    return torch.tensor(losses, dtype=torch.float64), torch.cat(weights)
+    weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    return Run(torch.tensor(losses, dtype=torch.float64), torch.stack(gradients), weights)
 
 
-def deviation(run: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[float, ...]:
-    """(relative, of the losses; absolute, of the weights): the largest."""
-    losses = ((run[0] - other[0]) / run[0]).abs().max()
-    return float(losses), float((run[1] - other[1]).abs().max())
-
-
-@pytest.fixture
-def large(tiny_config, double):
-    """A run with batches in one piece."""
-    return train(tiny_config(CONFIG, *DIFFERENT, *FOUR_IMAGES))
-
-
-@pytest.mark.slow
-def test_a_detector_takes_the_steps_of_the_large_batch(tiny_config, large):
-    cfg = tiny_config(CONFIG, *DIFFERENT, *FOUR_IMAGES, STEPS, "4")
-    losses, weights = deviation(large, train(cfg))
-    print(f"losses {losses:.1e}, weights {weights:.1e}")
-    assert losses < 1e-10 and weights < 1e-10
-
-    # Not so where each micro-batch is padded, sampled and divided by its own counts.
-    cfg.SOLVER.ACCUMULATION_NORMALIZER = "micro_batch"
-    losses, weights = deviation(large, train(cfg))
-    print(f"micro_batch: losses {losses:.1e}, weights {weights:.1e}")
-    assert losses > 1e-3
+def train_in_process(rank: int, count: int, cfg: CfgNode, digits: Path, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=count)
+    comm.create_local_process_group(count)
+    register_tiny_digits(digits)
+    with pytest.MonkeyPatch.context() as patch:
+        allow_double(patch)
+        run = train(cfg)
+    if rank == 0:
+        torch.save(tuple(run), folder / "run.pth")
+    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_a_run_resumed_in_the_middle_ends_as_an_unbroken_one(tiny_config, tmp_path):
-    class Breaks(Trainer):
-        def before_step(self):
-            super().before_step()
-            if self.iter == 2:
-                raise KeyboardInterrupt
+@pytest.mark.parametrize("steps", [1, 2])
+def test_micro_batches_compute_what_processes_compute(tiny_config, digits, double, tmp_path, steps):
+    batch = ["SOLVER.IMS_PER_BATCH", "4"]
+    cfg = tiny_config(CONFIG, *OPTIONS, *batch, STEPS, str(steps))
+    mp.start_processes(train_in_process, (2, cfg, digits, tmp_path), nprocs=2)
+    processes = Run(*torch.load(tmp_path / "run.pth"))
 
-    opts = [STEPS, "2", "SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()"]
-    opts += ["SOLVER.CHECKPOINT_PERIOD", "2"]
-    unbroken = tiny_config(CONFIG, *opts, "OUTPUT_DIR", str(tmp_path / "unbroken"))
-    _, expected = train(unbroken, torch.float32)
+    micro_batches = train(tiny_config(CONFIG, *OPTIONS, *batch, STEPS, str(2 * steps)))
+    differences = [(a - b).abs().max() for a, b in zip(processes, micro_batches, strict=True)]
+    print("largest differences of losses, gradients, weights:", *map("{:.1e}".format, differences))
+    assert processes.losses.shape == (6, 2) and processes.losses.isfinite().all()
+    assert all(gradients.abs().max() > 0.01 for gradients in processes.gradients)
+    assert all(difference < 1e-10 for difference in differences)
+
+
+def test_micro_batches_get_the_images_and_draws_of_their_processes(tiny_config, monkeypatch):
+    monkeypatch.setattr(comm, "all_gather", lambda data: [data])
+
+    def seen(world: int, rank: int, steps: int) -> list[tuple]:
+        """Two iterations of a process: of each micro-batch, its images and a random number."""
+        monkeypatch.setattr(comm, "get_world_size", lambda: world)
+        monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: world)
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+        options = [*OPTIONS, "SOLVER.IMS_PER_BATCH", "8", STEPS, str(steps)]
+        loader, seed = ResumableLoader(tiny_config(CONFIG, *options)), IterationSeed(5)
+        found = []
+        for iteration, batch in enumerate(itertools.islice(loader, 2)):
+            seed.trainer = SimpleNamespace(iter=iteration)
+            for i, part in enumerate(micro_batches(batch, steps)):
+                seed.before_micro_batch(i)
+                images = [(d["file_name"], float(d["image"].double().sum())) for d in part]
+                found.append((images, float(torch.rand(1))))
+        return found
+
+    four = [seen(4, rank, 1) for rank in range(4)]
+    expected = [four[rank][iteration] for iteration in range(2) for rank in range(4)]
+    assert len({str(part) for part in expected}) == 8
+    assert seen(1, 0, 4) == expected
+    two = [seen(2, rank, 2) for rank in range(2)]
+    assert [two[i % 2][2 * (i // 4) + i % 4 // 2] for i in range(8)] == expected
+
+
+@pytest.mark.slow
+def test_a_run_resumed_in_the_middle_ends_as_an_unbroken_one(tiny_config):
+    opts = [*OPTIONS, STEPS, "2", "SOLVER.CHECKPOINT_PERIOD", "1"]
     cfg = tiny_config(CONFIG, *opts)
     torch.manual_seed(0)
-    with pytest.raises(KeyboardInterrupt):
-        Breaks(cfg).train()
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=True)
-    assert trainer.start_iter == 2
-    trainer.train()
-    weights = [p.detach().double().flatten() for p in trainer.model.parameters()]
-    assert torch.equal(torch.cat(weights), expected)
-
-
-@pytest.fixture
-def counted(tiny_config):
-    """(a model with BatchNorm, four pictures)."""
-    cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_bn.yaml", "SOLVER.IMS_PER_BATCH", "4")
-    torch.manual_seed(0)
-    return build_model(cfg).train(), next(iter(ResumableLoader(cfg)))
-
-
-def test_sharing_out_a_batch_leaves_no_trace(counted):
-    model, batch = counted
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    torch.manual_seed(3)
-    expected = torch.rand(3)
-    torch.manual_seed(3)
-    with EventStorage() as storage:
-        share_out(model, [batch[:1], batch[1:]], nullcontext)
-    assert torch.equal(torch.rand(3), expected)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not storage.histories()
-
-
-def test_weights_follow_what_a_micro_batch_counts(counted):
-    model, batch = counted
-    parts = [batch[:1], batch[1:]]
-    shares = share_out(model, parts, nullcontext)
-    counts = defaultdict(list)  # Detectron2's own
-    for part, share in zip(parts, shares, strict=True):
-        with EventStorage() as storage, taking(model, share):
-            losses = model(part)
-        logged = {name.split("/")[-1]: value for name, (value, _) in storage.latest().items()}
-        foreground, background = (logged[f"num_{kind}_samples"] for kind in ("fg", "bg"))
-        counts["loss_mask"].append(foreground * len(part))
-        for name in ("loss_cls", "loss_box_reg"):
-            counts[name].append((foreground + background) * len(part))
-        for name in ("loss_rpn_cls", "loss_rpn_loc"):
-            counts[name].append(len(part))
-    assert set(counts) == set(losses) == set(shares[0].weights)
-    assert "preprocess_image" not in vars(model) and not model.roi_heads._forward_pre_hooks
-    for name, (first, second) in counts.items():
-        assert min(first, second) > 0
-        share = first / (first + second)
-        assert [s.weights[name] for s in shares] == pytest.approx([share, 1 - share])
-
-
-def test_a_loss_that_cannot_be_counted_is_refused_with_the_cure(tiny_config):
-    keypoints = ["MODEL.KEYPOINT_ON", "True", "MODEL.WS.PARTS", "['backbone']"]
-    retina = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.WS.PARTS", "[]"]
-    retina += ["MODEL.RETINANET.IN_FEATURES", "['p3', 'p4', 'p5', 'p6', 'p2']"]
-    cascade = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.WS.PARTS", "['backbone']"]
-    cascade += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
-    for opts, said in (
-        (keypoints, "keypoint loss"),
-        (retina, "the model is a RetinaNet"),
-        (cascade, "roi_heads is a CascadeROIHeads"),
-    ):
-        with pytest.raises(ConfigError, match=rf'{NORMALIZER} is "batch".*{said}.*"micro_batch"'):
-            check_known(build_model(tiny_config(CONFIG, *opts)))
+    unbroken = Trainer(cfg)
+    unbroken.train()
+    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000000.pth")
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 1
+    resumed.train()
+    expected = unbroken.model.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in resumed.model.state_dict().items())
 
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_config, monkeypatch):
+    four = ["SOLVER.IMS_PER_BATCH", "4"]
     with pytest.raises(ConfigError, match=rf"{STEPS} is 3.*IMS_PER_BATCH, 4.*divisor of 4"):
-        tiny_config(CONFIG, *FOUR_IMAGES, STEPS, "3")
+        tiny_config(CONFIG, *four, STEPS, "3")
     monkeypatch.setattr("gnws_d2.engine.trainer.comm.get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match=rf"is 4.*2 processes with {STEPS} 4.*multiple of 8"):
-        Trainer(tiny_config(CONFIG, *FOUR_IMAGES, STEPS, "4"))
+        Trainer(tiny_config(CONFIG, *four, STEPS, "4"))
+    with pytest.raises(ConfigError, match=rf"{STEPS} is 2, but the train loader .* of 3 images"):
+        micro_batches([1, 2, 3], 2)
 
 
 # The rest is shown by a model that has nothing to draw or to pad.
@@ -210,7 +203,7 @@ def fit(make, iterations: int = 3, clip: float = 0.0, model: nn.Module | None = 
 
 
 def accumulating(steps: int, kind: type = AccumulatingTrainer):
-    return lambda *args: kind(*args, steps=steps, normalizer="micro_batch")
+    return lambda *args: kind(*args, steps=steps)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
@@ -270,9 +263,10 @@ def test_one_micro_batch_out_of_range_skips_the_whole_step():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_detector_trains_in_half_precision_on_a_gpu(tiny_config):
-    opts = [*FOUR_IMAGES, "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cuda"]
-    losses, weights = train(tiny_config(CONFIG, *opts, STEPS, "2"), torch.float32)
-    assert losses.isfinite().all() and weights.isfinite().all()
+    opts = [*OPTIONS, "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cuda"]
+    trainer = Trainer(tiny_config(CONFIG, *opts, STEPS, "2"))
+    trainer.train()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
 @pytest.fixture

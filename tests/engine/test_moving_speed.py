@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import FEW_PROPOSALS
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -37,7 +38,7 @@ def test_it_falls_in_the_steps_of_the_learning_rate_and_has_no_warm_up(tiny_conf
     )
     expected = {0: 0.2, 10: 0.2, 59: 0.2, 60: 0.02, 79: 0.02, 80: 0.002, 99: 0.002}
     assert speeds(cfg, list(expected)) == pytest.approx(list(expected.values()))
-    # Of the iteration alone, wherever a run starts.
+    # A function of the iteration alone, wherever a run starts.
     assert speeds(cfg, [80, 10]) == pytest.approx([0.002, 0.2])
 
 
@@ -82,7 +83,7 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def test_a_resumed_training_ends_like_an_unbroken_one(tiny_config):
-    cfg = tiny_config(CONFIG, "SOLVER.CHECKPOINT_PERIOD", "2")
+    cfg = tiny_config(CONFIG, *FEW_PROPOSALS, "SOLVER.CHECKPOINT_PERIOD", "2")
     cfg.DATASETS.TEST = ()
     trainer = Trainer(cfg)
     trainer.train()
@@ -110,7 +111,7 @@ def test_a_resumed_training_ends_like_an_unbroken_one(tiny_config):
 
 @pytest.mark.slow
 def test_training_lowers_the_loss(tiny_config):
-    cfg = tiny_config(CONFIG, "SOLVER.MAX_ITER", "12")
+    cfg = tiny_config(CONFIG, *FEW_PROPOSALS, "SOLVER.MAX_ITER", "12")
     cfg.DATASETS.TEST = ()
     trainer = Trainer(cfg)
     trainer.train()

@@ -1,14 +1,24 @@
 """Training steps, inference and evaluation, also on pictures and batches that are nearly empty."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import FEW_PROPOSALS
 from detectron2 import evaluation
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    DatasetMapper,
+    MapDataset,
+    MetadataCatalog,
+)
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils.data import DataLoader
 
 from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer, build_evaluator
@@ -100,7 +110,8 @@ def test_training_ends_with_coco_figures_and_a_checkpoint(tiny_config):
 
 
 def test_training_lowers_the_loss(tiny_config):
-    cfg = tiny_config(*CONFIGS["mask"], "SOLVER.MAX_ITER", "12", "TEST.EVAL_PERIOD", "0")
+    opts = [*FEW_PROPOSALS, "SOLVER.MAX_ITER", "12", "TEST.EVAL_PERIOD", "0"]
+    cfg = tiny_config(*CONFIGS["mask"], *opts, "DATASETS.TEST", "()")
     trainer = Trainer(cfg)
     trainer.train()
     history = [v for v, _ in trainer.storage.history("total_loss").values()]
@@ -112,6 +123,46 @@ def test_test_time_augmentation_is_evaluated(tiny_config):
     cfg.TEST.AUG.FLIP = False
     results = Trainer.test_with_TTA(cfg, Trainer.build_model(cfg))
     assert set(results) == {"bbox_TTA", "segm_TTA"}
+
+
+class WithDataLoader(Trainer):
+    """Overrides the train loader as Detectron2 documents it."""
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        mapper = DatasetMapper(cfg, is_train=True)
+        dataset = MapDataset(DatasetFromList(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])), mapper)
+        return DataLoader(dataset, batch_size=2, collate_fn=list)
+
+
+def test_any_train_loader_trains_and_resumes_with_its_first_batch(tiny_config, caplog):
+    opts = [*FEW_PROPOSALS, "SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", "1"]
+    opts += ["SOLVER.ACCUMULATION_STEPS", "2", "DATASETS.TEST", "()"]
+    cfg = tiny_config(CONFIGS["mask"][0], *opts)
+    # Detectron2's loggers do not propagate.
+    with caplog.at_level("INFO", logger="gnws_d2.engine.trainer"):
+        WithDataLoader(cfg).train()
+    (said,) = [r for r in caplog.records if "cannot start in the middle" in r.getMessage()]
+    assert said.levelname == "INFO" and "DataLoader" in said.getMessage()
+
+    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000000.pth")
+    trainer = WithDataLoader(cfg)
+    trainer.resume_or_load(resume=True)
+    seen = []
+    trainer.model.register_forward_pre_hook(lambda module, args: seen.extend(args[0]))
+    trainer.train()
+    assert trainer.start_iter == 1
+    assert [d["image_id"] for d in seen] == [d["image_id"] for d in trainer.data_loader.dataset][:2]
+    (said,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "reads the data from the start" in said.getMessage()
+
+
+def test_a_nonfinite_loss_is_explained_with_any_train_loader(tiny_config):
+    trainer = WithDataLoader(tiny_config(CONFIGS["mask"][0], *FEW_PROPOSALS))
+    conv = trainer.model.backbone.fpn_output3
+    conv.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"'backbone\.fpn_output3'"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from filelock import FileLock
 from PIL import Image
 
 from ...cache import cache_path, ensure_writable
+from ...errors import GnwsError
 from .annotation import annotation, categories, semantic
 from .scans import SPLITS, load_scans
 from .scene import SIZE, compose
@@ -32,6 +33,10 @@ NUM_VAL = 200
 SECONDS_PER_IMAGE = 0.012  # for the log
 
 logger = logging.getLogger(__package__)
+
+
+class IncompleteDigitsError(GnwsError, RuntimeError):
+    """The folder of Digits lacks some of its files."""
 
 
 def json_file(folder: Path, split: str) -> Path:
@@ -85,13 +90,13 @@ def is_complete(folder: Path) -> bool:
     """Say whether Digits is in ``folder``, which gets its name only when all is written.
 
     Raises:
-        RuntimeError: the folder is there but its annotation files are not.
+        IncompleteDigitsError: the folder is there but its annotation files are not.
     """
     if not folder.exists():
         return False
     for split in SPLITS:
         if not json_file(folder, split).is_file():
-            raise RuntimeError(
+            raise IncompleteDigitsError(
                 f"{folder} should hold Digits, but {json_file(folder, split).name} is missing from "
                 "it. Delete the folder, and it will be made anew."
             )

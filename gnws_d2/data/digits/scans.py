@@ -6,10 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...errors import GnwsError
+
 CLASSES = tuple("0123456789")
 SPLITS = ("train", "val")
 TRAIN_SHARE = 0.8
 SPLIT_SEED = 1797
+
+
+class MissingScansError(GnwsError, ImportError):
+    """scikit-learn, which carries the scans, is not installed."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,12 @@ def load_scans(split: str) -> Scans:
     """Load the scans of a split ("train" or "val").
 
     Raises:
-        ImportError: scikit-learn, which carries the scans, is not installed.
+        MissingScansError: scikit-learn, which carries the scans, is not installed.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
+        raise MissingScansError(
             "Digits is made from scans that come with scikit-learn, which cannot be imported: "
             'pip install "gnws_d2[demo]"'
         ) from error

@@ -1,0 +1,89 @@
+"""What is wrong with a dataset is reported with the file, the finding and the fix."""
+
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from gnws_d2.data.digits import make_digits
+from gnws_d2.data.errors import DatasetError
+from gnws_d2.engine.resume import ResumableLoader
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Digits of two training pictures, registered as spoiled_digits."""
+    folder = make_digits(tmp_path, num_train=2, num_val=1)
+    file = str(folder / "digits_train.json")
+    register_coco_instances("spoiled_digits", {}, file, str(folder / "train"))
+    yield folder
+    DatasetCatalog.remove("spoiled_digits")
+    MetadataCatalog.remove("spoiled_digits")
+
+
+def broken_json(folder: Path) -> str:
+    file = folder / "digits_train.json"
+    file.write_text(file.read_text()[:1000])
+    return r"digits_train\.json is not valid JSON .* Fetch it again"
+
+
+def missing_annotations(folder: Path) -> str:
+    (folder / "digits_train.json").unlink()
+    return r"digits_train\.json does not exist\. Put it there"
+
+
+def not_coco(folder: Path) -> str:
+    (folder / "digits_train.json").write_text('{"pictures": []}')
+    return r"digits_train\.json is not a COCO annotation file"
+
+
+def wrong_category(folder: Path) -> str:
+    file = folder / "digits_train.json"
+    coco = json.loads(file.read_text())
+    coco["annotations"][0]["category_id"] = 77
+    file.write_text(json.dumps(coco))
+    return r"digits_train\.json: .*category_id=77"
+
+
+def missing_picture(folder: Path) -> str:
+    (folder / "train" / "000000.png").unlink()
+    return r"000000\.png cannot be used"
+
+
+def truncated_picture(folder: Path) -> str:
+    file = folder / "train" / "000000.png"
+    file.write_bytes(file.read_bytes()[:2000])
+    return r"000000\.png cannot be used"
+
+
+SPOILERS = [
+    *(broken_json, missing_annotations, not_coco),
+    *(wrong_category, missing_picture, truncated_picture),
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS, ids=lambda f: f.__name__)
+def test_bad_data_is_an_error_that_names_it(tiny_config, folder, spoil):
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("spoiled_digits",)
+    said = spoil(folder)
+    with pytest.raises(DatasetError, match=said):
+        next(iter(ResumableLoader(cfg)))
+
+
+def test_more_classes_than_the_model_has(tiny_config):
+    cfg = tiny_config()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
+    with pytest.raises(DatasetError, match=r"10 classes.*NUM_CLASSES is 4\. Set it to 10"):
+        ResumableLoader(cfg)
+
+
+def test_a_dataset_that_is_not_registered(tiny_config):
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("digits_trian",)
+    with pytest.raises(
+        DatasetError, match=r"'digits_trian', which is not registered.*digits_train"
+    ):
+        ResumableLoader(cfg)

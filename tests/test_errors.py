@@ -1,0 +1,198 @@
+"""Commands end in one line on an expected error, and show the traceback where asked to."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnws_d2.checkpoint import CheckpointError
+from gnws_d2.config import ConfigError
+from gnws_d2.data.errors import DatasetError
+from gnws_d2.errors import GnwsError, add_debug_flag, one_line_errors
+from gnws_d2.export import ExportError
+from gnws_d2.model_zoo.download import DownloadError
+from gnws_d2.model_zoo.published import published
+
+DETECTION = Path(__file__).parents[1] / "projects" / "Detection"
+DIGITS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
+NO_FOLDER = {"GNWS_D2_CACHE": "/dev/null/cache"}
+
+
+@pytest.fixture(autouse=True)
+def no_debugging(monkeypatch):
+    monkeypatch.delenv("GNWS_D2_DEBUG", raising=False)
+
+
+def test_errors_keep_the_builtin_exceptions_they_were():
+    for kind, builtin in (
+        (ConfigError, ValueError),
+        (DatasetError, ValueError),
+        (ExportError, ValueError),
+        (CheckpointError, RuntimeError),
+        (DownloadError, OSError),
+    ):
+        assert issubclass(kind, GnwsError) and issubclass(kind, builtin)
+
+
+def failing(error: Exception, *also: type[Exception], **options: object) -> None:
+    with one_line_errors(*also, **options):
+        raise error
+
+
+def test_an_expected_error_is_one_line():
+    with pytest.raises(SystemExit, match=r"^error: first second$"):
+        failing(ConfigError("first\n  second"))
+    with pytest.raises(SystemExit, match="full"):
+        failing(OSError("full"), OSError)
+
+
+def test_any_other_error_is_raised():
+    with pytest.raises(OSError, match="full"):
+        failing(OSError("full"))
+
+
+def test_the_debug_flag_raises_the_error(monkeypatch):
+    monkeypatch.setenv("GNWS_D2_DEBUG", "0")
+    parser = add_debug_flag(argparse.ArgumentParser())
+    parser.parse_args([])
+    with pytest.raises(SystemExit):
+        failing(ConfigError("wrong"))
+    parser.parse_args(["--debug"])
+    assert os.environ["GNWS_D2_DEBUG"] == "1"
+    with pytest.raises(ConfigError):
+        failing(ConfigError("wrong"))
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise DatasetError("0.png cannot be used")
+
+
+def test_the_traceback_of_a_loader_s_worker_is_left_out():
+    with pytest.raises(SystemExit, match=r"^error: 0\.png cannot be used$"), one_line_errors():
+        next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))
+
+
+def test_one_of_several_processes_reports(tmp_path):
+    file = tmp_path / "reported"
+    with pytest.raises(RuntimeError):
+        failing(RuntimeError("before the report"), reported_in=file)
+    codes = []
+    for error in (ConfigError("wrong"), ConfigError("wrong"), RuntimeError("connection closed")):
+        with pytest.raises(SystemExit) as ended:
+            failing(error, reported_in=file)
+        codes.append(ended.value.code)
+    assert codes == ["error: wrong", 1, 1]
+
+
+def test_the_training_loop_logs_no_traceback_of_it(caplog):
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    loop.addHandler(caplog.handler)
+    try:
+        for error in (ConfigError("expected"), RuntimeError("unexpected")):
+            with pytest.raises((SystemExit, RuntimeError)), one_line_errors():
+                try:
+                    raise error
+                except Exception:
+                    loop.exception("Exception during training:")
+                    raise
+    finally:
+        loop.removeHandler(caplog.handler)
+    assert "unexpected" in caplog.text and "ConfigError" not in caplog.text
+    assert not loop.filters
+
+
+# name -> (words of the command, environment, what its last line says)
+COMMANDS = {
+    "a config, train_net.py": (
+        ["train_net.py", "--config-file", DIGITS, "SOLVER.MAX_ITERS", "3"],
+        {},
+        ["SOLVER.MAX_ITERS", "a key that does not exist. Did you mean SOLVER.MAX_ITER"],
+    ),
+    "a dataset, train_net.py": (
+        ["train_net.py", "--config-file", DIGITS, "DATASETS.TRAIN", "('digits_trian',)"],
+        {},
+        ["'digits_trian', which is not registered"],
+    ),
+    "a checkpoint, train_net.py": (
+        ["train_net.py", "--eval-only", "--config-file", DIGITS, "MODEL.WEIGHTS", "cut_off.pth"],
+        {},
+        ["cut_off.pth", "damaged or cut off"],
+    ),
+    "a download, demo.py": (
+        ["demo.py", "--config-file", DIGITS, "--input", "."]
+        + ["--opts", "MODEL.WEIGHTS", "gnws://imagenet/resnet50_gn_ws"],
+        {"GNWS_D2_MIRROR": "."},
+        ["in the folder that $GNWS_D2_MIRROR names, is damaged"],
+    ),
+    "a config, lazyconfig_train_net.py": (
+        ["lazyconfig_train_net.py", "--config-file", "none.py"],
+        {},
+        ["'none.py' is neither a file nor a config of gnws_d2"],
+    ),
+    "a config, export_model.py": (
+        ["export_model.py", "--config-file", "none.yaml", "--input", "x.png"],
+        {},
+        ["'none.yaml' is neither a file nor a config of gnws_d2"],
+    ),
+    "a folder, run_demo.py": (["run_demo.py"], NO_FOLDER, ["Cannot create the cache folder"]),
+    "a folder, digits": (
+        ["-m", "gnws_d2.data.digits"],
+        NO_FOLDER,
+        ["Cannot create the cache folder"],
+    ),
+    "a checkpoint, conversion": (
+        ["-m", "gnws_d2.checkpoint", "none.pth", "new.pth"],
+        {},
+        ["none.pth does not exist"],
+    ),
+    "a name, model zoo": (
+        ["-m", "gnws_d2.model_zoo", "prefetch", "resnet50"],
+        {},
+        ["No published checkpoint is called 'resnet50'"],
+    ),
+}
+
+
+def run(folder: Path, words: list[str], environment: dict) -> subprocess.CompletedProcess:
+    if words[0].endswith(".py"):
+        words = [str(DETECTION / words[0]), *words[1:]]
+    environment = {**os.environ, "GNWS_D2_CACHE": str(folder / "cache"), **environment}
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "environment", "said"), COMMANDS.values(), ids=COMMANDS)
+def test_a_command_ends_in_one_line(tmp_path, words, environment, said):
+    torch.save({"model": {"weight": torch.zeros(10_000)}}, tmp_path / "whole.pth")
+    (tmp_path / "cut_off.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:20_000])
+    for entry in published():
+        (tmp_path / entry.file_name).touch()
+    done = run(tmp_path, words, environment)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and all(text in last for text in said), done.stderr
+
+
+@pytest.mark.slow
+def test_a_command_shows_the_traceback_where_asked_to(tmp_path):
+    done = run(tmp_path, ["train_net.py", "--debug", "--config-file", "none.yaml"], {})
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ConfigFileError: 'none.yaml' is neither" in done.stderr
