@@ -1,27 +1,28 @@
 # make env makes the environment that all other targets run in; see `make help`.
 
-# the Python to make it with, 3.10 to 3.12
+# the Python to make it with, 3.10 to 3.13
 PYTHON ?= python3
 # its folder
 VENV ?= .venv
-# where pip gets Detectron2: this address, a checkout's folder, a wheel or the address of a mirror
-DETECTRON2 ?= git+https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833
+# Detectron2: pypi, a checkout's folder, a wheel or an address; without it, the public repository at
+# the pinned commit, or PyPI where that is out of reach or does not compile
+DETECTRON2 ?=
+# the version of torch, if not the pinned one, and an index besides PyPI to find it in
+TORCH ?=
+TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo micro-batch test test-fast lint check wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
-	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) DETECTRON2=$(DETECTRON2)"
+	@echo "Variables: PYTHON VENV DETECTRON2 TORCH TORCH_INDEX (docs/installation.md)"
 
-env: $(READY)  ## make the environment; a Detectron2 that already works is used as it is
-
-$(READY): requirements.txt setup.py
-	@PYTHON='$(PYTHON)' VENV='$(VENV)' DETECTRON2='$(DETECTRON2)' sh .ci/setup
-	@touch $@
+env:  ## make the environment; a Detectron2 that already works is used as it is
+	@VENV='$(VENV)' DETECTRON2='$(DETECTRON2)' TORCH='$(TORCH)' TORCH_INDEX='$(TORCH_INDEX)' \
+		$(PYTHON) .ci/setup
 
 demo: env  ## train a small detector on the CPU and show what it finds
 	$(BIN)/python projects/Detection/run_demo.py
@@ -44,7 +45,7 @@ lint: env  ## check style and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-check:  ## name what is wrong with the environment, and the cure
+check:  ## name what is wrong with the environment, and the fix
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) gnws_d2/check_env.py
 
 # build/ goes first: setuptools would pack what an earlier build left there

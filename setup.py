@@ -20,6 +20,12 @@ def version() -> str:
     return found[1]
 
 
+# requirements.txt has the tested versions of all that follow.
+# The copy of Detectron2 on PyPI is installed without its dependencies (gnws_d2/detectron2_pypi.py).
+DETECTRON2_NEEDS = [
+    *("setuptools<81", "cloudpickle", "hydra-core", "matplotlib", "omegaconf>=2.1", "packaging"),
+    *("tensorboard", "termcolor", "yacs"),
+]
 DEMO = ["opencv-python-headless", "scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
 EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/Benchmark and projects/MicroBatch
@@ -31,17 +37,18 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    # Detectron2 is missing here because it is not on PyPI and has to be compiled against the torch
-    # it will run with; importing gnws_d2 says so where it is not installed.
+    # Detectron2 is missing here because it is not on PyPI under its name, and has to be compiled
+    # against the torch it will run with; importing gnws_d2 says how to get it.
     install_requires=[
         *("torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "tqdm"),
         *("pillow", "pycocotools", "pyyaml", "tabulate"),
+        *DETECTRON2_NEEDS,
     ],
     extras_require={
         "evidence": EVIDENCE,
         "demo": DEMO,
         "export": EXPORT,
-        "test": ["hypothesis", "pytest", *DEMO, *EXPORT, *EVIDENCE],
+        "test": ["hypothesis", "pytest", "pytest-xdist", *DEMO, *EXPORT, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],

@@ -13,10 +13,12 @@ try:
 except ImportError as error:
     import warnings
 
+    from .check_env import INSTALL
+
     warnings.warn(
-        f"Detectron2 does not import ({error}): only gnws_d2.layers works. "
-        "`python -m gnws_d2.check_env` names the cure.",
-        ImportWarning if isinstance(error, ModuleNotFoundError) else RuntimeWarning,
+        f"Detectron2 does not import ({error}): only gnws_d2.layers works. Get it with {INSTALL}. "
+        "`python -m gnws_d2.check_env` diagnoses one that is installed.",
+        RuntimeWarning,
         stacklevel=2,
     )
 else:

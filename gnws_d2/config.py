@@ -38,17 +38,19 @@ class ConfigError(GnwsError, ValueError):
 
 def add_gnws_config(cfg: CfgNode) -> None:
     """Add this package's keys to ``cfg``, in place, and change no other."""
+    # For models that build a part without a registry, such as the head of RetinaNet, and to choose
+    # parts: with MODEL.META_ARCHITECTURE "WeightStandardizedModel", the model that is built and
+    # then standardized.
     cfg.MODEL.WS = CfgNode()
-    # The model that is built and then standardized when
-    # MODEL.META_ARCHITECTURE is "WeightStandardizedModel".
     cfg.MODEL.WS.META_ARCHITECTURE = "GeneralizedRCNN"
     # Its parts whose normalized convolutions use a standardized weight, of: stem, backbone, fpn,
     # rpn, box_head, mask_head, ... (each model names its own; the build log lists them).
     # The norm itself is chosen by Detectron2's NORM key of the same part.
     cfg.MODEL.WS.PARTS = []
     # Batch-Channel Normalization, where a NORM key is "BCN" (statistics of the batch), "EstBCN"
-    # (running estimates, for one or two pictures a process), "SyncBCN" or "SyncEstBCN" (those of
-    # all processes). MODEL.META_ARCHITECTURE is then "WeightStandardizedModel".
+    # (running estimates, for one or two images a process), "SyncBCN" or "SyncEstBCN" (those of
+    # all processes). The components of this package take these values, and any component in a
+    # "WeightStandardizedModel".
     cfg.MODEL.BCN = CfgNode()
     # The fraction of the way that the estimates move to the statistics of the batch at each step,
     # at most 1. 0 is unset; training with estimates then refuses to start.
@@ -294,13 +296,17 @@ def _check_bcn(cfg: CfgNode) -> None:
         raise ConfigError(f'MODEL.BCN.SCHEDULE is {bcn.SCHEDULE!r}. Set it to "lr" or "constant".')
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         return
-    for key, value in _leaves(cfg.MODEL, "MODEL."):
-        if key.endswith(".NORM") and value in BCN_NORMS:
+    for section, node in cfg.MODEL.items():
+        if not isinstance(node, CfgNode) or node.get("NORM") not in BCN_NORMS:
+            continue
+        named = "BACKBONE" if section in ("RESNETS", "FPN") else section
+        component = cfg.MODEL[named].get("NAME", "")
+        if not component.startswith(("WS", "build_ws_")):
             raise ConfigError(
-                f"{key} is {value!r}, but MODEL.META_ARCHITECTURE is "
-                f"{cfg.MODEL.META_ARCHITECTURE!r}, which knows the norms of Detectron2 alone. Set "
-                f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE "
-                f"to {cfg.MODEL.META_ARCHITECTURE!r}, or choose another norm."
+                f"MODEL.{section}.NORM is {node.NORM!r}, which Detectron2's own components do not "
+                f"know (MODEL.{named}.NAME is {component!r}). Name the component of this package "
+                f"there, or set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
+                f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}."
             )
 
 

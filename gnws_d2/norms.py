@@ -10,6 +10,9 @@ from torch import nn
 
 from .layers import BatchChannelNorm2d
 
+# What Detectron2's ``get_norm`` takes: a name, or what makes the layer for a number of channels.
+Norm = str | Callable[[int], nn.Module]
+
 # Name in a config -> the layer for a number of channels.
 BCN_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BCN": BatchChannelNorm2d,
@@ -19,22 +22,24 @@ BCN_NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def with_norm_layers(cfg: CfgNode) -> CfgNode:
-    """A copy of ``cfg``, to build a model from, in which each NORM key of MODEL that names one of
-    BCN_NORMS holds the layer itself.
+def norm_layer(norm: Norm) -> Norm:
+    """``norm`` for Detectron2's ``get_norm``, which knows a fixed set of names but takes a callable
+    as well: the layer itself of a name in :data:`BCN_NORMS`, and anything else unchanged."""
+    return BCN_NORMS.get(norm, norm) if isinstance(norm, str) else norm
 
-    Detectron2's builders hand NORM to ``detectron2.layers.get_norm``, which knows a fixed set of
-    names, but takes a callable as well.
-    """
+
+def with_norm_layers(cfg: CfgNode) -> CfgNode:
+    """A copy of ``cfg`` to build a model from, in which every NORM key of MODEL that names one of
+    :data:`BCN_NORMS` holds the layer itself."""
     cfg = cfg.clone()
-    _name_to_layer(cfg.MODEL)
+    _replace_names(cfg.MODEL)
     return cfg
 
 
-def _name_to_layer(node: CfgNode) -> None:
+def _replace_names(node: CfgNode) -> None:
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            _name_to_layer(value)
-        elif key == "NORM" and value in BCN_NORMS:
+            _replace_names(value)
+        elif key == "NORM":
             # By item: a CfgNode's attributes are checked to be of a type that YAML can hold.
-            node[key] = BCN_NORMS[value]
+            node[key] = norm_layer(value)

@@ -60,8 +60,10 @@ def test_norms_are_chosen_part_by_part_and_reported(tiny_config, key):
 
 
 def test_without_weight_standardization(tiny_config):
-    model = build_model(tiny_config(CONFIG, "MODEL.WS.PARTS", "[]"))
+    opts = ["MODEL.META_ARCHITECTURE", "WeightStandardizedModel", *all_set_to("EstBCN")]
+    model = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml", *opts))
     assert not any(row.standardized for row in StandardizationReport.of(model).rows)
+    assert sum(isinstance(m, BatchChannelNorm2d) for m in model.modules()) == 32
 
 
 def test_the_config_and_detectron2_stay_as_they_are(tiny_config):

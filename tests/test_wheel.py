@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,17 @@ def test_the_wheel_has_all_files(source, installed):
     assert files(source / "gnws_d2", ".py", ".csv") == [
         name for name in files(package, ".py", ".csv") if not name.startswith(outside)
     ]
+
+
+def test_every_dependency_has_one_tested_version(installed):
+    [metadata] = installed.glob("gnws_d2-*.dist-info")
+    needed = importlib.metadata.PathDistribution(metadata).requires
+    pinned = (ROOT / "requirements.txt").read_text().splitlines()
+    assert names(needed) == names(line for line in pinned if "==" in line)
+
+
+def names(requirements: Iterable[str]) -> set[str]:
+    return {re.match(r"[\w-]+", line)[0].lower() for line in requirements}
 
 
 def python(folder: Path, *arguments: str | Path) -> str:

@@ -57,8 +57,7 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._cfg = cfg
         self._loading = ""  # the path that load() was given, for messages
-        rows = StandardizationReport.of(self.model).rows
-        standardized = [row.part for row in rows if row.standardized]
+        standardized = StandardizationReport.of(self.model).standardized
         self._own = Origin(standardized=standardized)
         if cfg is not None:
             self._own = Origin.of(cfg, standardized)
@@ -157,7 +156,7 @@ class Checkpointer(DetectionCheckpointer):
                     f"{file} was trained {trained} Weight Standardization of {', '.join(wrong)}, "
                     f"and the model is built {used} it, where these weights mean something else. "
                     "Choose other weights, or the config that these were trained with "
-                    f"(MODEL.WS.PARTS {found.standardized})."
+                    f"(standardized: {', '.join(found.standardized) or 'nothing'})."
                 )
 
     def _check_input(self, found: Origin, file: str) -> None:

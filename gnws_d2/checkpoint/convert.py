@@ -12,6 +12,7 @@ from ..config import load_config
 from .files import read_checkpoint, write_checkpoint
 from .mmdet import detectron2_to_mmdet, mmdet_to_detectron2
 from .origin import KEY, Origin
+from .structure import standardized_parts
 
 
 def state_dict_of(checkpoint: Any, key: str) -> dict[str, torch.Tensor]:
@@ -58,7 +59,7 @@ def convert_file(source: Path, target: Path, to: str, config: str | None = None)
         origin = Origin(source=source.name)
         if config is not None:
             cfg = load_config(config)
-            origin = Origin.of(cfg, list(cfg.MODEL.WS.PARTS), source.name)
+            origin = Origin.of(cfg, standardized_parts(cfg), source.name)
         write_checkpoint(detectron2_checkpoint(tensors, origin), target)
     else:
         tensors = detectron2_to_mmdet(state_dict_of(checkpoint, "model"), config)

@@ -8,29 +8,33 @@ from dataclasses import dataclass
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch import nn
 
-from ..config import META_ARCHITECTURE
-from ..norms import with_norm_layers
+from ..modeling import StandardizationReport
 
 Shapes = dict[str, tuple[int, ...]]
 
 _LISTED = 20  # names of one kind in a message
 
 
-def shapes_of(cfg: CfgNode) -> Shapes:
-    """The names and shapes of the tensors of the model that ``cfg`` describes.
-
-    The model is built without memory for its tensors; that takes a fraction of a second.
-    """
+def build_on_meta(cfg: CfgNode) -> nn.Module:
+    """The model that ``cfg`` describes, without memory for its tensors: built in a fraction of a
+    second."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
-        # Standardization changes no name and no shape.
-        cfg.MODEL.META_ARCHITECTURE = cfg.MODEL.WS.META_ARCHITECTURE
     with torch.device("meta"):
-        model = build_model(with_norm_layers(cfg))
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return build_model(cfg)
+
+
+def shapes_of(cfg: CfgNode) -> Shapes:
+    """The names and shapes of the tensors of the model that ``cfg`` describes."""
+    return {name: tuple(t.shape) for name, t in build_on_meta(cfg).state_dict().items()}
+
+
+def standardized_parts(cfg: CfgNode) -> list[str]:
+    """The parts with standardized convolutions of the model that ``cfg`` describes."""
+    return StandardizationReport.of(build_on_meta(cfg)).standardized
 
 
 @dataclass(frozen=True)

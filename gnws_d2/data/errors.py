@@ -75,7 +75,7 @@ class NamingMapper:
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
     built = cfg.MODEL.META_ARCHITECTURE
-    if built == META_ARCHITECTURE:
+    if built == META_ARCHITECTURE:  # see through the wrapper
         built = cfg.MODEL.WS.META_ARCHITECTURE
     section, kind = {
         "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),

@@ -2,8 +2,8 @@
 
 Detectron2 restores weights, optimizer and schedule, but restarts the data and the random numbers.
 Here everything random is drawn from (seed, process, position): the order of the images, the
-augmentation of each, and what a step samples. A resumed run then sees what an unbroken one sees,
-with any number of data workers.
+augmentation of each, and what a step samples. A resumed run then sees what an uninterrupted one
+sees, with any number of data workers.
 
 A micro-batch of gradient accumulation is given the images and random numbers of the process that it
 stands for, see :func:`process_of`: accumulating runs compute what more processes compute.
@@ -23,7 +23,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.errors import NamingMapper, dataset_errors
 
@@ -79,34 +79,36 @@ class ResumableLoader:
         self._seed, self._iteration = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        options = dict(self._options)
-        dicts, mapper = options["dataset"], options.pop("mapper")
-        # Again, because a sampler draws its seed when it is built.
-        with _seeded(self._seed):
+        dicts, mapper = self._options["dataset"], self._options["mapper"]
+        # Again, because some samplers draw a seed when they are built.
+        with _random_numbers(self._seed):
             again = build_detection_train_loader.from_config(self._cfg, mapper, dataset=dicts)
-        options["dataset"] = _SeededDataset(dicts, mapper, self._seed)
-        # Images are grouped by the sampler: Detectron2 groups them after loading, where no one
-        # can tell which images a given iteration will get.
-        by_shape = options.pop("aspect_ratio_grouping")
+        # Images are grouped before loading: Detectron2 groups them after it, where no one can tell
+        # which images a given iteration will get.
+        by_shape = self._options["aspect_ratio_grouping"]
         micro_batches = comm.get_world_size() * len(self._processes)
-        options["sampler"] = _BatchOrder(
-            again["sampler"],
-            groups=[d["width"] > d["height"] for d in dicts] if by_shape else [False] * len(dicts),
-            batch_size=options["total_batch_size"] // micro_batches,
-            start=self._iteration,
-            processes=self._processes,
+        yield from DataLoader(
+            _SeededDataset(dicts, mapper, self._seed),
+            batch_sampler=_BatchOrder(
+                again["sampler"],
+                groups=[by_shape and d["width"] > d["height"] for d in dicts],
+                batch_size=self._options["total_batch_size"] // micro_batches,
+                start=self._iteration,
+                processes=self._processes,
+            ),
+            num_workers=self._options["num_workers"],
+            collate_fn=list,
+            # A loader without a generator takes a number from those of the training step.
+            generator=torch.Generator(),
         )
-        # Without a seed of its own, a loader that starts takes a number from those of the step.
-        options["seed"] = self._seed
-        yield from build_detection_train_loader(mapper=None, aspect_ratio_grouping=False, **options)
 
 
 class _BatchOrder(Sampler):
     """Groups a sampler's endless stream of indices into micro-batches of one group each, one for
     each of ``processes`` an iteration.
 
-    Yields (process, position, index): the position counts that process's images from the first
-    iteration.
+    Yields for each iteration a list of (process, position, index): the position counts that
+    process's images from the first iteration.
     """
 
     def __init__(
@@ -123,15 +125,18 @@ class _BatchOrder(Sampler):
         self._start = start
         self._processes = processes
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         # A sampler deals indices to processes in turn, and so this process's to its micro-batches.
         count = len(self._processes)
         streams = (itertools.islice(self._sampler, i, None, count) for i in range(count))
         iterations = enumerate(zip(*map(self._batches, streams), strict=False))
         for iteration, batches in itertools.islice(iterations, self._start, None):
-            for process, batch in zip(self._processes, batches, strict=True):
-                for position, index in enumerate(batch, iteration * self._batch_size):
-                    yield process, position, index
+            first = iteration * self._batch_size
+            yield [
+                (process, position, index)
+                for process, batch in zip(self._processes, batches, strict=True)
+                for position, index in enumerate(batch, first)
+            ]
 
     def _batches(self, indices: Iterator[int]) -> Iterator[list[int]]:
         open_batches: dict[bool, list[int]] = {False: [], True: []}
@@ -150,18 +155,15 @@ class _SeededDataset(Dataset):
         self._mapped = MapDataset(DatasetFromList(dicts, copy=False), NamingMapper(mapper))
         self._seed = seed
 
-    def __len__(self) -> int:
-        return len(self._mapped)
-
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
         process, position, index = key
-        with _seeded(_hash(self._seed, process, position)):
+        with _random_numbers(_hash(self._seed, process, position)):
             return self._mapped[index]
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the random numbers of the block; those outside continue as if it had drawn none."""
+def _random_numbers(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generators, and restore their states at the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)

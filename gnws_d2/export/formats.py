@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from detectron2.export import scripting_with_instances
 from detectron2.export.torchscript_patch import patch_builtin_len
-from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
@@ -21,6 +20,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes
 from torch import nn
 
+from ..modeling.deform_conv import DEFORM_CONVS
 from .branch_free import BranchFreeDetector
 from .interface import Detector, Outputs, output_names
 
@@ -133,7 +133,7 @@ def _load_onnx(file: Path) -> Run:
 
 
 def _refuse_deformable(model: nn.Module) -> str:
-    deformable = any(isinstance(m, (DeformConv, ModulatedDeformConv)) for m in model.modules())
+    deformable = any(isinstance(m, DEFORM_CONVS) for m in model.modules())
     return "Detectron2's deformable convolution is a function in Python" if deformable else ""
 
 

@@ -42,7 +42,7 @@ class Detector(nn.Module):
         if isinstance(model, PanopticFPN):
             raise ExportError(
                 "a panoptic model gives a list of segments beside its tensors; export its parts, "
-                "with MODEL.WS.META_ARCHITECTURE GeneralizedRCNN or SemanticSegmentor."
+                "with MODEL.META_ARCHITECTURE GeneralizedRCNN or SemanticSegmentor."
             )
         self.model = model.eval()
 

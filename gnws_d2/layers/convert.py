@@ -195,8 +195,9 @@ def plain_class(conv: StandardizedConv) -> type[nn.Module]:
     """
     if "plain_class" in conv.__dict__:
         return conv.__dict__["plain_class"]
-    plain = next(c for c in type(conv).__mro__ if c in CONVOLUTIONS)
-    if getattr(conv, "norm", None) is None and getattr(conv, "activation", None) is None:
+    plain: Any = next(c for c in type(conv).__mro__ if not issubclass(c, StandardizedConv))
+    called = [getattr(conv, name, None) is not None for name in ("norm", "activation")]
+    if plain not in CONVOLUTIONS or not any(called):
         return plain
     try:
         from detectron2.layers import Conv2d

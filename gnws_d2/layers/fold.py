@@ -35,6 +35,8 @@ def fold(model: Model) -> Model:
     for module in list(folded.modules()):
         if isinstance(module, StandardizedConv):
             _fold_convolution(module)
+        elif hasattr(module, "plain_class"):  # a head whose convolutions are standardized
+            module.__class__ = module.plain_class
         for name, child in module.named_children():
             if isinstance(child, BatchChannelNorm2d):
                 setattr(module, name, _plain_norms(child))

@@ -7,13 +7,7 @@ from typing import Any
 
 import torch
 
-from .weight_standardization import (
-    standardize_filters,
-    standardize_filters_again,
-    standardize_weight,
-    weight_gradient,
-    widened,
-)
+from .weight_standardization import restandardize_filters, standardize_filters, weight_gradient
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
@@ -27,9 +21,9 @@ def standardized_convolution(
 ) -> torch.Tensor:
     """``conv(x, standardize_weight(weight, eps), bias, *geometry)`` in 1, 2 or 3 dimensions.
 
-    In backward the standardized weight is computed again from its mean and deviation, bit for bit
-    as before. Under autocast the weight is standardized in its own precision, and the convolution
-    runs in autocast's. Differentiable twice.
+    Backward recomputes the standardized weight from its mean and deviation, bit for bit. Under
+    autocast the weight is standardized in its own precision, and the convolution runs in
+    autocast's. Differentiable twice.
 
     Args:
         x: (N, C_in, *size).
@@ -70,10 +64,7 @@ class _StandardizedConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, std = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is asked for: through the formula
-            standardized = standardize_weight(widened(weight), ctx.eps).to(ctx.dtype)
-        else:
-            standardized = standardize_filters_again(weight, mean, std, ctx.eps, ctx.dtype)
+        standardized = restandardize_filters(weight, mean, std, ctx.eps, ctx.dtype)
         stride, padding, dilation, groups = ctx.geometry
         needed = list(ctx.needs_input_grad[:3])
         grad_x, grad_standardized, grad_bias = torch.ops.aten.convolution_backward(

@@ -1,5 +1,5 @@
 """Weight Standardization (Qiao et al., "Micro-Batch Training with Batch-Channel Normalization
-and Weight Standardization", arXiv 1903.10520).
+and Weight Standardization", arXiv 1903.10520): the formula and its gradient.
 
 The operation is the one the published GN+WS detectors were trained with (``ConvWS2d`` of mmcv):
 unbiased standard deviation, epsilon added to it outside the root. timm's ``StdConv2d`` (biased,
@@ -11,8 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-
-from . import kernels
 
 
 def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
@@ -32,19 +30,15 @@ def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """
     check_fan_in(weight.shape)
     differentiated = torch.is_grad_enabled() and weight.requires_grad
-    if not differentiated or torch.jit.is_tracing():
-        return _formula(widened(weight), eps).to(weight.dtype)
-    if torch.compiler.is_compiling():
-        # The compiler decides itself what it keeps for backward. From functions of autograd that
-        # work in place or return what they were given it loses the gradient (torch 2.11).
-        centered, _, std = _moments(widened(weight))
-        return (centered / (std + eps)).to(weight.dtype)
-    return _Standardize.apply(weight, eps)
+    if differentiated and not is_recorded():
+        return _Standardize.apply(weight, eps)
+    return _formula(weight, eps)
 
 
-def widened(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` in the precision that it is standardized in."""
-    return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+def is_recorded() -> bool:
+    """Whether torch.compile or torch.jit is recording: they take plain operations, and decide
+    themselves what they keep for backward."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def check_fan_in(shape: torch.Size) -> None:
@@ -58,48 +52,46 @@ def check_fan_in(shape: torch.Size) -> None:
 
 
 def _formula(weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """With the reference's own operations for mean and deviation, so that its float32 rounding is
-    met as well: a mean that rounds otherwise shifts all weights of a filter alike, which adds up
-    over the fan-in, and in the parity models moves detection scores by more than 1e-3."""
-    flat = weight.flatten(1)
-    per_filter = (-1,) + (1,) * (weight.dim() - 1)
-    scale = (flat.std(1).view(per_filter) + eps).reciprocal()
-    return (weight - flat.mean(1).view(per_filter)) * scale
-
-
-def standardize_filters(
-    weight: torch.Tensor, eps: float, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The standardized weight in ``dtype``, and its mean and standard deviation, (C_out, 1, ...),
-    for :func:`weight_gradient`."""
-    if kernels.take_weight(weight):
-        from .kernels.standardize import standardize  # not on top: it imports Triton
-
-        return standardize(weight, eps, dtype)
-    centered, mean, std = _moments(widened(weight))
-    return centered.div_(std + eps).to(dtype), mean, std
-
-
-def standardize_filters_again(
-    weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float, dtype: torch.dtype
-) -> torch.Tensor:
-    """The standardized weight of :func:`standardize_filters` from its moments, bit for bit."""
-    if kernels.take_weight(weight):
-        from .kernels.standardize import standardize
-
-        return standardize(weight, eps, dtype)[0]
-    return (widened(weight) - mean).div_(std + eps).to(dtype)
+    centered, _, std = _moments(weight)
+    return (centered / (std + eps)).to(weight.dtype)
 
 
 def _moments(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weight less its mean, that mean, and the unbiased standard deviation. Fewer and faster
-    passes than ``Tensor.std`` takes, and a gradient that is finite where the deviation is 0."""
+    """The weight minus its mean, that mean, and the unbiased standard deviation, at least in
+    float32. The norm of the centered weight takes fewer and faster passes than ``Tensor.std``, and
+    its gradient is finite where the deviation is 0."""
+    weight = _widened(weight)
     flat = weight.flatten(1)
     per_filter = (-1,) + (1,) * (weight.dim() - 1)
     mean = flat.mean(1).view(per_filter)
     centered = weight - mean
     norm = torch.linalg.vector_norm(centered.flatten(1), dim=1)
     return centered, mean, (norm * (flat.shape[1] - 1) ** -0.5).view(per_filter)
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+# For functions of autograd, whose forward keeps two numbers per filter and no copy of the weight:
+
+
+def standardize_filters(
+    weight: torch.Tensor, eps: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The standardized weight in ``dtype``, its mean and its deviation, both (C_out, 1, ...)."""
+    centered, mean, std = _moments(weight)
+    return centered.div_(std + eps).to(dtype), mean, std
+
+
+def restandardize_filters(
+    weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """The standardized weight again from what :func:`standardize_filters` returned, bit for bit.
+    Where a second derivative is asked for, mean and deviation depend on the weight."""
+    if torch.is_grad_enabled():
+        return _formula(_widened(weight), eps).to(dtype)
+    return (_widened(weight) - mean).div_(std + eps).to(dtype)
 
 
 def weight_gradient(
@@ -111,59 +103,34 @@ def weight_gradient(
     of the standardized weight r c:
 
         dw = r (g - mean(g)) - c r^2 sum(g c) / ((n - 1) s),     second term 0 where s = 0.
+
+    That is the gradient of group normalization with each filter as a group of one channel,
+    gamma i (g - mean(g) - c i^2 mean(g c)), for other constants gamma and i; its kernel computes
+    it in fewer passes over the weight than single operations do.
     """
-    differentiable = torch.is_grad_enabled()  # a second derivative is asked for
-    if kernels.take_weight(weight) and not differentiable:
-        from .kernels import standardize
-
-        return standardize.weight_gradient(grad, weight, mean, std, eps)
-    wide = widened(weight)
-    grad = grad.to(wide.dtype)
-    if differentiable:  # mean and std depend on the weight
-        found = _differentiable_gradient(grad, wide, eps)
-    else:
-        found = _gradient(grad, wide, mean, std, eps)
-    return found.to(weight.dtype)
-
-
-def _gradient(
-    grad: torch.Tensor, weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float
-) -> torch.Tensor:
+    if torch.is_grad_enabled():  # a second derivative is asked for
+        standardized, grad = _formula(weight, eps), grad.to(weight.dtype)
+        return torch.autograd.grad(standardized, weight, grad, create_graph=True)[0]
     if weight.dim() == 4 and weight.stride(1) == 1 and not weight.is_contiguous():
         order = (0, 2, 3, 1)  # as channels_last lies in memory
         grad, weight = grad.permute(order), weight.permute(order)
-        return _gradient(grad, weight, mean, std, eps).permute(0, 3, 1, 2)
-    # The gradient of group normalization is this one for other constants: with each filter as a
-    # group of one channel, it is gamma i (g - mean(g) - c i^2 mean(g c)).
-    n = weight[0].numel()
+        return weight_gradient(grad, weight, mean, std, eps).permute(0, 3, 1, 2)
+    wide = _widened(weight)
+    filters, n = len(weight), weight[0].numel()
     std = std.flatten()
     scale = (std + eps).reciprocal()
     # Where s is that much smaller than eps, the second term is nothing beside the first.
     inverse = (scale * (n / (n - 1)) / std).sqrt().masked_fill(std < 1e-30, 1.0)
-    per_filter = (1, len(weight))
-    grad_weight, _, _ = torch.ops.aten.native_group_norm_backward(
-        grad.contiguous(),
-        weight.contiguous(),
-        mean.view(per_filter),
-        inverse.view(per_filter),
+    found, _, _ = torch.ops.aten.native_group_norm_backward(
+        grad.to(wide.dtype).contiguous(),
+        wide.contiguous(),
+        mean.view(1, filters),
+        inverse.view(1, filters),
         scale / inverse,
-        1,
-        len(weight),
-        n,
-        len(weight),
+        *(1, filters, n, filters),
         [True, False, False],
     )
-    return grad_weight.view(weight.shape)
-
-
-def _differentiable_gradient(grad: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    centered, _, std = _moments(weight)
-    dims = tuple(range(1, weight.dim()))
-    scale = (std + eps).reciprocal()
-    projection = (grad * centered).sum(dims, keepdim=True) * scale
-    slope = projection / (std.masked_fill(std == 0, torch.inf) * (weight[0].numel() - 1))
-    grad_weight = (grad - grad.mean(dims, keepdim=True)) * scale
-    return torch.addcmul(grad_weight, centered, slope * scale, value=-1)
+    return found.view(weight.shape).to(weight.dtype)
 
 
 class _Standardize(torch.autograd.Function):

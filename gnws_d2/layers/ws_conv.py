@@ -14,33 +14,21 @@ import torch
 from torch import nn
 
 from .standardized_convolution import standardized_convolution
-from .weight_standardization import check_fan_in, standardize_weight
+from .weight_standardization import check_fan_in, is_recorded, standardize_weight
 
 _MARK = "weight_standardized"  # in the metadata of a state dict
 
 
 class _Kept(NamedTuple):
-    """A standardized weight, and what tells whether it still is that of the raw weight.
+    """A standardized weight, and what identifies the raw weight that it was computed from.
 
-    ``raw`` shares the storage and the version counter of the weight it was computed from: holding
-    it, no other tensor can come to lie at the same address.
+    ``raw`` shares the storage of that weight: while it is held, no other tensor can come to lie at
+    the same address.
     """
 
+    key: tuple[object, ...]
     raw: torch.Tensor
-    version: int
-    eps: float
     standardized: torch.Tensor
-
-    def is_of(self, weight: torch.Tensor, eps: float) -> bool:
-        raw = self.raw
-        return (
-            self.version == weight._version
-            and raw.data_ptr() == weight.data_ptr()
-            and raw.shape == weight.shape
-            and raw.stride() == weight.stride()
-            and raw.dtype == weight.dtype
-            and self.eps == eps
-        )
 
 
 class StandardizedConv(nn.Module):
@@ -66,16 +54,17 @@ class StandardizedConv(nn.Module):
     def standardized_weight(self) -> torch.Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
         weight = self.weight
-        if self._is_trained(weight) or _is_recorded() or weight.is_inference():
+        if self._is_trained(weight) or is_recorded():
             return self._standardize(weight)
-        kept = self._kept
-        if kept is None or not kept.is_of(weight, self.eps):
+        if weight.is_inference() or not isinstance(weight, nn.Parameter):  # without a version
+            return self._standardize(weight)
+        # The address changes where ``weight.data`` is replaced, the version by edits in place.
+        key = (weight.data_ptr(), weight._version, weight.shape, weight.stride(), self.eps)
+        if self._kept is None or self._kept.key != key:
             # An inference tensor could not be used for training the layers before this one.
             with torch.inference_mode(False), torch.no_grad():
-                standardized = self._standardize(weight)
-                kept = _Kept(weight.detach(), weight._version, self.eps, standardized)
-            self._kept = kept
-        return kept.standardized
+                self._kept = _Kept(key, weight.detach(), self._standardize(weight))
+        return self._kept.standardized
 
     def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
         return standardize_weight(weight, self.eps)
@@ -121,15 +110,11 @@ class StandardizedConv(nn.Module):
         # torch's convolutions call this with their own weight.
         padding = self.padding
         plain = x.dim() == weight.dim() and self.padding_mode == "zeros"
-        trained = self._is_trained(weight) and not _is_recorded()
+        trained = self._is_trained(weight) and not is_recorded()
         if trained and plain and not isinstance(padding, str):
             geometry = (self.stride, padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self.eps)
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
-
-
-def _is_recorded() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class WSConv1d(StandardizedConv, nn.Conv1d):

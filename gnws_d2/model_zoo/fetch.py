@@ -13,6 +13,7 @@ from ..cache import cache_dir, cache_path
 from ..checkpoint import CheckpointError, Origin, mmdet_to_detectron2
 from ..checkpoint.convert import detectron2_checkpoint, state_dict_of
 from ..checkpoint.files import read_checkpoint, write_checkpoint
+from ..checkpoint.structure import standardized_parts
 from ..config import load_config
 from .download import DownloadError, download, sha256_of
 from .published import Published
@@ -95,7 +96,7 @@ def _convert(entry: Published, original: Path, folder: Path) -> Path:
         tensors = mmdet_to_detectron2(state_dict, config)
     except CheckpointError as error:
         raise CheckpointError(f"{original}: {error}") from error
-    origin = Origin.of(config, list(config.MODEL.WS.PARTS), entry.file_name)
+    origin = Origin.of(config, standardized_parts(config), entry.file_name)
     if entry.is_backbone:
         origin = origin.of_backbone()
         tensors = {name: t for name, t in tensors.items() if not name.startswith("linear.")}

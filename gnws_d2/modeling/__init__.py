@@ -1,8 +1,26 @@
-"""Standardization of Detectron2's models, registered with Detectron2."""
+"""Standardization of Detectron2's models. Importing this registers its components."""
 
-from . import meta_arch  # noqa: F401  registers WeightStandardizedModel
+from . import backbone, meta_arch  # noqa: F401  register their functions with Detectron2
 from .compile import compile_parts
 from .fuse import fuse_norm_relu
+from .heads import (
+    WSDeepLabV3Head,
+    WSDeepLabV3PlusHead,
+    WSFastRCNNConvFCHead,
+    WSMaskRCNNConvUpsampleHead,
+    WSSemSegFPNHead,
+)
 from .standardize import StandardizationReport, part_of, standardize
 
-__all__ = ["StandardizationReport", "compile_parts", "fuse_norm_relu", "part_of", "standardize"]
+__all__ = [
+    "StandardizationReport",
+    "WSDeepLabV3Head",
+    "WSDeepLabV3PlusHead",
+    "WSFastRCNNConvFCHead",
+    "WSMaskRCNNConvUpsampleHead",
+    "WSSemSegFPNHead",
+    "compile_parts",
+    "fuse_norm_relu",
+    "part_of",
+    "standardize",
+]

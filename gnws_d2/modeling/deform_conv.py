@@ -1,7 +1,8 @@
-"""Detectron2's deformable convolutions with a standardized weight.
+"""Deformable convolutions on torchvision's operator, with and without a standardized weight.
 
-They compute with torchvision's operator, which takes the same offsets, also has gradients on the
-CPU, and needs none of Detectron2's CUDA operators.
+Detectron2's own compute with its compiled part, ``detectron2._C``, and are placeholders that raise
+where that is missing. There, importing this module puts :class:`DeformConv` in their place, so that
+``MODEL.RESNETS.DEFORM_ON_PER_STAGE`` works with every builder.
 """
 
 from __future__ import annotations
@@ -9,36 +10,68 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from detectron2.layers import DeformConv, ModulatedDeformConv
+from detectron2 import layers
+from detectron2.layers import Conv2d
+from detectron2.modeling.backbone import resnet
+from torch import nn
 from torchvision.ops import deform_conv2d
 
 from ..layers import StandardizedConv
 
 
+class DeformConv(Conv2d):
+    """``detectron2.layers.DeformConv`` and ``ModulatedDeformConv`` on torchvision's operator.
+
+    Parameters have the same names and shapes. Any module of those classes can become one of this
+    class in place.
+
+    Args:
+        args, kwargs: of ``detectron2.layers.Conv2d``.
+        deformable_groups: groups of input channels with offsets of their own.
+    """
+
+    # torch's attributes of a convolution that Detectron2's deformable ones lack
+    padding_mode = "zeros"
+    transposed = False
+    output_padding = (0, 0)
+
+    def __init__(self, *args: Any, deformable_groups: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.deformable_groups = deformable_groups
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+
+    def forward(
+        self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Convolve at displaced positions.
+
+        Args:
+            x: N x C x H x W.
+            offset: N x (2 * deformable_groups * kernel height * width) x H' x W', in pixels, (y, x)
+                for each position of the kernel.
+            mask: N x (deformable_groups * kernel height * width) x H' x W', the factor of each
+                position (Deformable ConvNets v2); None is 1.
+        """
+        weight = self._weight()
+        x = deform_conv2d(
+            x, offset, weight, self.bias, self.stride, self.padding, self.dilation, mask
+        )
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.activation(x) if self.activation is not None else x
+
+    def _weight(self) -> torch.Tensor:
+        return self.weight
+
+
 class WSDeformConv(StandardizedConv, DeformConv):
-    """``detectron2.layers.DeformConv`` with a standardized weight."""
+    """:class:`DeformConv` with a standardized weight."""
 
-    def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        return _forward(self, x, offset, None, None)
-
-
-class WSModulatedDeformConv(StandardizedConv, ModulatedDeformConv):
-    """``detectron2.layers.ModulatedDeformConv`` with a standardized weight."""
-
-    def forward(self, x: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        bias: Any = self.bias
-        return _forward(self, x, offset, mask, bias)
+    def _weight(self) -> torch.Tensor:
+        return self.standardized_weight()
 
 
-def _forward(
-    conv: Any,
-    x: torch.Tensor,
-    offset: torch.Tensor,
-    mask: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
-    weight = conv.standardized_weight()
-    x = deform_conv2d(x, offset, weight, bias, conv.stride, conv.padding, conv.dilation, mask)
-    if conv.norm is not None:
-        x = conv.norm(x)
-    return conv.activation(x) if conv.activation is not None else x
+DEFORM_CONVS = (DeformConv, layers.DeformConv, layers.ModulatedDeformConv)
+
+if not issubclass(layers.DeformConv, nn.Module):
+    resnet.DeformConv = resnet.ModulatedDeformConv = DeformConv

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.layers import Conv2d
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import nn
 
 from ..layers import GroupNormReLU, StandardizedConv
 from ..layers.rebuild import rebuilding
 from ..layers.reversible import change
+from .deform_conv import DEFORM_CONVS
 from .rebuild_convolutions import rebuild_pointwise
 
-_CONVS = (Conv2d, DeformConv, ModulatedDeformConv, StandardizedConv)
+_CONVS = (Conv2d, *DEFORM_CONVS, StandardizedConv)
 _RELUS = (F.relu, F.relu_, torch.relu)
 
 

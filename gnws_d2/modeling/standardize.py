@@ -6,25 +6,21 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.layers import Conv2d
 from tabulate import tabulate
 from torch import nn
 
 from ..config import ConfigError
 from ..layers import BatchChannelNorm2d, StandardizedConv, WSConv2d
 from ..layers.convert import CONVOLUTIONS, STANDARDIZED, followed_by_norm, make_standardized
-from .deform_conv import WSDeformConv, WSModulatedDeformConv
+from .deform_conv import DEFORM_CONVS, WSDeformConv
 
-_CLASSES = {
-    **STANDARDIZED,
-    Conv2d: WSConv2d,
-    DeformConv: WSDeformConv,
-    ModulatedDeformConv: WSModulatedDeformConv,
-}
+_CLASSES = {**STANDARDIZED, Conv2d: WSConv2d, **dict.fromkeys(DEFORM_CONVS, WSDeformConv)}
 
 
-def standardize(model: nn.Module, parts: Sequence[str]) -> nn.Module:
-    """Give every normalized convolution of ``parts`` a standardized weight, in place.
+def standardize(model: nn.Module, parts: Sequence[str] | None = None) -> nn.Module:
+    """Give every normalized convolution of ``model``, or of ``parts`` of it, a standardized weight,
+    in place.
 
     A convolution is normalized when Detectron2 built it with a norm (``Conv2d(norm=...)``), or when
     a norm is the next module beside it, as in the heads of RetinaNet; those are the ones that the
@@ -32,8 +28,8 @@ def standardize(model: nn.Module, parts: Sequence[str]) -> nn.Module:
     stay as they are.
 
     Args:
-        model: any Detectron2 model, or a backbone alone.
-        parts: names of parts, see :func:`part_of`.
+        model: any Detectron2 model, or a backbone or head alone.
+        parts: names of parts, see :func:`part_of`; None stands for the whole model.
 
     Returns:
         ``model``, so that a LazyConfig can say ``LazyCall(standardize)(model=..., parts=[...])``.
@@ -42,31 +38,36 @@ def standardize(model: nn.Module, parts: Sequence[str]) -> nn.Module:
         ConfigError: the model has no such part, or the part has no normalized convolution, or one
             that cannot be standardized.
     """
-    convs = list(_convolutions(model))
     normed = followed_by_norm(model)
+    convs = [(name, conv, part_of(name)) for name, conv in _convolutions(model)]
+    if parts is None:
+        found = [(name, conv) for name, conv, _ in convs if conv in normed]
+        _make_standardized(found, type(model).__name__)
+        return model
     for part in parts:
-        chosen = [(name, conv) for name, conv in convs if part_of(name) == part]
-        normalized = [(name, conv) for name, conv in chosen if conv in normed]
+        chosen = [(name, conv) for name, conv, of in convs if of == part]
         if not chosen:
-            found = ", ".join(dict.fromkeys(part_of(name) for name, _ in convs))
+            known = ", ".join(dict.fromkeys(of for _, _, of in convs))
             raise ConfigError(
-                f"MODEL.WS.PARTS names {part!r}, a part that this model does not have. "
-                f"Its parts: {found}."
+                f"{part!r} is not a part of this {type(model).__name__}. Choose from: {known} "
+                "(MODEL.WS.PARTS, or the argument parts)."
             )
-        if not normalized:
-            raise ConfigError(
-                f"MODEL.WS.PARTS names {part!r}, but no convolution of this part has a norm, and "
-                'Weight Standardization needs one. Set the NORM key of the part to "GN", or '
-                f"remove {part!r}."
-            )
-        for name, conv in normalized:
-            reason = "" if isinstance(conv, StandardizedConv) else make_standardized(conv, _CLASSES)
-            if reason:
-                raise ConfigError(
-                    f"MODEL.WS.PARTS names {part!r}, but {name} of this part cannot be "
-                    f"standardized: {reason}. Remove {part!r}."
-                )
+        _make_standardized([(n, conv) for n, conv in chosen if conv in normed], f"part {part!r}")
     return model
+
+
+def _make_standardized(convs: Sequence[tuple[str, nn.Module]], owner: str) -> None:
+    if not convs:
+        raise ConfigError(
+            f"{owner} has no convolution with a norm, and Weight Standardization needs one. Set "
+            f'its NORM key to "GN", or do not standardize it.'
+        )
+    for name, conv in convs:
+        reason = "" if isinstance(conv, StandardizedConv) else make_standardized(conv, _CLASSES)
+        if reason:
+            raise ConfigError(
+                f"{name} of {owner} cannot be standardized: {reason}. Do not standardize {owner}."
+            )
 
 
 def part_of(name: str) -> str:
@@ -94,7 +95,7 @@ def part_of(name: str) -> str:
 
 def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
-        if isinstance(module, (*CONVOLUTIONS, DeformConv, ModulatedDeformConv)):
+        if isinstance(module, (*CONVOLUTIONS, *DEFORM_CONVS)):
             yield name, module
 
 
@@ -111,6 +112,11 @@ class StandardizationReport:
         for name, conv in _convolutions(model):
             parts.setdefault(part_of(name), []).append(conv)
         return cls(tuple(_report_part(part, convs, normed) for part, convs in parts.items()))
+
+    @property
+    def standardized(self) -> list[str]:
+        """The parts that have standardized convolutions."""
+        return [row.part for row in self.rows if row.standardized]
 
     def __str__(self) -> str:
         header = ["part", "convolutions", "standardized", "normalized", "norm"]

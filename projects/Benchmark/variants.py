@@ -51,7 +51,11 @@ OPTIONS: dict[str, list[str]] = {
 }
 
 # Detectron2's own model, in which nothing of this package has a part.
-_STOCK = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.WS.PARTS", "[]"]
+_STOCK = [
+    *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+    *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+    *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+]
 _NORMS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
 _FROZEN = [word for part in _NORMS for word in (f"MODEL.{part}.NORM", "FrozenBN")]
 
@@ -76,7 +80,7 @@ class Variant:
 
     @property
     def is_stock(self) -> bool:
-        return "GeneralizedRCNN" in self.opts
+        return "build_resnet_fpn_backbone" in self.opts
 
 
 def variants(mode: str) -> list[Variant]:
@@ -122,7 +126,7 @@ def build(
     cfg = load_config(model, variant.opts, device)
     built = build_model(cfg)
     if variant.formula is not None:
-        _give_formula(built, load_config(model, [], device), variant.formula)
+        _give_formula(built, variant.formula)
     _load(built, state)
     built.train(training)
     return fold(built) if variant.folded else built
@@ -135,7 +139,7 @@ def build_reference(
     opts = variant.opts if variant.is_stock else _STOCK
     built = build_model(load_config(model, opts, device))
     if variant.reference is not None:
-        _give_formula(built, load_config(model, [], device), variant.reference)
+        _give_formula(built, variant.reference)
     _load(built, state)
     built.double().train(training)
     # Anchors are given, not computed: rounded otherwise, other ones could be sampled.
@@ -158,8 +162,8 @@ def initial_state(model: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def _give_formula(model: nn.Module, cfg: CfgNode, formula: Callable) -> None:
-    gnws_d2.standardize(model, cfg.MODEL.WS.PARTS)  # which convolutions
+def _give_formula(model: nn.Module, formula: Callable) -> None:
+    gnws_d2.standardize(model)  # which convolutions
     use_formula(model, formula)
 
 

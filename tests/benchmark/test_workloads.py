@@ -24,7 +24,8 @@ def make(name: str, mode: str, state: dict) -> torch.nn.Module:
 def test_the_eight_architectures_are_packaged_configs():
     assert len(variants.ARCHITECTURES) == 8
     for model in variants.ARCHITECTURES:
-        assert variants.load_config(model, [], "cpu").MODEL.WS.PARTS
+        cfg = variants.load_config(model, [], "cpu")
+        assert cfg.MODEL.BACKBONE.NAME == "build_ws_resnet_fpn_backbone"
 
 
 @pytest.mark.parametrize("mode", ["train", "infer"])

@@ -20,7 +20,7 @@ def batches(cfg, start: int, stop: int) -> list[list[tuple]]:
     return [fingerprint(batch) for batch in itertools.islice(loader, stop - start)]
 
 
-# With an augmentation that draws a number for each picture.
+# With an augmentation that draws a number for each image.
 OPTS = ["INPUT.MIN_SIZE_TRAIN", "(48, 64)", "INPUT.RANDOM_FLIP", "horizontal"]
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn.yaml"
 
@@ -28,9 +28,18 @@ CONFIG = "Digits/mask_rcnn_R_18_FPN_gn.yaml"
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_starts_at_any_iteration(tiny_config, workers):
     cfg = tiny_config(CONFIG, *OPTS, "DATALOADER.NUM_WORKERS", str(workers))
-    unbroken = batches(cfg, 0, 12)  # 24 pictures: into the second epoch of 16
+    unbroken = batches(cfg, 0, 12)  # 24 images: into the second epoch of 16
     assert batches(cfg, 7, 12) == unbroken[7:]
     assert len({name for batch in unbroken[:8] for name, *_ in batch}) == 16
+
+
+@pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"])
+@pytest.mark.parametrize("seed", ["7", "-1"])
+def test_every_sampler_is_resumed(tiny_config, sampler, seed):
+    """Detectron2 draws some samplers' seeds, and what a random subset is, for each run."""
+    cfg = tiny_config(CONFIG, *OPTS, "DATALOADER.SAMPLER_TRAIN", sampler, "SEED", seed)
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 0.5
+    assert batches(cfg, 3, 6) == batches(cfg, 0, 6)[3:]
 
 
 def test_the_number_of_workers_changes_nothing(tiny_config):
@@ -70,11 +79,11 @@ def test_loading_leaves_the_random_numbers_of_training_alone(tiny_config):
 def test_batches_hold_one_group_each_and_lose_no_index():
     groups = [i % 3 == 0 for i in range(30)]
     order = _BatchOrder(range(30), groups, batch_size=2, start=0)
-    _, positions, indices = zip(*order, strict=True)
+    _, positions, indices = zip(*itertools.chain.from_iterable(order), strict=True)
     assert positions == tuple(range(30)) and sorted(indices) == list(range(30))
     assert all(groups[a] == groups[b] for a, b in zip(indices[::2], indices[1::2], strict=True))
     later = _BatchOrder(range(30), groups, batch_size=2, start=4)
-    assert list(later) == list(order)[8:]
+    assert list(later) == list(order)[4:]
 
 
 def test_a_drawn_seed_is_saved_and_resumed():

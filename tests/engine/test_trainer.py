@@ -28,7 +28,6 @@ CONFIGS = {
     "faster": [
         "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml",
         *("MODEL.MASK_ON", "False"),
-        *("MODEL.WS.PARTS", "['stem', 'backbone', 'fpn', 'box_head']"),
     ],
 }
 

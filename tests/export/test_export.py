@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from gnws_d2.export import FORMATS, Detector, ExportError, export
 from gnws_d2.export.branch_free import BranchFreeDetector
 
-MASK, FASTER = [], ["MODEL.MASK_ON", "False", "MODEL.WS.PARTS", "['backbone', 'box_head']"]
+MASK, FASTER = [], ["MODEL.MASK_ON", "False"]
 ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "30"]
 NOTHING = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"]
 

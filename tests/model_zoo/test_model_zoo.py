@@ -74,8 +74,11 @@ def test_model(model):
 @pytest.mark.parametrize("model", MODELS, ids="-".join)
 def test_the_gn_twin_differs_in_nothing_but_the_standardization(model):
     ws, gn = (model_zoo.get_config(name_of(*model, norm)) for norm in ("gn_ws", "gn"))
-    assert gn.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and gn.MODEL.WS.PARTS == []
-    gn.MODEL.META_ARCHITECTURE, gn.MODEL.WS = ws.MODEL.META_ARCHITECTURE, ws.MODEL.WS
+    names = {"BACKBONE": "build_ws_resnet_fpn_backbone", "ROI_BOX_HEAD": "WSFastRCNNConvFCHead"}
+    names["ROI_MASK_HEAD"] = "WSMaskRCNNConvUpsampleHead"
+    for section, name in names.items():
+        assert ws.MODEL[section].NAME == name
+        gn.MODEL[section].NAME = name
     gn.MODEL.WEIGHTS = ws.MODEL.WEIGHTS  # each starts from a backbone of its own kind
     assert gn == ws
 

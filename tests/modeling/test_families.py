@@ -10,16 +10,13 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import build_model
 
 from gnws_d2 import StandardizationReport, load_config
 from gnws_d2.config_files import get_config_file
 from gnws_d2.data import digits
 from gnws_d2.engine import Trainer
-from gnws_d2.layers import fold, standardize_weight
-from gnws_d2.layers.convert import make_standardized
-from gnws_d2.modeling.standardize import _CLASSES
+from gnws_d2.layers import fold
 
 # Of each config: standardized convolutions by part, and what its evaluation gives.
 FAMILIES = {
@@ -102,23 +99,6 @@ def test_it_builds_trains_and_is_evaluated(name, few_digits, tmp_path):
             assert torch.equal(value, folded[key])
         elif key == "instances":
             assert torch.equal(value.scores, folded[key].scores)
-
-
-@pytest.mark.parametrize("cls", [DeformConv, ModulatedDeformConv])
-def test_a_deformable_convolution_uses_the_standardized_weight(cls):
-    """Where nothing is displaced it is an ordinary convolution."""
-    torch.manual_seed(0)
-    conv = cls(4, 6, kernel_size=3, padding=1).double()
-    assert make_standardized(conv, _CLASSES) == ""
-    x, offset = torch.randn(2, 4, 7, 7).double(), torch.zeros(2, 18, 7, 7).double()
-    mask = [torch.ones(2, 9, 7, 7).double()] if cls is ModulatedDeformConv else []
-    found = conv(x, offset, *mask)
-    expected = torch.nn.functional.conv2d(x, standardize_weight(conv.weight), padding=1)
-    torch.testing.assert_close(found, expected)
-    found.square().sum().backward()
-    assert torch.isfinite(conv.weight.grad).all()
-    empty = conv(x[:0], offset[:0], *(m[:0] for m in mask))
-    assert empty.shape == (0, 6, 7, 7)
 
 
 def test_digits_knows_what_each_family_needs():

@@ -12,6 +12,8 @@ from gnws_d2.layers import WSConv2d, standardize_weight
 from gnws_d2.modeling.standardize import part_of
 
 ALL = ["stem", "backbone", "fpn", "box_head", "mask_head"]
+GN = "Digits/mask_rcnn_R_18_FPN_gn.yaml"
+WRAPPED = ["MODEL.META_ARCHITECTURE", "WeightStandardizedModel", "MODEL.WS.PARTS"]
 
 
 def standardized_parts(model: nn.Module) -> set[str]:
@@ -20,8 +22,7 @@ def standardized_parts(model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("parts", [[part] for part in ALL] + [ALL, ["stem", "fpn"], []], ids=str)
 def test_parts_are_chosen_one_by_one(tiny_config, parts):
-    cfg = tiny_config(*["Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "MODEL.WS.PARTS", str(parts)])
-    model = build_model(cfg)
+    model = build_model(tiny_config(GN, *WRAPPED, str(parts)))
     assert standardized_parts(model) == set(parts)
     for row in StandardizationReport.of(model).rows:
         assert row.standardized == (row.normalized if row.part in parts else 0), row
@@ -59,39 +60,49 @@ def test_a_standardized_model_is_the_plain_one_with_standardized_weights(tiny_co
             torch.testing.assert_close(feature, twin.backbone(x)[name], rtol=1e-11, atol=1e-11)
 
 
+def test_the_wrapper_builds_the_model_of_the_registered_components(tiny_config):
+    torch.manual_seed(3)
+    wrapped = build_model(tiny_config(GN, *WRAPPED, str(ALL)))
+    torch.manual_seed(3)
+    model = build_model(tiny_config())
+    ours, theirs = model.state_dict(), wrapped.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    kinds = [{n: type(m) for n, m in x.named_modules() if isinstance(m, nn.Conv2d)}
+             for x in (model, wrapped)]  # fmt: skip
+    assert kinds[0] == kinds[1]
+
+
 def test_the_report_is_logged_at_build_time(tiny_config, caplog):
     caplog.set_level("INFO")
-    model = build_model(tiny_config())
+    model = build_model(tiny_config(GN, *WRAPPED, str(ALL)))
     assert str(StandardizationReport.of(model)) in caplog.text
     assert "| mask_head |" in caplog.text
 
 
 BAD = {
     "a part of another model": (
-        ["MODEL.WS.PARTS", "['stem', 'mask_head']", "MODEL.MASK_ON", "False"],
+        ["['stem', 'mask_head']", "MODEL.MASK_ON", "False"],
         ["MODEL.WS.PARTS", "'mask_head'", "stem", "box_head"],
     ),
-    "a misspelt part": (["MODEL.WS.PARTS", "['FPN']"], ["MODEL.WS.PARTS", "'FPN'", "fpn"]),
-    "a part without a norm": (
-        ["MODEL.FPN.NORM", ""],
-        ["MODEL.WS.PARTS", "'fpn'", "NORM"],
-    ),
-    "a part that never has a norm": (["MODEL.WS.PARTS", "['rpn']"], ["'rpn'", "norm"]),
+    "a misspelt part": (["['FPN']"], ["MODEL.WS.PARTS", "'FPN'", "fpn"]),
+    "a part without a norm": (["['fpn']", "MODEL.FPN.NORM", ""], ["'fpn'", "NORM"]),
+    "a part that never has a norm": (["['rpn']"], ["'rpn'", "norm"]),
     "a meta-architecture that does not exist": (
-        ["MODEL.WS.META_ARCHITECTURE", "FasterRCNN"],
+        ["['fpn']", "MODEL.WS.META_ARCHITECTURE", "FasterRCNN"],
         ["MODEL.WS.META_ARCHITECTURE", "'FasterRCNN'", "GeneralizedRCNN"],
     ),
     "itself": (
-        ["MODEL.WS.META_ARCHITECTURE", "WeightStandardizedModel"],
+        ["['fpn']", "MODEL.WS.META_ARCHITECTURE", "WeightStandardizedModel"],
         ["MODEL.WS.META_ARCHITECTURE", "GeneralizedRCNN"],
     ),
 }
 
 
 @pytest.mark.parametrize(("opts", "said"), BAD.values(), ids=BAD)
-def test_what_cannot_be_standardized_is_refused_with_a_cure(tiny_config, opts, said):
+def test_what_cannot_be_standardized_is_refused_with_a_fix(tiny_config, opts, said):
     with pytest.raises(ConfigError) as error:
-        build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts))
+        build_model(tiny_config(GN, *WRAPPED, *opts))
     assert all(words in str(error.value) for words in said), error.value
 
 

@@ -1,0 +1,89 @@
+"""Detectron2's heads with standardized convolutions, by name.
+
+Each class is the one of Detectron2 without ``WS`` in its name: the same arguments, config keys and
+parameter names. Every convolution that a norm follows is standardized. A norm may also be one of
+:data:`gnws_d2.norms.BCN_NORMS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import (
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
+from detectron2.projects.deeplab import DeepLabV3Head, DeepLabV3PlusHead
+
+from ..norms import Norm, norm_layer, with_norm_layers
+from .standardize import standardize
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class WSFastRCNNConvFCHead(FastRCNNConvFCHead):
+    """The box head: convolutions, then fully connected layers, of which the former are
+    standardized."""
+
+    plain_class = FastRCNNConvFCHead
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, conv_norm: Norm = "GN", **kwargs: Any) -> None:
+        super().__init__(input_shape, conv_norm=norm_layer(conv_norm), **kwargs)
+        standardize(self)
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class WSMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
+    """The mask head: standardized convolutions, then an upsampling and a predicting one, which have
+    no norm and stay as they are."""
+
+    plain_class = MaskRCNNConvUpsampleHead
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, conv_norm: Norm = "GN", **kwargs: Any) -> None:
+        super().__init__(input_shape, conv_norm=norm_layer(conv_norm), **kwargs)
+        standardize(self)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class WSSemSegFPNHead(SemSegFPNHead):
+    """The semantic head on FPN."""
+
+    plain_class = SemSegFPNHead
+
+    @configurable
+    def __init__(
+        self, input_shape: dict[str, ShapeSpec], *, norm: Norm = "GN", **kwargs: Any
+    ) -> None:
+        super().__init__(input_shape, norm=norm_layer(norm), **kwargs)
+        standardize(self)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class WSDeepLabV3PlusHead(DeepLabV3PlusHead):
+    """The semantic head of DeepLabV3+."""
+
+    plain_class = DeepLabV3PlusHead
+
+    @configurable
+    def __init__(
+        self, input_shape: dict[str, ShapeSpec], *, norm: Norm = "GN", **kwargs: Any
+    ) -> None:
+        super().__init__(input_shape, norm=norm_layer(norm), **kwargs)
+        standardize(self)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class WSDeepLabV3Head(DeepLabV3Head):
+    """The semantic head of DeepLabV3, which Detectron2 builds from a config alone."""
+
+    plain_class = DeepLabV3Head
+
+    def __init__(self, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> None:
+        super().__init__(with_norm_layers(cfg), input_shape)
+        standardize(self)

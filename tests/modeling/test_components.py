@@ -1,0 +1,164 @@
+"""The registered backbones and heads: Detectron2's own, with standardized convolutions."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
+from detectron2.projects.deeplab import DeepLabV3Head, DeepLabV3PlusHead, add_deeplab_config
+from torch import nn
+
+import gnws_d2
+from gnws_d2 import StandardizationReport, modeling
+from gnws_d2.config import ConfigError
+from gnws_d2.layers import BatchChannelNorm2d, WSConv2d, fold, standardize_weight
+
+ROI = ShapeSpec(channels=32, height=7, width=7)
+FPN = {"p2": ShapeSpec(channels=32, stride=4), "p3": ShapeSpec(channels=32, stride=8)}
+STAGES = {"res2": ShapeSpec(channels=32, stride=4), "res5": ShapeSpec(channels=64, stride=16)}
+# Of each head: its class, Detectron2's, its input, its arguments, the argument that is its norm,
+# and how many of its convolutions a norm follows.
+HEADS = {
+    "box": (
+        *(modeling.WSFastRCNNConvFCHead, FastRCNNConvFCHead, ROI),
+        *(dict(conv_dims=[32, 64], fc_dims=[16]), "conv_norm", 2),
+    ),
+    "mask": (
+        *(modeling.WSMaskRCNNConvUpsampleHead, MaskRCNNConvUpsampleHead, ROI),
+        *(dict(conv_dims=[32, 32, 32], num_classes=3), "conv_norm", 2),
+    ),
+    "semantic": (
+        *(modeling.WSSemSegFPNHead, SemSegFPNHead, FPN),
+        *(dict(num_classes=3, conv_dims=32, common_stride=4), "norm", 2),
+    ),
+    "deeplab": (
+        *(modeling.WSDeepLabV3PlusHead, DeepLabV3PlusHead, STAGES),
+        {
+            **dict(project_channels=[32], aspp_dilations=[1, 2, 3], aspp_dropout=0.0),
+            **dict(decoder_channels=[32, 32], common_stride=4, train_size=None, num_classes=3),
+        },
+        *("norm", 8),
+    ),
+}
+
+
+def weights_standardized(plain: nn.Module, head: nn.Module) -> nn.Module:
+    """``plain`` with the weights of ``head``, standardized beforehand."""
+    plain.load_state_dict(head.state_dict())
+    for name, module in head.named_modules():
+        if isinstance(module, WSConv2d):
+            plain.get_submodule(name).weight.data = standardize_weight(module.weight.data)
+    return plain
+
+
+def features(shape: ShapeSpec | dict[str, ShapeSpec]) -> torch.Tensor | dict[str, torch.Tensor]:
+    if isinstance(shape, dict):
+        side = {name: 64 // s.stride for name, s in shape.items()}
+        return {n: torch.randn(2, s.channels, side[n], side[n]) for n, s in shape.items()}
+    return torch.randn(2, shape.channels, shape.height, shape.width)
+
+
+@pytest.mark.parametrize("norm", ["GN", "EstBCN", "BCN"])
+@pytest.mark.parametrize(("ws", "plain", "shape", "arguments", "key", "count"), HEADS.values(),
+                         ids=HEADS)  # fmt: skip
+def test_a_head_is_detectron2_s_with_standardized_weights(
+    ws, plain, shape, arguments, key, count, norm
+):
+    torch.manual_seed(0)
+    head = ws(shape, **arguments, **{key: norm}).eval()
+    standardized = [m for m in head.modules() if isinstance(m, WSConv2d)]
+    assert len(standardized) == count
+    bcn = [m for m in head.modules() if isinstance(m, BatchChannelNorm2d)]
+    assert len(bcn) == (0 if norm == "GN" else count)
+    twin = weights_standardized(
+        plain(shape, **arguments, **{key: gnws_d2.norms.norm_layer(norm)}).eval(), head
+    )
+    x = features(shape)
+    layers = {"box": "forward", "mask": "layers", "semantic": "layers", "deeplab": "layers"}
+    run = layers[next(name for name, row in HEADS.items() if row[0] is ws)]
+    with torch.no_grad():
+        torch.testing.assert_close(getattr(head, run)(x), getattr(twin, run)(x), rtol=0, atol=0)
+    assert type(fold(head)) is plain and type(head) is ws
+
+
+def test_a_head_without_a_norm_is_refused():
+    with pytest.raises(ConfigError, match="WSFastRCNNConvFCHead has no convolution with a norm"):
+        modeling.WSFastRCNNConvFCHead(ROI, conv_dims=[32], fc_dims=[16], conv_norm="")
+
+
+def test_the_head_of_deeplab_v3_reads_a_config():
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    head_cfg = cfg.MODEL.SEM_SEG_HEAD
+    head_cfg.IN_FEATURES, head_cfg.ASPP_CHANNELS, head_cfg.CONVS_DIM = ["res5"], 32, 32
+    head_cfg.NORM, head_cfg.NAME, head_cfg.NUM_CLASSES = "EstBCN", "WSDeepLabV3Head", 3
+    head = modeling.WSDeepLabV3Head(cfg, {"res5": STAGES["res5"]})
+    standardized = sum(isinstance(m, WSConv2d) for m in head.modules())
+    assert standardized == sum(isinstance(m, BatchChannelNorm2d) for m in head.modules()) == 5
+    assert type(fold(head)) is DeepLabV3Head
+
+
+def small_resnet(name: str) -> gnws_d2.config.CfgNode:
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32, 64
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "GN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = ["res3", "res4", "res5"], 32
+    return cfg
+
+
+# The convolutions with a norm: 52 of this R-50, whose first block needs no shortcut, two more in
+# DeepLab's stem, and a lateral and an output one for each of FPN's three levels.
+BACKBONES = {
+    "build_ws_resnet_backbone": 52,
+    "build_ws_resnet_fpn_backbone": 52 + 6,
+    "build_ws_retinanet_resnet_fpn_backbone": 52 + 6,
+    "build_ws_resnet_deeplab_backbone": 52 + 2,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), BACKBONES.items())
+def test_a_backbone_is_detectron2_s_with_standardized_weights(name, count):
+    torch.manual_seed(0)
+    cfg = small_resnet(name)
+    backbone = build_backbone(cfg, ShapeSpec(channels=3)).eval()
+    assert sum(isinstance(m, WSConv2d) for m in backbone.modules()) == count
+    assert all(r.standardized == r.normalized for r in StandardizationReport.of(backbone).rows)
+    cfg.MODEL.BACKBONE.NAME = name.replace("_ws", "")
+    twin = weights_standardized(build_backbone(cfg, ShapeSpec(channels=3)).eval(), backbone)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x), twin(x), rtol=0, atol=0)
+
+
+def test_one_line_of_a_config_standardizes_the_backbone_of_another_meta_architecture():
+    cfg = small_resnet("build_ws_retinanet_resnet_fpn_backbone")
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "RetinaNet", "cpu"
+    rows = StandardizationReport.of(build_model(cfg)).rows
+    found = {r.part: r.standardized for r in rows}
+    assert found == {"stem": 1, "backbone": 51, "fpn": 6, "head": 0}
+
+
+def test_a_resnext_is_standardized_within_its_groups():
+    cfg = small_resnet("build_ws_resnet_backbone")
+    cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 32, 4
+    conv = build_backbone(cfg, ShapeSpec(channels=3)).res3[0].conv2
+    assert conv.groups == 32 and conv.weight.shape[1] == 8
+    weight = conv.standardized_weight().double().flatten(1)
+    torch.testing.assert_close(weight.mean(1), torch.zeros(len(weight)).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weight.std(1), torch.ones(len(weight)).double(), atol=1e-3, rtol=0)
+
+
+def test_a_backbone_without_a_norm_is_refused_and_what_stays_plain_is_warned_of(caplog):
+    cfg = small_resnet("build_ws_resnet_fpn_backbone")
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = ""
+    with pytest.raises(ConfigError, match=r"MODEL\.RESNETS\.NORM is ''.*\"GN\""):
+        build_backbone(cfg, ShapeSpec(channels=3))
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    build_backbone(cfg, ShapeSpec(channels=3))
+    assert "MODEL.RESNETS.NORM is 'FrozenBN'" in caplog.text
+    assert "MODEL.FPN.NORM is ''" in caplog.text
