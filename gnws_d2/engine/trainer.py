@@ -22,7 +22,6 @@ from ..data.errors import NamingMapper, dataset_errors
 from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
-from .activation_checkpointing import checkpoint_activations
 from .data_parallel import used_by_default_trainer
 from .evaluators import build_evaluator
 from .moving_speed import MovingSpeed
@@ -84,13 +83,6 @@ class Trainer(DefaultTrainer):
         estimated = [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]
         moving_speed = [MovingSpeed(self.cfg, estimated)] if estimated else []
         return [self._iteration_seed, *moving_speed, *super().build_hooks()]
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
-        if stages := cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING:
-            checkpoint_activations(model, stages)
-        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> ResumableLoader:

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from . import kernels
-
 
 def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """Standardize every filter of a convolution over its fan-in: ``(w - mean) / (std + eps)``.
@@ -72,10 +70,6 @@ def standardize_filters(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The standardized weight in ``dtype``, and its mean and standard deviation, (C_out, 1, ...),
     for :func:`weight_gradient`."""
-    if kernels.take_weight(weight):
-        from .kernels.standardize import standardize  # not on top: it imports Triton
-
-        return standardize(weight, eps, dtype)
     centered, mean, std = _moments(widened(weight))
     return centered.div_(std + eps).to(dtype), mean, std
 
@@ -84,10 +78,6 @@ def standardize_filters_again(
     weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """The standardized weight of :func:`standardize_filters` from its moments, bit for bit."""
-    if kernels.take_weight(weight):
-        from .kernels.standardize import standardize
-
-        return standardize(weight, eps, dtype)[0]
     return (widened(weight) - mean).div_(std + eps).to(dtype)
 
 
@@ -112,14 +102,9 @@ def weight_gradient(
 
         dw = r (g - mean(g)) - c r^2 sum(g c) / ((n - 1) s),     second term 0 where s = 0.
     """
-    differentiable = torch.is_grad_enabled()  # a second derivative is asked for
-    if kernels.take_weight(weight) and not differentiable:
-        from .kernels import standardize
-
-        return standardize.weight_gradient(grad, weight, mean, std, eps)
     wide = widened(weight)
     grad = grad.to(wide.dtype)
-    if differentiable:  # mean and std depend on the weight
+    if torch.is_grad_enabled():  # for a second derivative: mean and std depend on the weight
         found = _differentiable_gradient(grad, wide, eps)
     else:
         found = _gradient(grad, wide, mean, std, eps)
@@ -142,8 +127,10 @@ def _gradient(
     inverse = (scale * (n / (n - 1)) / std).sqrt().masked_fill(std < 1e-30, 1.0)
     per_filter = (1, len(weight))
     grad_weight, _, _ = torch.ops.aten.native_group_norm_backward(
-        grad.contiguous(),
-        weight.contiguous(),
+        # Flat: a weight of a 1x1 convolution may have the strides of channels_last, by which the
+        # kernel would choose another path.
+        grad.contiguous().flatten(1),
+        weight.contiguous().flatten(1),
         mean.view(per_filter),
         inverse.view(per_filter),
         scale / inverse,
