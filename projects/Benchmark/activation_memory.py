@@ -11,7 +11,8 @@ A step of the backbone of a config with its feature pyramid, with random weights
 - GN+WS: the same, standardized;
 - GN+WS, fused: GroupNorm + ReLU as one operation (MODEL.GN.FUSE_RELU);
 - GN+WS, recomputed: its results recomputed in backward (MODEL.GN.RECOMPUTE_ACTIVATIONS);
-- GN+WS, convolutions recomputed: some of its inputs, too (MODEL.GN.RECOMPUTE_CONVOLUTIONS).
+- GN+WS, convolutions recomputed: some of its inputs, too (MODEL.GN.RECOMPUTE_CONVOLUTIONS);
+- GN+WS, checkpointed: res2 to res5 (MODEL.BACKBONE.ACTIVATION_CHECKPOINTING).
 
 Printed is what the forward leaves allocated for backward (the activations, the standardized
 weights) and the peak of forward and backward, both less what was allocated before: the parameters
@@ -31,7 +32,7 @@ from tabulate import tabulate
 from torch import nn
 
 import gnws_d2
-from gnws_d2.projects.acceleration import fuse_norm_relu
+from gnws_d2.projects.acceleration import checkpoint_activations, fuse_norm_relu
 
 MIB = 2**20
 
@@ -63,6 +64,8 @@ def backbone(args: argparse.Namespace, norm: str) -> nn.Module:
 def variants(args: argparse.Namespace) -> dict[str, nn.Module]:
     plain = backbone(args, "GN")
     standardized = gnws_d2.standardize(copy.deepcopy(plain), ["stem", "backbone", "fpn"])
+    checkpointed = copy.deepcopy(standardized)
+    checkpoint_activations(checkpointed, ["res2", "res3", "res4", "res5"])
     return {
         "FrozenBN": backbone(args, "FrozenBN"),
         "GN": plain,
@@ -70,6 +73,7 @@ def variants(args: argparse.Namespace) -> dict[str, nn.Module]:
         "GN+WS, fused": fuse_norm_relu(copy.deepcopy(standardized)),
         "GN+WS, recomputed": fuse_norm_relu(copy.deepcopy(standardized), True),
         "GN+WS, convolutions recomputed": fuse_norm_relu(copy.deepcopy(standardized), True, True),
+        "GN+WS, checkpointed": checkpointed,
     }
 
 
