@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone import ResNet
 from torch import nn
@@ -40,9 +41,14 @@ def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
             )
         for block in getattr(resnet, name):
             _refuse_running_statistics(block, name)
-            # Not a wrapping module, which would change all names. A partial of a bound method,
-            # because a copy of the model then calls its own blocks.
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            # Not a wrapping module, which would change all names. A partial, because a copy of
+            # the model then calls its own blocks.
+            block.forward = functools.partial(_forward, block)
+
+
+def _forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    # The class is looked up at each call: fusing changes it.
+    return checkpoint(functools.partial(type(block).forward, block), x, use_reentrant=False)
 
 
 def _refuse_running_statistics(block: nn.Module, stage: str) -> None:

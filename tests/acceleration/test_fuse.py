@@ -161,9 +161,13 @@ def test_a_folded_copy_computes_the_same(tiny_config, recompute):
     assert_same(features(folded), features(plain), 1e-12)  # the copy has its own weights
 
 
-def test_checkpointed_stages_of_a_model_that_recomputes(tiny_config):
+@pytest.mark.parametrize("first", ["fused", "checkpointed"])
+def test_checkpointed_stages_of_a_model_that_recomputes(tiny_config, first):
     plain, fused = pair(tiny_config(MASK_RCNN), CONVOLUTIONS)
+    if first == "checkpointed":
+        fused = copy.deepcopy(plain)
     checkpoint_activations(fused, ["res3", "res4"])
+    fuse_norm_relu(fused, *CONVOLUTIONS)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert_same(backbone_gradients(fused, x), backbone_gradients(plain, x), 1e-12)
 
