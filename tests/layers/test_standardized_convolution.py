@@ -57,12 +57,13 @@ def test_output_and_gradients_are_the_formula_s(
         if len(x_shape) != 4:
             pytest.skip("channels_last is of four dimensions")
         x, weight, bias = inputs
-        last = torch.channels_last
-        inputs = (
-            x.detach().contiguous(memory_format=last).requires_grad_(),
-            weight.detach().contiguous(memory_format=last).requires_grad_(),
-            bias,
+        # Not contiguous(memory_format=...), which leaves the strides of a 1x1 weight, unlike
+        # module.to(memory_format=...).
+        x, weight = (
+            t.detach().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).requires_grad_()
+            for t in (x, weight)
         )
+        inputs = (x, weight, bias)
     exact = outcome(formula, [t.detach().double().requires_grad_() for t in inputs], geometry)
     ours = outcome(standardized_convolution, inputs, geometry, EPS)
     for a, b in zip(ours, exact, strict=True):
