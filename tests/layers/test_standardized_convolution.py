@@ -57,12 +57,12 @@ def test_output_and_gradients_are_the_formula_s(
         if len(x_shape) != 4:
             pytest.skip("channels_last is of four dimensions")
         x, weight, bias = inputs
-        # Not contiguous(memory_format=...), which leaves the strides of a 1x1 weight, unlike
-        # module.to(memory_format=...).
+        # to(), as of a module: contiguous() leaves the strides of a 1x1 weight as they are.
         x, weight = (
-            t.detach().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).requires_grad_()
+            t.detach().to(memory_format=torch.channels_last, copy=True).requires_grad_()
             for t in (x, weight)
         )
+        assert weight.stride(3) == weight.shape[1]
         inputs = (x, weight, bias)
     exact = outcome(formula, [t.detach().double().requires_grad_() for t in inputs], geometry)
     ours = outcome(standardized_convolution, inputs, geometry, EPS)
