@@ -42,9 +42,10 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
             "DETECTRON2_DATASETS to the folder that holds the datasets."
         ) from error
     except KeyError as error:
+        key = str(error.args[0])
+        found = key if " " in key else f"{key!r} is missing in it."  # Detectron2 raises sentences
         raise DatasetError(
-            f"{where} is not a COCO annotation file: {error} is missing in it. Export it as COCO "
-            "JSON."
+            f"{where} is not a COCO annotation file: {found} Export it as COCO JSON."
         ) from error
     except AssertionError as error:
         raise DatasetError(f"{where}: {error}") from error

@@ -36,7 +36,7 @@ def missing_annotations(folder: Path) -> str:
 
 def not_coco(folder: Path) -> str:
     (folder / "digits_train.json").write_text('{"pictures": []}')
-    return r"digits_train\.json is not a COCO annotation file"
+    return r"digits_train\.json is not a COCO annotation file: '\w+' is missing in it\. Export it"
 
 
 def wrong_category(folder: Path) -> str:
@@ -44,7 +44,7 @@ def wrong_category(folder: Path) -> str:
     coco = json.loads(file.read_text())
     coco["annotations"][0]["category_id"] = 77
     file.write_text(json.dumps(coco))
-    return r"digits_train\.json: .*category_id=77"
+    return r"digits_train\.json is not a COCO .* category_id=77 but this id .* Export it"
 
 
 def missing_picture(folder: Path) -> str:
