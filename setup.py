@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 # Projects small enough to be installed with the package: its module, and the folder of its files.
 PROJECTS = {
+    "gnws_d2.projects.acceleration": "projects/Acceleration",
+    "gnws_d2.projects.acceleration.kernels": "projects/Acceleration/kernels",
     "gnws_d2.projects.detection": "projects/Detection",
 }
 CONFIGS = "gnws_d2.model_zoo.configs"

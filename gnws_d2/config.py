@@ -57,44 +57,16 @@ def add_gnws_config(cfg: CfgNode) -> None:
     cfg.MODEL.BCN.MOVING_SPEED = 0.0
     # "lr": the speed falls with the learning rate, without its warm-up. "constant": it stays.
     cfg.MODEL.BCN.SCHEDULE = "lr"
-    # GroupNorm and the ReLU after it as one operation, in a model that is built through
-    # "WeightStandardizedModel": "always", "never", or "auto", which is on a GPU with Triton and
-    # where REBUILD_ACTIVATIONS asks for it. Not by default as long as the kernels have not been
-    # measured on a GPU. The environment variable GNWS_D2_KERNELS=torch turns Triton off.
-    cfg.MODEL.GN = CfgNode()
-    cfg.MODEL.GN.FUSE_RELU = "never"
-    # Keep the input of GroupNorm + ReLU alone, and compute the result again in backward for the
-    # layer after it: less memory, one more pass over the activation, the same gradients.
-    cfg.MODEL.GN.REBUILD_ACTIVATIONS = False
-    # And compute the input of GroupNorm again, where it comes from a 1x1 convolution with no more
-    # channels in than out, as at the end of a bottleneck block: still less memory, and these
-    # convolutions once more.
-    cfg.MODEL.GN.REBUILD_CONVOLUTIONS = False
     # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
     # and masks at their initial values, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
     # How pictures are resized for evaluation: "pil", Detectron2's way and that of training, or
     # "cv2", the way of MMDetection, with which the published AP was measured.
     cfg.INPUT.RESIZE_TEST = "pil"
-    # Keep weights and feature maps with the channels as the fastest dimension: the format in which
-    # tensor cores compute. Values, names and checkpoints stay what they are.
-    cfg.MODEL.CHANNELS_LAST = False
-    # torch.compile of parts of the model, of: backbone (with the pyramid), rpn, head, box_head,
-    # mask_head. The first pictures then take minutes.
-    cfg.MODEL.COMPILE = CfgNode()
-    cfg.MODEL.COMPILE.PARTS = []
-    cfg.MODEL.COMPILE.BACKEND = "inductor"
-    # Pad pictures to multiples of this many pixels, so that there are few sizes to compile for (or
-    # for cuDNN to try). GN sees the padding: what is found changes by a little. 0: as the backbone
-    # needs it, 32 with a pyramid.
-    cfg.INPUT.SIZE_DIVISIBILITY = 0
     # Of SOLVER.AMP.ENABLED: "float16", or "bfloat16", which needs no scaling of the loss.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # In which evaluation computes: "float32", or under autocast "bfloat16" or "float16".
     cfg.TEST.PRECISION = "float32"
-    # Stages of a ResNet, of "res2" to "res5", that keep only the inputs of their blocks for
-    # backward and compute the rest a second time: less memory, more time, the same gradients.
-    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = []
     # Each process runs its images of an optimizer step as this many micro-batches, one after the
     # other, in the memory of one, and computes what this many processes compute with one
     # micro-batch each. Above 1, IMS_PER_BATCH is that of the config on any number of processes:
@@ -234,22 +206,10 @@ def check_config(cfg: CfgNode) -> None:
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
         ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
         ("TEST.PRECISION", cfg.TEST.PRECISION, ("float32", "bfloat16", "float16")),
-        ("MODEL.GN.FUSE_RELU", cfg.MODEL.GN.FUSE_RELU, ("auto", "always", "never")),
     ):
         if value not in known:
             *others, last = (f'"{name}"' for name in known)
             raise ConfigError(f"{key} is {value!r}. Set it to {', '.join(others)} or {last}.")
-    if cfg.MODEL.GN.REBUILD_ACTIVATIONS and cfg.MODEL.GN.FUSE_RELU == "never":
-        raise ConfigError(
-            "MODEL.GN.REBUILD_ACTIVATIONS is True, but MODEL.GN.FUSE_RELU is 'never', and it is "
-            'the fused operation that can be computed again. Set MODEL.GN.FUSE_RELU to "auto".'
-        )
-    if cfg.MODEL.GN.REBUILD_CONVOLUTIONS and not cfg.MODEL.GN.REBUILD_ACTIVATIONS:
-        raise ConfigError(
-            "MODEL.GN.REBUILD_CONVOLUTIONS is True, but MODEL.GN.REBUILD_ACTIVATIONS is False, "
-            "which saves more and costs less. Set MODEL.GN.REBUILD_ACTIVATIONS to True."
-        )
-    _check_applied(cfg)
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
@@ -262,26 +222,6 @@ def check_config(cfg: CfgNode) -> None:
             raise ConfigError(
                 f"{key} is {norm!r}, which has 32 groups, but {channels_key} is {channels}, not a "
                 f"multiple of 32. Change {channels_key}, or choose another norm for this part."
-            )
-
-
-def _check_applied(cfg: CfgNode) -> None:
-    """What is done to a model after it is built."""
-    if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
-        return
-    for key, value, off in (
-        ("MODEL.GN.REBUILD_ACTIVATIONS", cfg.MODEL.GN.REBUILD_ACTIVATIONS, False),
-        ("MODEL.GN.FUSE_RELU", cfg.MODEL.GN.FUSE_RELU, "never"),
-        ("MODEL.CHANNELS_LAST", cfg.MODEL.CHANNELS_LAST, False),
-        ("MODEL.COMPILE.PARTS", list(cfg.MODEL.COMPILE.PARTS), []),
-        ("INPUT.SIZE_DIVISIBILITY", cfg.INPUT.SIZE_DIVISIBILITY, 0),
-    ):
-        if value != off:
-            raise ConfigError(
-                f"{key} is {value!r}, but MODEL.META_ARCHITECTURE is "
-                f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
-                f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE "
-                f"to {cfg.MODEL.META_ARCHITECTURE!r}, or {key} to {off!r}."
             )
 
 

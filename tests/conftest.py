@@ -1,7 +1,8 @@
 """What the tests share: a small Digits, and a detector that takes a fraction of a second a step."""
 
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
 from detectron2.modeling.proposal_generator import proposal_utils
 from server import Server, running
+from torch import nn
 from torch.nn import functional as F
 
 import gnws_d2
 from gnws_d2.data.digits import make_digits
 from gnws_d2.model_zoo import download
+from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 # A GPU's convolutions would by default round to 11 bits, unlike what they are compared with.
@@ -36,10 +40,10 @@ FEW_PROPOSALS = [
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),
     *("MODEL.RPN.PRE_NMS_TOPK_TEST", "100", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"),
 ]
-# The same computation run in other ways, all at once.
+# The same computation run in other ways, all at once: keys of projects/Acceleration.
 ELSEHOW = [
-    *("MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"),
-    *("MODEL.GN.REBUILD_CONVOLUTIONS", "True", "MODEL.CHANNELS_LAST", "True"),
+    *("MODEL.GN.FUSE_RELU", "always", "MODEL.GN.RECOMPUTE_ACTIVATIONS", "True"),
+    *("MODEL.GN.RECOMPUTE_CONVOLUTIONS", "True", "MODEL.CHANNELS_LAST", "True"),
 ]
 
 
@@ -71,13 +75,34 @@ def tiny_digits(digits) -> Path:
 def tiny_config(tiny_digits, tmp_path) -> Callable[..., CfgNode]:
     """``tiny_config("Digits/...yaml", "KEY", "VALUE", ...)``: that model, small, on the CPU."""
 
-    def make(name: str = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts: str) -> CfgNode:
+    def make(
+        name: str = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml",
+        *opts: str,
+        add_configs: Sequence[Callable[[CfgNode], None]] = (),
+    ) -> CfgNode:
         datasets = ["DATASETS.TRAIN", "('tiny_digits_train',)"]
         datasets += ["DATASETS.TEST", "('tiny_digits_val',)", "MODEL.DEVICE", "cpu"]
         output = ["OUTPUT_DIR", str(tmp_path / "output")]
-        return gnws_d2.load_config(name, [*TINY, *datasets, *output, *opts])
+        return gnws_d2.load_config(name, [*TINY, *datasets, *output, *opts], add_configs)
 
     return make
+
+
+@pytest.fixture
+def accelerated_config(tiny_config) -> Callable[..., CfgNode]:
+    """The same with the keys of projects/Acceleration."""
+    return functools.partial(tiny_config, add_configs=[add_acceleration_config])
+
+
+@pytest.fixture
+def accelerated(accelerated_config) -> Callable[..., nn.Module]:
+    """``accelerated("Digits/...yaml", "KEY", "VALUE", ...)``: the model of such a config."""
+
+    def build(*words: str) -> nn.Module:
+        cfg = accelerated_config(*words)
+        return accelerate(build_model(cfg), cfg)
+
+    return build
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_saved_config_is_read_by_any_program_that_adds_the_keys(tmp_path):
     cfg = get_cfg()
     add_gnws_config(cfg)
     cfg.merge_from_file(str(tmp_path / "config.yaml"))
-    assert cfg == load_config(MASK_RCNN)
+    assert yaml.safe_load(cfg.dump()) == yaml.safe_load(load_config(MASK_RCNN).dump())
 
 
 def test_projects_of_detectron2_are_known_where_they_are_named():
@@ -158,25 +158,6 @@ BAD = {
         ],
         ["MODEL.RETINANET.NORM", "'BCN'", "MODEL.WS.META_ARCHITECTURE to 'RetinaNet'"],
     ),
-    "a choice of fusing that does not exist": (
-        ["MODEL.GN.FUSE_RELU", "'on'"],
-        ["MODEL.GN.FUSE_RELU", "'on'", '"always"'],
-    ),
-    "activations rebuilt by what is not fused": (
-        ["MODEL.GN.FUSE_RELU", "never", "MODEL.GN.REBUILD_ACTIVATIONS", "True"],
-        ["MODEL.GN.REBUILD_ACTIVATIONS", "MODEL.GN.FUSE_RELU is 'never'"],
-    ),
-    "convolutions rebuilt, and not the activations": (
-        ["MODEL.GN.FUSE_RELU", "auto", "MODEL.GN.REBUILD_CONVOLUTIONS", "True"],
-        ["MODEL.GN.REBUILD_CONVOLUTIONS", "Set MODEL.GN.REBUILD_ACTIVATIONS to True"],
-    ),
-    "activations rebuilt in a model of Detectron2 alone": (
-        [
-            *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.WS.PARTS", "[]"),
-            *("MODEL.GN.REBUILD_ACTIVATIONS", "True", "MODEL.GN.FUSE_RELU", "auto"),
-        ],
-        ["MODEL.GN.REBUILD_ACTIVATIONS", "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"],
-    ),
     "a moving speed beyond the batch": (
         ["MODEL.BCN.MOVING_SPEED", "1.5"],
         ["MODEL.BCN.MOVING_SPEED", "1.5", "at most 1"],
@@ -209,13 +190,6 @@ BAD = {
     "a precision of evaluation that does not exist": (
         ["TEST.PRECISION", "half"],
         ["TEST.PRECISION", "'half'", '"float32", "bfloat16" or "float16"'],
-    ),
-    "a choice that Detectron2's model does not read": (
-        [
-            *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.WS.PARTS", "[]"),
-            *("MODEL.CHANNELS_LAST", "True"),
-        ],
-        ["MODEL.CHANNELS_LAST is True", "MODEL.META_ARCHITECTURE to 'WeightStandardizedModel'"],
     ),
     "parts that nobody reads": (
         ["MODEL.WS.PARTS", "['fpn']"],

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import ELSEHOW, TINY
 from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 
-from gnws_d2.checkpoint import Origin
+from gnws_d2.checkpoint import Provenance
 
 DEMO = Path(__file__).parents[1] / "projects" / "Detection" / "demo.py"
 pytestmark = pytest.mark.slow
@@ -30,10 +30,10 @@ def weights(tmp_path_factory, tiny_digits) -> Path:
     return file
 
 
-def run(weights: Path, output: Path, *inputs: object) -> subprocess.CompletedProcess:
+def run(weights: Path, output: Path, *inputs: object, how=()) -> subprocess.CompletedProcess:
     words = [sys.executable, DEMO, "--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"]
     words += ["--confidence-threshold", "0.05", "--output", output, "--input", *inputs]
-    words += ["--opts", *TINY, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", weights]
+    words += ["--opts", *TINY, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", weights, *how]
     return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
 
 
@@ -73,15 +73,17 @@ def test_files_folders_globs_and_unreadable_pictures(weights, digits, tmp_path):
         assert 0.05 <= annotation["score"] <= 1 and annotation["category_id"] in found.cats
 
 
-def test_all_readable_is_exit_code_0(weights, digits, tmp_path):
-    done = run(weights, tmp_path / "found", digits / "val" / "000000.png")
+@pytest.mark.parametrize("how", [[], ELSEHOW])
+def test_all_readable_is_exit_code_0(weights, digits, tmp_path, how):
+    done = run(weights, tmp_path / "found", digits / "val" / "000000.png", how=how)
     assert done.returncode == 0, done.stderr
+    assert ("Fused 21 of 32 GroupNorms" in done.stdout + done.stderr) == bool(how)
 
 
 def test_class_names_come_with_the_weights(weights, digits, tmp_path):
     """Also where the dataset that they were trained on is not known."""
     checkpoint = torch.load(weights, weights_only=True)
-    checkpoint["gnws_d2"] = Origin(classes=list("abcdefghij")).as_dict()
+    checkpoint["gnws_d2"] = Provenance(classes=list("abcdefghij")).as_dict()
     torch.save(checkpoint, tmp_path / "named.pth")
     done = run(tmp_path / "named.pth", tmp_path / "found", digits / "val" / "000000.png")
     assert done.returncode == 0, done.stderr

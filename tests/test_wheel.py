@@ -54,10 +54,10 @@ def test_the_wheel_has_all_files(source, installed):
     assert files(package / "model_zoo/configs", ".yaml", ".py") == files(
         source / "configs", ".yaml", ".py"
     )
-    assert files(package / "projects/detection", ".py") == files(
-        source / "projects/Detection", ".py"
-    )
-    outside = ("model_zoo/configs/", "projects/detection/")
+    for project in ("Acceleration", "Detection"):
+        folder = package / "projects" / project.lower()
+        assert files(folder, ".py") == files(source / "projects" / project, ".py")
+    outside = ("model_zoo/configs/", "projects/acceleration/", "projects/detection/")
     assert files(source / "gnws_d2", ".py", ".csv") == [
         name for name in files(package, ".py", ".csv") if not name.startswith(outside)
     ]

@@ -24,8 +24,8 @@ from ..checkpoint import Checkpointer
 from ..data.errors import NamingMapper, dataset_errors
 from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
+from ..modeling import StandardizationReport
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
-from .activation_checkpointing import checkpoint_activations
 from .evaluators import build_evaluator
 from .launch import create_ddp_model
 from .moving_speed import MovingSpeed
@@ -91,8 +91,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
-        if stages := cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING:
-            checkpoint_activations(model, stages)
+        logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
         return model
 
     @classmethod

@@ -3,8 +3,6 @@
 from .batch_channel_norm import BatchChannelNorm2d, EstimatedBatchNorm2d
 from .convert import ConversionReport, convert
 from .fold import fold
-from .group_norm import GroupNormReLU, group_norm_relu
-from .reversible import restore
 from .sync_batch_norm import SyncBatchNorm2d
 from .weight_standardization import standardize_weight
 from .ws_conv import (
@@ -21,7 +19,6 @@ __all__ = [
     "BatchChannelNorm2d",
     "ConversionReport",
     "EstimatedBatchNorm2d",
-    "GroupNormReLU",
     "StandardizedConv",
     "SyncBatchNorm2d",
     "WSConv1d",
@@ -32,7 +29,5 @@ __all__ = [
     "WSConvTranspose3d",
     "convert",
     "fold",
-    "group_norm_relu",
-    "restore",
     "standardize_weight",
 ]

@@ -10,20 +10,17 @@ from torch import nn
 
 from .batch_channel_norm import BatchChannelNorm2d
 from .convert import plain_class
-from .reversible import restore
 from .ws_conv import StandardizedConv
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def fold(model: Model) -> Model:
-    """A copy of ``model`` whose convolutions are plain, with the standardized weights stored, and
-    whose GroupNorms and ReLUs are separate.
+    """A copy of ``model`` whose convolutions are plain, with the standardized weights stored.
 
-    It computes in evaluation mode what ``model`` computes, bit for bit (up to rounding where
-    GroupNorms were fused), and knows nothing of this package: Batch-Channel Normalization becomes
-    BatchNorm2d and GroupNorm. To train on, keep ``model``: the copy no longer has the weights that
-    were trained.
+    It computes in evaluation mode what ``model`` computes, bit for bit, and contains no layer of
+    this package: Batch-Channel Normalization becomes BatchNorm2d and GroupNorm. To train on, keep
+    ``model``: the copy no longer has the weights that were trained.
 
     Args:
         model: any module; it stays as it is.
@@ -31,12 +28,12 @@ def fold(model: Model) -> Model:
     Returns:
         A deep copy in evaluation mode, none of whose parameters asks for a gradient.
     """
-    folded = restore(copy.deepcopy(model)).eval()
+    folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         if isinstance(module, StandardizedConv):
             _fold_convolution(module)
         elif hasattr(module, "plain_class"):  # a head whose convolutions are standardized
-            module.__class__ = module.plain_class
+            module.__class__ = module.plain_class  # type: ignore[assignment]
         for name, child in module.named_children():
             if isinstance(child, BatchChannelNorm2d):
                 setattr(module, name, _plain_norms(child))

@@ -122,8 +122,10 @@ def weight_gradient(
     # Where s is that much smaller than eps, the second term is nothing beside the first.
     inverse = (scale * (n / (n - 1)) / std).sqrt().masked_fill(std < 1e-30, 1.0)
     found, _, _ = torch.ops.aten.native_group_norm_backward(
-        grad.to(wide.dtype).contiguous(),
-        wide.contiguous(),
+        # Flat: a weight of a 1x1 convolution may have the strides of channels_last, by which the
+        # kernel would choose another path.
+        grad.to(wide.dtype).contiguous().flatten(1),
+        wide.contiguous().flatten(1),
         mean.view(1, filters),
         inverse.view(1, filters),
         scale / inverse,

@@ -1,8 +1,6 @@
 """Standardization of Detectron2's models. Importing this registers its components."""
 
 from . import backbone, meta_arch  # noqa: F401  register their functions with Detectron2
-from .compile import compile_parts
-from .fuse import fuse_norm_relu
 from .heads import (
     WSDeepLabV3Head,
     WSDeepLabV3PlusHead,
@@ -19,8 +17,6 @@ __all__ = [
     "WSFastRCNNConvFCHead",
     "WSMaskRCNNConvUpsampleHead",
     "WSSemSegFPNHead",
-    "compile_parts",
-    "fuse_norm_relu",
     "part_of",
     "standardize",
 ]

@@ -30,11 +30,6 @@ class DeformConv(Conv2d):
         deformable_groups: groups of input channels with offsets of their own.
     """
 
-    # torch's attributes of a convolution that Detectron2's deformable ones lack
-    padding_mode = "zeros"
-    transposed = False
-    output_padding = (0, 0)
-
     def __init__(self, *args: Any, deformable_groups: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.deformable_groups = deformable_groups
@@ -62,6 +57,11 @@ class DeformConv(Conv2d):
 
     def _weight(self) -> torch.Tensor:
         return self.weight
+
+    def extra_repr(self) -> str:
+        # torch's needs attributes that Detectron2's deformable convolutions lack
+        names = "in_channels out_channels kernel_size stride padding dilation groups"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names.split())
 
 
 class WSDeformConv(StandardizedConv, DeformConv):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The memory that a training step takes: normalization and ReLU apart, as one operation, rebuilt.
+"""The memory that a training step takes: normalization and ReLU separate, fused, recomputed.
 
     python projects/Benchmark/activation_memory.py
     python projects/Benchmark/activation_memory.py --size 800 1344 --amp
@@ -10,8 +10,9 @@ A step of the backbone of a config with its feature pyramid, with random weights
 - GN: Detectron2's own modules, without Weight Standardization;
 - GN+WS: the same, standardized;
 - GN+WS, fused: GroupNorm + ReLU as one operation (MODEL.GN.FUSE_RELU);
-- GN+WS, rebuilt: its results computed again in backward (MODEL.GN.REBUILD_ACTIVATIONS);
-- GN+WS, convolutions rebuilt: some of its inputs as well (MODEL.GN.REBUILD_CONVOLUTIONS).
+- GN+WS, recomputed: its results recomputed in backward (MODEL.GN.RECOMPUTE_ACTIVATIONS);
+- GN+WS, convolutions recomputed: some of its inputs, too (MODEL.GN.RECOMPUTE_CONVOLUTIONS);
+- GN+WS, checkpointed: res2 to res5 (MODEL.BACKBONE.ACTIVATION_CHECKPOINTING).
 
 Printed is what the forward leaves allocated for backward (the activations, the standardized
 weights) and the peak of forward and backward, both less what was allocated before: the parameters
@@ -31,7 +32,7 @@ from tabulate import tabulate
 from torch import nn
 
 import gnws_d2
-from gnws_d2.modeling import fuse_norm_relu
+from gnws_d2.projects.acceleration import checkpoint_activations, fuse_norm_relu
 
 MIB = 2**20
 
@@ -63,13 +64,16 @@ def backbone(args: argparse.Namespace, norm: str) -> nn.Module:
 def variants(args: argparse.Namespace) -> dict[str, nn.Module]:
     plain = backbone(args, "GN")
     standardized = gnws_d2.standardize(copy.deepcopy(plain), ["stem", "backbone", "fpn"])
+    checkpointed = copy.deepcopy(standardized)
+    checkpoint_activations(checkpointed, ["res2", "res3", "res4", "res5"])
     return {
         "FrozenBN": backbone(args, "FrozenBN"),
         "GN": plain,
         "GN+WS": standardized,
         "GN+WS, fused": fuse_norm_relu(copy.deepcopy(standardized)),
-        "GN+WS, rebuilt": fuse_norm_relu(copy.deepcopy(standardized), True),
-        "GN+WS, convolutions rebuilt": fuse_norm_relu(copy.deepcopy(standardized), True, True),
+        "GN+WS, recomputed": fuse_norm_relu(copy.deepcopy(standardized), True),
+        "GN+WS, convolutions recomputed": fuse_norm_relu(copy.deepcopy(standardized), True, True),
+        "GN+WS, checkpointed": checkpointed,
     }
 
 

@@ -44,7 +44,7 @@ from variants import (
 from workloads import Case, workload
 
 from gnws_d2.files import atomic_write
-from gnws_d2.modeling.memory_format import use_channels_last
+from gnws_d2.projects.acceleration import use_channels_last
 
 # The command lines that a preset stands for.
 _UNCOMPILED = "--without 'GN+WS, compiled'"  # compiling takes minutes

@@ -17,8 +17,9 @@ from torch import nn
 from variants import BASE, CONTROL, OURS, PLAIN, TIMM, build, initial_state, variants
 from workloads import Case, ModelWorkload, convolutions
 
-from gnws_d2.layers import group_norm_relu, standardize_weight
-from gnws_d2.layers import kernels as dispatch
+from gnws_d2.layers import standardize_weight
+from gnws_d2.projects.acceleration import group_norm_relu
+from gnws_d2.projects.acceleration import kernels as dispatch
 
 # A formula, and its mathematics in float64.
 WS: dict[str, tuple[Formula, Formula]] = {

@@ -21,6 +21,7 @@ from torch import nn
 import gnws_d2
 from gnws_d2.config import ConfigError
 from gnws_d2.layers import fold
+from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
 # The eight architectures, and the configs that they are the models of.
 ARCHITECTURES = {
@@ -38,12 +39,12 @@ PLAIN = "GN + plain WS"
 TIMM = "GN + timm WS"
 OURS = "GN+WS"
 
-_REBUILT = ["MODEL.GN.FUSE_RELU", "always", "MODEL.GN.REBUILD_ACTIVATIONS", "True"]
+_REBUILT = ["MODEL.GN.FUSE_RELU", "always", "MODEL.GN.RECOMPUTE_ACTIVATIONS", "True"]
 # Choices of this package, each as overrides of the config: a row of its own, "GN+WS, <name>".
 OPTIONS: dict[str, list[str]] = {
     "fused": ["MODEL.GN.FUSE_RELU", "always"],
     "fused, rebuilt": _REBUILT,
-    "convolutions rebuilt": [*_REBUILT, "MODEL.GN.REBUILD_CONVOLUTIONS", "True"],
+    "convolutions rebuilt": [*_REBUILT, "MODEL.GN.RECOMPUTE_CONVOLUTIONS", "True"],
     "compiled": [
         *("MODEL.COMPILE.PARTS", "['backbone', 'rpn', 'box_head']"),
         *("INPUT.SIZE_DIVISIBILITY", "32"),  # for each size by itself
@@ -116,7 +117,8 @@ def load_config(model: str, opts: Sequence[str], device: str) -> CfgNode:
         "SOLVER.BASE_LR",
         "0.0",
     ]
-    return gnws_d2.load_config(ARCHITECTURES.get(model, model), [*fixed, *opts])
+    file = ARCHITECTURES.get(model, model)
+    return gnws_d2.load_config(file, [*fixed, *opts], [add_acceleration_config])
 
 
 def build(
@@ -124,7 +126,7 @@ def build(
 ) -> nn.Module:
     """The model of a variant, with the weights of ``state``."""
     cfg = load_config(model, variant.opts, device)
-    built = build_model(cfg)
+    built = accelerate(build_model(cfg), cfg)
     if variant.formula is not None:
         _give_formula(built, variant.formula)
     _load(built, state)

@@ -34,10 +34,11 @@ from PIL import Image
 from tqdm import tqdm
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, Origin
+from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.files import atomic_write
+from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
 logger = logging.getLogger("gnws_d2.demo")
 
@@ -65,7 +66,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
-    cfg = gnws_d2.load_config(args.config_file, args.opts)
+    cfg = gnws_d2.load_config(args.config_file, args.opts, [add_acceleration_config])
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         sys.exit("MODEL.WEIGHTS is empty: add --opts MODEL.WEIGHTS and a trained detector's file.")
@@ -73,8 +74,9 @@ def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
     cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
     cfg.MODEL.WEIGHTS = ""  # DefaultPredictor would read the file with Detectron2's checkpointer
     predictor = DefaultPredictor(cfg)
+    accelerate(predictor.model, cfg)
     (predictor.aug,) = build_test_augmentation(cfg)
-    trained = Origin.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
+    trained = Provenance.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
     if trained.classes and trained.classes != predictor.metadata.get("thing_classes"):
         # The names travel with the weights: the dataset of the config may not be known here.
         predictor.metadata = Metadata(thing_classes=trained.classes)

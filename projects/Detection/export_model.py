@@ -32,10 +32,11 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, Origin
+from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
+from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,11 +66,15 @@ def main() -> int:
     args = parse_args()
     for name in ("gnws_d2", "fvcore"):
         setup_logger(name=name)
-    cfg = gnws_d2.load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    cfg = gnws_d2.load_config(args.config_file, opts, [add_acceleration_config])
     if not cfg.MODEL.WEIGHTS:
         sys.exit("MODEL.WEIGHTS is empty: add --opts MODEL.WEIGHTS and a trained detector's file.")
     model = build_model(cfg).eval()
-    trained = Origin.read(Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS))
+    # Of the keys of projects/Acceleration, only padding changes what a file computes.
+    if cfg.INPUT.SIZE_DIVISIBILITY:
+        pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)
+    trained = Provenance.read(Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS))
     pictures = [picture for file in args.input for picture in at_two_sizes(file, cfg)]
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -107,7 +112,7 @@ def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
     return pictures
 
 
-def facts(cfg: Any, trained: Origin) -> dict[str, Any]:
+def facts(cfg: Any, trained: Provenance) -> dict[str, Any]:
     """What a program needs to know to prepare pictures and to name what is found."""
     dataset = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     classes = trained.classes or MetadataCatalog.get(dataset[0]).get("thing_classes", [])

@@ -19,19 +19,30 @@ from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 import gnws_d2
+from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import portable_config
 from gnws_d2.config_files import resolve_config_file
-from gnws_d2.engine import Trainer, launch, scale_schedule
+from gnws_d2.engine import launch, scale_schedule
 from gnws_d2.errors import add_debug_flag
+from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
+
+
+class Trainer(engine.Trainer):
+    """Runs the model as the keys of projects/Acceleration say."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return accelerate(super().build_model(cfg), cfg)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, scale its schedule to the processes there are, and set up Detectron2."""
     args.config_file = resolve_config_file(args.config_file)
-    cfg = gnws_d2.load_config(args.config_file, args.opts)
+    cfg = gnws_d2.load_config(args.config_file, args.opts, [add_acceleration_config])
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gnws_d2")
     if not args.eval_only:
         cfg = scale_schedule(cfg, comm.get_world_size())

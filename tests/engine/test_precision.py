@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import ELSEHOW
 from detectron2.engine import AMPTrainer
 from torch import nn
 
@@ -25,7 +24,7 @@ def dtypes(model: nn.Module) -> set[torch.dtype]:
     return seen
 
 
-@pytest.mark.parametrize("opts", [[], ["SOLVER.ACCUMULATION_STEPS", "2"], ELSEHOW])
+@pytest.mark.parametrize("opts", [[], ["SOLVER.ACCUMULATION_STEPS", "2"]])
 def test_training_in_bfloat16(tiny_config, opts):
     cfg = tiny_config(MASK_RCNN, *BFLOAT16, *opts)
     cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST = 2, 0, ()
@@ -44,15 +43,15 @@ def test_training_in_bfloat16(tiny_config, opts):
 
 def test_one_step_is_near_that_of_float32(tiny_config):
     losses = []
-    for opts in ([], BFLOAT16, [*BFLOAT16, *ELSEHOW]):
+    for opts in ([], BFLOAT16):
         cfg = tiny_config(MASK_RCNN, *opts)
         cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST = 1, 0, ()
         torch.manual_seed(0)
         trainer = Trainer(cfg)
         trainer.train()
         losses.append(trainer.storage.history("total_loss").latest())
-    assert losses[0] not in losses[1:]
-    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=0.05)
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_evaluation_in_bfloat16(tiny_config):

@@ -14,7 +14,7 @@ CASES = [
     ((2, 4, 9), (6, 4, 3), ((2,), (1,), (1,), 1)),
     ((2, 4, 7, 6), (6, 4, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
     ((1, 4, 9, 8), (6, 2, 3, 2), ((2, 1), (0, 2), (2, 1), 2)),
-    ((3, 4, 5, 5), (4, 4, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
+    ((3, 4, 5, 5), (6, 4, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
     ((1, 2, 5, 6, 4), (3, 2, 3, 3, 2), ((1, 2, 1), (1, 1, 0), (1, 1, 1), 1)),
 ]
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
@@ -57,12 +57,13 @@ def test_output_and_gradients_are_the_formula_s(
         if len(x_shape) != 4:
             pytest.skip("channels_last is of four dimensions")
         x, weight, bias = inputs
-        last = torch.channels_last
-        inputs = (
-            x.detach().contiguous(memory_format=last).requires_grad_(),
-            weight.detach().contiguous(memory_format=last).requires_grad_(),
-            bias,
+        # to(), as of a module: contiguous() leaves the strides of a 1x1 weight as they are.
+        x, weight = (
+            t.detach().to(memory_format=torch.channels_last, copy=True).requires_grad_()
+            for t in (x, weight)
         )
+        assert weight.stride(3) == weight.shape[1]
+        inputs = (x, weight, bias)
     exact = outcome(formula, [t.detach().double().requires_grad_() for t in inputs], geometry)
     ours = outcome(standardized_convolution, inputs, geometry, EPS)
     for a, b in zip(ours, exact, strict=True):

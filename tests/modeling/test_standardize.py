@@ -8,6 +8,7 @@ from torch import nn
 
 from gnws_d2 import StandardizationReport, standardize
 from gnws_d2.config import ConfigError
+from gnws_d2.engine import Trainer
 from gnws_d2.layers import WSConv2d, standardize_weight
 from gnws_d2.modeling.standardize import part_of
 
@@ -75,7 +76,7 @@ def test_the_wrapper_builds_the_model_of_the_registered_components(tiny_config):
 
 def test_the_report_is_logged_at_build_time(tiny_config, caplog):
     caplog.set_level("INFO")
-    model = build_model(tiny_config(GN, *WRAPPED, str(ALL)))
+    model = Trainer.build_model(tiny_config())
     assert str(StandardizationReport.of(model)) in caplog.text
     assert "| mask_head |" in caplog.text
 

@@ -1,7 +1,7 @@
 """``torch.compile`` of the convolutional parts of a detector.
 
-What is between them (sampling, non-maximum suppression, losses) depends on what is found, and stays
-as it is.
+What lies between them (sampling, non-maximum suppression, losses) depends on the detections, and is
+not compiled.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..config import ConfigError
+from gnws_d2.config import ConfigError
 
-# A part in the words of the configs, and its module that has nothing but layers.
+# The name of a part in the configs, and its module that contains only layers.
 _MODULES = {
     "backbone": "backbone",  # with the pyramid
     "rpn": "proposal_generator.rpn_head",
@@ -29,24 +29,24 @@ _MOST_SIZES = 64
 def compile_parts(
     model: nn.Module, parts: Sequence[str], backend: str = "inductor", few_sizes: bool = False
 ) -> None:
-    """Let ``parts`` of ``model`` be compiled when they are first called, in place: no module is
-    wrapped, and all names stay. A copy of the model is not compiled.
+    """Compile ``parts`` of ``model`` at their first call, in place: no module is wrapped, and names
+    do not change. A copy of the model is not compiled.
 
     Args:
         model: a Detectron2 model.
         parts: of "backbone" (with the pyramid), "rpn", "head", "box_head", "mask_head".
         backend: of ``torch.compile``.
-        few_sizes: compile backbone, rpn and head for each size of picture, of which there are few
+        few_sizes: compile backbone, rpn and head for each image size, of which there are few
             (INPUT.SIZE_DIVISIBILITY), instead of once for all sizes.
 
     Raises:
         ConfigError: the model has no such part.
     """
-    if few_sizes:  # each is one more compilation of the same code; torch gives up after 8
+    if few_sizes:  # each size compiles the same code again; torch gives up after 8
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, _MOST_SIZES)
     for part in parts:
-        # The number of boxes is another one each time.
+        # The number of boxes differs each time.
         dynamic = True if part in _OF_BOXES else False if few_sizes else None
         for module in _layers(model, part):
             module.compile(backend=backend, dynamic=dynamic)
@@ -57,11 +57,11 @@ def _layers(model: nn.Module, part: str) -> list[nn.Module]:
     found = {name: module for name, module in modules.items() if module is not None}
     if part not in found:
         raise ConfigError(
-            f"MODEL.COMPILE.PARTS names {part!r}, which this model does not have. Those that can "
-            f"be compiled: {', '.join(found)}."
+            f"MODEL.COMPILE.PARTS names {part!r}, which this model does not have. Choose from "
+            f"its parts that can be compiled: {', '.join(found)}."
         )
     module = found[part]
-    # A mask head's own forward has the loss; that of a cascade's list of heads is never called.
+    # A mask head's own forward computes the loss; a cascade never calls its list of heads itself.
     if part == "mask_head" or isinstance(module, nn.ModuleList):
         return list(module.children())
     return [module]

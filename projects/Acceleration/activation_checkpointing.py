@@ -1,35 +1,36 @@
-"""Activation checkpointing: memory for time, in chosen stages of a backbone."""
+"""Activation checkpointing: less memory for more time, in chosen stages of a backbone."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ConfigError
-from ..layers.reversible import change
+from gnws_d2.config import ConfigError
 
 _KEY = "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING"
 
 
 def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
-    """Let every residual block of ``stages`` keep its input alone, and compute what is between
-    anew in backward; in place. Gradients, modules and their names stay what they are.
+    """Make every residual block of ``stages`` keep only its input, and recompute the rest in
+    backward; in place. Gradients, modules and their names do not change.
 
     Args:
         model: one whose backbone is a ResNet, with or without a pyramid on top, or such a backbone.
         stages: of "res2" to "res5".
 
     Raises:
-        ConfigError: the model has no such stage, or the stage has a norm that changes in a
-            forward, which a second forward would change again.
+        ConfigError: the model has no such stage, or a norm of the stage updates its statistics in
+            each forward, which the second forward would do again.
     """
     backbone = getattr(model, "backbone", model)
-    resnet = getattr(backbone, "bottom_up", backbone)
+    resnet: Any = getattr(backbone, "bottom_up", backbone)
     known = resnet.stage_names if isinstance(resnet, ResNet) else ()
     for name in stages:
         if name not in known:
@@ -40,10 +41,14 @@ def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
             )
         for block in getattr(resnet, name):
             _refuse_running_statistics(block, name)
-            # On the object and not around it: a wrapping module would add to all names. And a
-            # partial of a bound method, because a copy of the model then calls its own blocks.
-            forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-            change(block, forward=forward)
+            # Not a wrapping module, which would change all names. A partial, because a copy of
+            # the model then calls its own blocks.
+            block.forward = functools.partial(_forward, block)
+
+
+def _forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    # The class is looked up at each call: fusing changes it.
+    return checkpoint(functools.partial(type(block).forward, block), x, use_reentrant=False)
 
 
 def _refuse_running_statistics(block: nn.Module, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""How the tensors of GroupNorm + ReLU lie in memory, and how a GPU's programs divide them."""
+"""How the tensors of GroupNorm + ReLU lie in memory, and how a GPU's programs share them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MERGED = 4096
 
 
 def format_of(x: torch.Tensor) -> torch.memory_format:
-    """channels_last where ``x`` is so and not contiguous as well; what is neither counts, and is
-    copied, as contiguous."""
+    """channels_last where ``x`` has that format and is not contiguous as well. A tensor of neither
+    format counts as contiguous, and is copied."""
     if (
         x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)

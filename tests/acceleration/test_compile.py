@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from gnws_d2.config import ConfigError
 
+MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 PARTS = "['backbone', 'rpn', 'box_head', 'mask_head']"
 SIZES = [(64, 64), (64, 80), (96, 64)]
 
@@ -23,18 +23,14 @@ def picture(size: tuple[int, int], seed: int = 0) -> dict:
     return {"image": image, "instances": truth, "height": size[0], "width": size[1]}
 
 
-def two_models(tiny_config, *opts: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+def two_models(accelerated, *opts: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The same weights, as they are and compiled."""
     # Enough to be found, and not so much that the order of equal scores decides.
     found = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "5"]
     torch.manual_seed(0)
-    plain = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *found))
-    compiled = build_model(
-        tiny_config(
-            *("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *found, "MODEL.COMPILE.PARTS", PARTS),
-            *("MODEL.COMPILE.BACKEND", "eager", *opts),
-        )
-    )
+    plain = accelerated(MASK_RCNN, *found)
+    eager = ["MODEL.COMPILE.PARTS", PARTS, "MODEL.COMPILE.BACKEND", "eager"]
+    compiled = accelerated(MASK_RCNN, *found, *eager, *opts)
     compiled.load_state_dict(plain.state_dict())
     return plain, compiled
 
@@ -48,8 +44,8 @@ def _reset():
 
 
 @pytest.mark.slow
-def test_the_detections_are_the_same(tiny_config):
-    plain, compiled = two_models(tiny_config)
+def test_the_detections_are_the_same(accelerated):
+    plain, compiled = two_models(accelerated)
     torch._dynamo.utils.counters.clear()
     for size in SIZES:
         with torch.no_grad():
@@ -64,8 +60,8 @@ def test_the_detections_are_the_same(tiny_config):
 
 
 @pytest.mark.slow
-def test_losses_and_gradients_are_the_same(tiny_config):
-    models = two_models(tiny_config, "MODEL.COMPILE.BACKEND", "aot_eager")
+def test_losses_and_gradients_are_the_same(accelerated):
+    models = two_models(accelerated, "MODEL.COMPILE.BACKEND", "aot_eager")
     losses = []
     for model in models:
         torch.manual_seed(1)
@@ -77,8 +73,8 @@ def test_losses_and_gradients_are_the_same(tiny_config):
         assert (q.grad - p.grad).norm() <= 1e-3 * p.grad.norm(), name
 
 
-def test_names_stay_and_a_copy_is_not_compiled(tiny_config):
-    plain, compiled = two_models(tiny_config)
+def test_names_stay_and_a_copy_is_not_compiled(accelerated):
+    plain, compiled = two_models(accelerated)
     assert list(plain.state_dict()) == list(compiled.state_dict())
     assert [n for n, _ in plain.named_modules()] == [n for n, _ in compiled.named_modules()]
     assert compiled.backbone._compiled_call_impl is not None
@@ -87,8 +83,8 @@ def test_names_stay_and_a_copy_is_not_compiled(tiny_config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-def test_the_backbone_is_one_graph(tiny_config, training):
-    plain, _ = two_models(tiny_config)
+def test_the_backbone_is_one_graph(accelerated, training):
+    plain, _ = two_models(accelerated)
     backbone = plain.backbone.train(training)
     whole = torch.compile(backbone, backend="eager", fullgraph=True)  # raises at a graph break
     x = torch.randn(1, 3, 64, 64)
@@ -100,11 +96,11 @@ def test_the_backbone_is_one_graph(tiny_config, training):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["never", "always"])
-def test_the_default_compiler_finds_the_same_gradients(tiny_config, how):
+def test_the_default_compiler_finds_the_same_gradients(accelerated, how):
     torch.manual_seed(0)
-    cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "MODEL.GN.FUSE_RELU", how)
-    stage = build_model(cfg).backbone.bottom_up.res3.train()
-    x = torch.randn(1, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS, 16, 16)
+    resnet = accelerated(MASK_RCNN, "MODEL.GN.FUSE_RELU", how).backbone.bottom_up.train()
+    stage = resnet.res3
+    x = torch.randn(1, resnet.output_shape()["res2"].channels, 16, 16)
     found = []
     for function in (stage, torch.compile(stage)):
         y = function(x)
@@ -115,11 +111,10 @@ def test_the_default_compiler_finds_the_same_gradients(tiny_config, how):
 
 
 @pytest.mark.slow
-def test_few_sizes_are_compiled_each(tiny_config):
+def test_few_sizes_are_compiled_each(accelerated):
     """Ten sizes become three, which are three graphs of the backbone."""
-    _, compiled = two_models(
-        tiny_config, "MODEL.COMPILE.PARTS", "['backbone']", "INPUT.SIZE_DIVISIBILITY", "64"
-    )
+    few = ["MODEL.COMPILE.PARTS", "['backbone']", "INPUT.SIZE_DIVISIBILITY", "64"]
+    _, compiled = two_models(accelerated, *few)
     assert torch._dynamo.config.recompile_limit >= 64
     torch._dynamo.utils.counters.clear()
     for height in range(60, 160, 10):
@@ -128,7 +123,7 @@ def test_few_sizes_are_compiled_each(tiny_config):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
-def test_a_part_that_is_not_there_is_refused_with_those_that_are(tiny_config):
-    cfg = tiny_config("Digits/retinanet_R_18_FPN_gn_ws.yaml", "MODEL.COMPILE.PARTS", "['box_head']")
+def test_a_part_that_is_not_there_is_refused_with_those_that_are(accelerated):
+    retinanet = "Digits/retinanet_R_18_FPN_gn_ws.yaml"
     with pytest.raises(ConfigError, match=r"'box_head'.*compiled: backbone, head"):
-        build_model(cfg)
+        accelerated(retinanet, "MODEL.COMPILE.PARTS", "['box_head']")

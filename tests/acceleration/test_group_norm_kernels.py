@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,9 +17,9 @@ from triton_interpreter import (
     runs,
 )
 
-from gnws_d2.layers import group_norm, kernels
-from gnws_d2.layers.kernels import stock
-from gnws_d2.layers.kernels.layout import Tiles
+from gnws_d2.projects.acceleration import fuse_norm_relu, fused_group_norm, group_norm_relu, kernels
+from gnws_d2.projects.acceleration.kernels import torch_kernels
+from gnws_d2.projects.acceleration.kernels.tiles import Tiles
 
 triton = pytest.importorskip("triton")
 EPS = 1e-5
@@ -75,7 +76,8 @@ def expected(x, weight, bias, residual, grad, num_groups):
 
 
 def found(x, weight, bias, residual, grad, num_groups):
-    fused = pytest.importorskip("gnws_d2.layers.kernels.fused")
+    from gnws_d2.projects.acceleration.kernels import triton_kernels as fused
+
     y, mean, rstd = fused.forward(x, weight, bias, residual, num_groups, EPS)
     kept = None if residual is None else y
     grads = fused.backward(grad, x, weight, bias, kept, mean, rstd, EPS)
@@ -173,8 +175,8 @@ def test_a_second_run_gives_the_same_bits(format):
 
 @runs
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_rebuilt_is_the_same_bit_for_bit(format):
-    from gnws_d2.layers.kernels import fused
+def test_what_is_recomputed_is_the_same_bit_for_bit(format):
+    from gnws_d2.projects.acceleration.kernels import triton_kernels as fused
 
     x, weight, bias, residual, _ = inputs((2, 6, 9, 70), format=format, added=True)
     for summand in (None, residual):
@@ -197,7 +199,7 @@ def test_other_layouts_of_residual_and_gradient_are_taken():
 
 @runs
 def test_other_layouts_of_the_parameters_and_of_the_kept_result_are_taken():
-    from gnws_d2.layers.kernels import fused
+    from gnws_d2.projects.acceleration.kernels import triton_kernels as fused
 
     x, weight, bias, residual, grad = inputs((2, 6, 9, 7), added=True)
     y, mean, rstd = fused.forward(x, weight, bias, residual, 3, EPS)
@@ -210,19 +212,19 @@ def test_other_layouts_of_the_parameters_and_of_the_kept_result_are_taken():
 
 
 @runs
-def test_the_twin_has_the_same_statistics_and_gradients():
+def test_torch_s_kernels_have_the_same_statistics_and_gradients():
     x, weight, bias, residual, grad = inputs((2, 8, 9, 7), torch.bfloat16, added=True)
-    from gnws_d2.layers.kernels import fused
+    from gnws_d2.projects.acceleration.kernels import triton_kernels as fused
 
     for summand in (None, residual):
         ours = fused.forward(x, weight, bias, summand, 4, EPS)
-        theirs = stock.forward(x, weight, bias, summand, 4, EPS)
+        theirs = torch_kernels.forward(x, weight, bias, summand, 4, EPS)
         for a, b in zip(ours, theirs, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b)
         saved = (None if summand is None else ours[0], *ours[1:], EPS)
         ours = fused.backward(grad, x, weight, bias, *saved)
-        theirs = stock.backward(grad, x, weight, bias, *saved)
+        theirs = torch_kernels.backward(grad, x, weight, bias, *saved)
         for a, b in zip(ours, theirs, strict=True):
             assert a.dtype == b.dtype and a.shape == b.shape
             torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
@@ -232,44 +234,40 @@ def test_the_twin_has_the_same_statistics_and_gradients():
 def test_the_operator_runs_them():
     x, weight, bias, residual, grad = inputs((2, 6, 9, 7), added=True)
     tensors = [t.requires_grad_() for t in (x, weight, bias, residual)]
-    assert kernels.take_map(x)
-    y = group_norm.group_norm_relu(x, 3, weight, bias, EPS, residual)
+    assert kernels.use_triton_for(x)
+    y = group_norm_relu(x, 3, weight, bias, EPS, residual)
     grads = torch.autograd.grad(y, tensors, grad)
     plain = [t.detach() for t in tensors]
     other, other_grads = found(*plain, grad, 3)
     assert torch.equal(y, other)
     assert all(torch.equal(a, b) for a, b in zip(grads, other_grads, strict=True))
     for summand in (None, residual):
-        torch.library.opcheck(group_norm._group_norm_relu, (x, weight, bias, summand, 3, EPS))
+        torch.library.opcheck(fused_group_norm._group_norm_relu, (x, weight, bias, summand, 3, EPS))
 
 
 @runs
 def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch):
     x, weight, bias, _, _ = inputs((2, 6, 3, 3))
-    assert not kernels.take_map(x.double()) and not kernels.take_map(x[:0])
-    assert not kernels.take_map(x[:1].expand(2**16, -1, -1, -1))  # CUDA's limit of a grid
+    assert not kernels.use_triton_for(x.double()) and not kernels.use_triton_for(x[:0])
+    assert not kernels.use_triton_for(x[:1].expand(2**16, -1, -1, -1))  # CUDA's limit of a grid
     monkeypatch.setattr(kernels, "MIN_ELEMENTS", x.numel() + 1)
-    assert not kernels.take_map(x)
+    assert not kernels.use_triton_for(x)
     monkeypatch.setattr(kernels, "MIN_ELEMENTS", 0)
     monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not kernels.take_map(x)
-    y = group_norm.group_norm_relu(x, 3, weight, bias)
+    assert not kernels.use_triton_for(x)
+    y = group_norm_relu(x, 3, weight, bias)
     torch.testing.assert_close(y, formula(x, weight, bias, None, 3))
 
 
 @runs
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_residual_block_has_the_gradients_of_separate_operations(format):
-    from detectron2.modeling.backbone.resnet import BottleneckBlock
-
-    from gnws_d2.modeling import fuse_norm_relu
-
     torch.manual_seed(0)
     plain = nn.Sequential(
         BottleneckBlock(32, 64, bottleneck_channels=32, norm="GN"),
         BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN"),
     ).to(DEVICE, memory_format=format)
-    fused = fuse_norm_relu(copy.deepcopy(plain), rebuild_activations=True)
+    fused = fuse_norm_relu(copy.deepcopy(plain), recompute_activations=True)
     x = torch.randn(1, 32, 6, 9, device=DEVICE).contiguous(memory_format=format)
     grads = []
     for block, dtype in ((plain.double(), torch.float64), (fused, torch.float32)):
@@ -279,6 +277,43 @@ def test_a_residual_block_has_the_gradients_of_separate_operations(format):
     assert y.is_contiguous(memory_format=format)
     for ours, theirs in zip(grads[1], grads[0], strict=True):
         assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+
+@only_from_outside
+def test_where_triton_does_not_run_torch_does(monkeypatch, caplog):
+    """As on a GPU that Triton does not support, or without a C compiler."""
+    # Before TRITON_INTERPRET, which would make them run.
+    from gnws_d2.projects.acceleration.kernels import triton_kernels  # noqa: F401
+
+    kernels._works.cache_clear()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert not kernels.use_triton_for(torch.randn(4, 6, 3, 3))
+    (line,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "do not run on cpu" in line and "GNWS_D2_KERNELS=torch" in line
+    kernels._works.cache_clear()
+
+
+@runs
+def test_where_triton_computes_something_else_torch_does(monkeypatch, caplog):
+    from gnws_d2.projects.acceleration.kernels import triton_kernels as fused
+
+    right = fused.forward
+    monkeypatch.setattr(fused, "forward", lambda x, *args: right(x * 2 + 1, *args))
+    kernels._works.cache_clear()
+    assert not kernels.use_triton_for(torch.randn(4, 6, 3, 3, device=DEVICE))
+    assert "do not run" in caplog.text and "not close" in caplog.text
+    kernels._works.cache_clear()
+
+
+@runs
+def test_they_are_tried_in_float32_whatever_the_default_is():
+    kernels._works.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert kernels.triton_runs_on(torch.device(DEVICE))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        kernels._works.cache_clear()
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -325,16 +360,16 @@ CASES = {
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("file", ["forward", "backward"])
-def test_the_kernels_compile_for_a_gpu(file, case, dtype, added):
-    module = pytest.importorskip(f"gnws_d2.layers.kernels.{file}")
+def test_the_kernels_compile_for_a_gpu(case, dtype, added):
+    from gnws_d2.projects.acceleration.kernels import triton_kernels
+
     (block_c, block_p), ones = CASES[case]
     chosen = {"BLOCK_C": block_c, "BLOCK_P": block_p, "BLOCK": 256, "BLOCK_S": 64}
     chosen |= {"ADD": added, "ADDED": added, "MASKED": added} | dict.fromkeys(ones, 1)
     types = dict.fromkeys(["x", "y", "residual", "grad", "grad_residual", "grad_x"], f"*{dtype}")
     single = ["weight", "bias", "mean", "rstd", "partial", "of_channel", "of_group"]
     types |= dict.fromkeys(single, "*fp32") | {"eps": "fp32"}
-    for name, kernel in vars(module).items():
-        if not isinstance(kernel, triton.runtime.JITFunction) or name in ("affine", "_merge"):
+    for name, kernel in vars(triton_kernels).items():
+        if not isinstance(kernel, triton.runtime.JITFunction) or name in ("_affine", "_merge"):
             continue  # the two are parts of the others
         compile_for_h100(kernel, types, chosen)

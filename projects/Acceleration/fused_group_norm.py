@@ -1,24 +1,21 @@
 """GroupNorm, an optional addition, and ReLU as one operation with its own gradient.
 
-Apart, with ReLU in place, they read or write the whole tensor 13 times in a training step; together
-8 times by Triton's kernels. For backward the input and the statistics are kept: where ReLU was
-positive is found from them again. The formula is that of Wu and He, "Group Normalization" (arXiv
-1803.08494).
+Unfused, with ReLU in place, they read or write the whole tensor 13 times in a training step;
+Triton's kernels do it 8 times. Backward keeps the input and the statistics, and finds from them
+where ReLU was positive. The formula is that of Wu and He, "Group Normalization" (arXiv 1803.08494).
 """
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import kernels
-from .kernels import stock
-from .kernels.layout import format_of, statistics_dtype
-from .rebuild import attach
+from .kernels import kernels_for
+from .kernels.tiles import format_of, statistics_dtype
+from .recompute import attach_recipe
 
 
 def group_norm_relu(
@@ -29,14 +26,14 @@ def group_norm_relu(
     eps: float = 1e-5,
     residual: torch.Tensor | None = None,
     *,
-    rebuild: bool = False,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """``relu(group_norm(x) + residual)``.
 
-    The statistics are taken in float32, in float64 of float64, and autocast changes nothing: half
-    precision goes in and comes out, where autocast on CUDA lets ``F.group_norm`` compute and return
-    float32. The same input gives the same bits. Triton's kernels run on a GPU on what is large
-    enough, elsewhere torch's, see :mod:`gnws_d2.layers.kernels`.
+    Statistics are computed in float32, or in float64 for float64. Autocast changes nothing: half
+    precision goes in and comes out, whereas autocast on CUDA makes ``F.group_norm`` compute and
+    return float32. The same input gives the same bits. Triton's kernels run on large inputs on a
+    GPU, torch's elsewhere, see :mod:`.kernels`.
 
     Args:
         x: (N, C, *), floating; N may be 0.
@@ -44,7 +41,7 @@ def group_norm_relu(
         weight, bias: (C,).
         eps: added to the (biased) variance of a group.
         residual: of the shape of ``x``.
-        rebuild: see :mod:`gnws_d2.layers.rebuild`; without effect where a residual is added.
+        recompute: see :mod:`.recompute`; without effect where a residual is added.
 
     Returns:
         A tensor of the shape, dtype and memory format of ``x``.
@@ -55,30 +52,30 @@ def group_norm_relu(
     _check(x, num_groups, weight, bias, residual)
     eager = type(x) is torch.Tensor and not torch.compiler.is_compiling()
     if eager and not torch.is_grad_enabled():
-        # Past the dispatcher, which takes longer than the kernels of a small input.
-        return _kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)[0]
+        # Bypasses the dispatcher, which takes longer than the kernels of a small input.
+        return kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)[0]
     y, mean, rstd = _group_norm_relu(x, weight, bias, residual, num_groups, eps)
-    if rebuild and eager and residual is None and y.requires_grad:
-        attach(y, _normalize_again, (x, weight, bias, mean, rstd), eps)
+    if recompute and eager and residual is None and y.requires_grad:
+        attach_recipe(y, _normalize_again, (x, weight, bias, mean, rstd), eps)
     return y
 
 
 class GroupNormReLU(nn.GroupNorm):
     """``torch.nn.GroupNorm``, an optional addition, and ReLU. Parameters and their names are those
-    of ``GroupNorm``. Traced or exported, it is the separate operations.
+    of ``GroupNorm``. A trace or an exported program contains the separate operations.
 
     Attributes:
-        rebuild: see :mod:`gnws_d2.layers.rebuild`.
+        recompute: see :mod:`.recompute`.
     """
 
-    # On the class, so that a GroupNorm turned into this class in place has it as well.
-    rebuild: bool = False
+    # On the class, so that a GroupNorm turned into this class in place has it, too.
+    recompute: bool = False
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         parameters = (self.num_groups, self.weight, self.bias, self.eps)
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             return _separately(input, *parameters, residual)
-        return group_norm_relu(input, *parameters, residual, rebuild=self.rebuild)
+        return group_norm_relu(input, *parameters, residual, recompute=self.recompute)
 
 
 def _check(
@@ -119,17 +116,9 @@ def _separately(
     eps: float,
     residual: torch.Tensor | None,
 ) -> torch.Tensor:
-    # Not F.group_norm, which in training refuses one value a group; it becomes the bias.
+    # Not F.group_norm, which refuses one value per group in training; here it becomes the bias.
     y = torch.group_norm(x, num_groups, weight, bias, eps)
     return F.relu(y if residual is None else y + residual)
-
-
-def _kernels_for(x: torch.Tensor) -> ModuleType:
-    if kernels.take_map(x):
-        from .kernels import fused  # not on top: it imports Triton
-
-        return fused
-    return stock
 
 
 def _normalize_again(
@@ -140,7 +129,7 @@ def _normalize_again(
     rstd: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    return _kernels_for(x).normalize(x, weight, bias, None, mean, rstd, eps)
+    return kernels_for(x).normalize(x, weight, bias, None, mean, rstd, eps)
 
 
 @torch.library.custom_op("gnws_d2::group_norm_relu", mutates_args=())
@@ -152,7 +141,7 @@ def _group_norm_relu(
     num_groups: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)
+    return kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)
 
 
 @torch.library.custom_op("gnws_d2::group_norm_relu_backward", mutates_args=())
@@ -166,7 +155,7 @@ def _group_norm_relu_backward(
     rstd: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _kernels_for(x).backward(grad, x, weight, bias, y, mean, rstd, eps)
+    return kernels_for(x).backward(grad, x, weight, bias, y, mean, rstd, eps)
 
 
 @_group_norm_relu.register_fake
@@ -202,8 +191,8 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     x, weight, bias, residual, ctx.num_groups, ctx.eps = inputs
     y, mean, rstd = output
-    # With a residual, the result tells where ReLU was positive. It takes no memory: what follows a
-    # residual block, a convolution, keeps it as its input.
+    # With a residual, the result tells where ReLU was positive. Keeping it takes no memory: the
+    # convolution after a residual block keeps it as its input.
     ctx.save_for_backward(x, weight, bias, mean, rstd, None if residual is None else y)
     ctx.set_materialize_grads(False)
 

@@ -1,5 +1,4 @@
-"""GroupNorm + ReLU as one operation in Detectron2's own modules, which keep their parameters, names
-and places; :func:`gnws_d2.layers.fold` and :func:`gnws_d2.layers.restore` take it back."""
+"""Fuse GroupNorm and ReLU in Detectron2's own modules, which keep their parameters and names."""
 
 from __future__ import annotations
 
@@ -13,43 +12,44 @@ from detectron2.layers import Conv2d
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import nn
 
-from ..layers import GroupNormReLU, StandardizedConv
-from ..layers.rebuild import rebuilding
-from ..layers.reversible import change
-from .deform_conv import DEFORM_CONVS
-from .rebuild_convolutions import rebuild_pointwise
+from gnws_d2.layers import StandardizedConv
+from gnws_d2.modeling.deform_conv import DEFORM_CONVS
+
+from .fused_group_norm import GroupNormReLU
+from .recompute import recompute_pointwise, recomputing
 
 _CONVS = (Conv2d, *DEFORM_CONVS, StandardizedConv)
 _RELUS = (F.relu, F.relu_, torch.relu)
 
 
 def fuse_norm_relu(
-    model: nn.Module, rebuild_activations: bool = False, rebuild_convolutions: bool = False
+    model: nn.Module, recompute_activations: bool = False, recompute_convolutions: bool = False
 ) -> nn.Module:
-    """Let every GroupNorm that a ReLU follows compute both, in place.
+    """Make every GroupNorm that a ReLU follows compute both, in place.
 
-    These are those of the stem and of the residual blocks, the last of a block with the addition;
-    those of convolutions with ``activation=F.relu`` or ``nn.ReLU()``; and those before an
-    ``nn.ReLU`` in an ``nn.Sequential``. Blocks of other classes, such as the deformable one, and
-    GroupNorm without a ReLU, in shortcuts and in FPN, stay as they are.
+    This reaches the norms of the stem and of the residual blocks (the last norm of a block with the
+    addition of the shortcut), of convolutions with ``activation=F.relu`` or ``nn.ReLU()``, and
+    before an ``nn.ReLU`` in an ``nn.Sequential``. It leaves blocks of other classes alone, such as
+    the deformable one, and GroupNorm without a ReLU, as in shortcuts and in FPN.
 
     Args:
         model: any Detectron2 model, or a backbone; standardize it before.
-        rebuild_activations: compute what a convolution or a pooling needs of these results in
-            backward again, from the input of GroupNorm, instead of keeping both. The results of
+        recompute_activations: recompute in backward what a convolution or a pooling needs of the
+            results, instead of keeping both them and the inputs of GroupNorm. The results of
             residual blocks, which several layers take, are kept.
-        rebuild_convolutions: with ``rebuild_activations``, compute what GroupNorm needs of the
-            outputs of 1x1 convolutions in backward again as well, where they have no more channels
-            in than out.
+        recompute_convolutions: with ``recompute_activations``, also recompute what GroupNorm needs
+            of the outputs of 1x1 convolutions with no more input than output channels.
 
     Returns:
         ``model``, so that a LazyConfig can say ``LazyCall(fuse_norm_relu)(model=...)``.
 
     Raises:
-        ValueError: ``rebuild_convolutions`` without ``rebuild_activations``.
+        ValueError: ``recompute_convolutions`` without ``recompute_activations``.
     """
-    if rebuild_convolutions and not rebuild_activations:
-        raise ValueError("rebuild_convolutions is for rebuild_activations=True alone. Set both.")
+    if recompute_convolutions and not recompute_activations:
+        raise ValueError(
+            "recompute_convolutions needs recompute_activations=True, which is False. Set both."
+        )
     for module in list(model.modules()):
         if type(module) in _FUSED:
             _fuse_block(module)
@@ -57,15 +57,15 @@ def fuse_norm_relu(
             _fuse_activation(module)
         elif type(module) is nn.Sequential:
             _fuse_sequence(module)
-    if rebuild_activations:
+    if recompute_activations:
         for child in model.children():
             norms = [m for m in child.modules() if isinstance(m, GroupNormReLU)]
             for norm in norms:
-                change(norm, rebuild=True)
+                norm.recompute = True
             if norms:
-                change(child, forward=rebuilding(child.forward))
-    if rebuild_convolutions:
-        rebuild_pointwise(model)
+                child.forward = recomputing(child.forward)
+    if recompute_convolutions:
+        recompute_pointwise(model)
     return model
 
 
@@ -79,8 +79,8 @@ def _fuse_block(block: nn.Module) -> None:
     convs = list(_main_path(block))
     if all(_is_plain(conv.norm) and conv.activation is None for conv in convs):
         for conv in convs:
-            change(conv.norm, __class__=GroupNormReLU)
-        change(block, __class__=_FUSED[type(block)])
+            conv.norm.__class__ = GroupNormReLU
+        block.__class__ = _FUSED[type(block)]
 
 
 def _main_path(block: Any) -> Iterator[Any]:
@@ -93,15 +93,15 @@ def _fuse_activation(conv: Any) -> None:
     norm: Any = getattr(conv, "norm", None)
     activation = getattr(conv, "activation", None)
     if _is_plain(norm) and (activation in _RELUS or isinstance(activation, nn.ReLU)):
-        change(norm, __class__=GroupNormReLU)
-        change(conv, activation=None)
+        norm.__class__ = GroupNormReLU
+        conv.activation = None
 
 
 def _fuse_sequence(sequence: nn.Sequential) -> None:
     for (_, norm), (name, relu) in itertools.pairwise(list(sequence.named_children())):
         if _is_plain(norm) and isinstance(relu, nn.ReLU):
-            change(norm, __class__=GroupNormReLU)
-            change(sequence, **{name: nn.Identity()})
+            norm.__class__ = GroupNormReLU
+            setattr(sequence, name, nn.Identity())
 
 
 def _is_plain(norm: Any) -> bool:
@@ -109,21 +109,21 @@ def _is_plain(norm: Any) -> bool:
 
 
 class FusedBasicStem(BasicStem):
-    """Detectron2's stem, whose norm has the ReLU."""
+    """Detectron2's stem, whose norm includes the ReLU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
 class FusedBasicBlock(BasicBlock):
-    """Detectron2's block of two convolutions, whose norms have the ReLUs."""
+    """Detectron2's block of two convolutions, whose norms include the ReLUs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _add(self, self.conv2, self.conv1(x), x)
 
 
 class FusedBottleneckBlock(BottleneckBlock):
-    """Detectron2's block of three convolutions, whose norms have the ReLUs."""
+    """Detectron2's block of three convolutions, whose norms include the ReLUs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _add(self, self.conv3, self.conv2(self.conv1(x)), x)
@@ -131,7 +131,7 @@ class FusedBottleneckBlock(BottleneckBlock):
 
 def _add(block: Any, last: Any, inner: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     shortcut = x if block.shortcut is None else block.shortcut(x)
-    # Past the convolution's own forward, which would call its norm without the shortcut.
+    # Bypasses the convolution's own forward, which would call its norm without the shortcut.
     return last.norm(last._conv_forward(inner, last.weight, last.bias), shortcut)
 
 

@@ -1,4 +1,4 @@
-"""GroupNorm + ReLU as one operation, by torch's kernels; for Triton's see the other file."""
+"""GroupNorm + ReLU as one operation, on torch's kernels."""
 
 import copy
 import pickle
@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gnws_d2.layers import GroupNormReLU, group_norm_relu, kernels
-from gnws_d2.layers.group_norm import _group_norm_relu
-from gnws_d2.layers.rebuild import rebuilding
+from gnws_d2.projects.acceleration import GroupNormReLU, group_norm_relu, kernels
+from gnws_d2.projects.acceleration.fused_group_norm import _group_norm_relu
 
 EPS = 1e-5
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -117,7 +116,7 @@ def test_a_large_mean(format):
     y = group_norm_relu(x, 32, torch.ones(64).float(), torch.zeros(64).float())
     expected = formula(x.double(), torch.ones(64), torch.zeros(64), None, 32)
     assert (y - expected).abs().max() < 3e-3  # numbers of this size are 1e-3 apart
-    if format is torch.channels_last:  # docs/speed.md says so; if it ends, so should that
+    if format is torch.channels_last:  # the README says so; remove it there when this fails
         assert (torch.group_norm(x, 32) - expected).abs().max() > 1000
 
 
@@ -231,7 +230,7 @@ def test_devices_that_differ_are_refused():
 
 def test_the_variable_is_checked(monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not kernels.run_on(kernels.MAP, torch.device("cpu"))
+    assert not kernels.triton_runs_on(torch.device("cpu"))
     monkeypatch.setenv(kernels.VARIABLE, "none")
     with pytest.raises(ValueError, match=r"GNWS_D2_KERNELS is 'none'.*auto.*torch"):
         fused(*inputs((2, 6, 3, 3)))
@@ -239,91 +238,8 @@ def test_the_variable_is_checked(monkeypatch):
 
 def test_the_log_says_once_which_kernels_run(caplog):
     caplog.set_level("INFO")
-    kernels._log_path.cache_clear()
+    kernels._log_choice.cache_clear()
     for _ in range(2):
         fused(*inputs((2, 6, 3, 3)))
     lines = [r.getMessage() for r in caplog.records if "GroupNorm + ReLU" in r.getMessage()]
-    assert lines == ["GroupNorm + ReLU on cpu by the kernels of torch"]
-
-
-class Chain(nn.Module):
-    """Convolution, GroupNorm + ReLU, convolution, as in a residual block."""
-
-    def __init__(self, rebuild: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 2, 3)
-        self.norm = GroupNormReLU(3, 6)
-        nn.init.normal_(self.norm.weight)
-        nn.init.normal_(self.norm.bias)
-        self.norm.rebuild = rebuild
-        if rebuild:
-            self.forward = rebuilding(self.forward)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(self.norm(self.first(x)))
-
-
-X = torch.randn(2, 2, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize("how", ["itself", "a copy", "a pickle"])
-def test_what_is_rebuilt_gives_the_same_gradients_bit_for_bit(how):
-    kept, rebuilt = Chain(False), Chain(True)
-    if how == "a copy":
-        rebuilt = copy.deepcopy(rebuilt)
-    if how == "a pickle":
-        rebuilt = pickle.loads(pickle.dumps(rebuilt))
-    for module in (kept, rebuilt):
-        module(X).square().sum().backward()
-    for (name, a), b in zip(kept.named_parameters(), rebuilt.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad), name
-
-
-def test_second_derivatives_through_what_is_rebuilt():
-    x = X[:1, :, :5, :5].clone().requires_grad_()
-    assert torch.autograd.gradgradcheck(Chain(True), x, fast_mode=True)
-
-
-def test_an_activation_edited_before_it_is_kept_is_kept():
-    chain = Chain(True)
-
-    def edited(x):
-        return chain.second(chain.norm(chain.first(x)).mul_(2))
-
-    grads = []
-    for forward in (edited, rebuilding(edited)):
-        chain.zero_grad()
-        forward(X).sum().backward()
-        grads.append(chain.second.weight.grad.clone())
-    assert torch.equal(*grads)
-
-
-def test_an_edit_after_it_was_kept_is_an_error_as_without():
-    chain = Chain(True)
-    y = chain(X)
-    with torch.no_grad():
-        chain.second.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified in place"):
-        y.sum().backward()
-    y = chain(X)
-    with torch.no_grad():
-        chain.norm.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified"):
-        y.sum().backward()
-
-
-def test_nothing_holds_the_graph_after_backward():
-    import gc
-    import weakref
-
-    chain = Chain(True)
-    seen = []
-    chain.first.register_forward_hook(lambda *a: seen.append(weakref.ref(a[2])))
-    gc.disable()
-    try:
-        chain(X).sum().backward()
-        chain(X)
-        assert [ref() for ref in seen] == [None, None]
-    finally:
-        gc.enable()
+    assert lines == ["GroupNorm + ReLU on cpu runs on the kernels of torch"]

@@ -1,11 +1,11 @@
-"""GroupNorm + ReLU, forward and backward, by torch's own kernels: on the CPU, where they are the
-fastest, on what Triton's do not take, and as the reference of those."""
+"""GroupNorm + ReLU and its gradient by torch's own kernels: for the CPU, for inputs that Triton's
+kernels do not take, and as their reference."""
 
 from __future__ import annotations
 
 import torch
 
-from .layout import format_of, statistics_dtype
+from .tiles import format_of, statistics_dtype
 
 
 def forward(
@@ -49,7 +49,7 @@ def normalize(
     eps: float,
 ) -> torch.Tensor:
     """y of :func:`forward` again, bit for bit, from its arguments and its statistics. Torch has no
-    kernel that starts from those; the one that takes them anew is faster than plain operations."""
+    kernel that takes those; the one that computes them again is faster than plain operations."""
     return forward(x, weight, bias, residual, mean.shape[1], eps)[0]
 
 
@@ -71,7 +71,7 @@ def backward(
         x, weight, bias, mean, rstd, eps: its other arguments and results.
 
     Returns:
-        Each of the shape of what it is the gradient of; the last is empty where ``y`` is None.
+        Each of the shape of its tensor; the last is empty where ``y`` is None.
     """
     num_groups = mean.shape[1]
     added = y is not None

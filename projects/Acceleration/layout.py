@@ -1,0 +1,63 @@
+"""How the tensors of a model lie in memory: channels_last, and images padded to few sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.modeling.backbone import FPN
+from torch import nn
+
+from gnws_d2.config import ConfigError
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Store the weights of ``model`` with the channels as the fastest dimension, in place, and pass
+    the batch to its backbone in the same format, which convolutions and norms then preserve.
+
+    Tensor cores, and oneDNN on CPUs, compute in this format. Values, shapes and names do not
+    change, and the state dict loads into either format.
+
+    Raises:
+        ConfigError: the model has no backbone.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise ConfigError(
+            f"MODEL.CHANNELS_LAST is True, but the model, a {type(model).__name__}, has no "
+            "attribute `backbone` to pass the batch to. Set it to False."
+        )
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.register_forward_pre_hook(_batch_channels_last)
+
+
+def _batch_channels_last(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return args[0].contiguous(memory_format=torch.channels_last), *args[1:]
+
+
+def pad_to_multiples(model: nn.Module, multiple: int) -> None:
+    """Make ``model`` pad its batches to heights and widths that are multiples of ``multiple``.
+
+    Norms over whole images, such as GN, see the padding, as they see that of a batch: scores
+    change a little.
+
+    Args:
+        model: a Detectron2 model with a feature pyramid.
+        multiple: in pixels, a multiple of what the pyramid needs.
+
+    Raises:
+        ConfigError: the model has no pyramid, or the pyramid needs another multiple.
+    """
+    backbone: Any = getattr(model, "backbone", None)
+    if not isinstance(backbone, FPN):
+        raise ConfigError(
+            f"INPUT.SIZE_DIVISIBILITY is {multiple}, but the backbone is a "
+            f"{type(backbone).__name__}, and only an FPN can be told to pad. Set it to 0."
+        )
+    needed = backbone.size_divisibility
+    if multiple <= 0 or multiple % needed:
+        raise ConfigError(
+            f"INPUT.SIZE_DIVISIBILITY is {multiple}, not a multiple of the {needed} pixels that "
+            "the pyramid needs. Choose one, such as 128, or 0."
+        )
+    backbone._size_divisibility = multiple  # its property of that name returns nothing else

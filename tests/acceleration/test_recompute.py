@@ -1,0 +1,206 @@
+"""What is recomputed in backward gives the same gradients bit for bit, and takes less memory."""
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from measure import allocated
+from torch import nn
+
+from gnws_d2.layers import WSConv2d
+from gnws_d2.projects.acceleration import GroupNormReLU, fuse_norm_relu
+from gnws_d2.projects.acceleration.recompute import recomputing
+
+
+class Chain(nn.Module):
+    """Convolution, GroupNorm + ReLU, convolution, as in a residual block."""
+
+    def __init__(self, recompute: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 2, 3)
+        self.norm = GroupNormReLU(3, 6)
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+        self.norm.recompute = recompute
+        if recompute:
+            self.forward = recomputing(self.forward)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.norm(self.first(x)))
+
+
+X = torch.randn(2, 2, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("how", ["itself", "a copy", "a pickle"])
+def test_gradients_are_the_same_bit_for_bit(how):
+    kept, recomputed = Chain(False), Chain(True)
+    if how == "a copy":
+        recomputed = copy.deepcopy(recomputed)
+    if how == "a pickle":
+        recomputed = pickle.loads(pickle.dumps(recomputed))
+    for module in (kept, recomputed):
+        module(X).square().sum().backward()
+    for (name, a), b in zip(kept.named_parameters(), recomputed.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), name
+
+
+def test_an_activation_edited_before_it_is_kept_is_kept():
+    chain = Chain(True)
+
+    def edited(x):
+        return chain.second(chain.norm(chain.first(x)).mul_(2))
+
+    grads = []
+    for forward in (edited, recomputing(edited)):
+        chain.zero_grad()
+        forward(X).sum().backward()
+        grads.append(chain.second.weight.grad.clone())
+    assert torch.equal(*grads)
+
+
+def test_an_edit_after_it_was_kept_is_an_error_as_without():
+    chain = Chain(True)
+    y = chain(X)
+    with torch.no_grad():
+        chain.second.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified in place"):
+        y.sum().backward()
+    y = chain(X)
+    with torch.no_grad():
+        chain.norm.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified"):
+        y.sum().backward()
+
+
+def test_nothing_holds_the_graph_after_backward():
+    chain = Chain(True)
+    seen = []
+    chain.first.register_forward_hook(lambda *a: seen.append(weakref.ref(a[2])))
+    gc.disable()
+    try:
+        chain(X).sum().backward()
+        chain(X)
+        assert [ref() for ref in seen] == [None, None]
+    finally:
+        gc.enable()
+
+
+# Arguments of fuse_norm_relu after the model.
+NOTHING, ACTIVATIONS, CONVOLUTIONS = (), (True,), (True, True)
+RECOMPUTED = pytest.mark.parametrize("recompute", [NOTHING, ACTIVATIONS, CONVOLUTIONS])
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
+
+
+def blocks(norm="GN", standardized=False):
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        BottleneckBlock(64, 128, bottleneck_channels=32, norm=norm),
+        BottleneckBlock(128, 128, bottleneck_channels=32, norm=norm),
+    )
+    for module in made.modules():
+        if standardized and isinstance(module, nn.Conv2d):
+            module.__class__ = WSConv2d
+    return made
+
+
+def kept_by(model):
+    """Bytes that a forward leaves for backward, beside the input."""
+    x = torch.randn(1, 64, 64, 64)
+    model(x)
+    with allocated("cpu") as meter:
+        y = model(x)
+    assert y.requires_grad
+    return meter.now
+
+
+@pytest.mark.parametrize("standardized", [False, True])
+def test_a_block_keeps_no_more_than_with_frozen_batch_norm(standardized):
+    plain, frozen = blocks(standardized=standardized), blocks("FrozenBN")
+    shortcut = 0 if standardized else 128 * 64 * 64 * 4  # not recomputed without WS
+    kept = [kept_by(fuse_norm_relu(copy.deepcopy(plain), *r)) for r in (ACTIVATIONS, CONVOLUTIONS)]
+    assert kept[1] - shortcut == pytest.approx(kept_by(frozen), rel=0.01)  # but for statistics
+    assert kept[0] > 1.25 * kept[1]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_blocks_are_the_same_bit_for_bit(autocast, frozen):
+    plain = blocks(standardized=True)
+    if frozen:
+        plain[0].conv3.weight.requires_grad_(False)
+    x = torch.randn(2, 64, 8, 9, generator=torch.Generator().manual_seed(1))
+    grads = []
+    for recompute in (NOTHING, ACTIVATIONS, CONVOLUTIONS):
+        model = fuse_norm_relu(copy.deepcopy(plain), *recompute)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = model(x)
+        y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+    for ours in grads[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(ours, grads[0], strict=True))
+
+
+@pytest.mark.parametrize("recompute", [ACTIVATIONS, CONVOLUTIONS])
+def test_second_derivatives_through_what_is_recomputed(recompute):
+    plain = blocks(standardized=True).double()
+    x = torch.randn(1, 64, 4, 5, generator=torch.Generator().manual_seed(1)).double()
+    found = []
+    for model in (plain, fuse_norm_relu(copy.deepcopy(plain), *recompute)):
+        leaves = [x.clone().requires_grad_(), *model.parameters()]
+        (grad,) = torch.autograd.grad(model(leaves[0]).pow(3).sum(), leaves[:1], create_graph=True)
+        # Only that of the last bias is 0.
+        found.append(torch.autograd.grad(grad.square().sum(), leaves, materialize_grads=True))
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@RECOMPUTED
+def test_blocks_are_compiled_without_a_break(recompute):
+    plain = blocks().double()
+    fused = fuse_norm_relu(copy.deepcopy(plain), *recompute)
+    x = torch.randn(2, 64, 8, 9, dtype=torch.float64)
+    grads = []
+    for model in (plain, torch.compile(fused, fullgraph=True, backend="aot_eager")):
+        y = model(x)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape))
+        grads.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@RECOMPUTED
+def test_in_deterministic_mode_a_second_step_gives_the_same_bits(deterministic, device, recompute):
+    """Torch then fills new tensors with NaN, too: none is read before it is written."""
+    model = fuse_norm_relu(blocks(standardized=True), *recompute).to(device)
+    x = torch.randn(2, 64, 40, 40, generator=torch.Generator().manual_seed(1)).to(device)
+    steps = []
+    for _ in range(2):
+        y = model(x)
+        steps.append([y.detach(), *torch.autograd.grad(y.square().sum(), list(model.parameters()))])
+    assert all(torch.isfinite(t).all() for t in steps[0])
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
+
+
+def test_convolutions_alone_are_not_recomputed():
+    with pytest.raises(ValueError, match="recompute_activations=True"):
+        fuse_norm_relu(blocks(), recompute_convolutions=True)
