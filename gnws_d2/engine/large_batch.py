@@ -36,14 +36,16 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..config import ConfigError
+from ..modeling.proposal_generator import MaxIoURPN
+from ..modeling.roi_heads import MaxIoUROIHeads
 
 # What each part has to be, looked up in this order. A subclass may have losses of its own.
-_KNOWN: dict[str, type] = {
-    "": GeneralizedRCNN,
-    "proposal_generator": RPN,
-    "roi_heads": StandardROIHeads,
-    "roi_heads.box_predictor": FastRCNNOutputLayers,
-    "roi_heads.mask_head": MaskRCNNConvUpsampleHead,
+_KNOWN: dict[str, tuple[type, ...]] = {
+    "": (GeneralizedRCNN,),
+    "proposal_generator": (RPN, MaxIoURPN),
+    "roi_heads": (StandardROIHeads, MaxIoUROIHeads),
+    "roi_heads.box_predictor": (FastRCNNOutputLayers,),
+    "roi_heads.mask_head": (MaskRCNNConvUpsampleHead,),
 }
 
 
@@ -54,7 +56,7 @@ def check_known(model: nn.Module) -> None:
         if name == "roi_heads.mask_head" and not heads.mask_on:
             continue
         part = operator.attrgetter(name)(model) if name else model
-        if type(part) is not known:
+        if type(part) not in known:
             raise _unknown(f"{name or 'the model'} is a {type(part).__name__}")
     if heads.keypoint_on:
         raise _unknown("it has a keypoint loss")

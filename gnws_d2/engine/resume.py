@@ -22,6 +22,8 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset, Sampler
 
 from ..data.errors import NamingMapper, dataset_errors
+from ..data.filter import load_train_dataset
+from ..data.resize import build_train_mapper
 
 
 class IterationSeed(HookBase):
@@ -56,7 +58,9 @@ class ResumableLoader:
 
     def __init__(self, cfg: CfgNode) -> None:
         with dataset_errors(cfg, cfg.DATASETS.TRAIN):
-            self._options = build_detection_train_loader.from_config(cfg)
+            self._options = build_detection_train_loader.from_config(
+                cfg, build_train_mapper(cfg), dataset=load_train_dataset(cfg)
+            )
         self._batch_size = self._options["total_batch_size"] // comm.get_world_size()
         self.seek(seed=max(cfg.SEED, 0), iteration=0)
 

@@ -21,6 +21,8 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes
 from torch import nn
 
+from ..modeling.proposal_generator import MaxIoURPN
+from ..modeling.roi_heads import MaxIoUROIHeads
 from .branch_free import BranchFreeDetector
 from .interface import Detector, Outputs, output_names
 
@@ -140,6 +142,7 @@ def _refuse_deformable(model: nn.Module) -> str:
 def _refuse_all_but_rcnn(model: nn.Module) -> str:
     """Faster and Mask R-CNN as Detectron2 builds them are carried."""
     known = {GeneralizedRCNN, RPN, StandardROIHeads, MaskRCNNConvUpsampleHead}
+    known |= {MaxIoURPN, MaxIoUROIHeads}  # which differ from Detectron2's in training alone
     heads: Any = getattr(model, "roi_heads", None)
     parts = [model, getattr(model, "proposal_generator", None), heads]
     parts += [heads.mask_head] if getattr(heads, "mask_on", False) else []

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, nonzero_tuple
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances, pairwise_iou
@@ -58,30 +58,40 @@ class MaxIoURPN(RPN):
         centers = boxes.get_centers()
         labels, matched_boxes = [], []
         for instances in gt_instances:
-            size, gt_boxes = instances.image_size, instances.gt_boxes
-            candidate = self._on_image(centers, size)
-            if self.anchor_boundary_thresh >= 0:
-                candidate &= boxes.inside_box(size, self.anchor_boundary_thresh)
-            # Only the candidates are matched: an anchor on the padding is no one's best.
-            quality = retry_if_cuda_oom(pairwise_iou)(gt_boxes, boxes[candidate])
-            matches, found = retry_if_cuda_oom(self.anchor_matcher)(quality)
-            label = found.new_full(candidate.shape, -1, device=candidate.device)
-            label[candidate] = found.to(label.device)
+            gt_boxes = instances.gt_boxes
+            ignored = self._ignored(boxes, centers, instances.image_size)
+            # The ignored anchors are not matched at all: none of them is the best of an object.
+            kept = nonzero_tuple(~ignored)[0] if ignored.any() else None
+            candidates = boxes if kept is None else boxes[kept]
+            quality = retry_if_cuda_oom(pairwise_iou)(gt_boxes, candidates)
+            # Which may be on the CPU, where the GPU's memory did not suffice.
+            found = retry_if_cuda_oom(self.anchor_matcher)(quality)
+            matches, label = (tensor.to(centers.device) for tensor in found)
+            if kept is not None:
+                matches = matches.new_zeros(len(boxes)).index_copy_(0, kept, matches)
+                label = label.new_full((len(boxes),), -1).index_copy_(0, kept, label)
             labels.append(self._subsample_labels(label))
-            matched = torch.zeros_like(boxes.tensor)  # unused where there is no ground truth
-            if len(instances):
-                matched[candidate] = gt_boxes.tensor[matches.to(label.device)]
-            matched_boxes.append(matched)
+            if len(gt_boxes):
+                matched_boxes.append(gt_boxes.tensor[matches])
+            else:  # nothing is positive, and what is matched not used
+                matched_boxes.append(torch.zeros_like(boxes.tensor))
         return labels, matched_boxes
 
-    def _on_image(self, centers: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-        """(N,) which of the (N, 2) centers lie on the image, rounded up to its divisibility."""
+    def _ignored(
+        self, boxes: Boxes, centers: torch.Tensor, image_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """(N,) which of N anchors lie on the padding, by their (N, 2) centers, or cross the
+        boundary where ``MODEL.RPN.BOUNDARY_THRESH`` forbids it."""
         height, width = (
             -(-side // self.size_divisibility) * self.size_divisibility for side in image_size
         )
+        x, y = centers.unbind(1)
         # The first center on the padding lies on its edge: half a pixel, so that rounding does
         # not decide.
-        return (centers < centers.new_tensor([width - 0.5, height - 0.5])).all(1)
+        ignored = (x > width - 0.5) | (y > height - 0.5)
+        if self.anchor_boundary_thresh >= 0:
+            ignored |= ~boxes.inside_box(image_size, self.anchor_boundary_thresh)
+        return ignored
 
     @torch.jit.unused
     def losses(
@@ -96,8 +106,6 @@ class MaxIoURPN(RPN):
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
-        sampled = sum(
-            (label == kind).sum().clamp(min=1) for label in gt_labels for kind in (0, 1)
-        )
+        sampled = sum((label == kind).sum().clamp(min=1) for label in gt_labels for kind in (0, 1))
         scale = self.batch_size_per_image * len(gt_labels) / sampled
         return {name: loss * scale for name, loss in losses.items()}

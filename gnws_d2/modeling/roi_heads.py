@@ -1,7 +1,6 @@
 """ROI heads whose proposals are assigned to objects as MMDetection does it."""
 
-from __future__ import annotations
-
+# Without the __future__ import: TorchScript reads the annotations of constants as objects.
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,9 @@ class MaxIoUROIHeads(StandardROIHeads):
     ``BaseSampler.sample`` and the configs ``configs/_base_/models/{faster,mask}-rcnn_r50_fpn.py``
     of MMDetection 3.3.0.
     """
+
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]  # set in __init__
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
 
     @configurable
     def __init__(self, **kwargs: Any) -> None:

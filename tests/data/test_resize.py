@@ -3,11 +3,18 @@
 import cv2
 import numpy as np
 import pytest
-from detectron2.data.transforms import AugInput, ResizeTransform
+from detectron2.data import DatasetMapper
+from detectron2.data.transforms import AugInput, ResizeShortestEdge, ResizeTransform
 
 from gnws_d2 import load_config
 from gnws_d2.config import ConfigError
-from gnws_d2.data.resize import build_test_augmentation
+from gnws_d2.data.resize import (
+    PlainBilinearShortestEdge,
+    build_test_augmentation,
+    build_train_mapper,
+)
+
+MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 
 
 def resized(mode: str, image: np.ndarray) -> np.ndarray:
@@ -50,6 +57,31 @@ def test_detectron2s_own_is_the_default():
     assert type(transform) is ResizeTransform
 
 
-def test_another_way_is_refused():
-    with pytest.raises(ConfigError, match=r"INPUT\.RESIZE_TEST is 'turbo'.*pil.*cv2"):
-        load_config("", ["INPUT.RESIZE_TEST", "turbo"])
+@pytest.mark.parametrize("key", ["INPUT.RESIZE_TEST", "INPUT.RESIZE_TRAIN"])
+def test_another_way_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"{key} is 'turbo'.*pil.*cv2"):
+        load_config("", [key, "turbo"])
+
+
+@pytest.mark.parametrize("opts", [[], ["INPUT.CROP.ENABLED", "True", "INPUT.RANDOM_FLIP", "none"]])
+def test_training_resizes_by_its_own_key(opts):
+    """Everything else of the mapper is Detectron2's."""
+    pil, cv = (
+        build_train_mapper(load_config(MASK_RCNN, ["INPUT.RESIZE_TRAIN", mode, *opts]))
+        for mode in ("pil", "cv2")
+    )
+    theirs = DatasetMapper(load_config(MASK_RCNN, opts), is_train=True)
+    for mapper in (pil, cv):
+        assert {k: v for k, v in vars(mapper).items() if k != "augmentations"} == {
+            k: v for k, v in vars(theirs).items() if k != "augmentations"
+        }
+    kinds = [[type(a) for a in m.augmentations.augs] for m in (theirs, pil, cv)]
+    assert kinds[0] == kinds[1]
+    own = PlainBilinearShortestEdge
+    assert kinds[2] == [own if kind is ResizeShortestEdge else kind for kind in kinds[0]]
+    [resize] = [a for a in cv.augmentations.augs if type(a) is own]
+    image = np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8)
+    found = AugInput(image)
+    resize(found)
+    reference = cv2.resize(image, (1067, 800), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(found.image.astype(int) - reference).max() <= 1
