@@ -85,3 +85,15 @@ def test_training_resizes_by_its_own_key(opts):
     resize(found)
     reference = cv2.resize(image, (1067, 800), interpolation=cv2.INTER_LINEAR)
     assert np.abs(found.image.astype(int) - reference).max() <= 1
+
+
+def test_sizes_are_those_of_mmdetection_within_a_pixel():
+    """Its ``rescale_size`` scales both sides by one factor and rounds once."""
+    shapes = [(h, w) for h in range(32, 1500, 13) for w in range(32, 1500, 13)]
+    shapes += [(640, w) for w in range(100, 641)] + [(h, 640) for h in range(100, 641)]
+    for height, width in shapes:
+        factor = min(1333 / max(height, width), 800 / min(height, width))
+        theirs = int(height * factor + 0.5), int(width * factor + 0.5)
+        ours = ResizeShortestEdge.get_output_shape(height, width, 800, 1333)
+        assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 1
+        assert ours == theirs or max(height, width) != 640  # as most of COCO's
