@@ -106,6 +106,7 @@ class MaxIoURPN(RPN):
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
-        sampled = sum((label == kind).sum().clamp(min=1) for label in gt_labels for kind in (0, 1))
-        scale = self.batch_size_per_image * len(gt_labels) / sampled
-        return {name: loss * scale for name, loss in losses.items()}
+        counts = [(label == kind).sum() for label in gt_labels for kind in (0, 1)]
+        sampled = torch.stack(counts).clamp(min=1).sum()
+        wanted = self.batch_size_per_image * len(gt_labels)
+        return {name: loss * (wanted / sampled.to(loss)) for name, loss in losses.items()}

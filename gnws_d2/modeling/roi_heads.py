@@ -64,7 +64,7 @@ class MaxIoUROIHeads(StandardROIHeads):
         self, proposals: list[Instances], targets: list[Instances]
     ) -> list[Instances]:
         """See ``ROIHeads.label_and_sample_proposals``."""
-        samples = [self._sample(p, t) for p, t in zip(proposals, targets, strict=True)]
+        samples = [self._label_and_sample(p, t) for p, t in zip(proposals, targets, strict=True)]
         background = [int((s.gt_classes == self.num_classes).sum()) for s in samples]
         foreground = [len(s) - n for s, n in zip(samples, background, strict=True)]
         storage = get_event_storage()
@@ -72,7 +72,7 @@ class MaxIoUROIHeads(StandardROIHeads):
         storage.put_scalar("roi_head/num_bg_samples", np.mean(background))
         return samples
 
-    def _sample(self, proposals: Instances, targets: Instances) -> Instances:
+    def _label_and_sample(self, proposals: Instances, targets: Instances) -> Instances:
         """The proposals of one image to train on, with the ``gt_*`` fields of their targets."""
         gt_boxes, classes = targets.gt_boxes, targets.gt_classes
         matches, labels = self.proposal_matcher(pairwise_iou(gt_boxes, proposals.proposal_boxes))
