@@ -60,9 +60,17 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
     # and masks at their initial values, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
-    # How pictures are resized for evaluation: "pil", Detectron2's way and that of training, or
-    # "cv2", the way of MMDetection, with which the published AP was measured.
+    # How images are resized for evaluation: "pil", Detectron2's way, or "cv2", the way of
+    # MMDetection, with which the published AP was measured.
     cfg.INPUT.RESIZE_TEST = "pil"
+    # The same for training. The two differ where images shrink, and by at most one level where they
+    # grow, as most of COCO does.
+    cfg.INPUT.RESIZE_TRAIN = "pil"
+    # Which images and objects are trained on: "mmdetection" leaves out objects narrower than a
+    # pixel and images with a side below 32, and keeps images that only have crowds; "detectron2"
+    # leaves out the latter alone. Both leave out images without annotations, unless
+    # DATALOADER.FILTER_EMPTY_ANNOTATIONS is False.
+    cfg.DATALOADER.FILTER = "mmdetection"
     # Of SOLVER.AMP.ENABLED: "float16", or "bfloat16", which needs no scaling of the loss.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # In which evaluation computes: "float32", or under autocast "bfloat16" or "float16".
@@ -204,6 +212,8 @@ def check_config(cfg: CfgNode) -> None:
         )
     for key, value, known in (
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
+        ("INPUT.RESIZE_TRAIN", cfg.INPUT.RESIZE_TRAIN, ("pil", "cv2")),
+        ("DATALOADER.FILTER", cfg.DATALOADER.FILTER, ("mmdetection", "detectron2")),
         ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
         ("TEST.PRECISION", cfg.TEST.PRECISION, ("float32", "bfloat16", "float16")),
     ):

@@ -24,6 +24,9 @@ Made by `python -m gnws_d2.model_zoo document` from `gnws_d2/model_zoo/checkpoin
 All results are **the reference's own** ([MMDetection]({reference}):
 COCO val2017; memory in training and time per image on V100), not measured here.
 
+The GN+WS configs train by the rules with which the published AP was reached
+([docs/reference.md](docs/reference.md)); it has not been reproduced by training here.
+
 ## Detectors
 
 {detectors}
