@@ -2,9 +2,9 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from conftest import ELSEHOW, TINY
@@ -31,10 +31,10 @@ def weights(tmp_path_factory, tiny_digits) -> Path:
 
 
 def run(weights: Path, output: Path, *inputs: object, how=()) -> subprocess.CompletedProcess:
-    words = [sys.executable, DEMO, "--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"]
+    words = [DEMO, "--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"]
     words += ["--confidence-threshold", "0.05", "--output", output, "--input", *inputs]
     words += ["--opts", *TINY, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", weights, *how]
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
+    return processes.run(*words)
 
 
 def test_files_folders_globs_and_unreadable_pictures(weights, digits, tmp_path):

@@ -4,9 +4,9 @@ import argparse
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -170,14 +170,7 @@ def run(folder: Path, words: list[str], environment: dict) -> subprocess.Complet
     if words[0].endswith(".py"):
         words = [str(DETECTION / words[0]), *words[1:]]
     environment = {**os.environ, "GNWS_D2_CACHE": str(folder / "cache"), **environment}
-    return subprocess.run(
-        [sys.executable, *words],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
-        timeout=600,
-    )
+    return processes.run(*words, cwd=folder, env=environment)
 
 
 @pytest.mark.slow

@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ELSEHOW, FEW_PROPOSALS, TINY
+from processes import run, start
 
 from gnws_d2.data.digits import make_digits
 
@@ -46,20 +45,21 @@ def make_command(tmp_path: Path, folder: Path):
     constants = f"FOLDER, TRAIN_NET = {str(folder)!r}, {str(TRAIN_NET.parent)!r}\n"
     program.write_text(constants + PROGRAM)
 
-    def command(*arguments: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    def command(*arguments: object) -> list[str]:
         flags = [str(a) for a in arguments if str(a).startswith("--")]
         values = [str(a) for a in arguments if not str(a).startswith("--")]
-        words = [sys.executable, *launcher, str(program)]
-        words += ["--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "--dist-url", "auto"]
+        words = [
+            str(program),
+            "--config-file",
+            "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml",
+            "--dist-url",
+            "auto",
+        ]
         words += [w for flag in flags for w in flag.split("=")]
         words += [*TINY, "DATASETS.TRAIN", "('tiny_digits_train',)", "MODEL.DEVICE", "cpu"]
         return [*words, "DATASETS.TEST", "('tiny_digits_val',)", *values]
 
     return command
-
-
-def run(words: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(words, capture_output=True, text=True, timeout=600)
 
 
 def losses(output: Path) -> dict[int, float]:
@@ -83,10 +83,10 @@ ONE_STEP = [
 )
 def test_two_processes_take_the_step_of_two_micro_batches(train_net, tmp_path, launcher, how):
     one, two = tmp_path / "one", tmp_path / "two"
-    done = run(train_net(*ONE_STEP, *how, "SOLVER.ACCUMULATION_STEPS", "2", "OUTPUT_DIR", one))
+    done = run(*train_net(*ONE_STEP, *how, "SOLVER.ACCUMULATION_STEPS", "2", "OUTPUT_DIR", one))
     assert done.returncode == 0, done.stderr
     flags = () if launcher else ("--num-gpus=2",)
-    done = run(train_net(*flags, *ONE_STEP, *how, "OUTPUT_DIR", two, launcher=launcher))
+    done = run(*launcher, *train_net(*flags, *ONE_STEP, *how, "OUTPUT_DIR", two))
     assert done.returncode == 0, done.stderr
     assert "World size: 2" in (two / "log.txt").read_text()
     assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
@@ -100,7 +100,7 @@ def trained(digits, tmp_path_factory) -> Path:
     """The output folder of a short training."""
     folder = tmp_path_factory.mktemp("trained")
     command = make_command(folder, digits)
-    done = run(command(*ONE_STEP, "OUTPUT_DIR", folder / "output"))
+    done = run(*command(*ONE_STEP, "OUTPUT_DIR", folder / "output"))
     assert done.returncode == 0, done.stderr
     return folder / "output"
 
@@ -112,22 +112,17 @@ def test_a_killed_run_resumes_to_the_result_of_an_unbroken_one(train_net, traine
     steps += ["MODEL.WEIGHTS", str(trained / "model_final.pth")]
 
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
-    process = subprocess.Popen(
-        train_net(*steps, "OUTPUT_DIR", broken),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start(*train_net(*steps, "OUTPUT_DIR", broken))
     deadline = time.time() + 300
     while not (broken / "last_checkpoint").exists() and time.time() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     saved = (broken / "last_checkpoint").read_text()
     assert not (broken / "model_final.pth").exists(), "it was not killed in time"
     state = torch.load(broken / saved, weights_only=True)
     for output, flags in ((broken, ["--resume"]), (unbroken, [])):
-        done = run(train_net(*flags, *steps, "OUTPUT_DIR", output))
+        done = run(*train_net(*flags, *steps, "OUTPUT_DIR", output))
         assert done.returncode == 0, done.stderr
 
     log = (broken / "log.txt").read_text()
@@ -141,7 +136,7 @@ def test_eval_only_scores_a_checkpoint_with_the_config_beside_it(train_net, trai
     output, model = tmp_path / "out", trained / "model_final.pth"
     words = train_net("--eval-only", *FEW_PROPOSALS, "OUTPUT_DIR", output, "MODEL.WEIGHTS", model)
     words[words.index("--config-file") + 1] = str(trained / "config.yaml")
-    done = run(words)
+    done = run(*words)
     assert done.returncode == 0, done.stderr
     assert "Evaluation results for segm" in (output / "log.txt").read_text()
 
@@ -153,7 +148,7 @@ def test_a_picture_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
     file.write_bytes(file.read_bytes()[:2000])
     # More than one step: after the last one, Detectron2 evaluates even after an error.
     options = ["--num-gpus=2", *ONE_STEP, "SOLVER.MAX_ITER", "9", "DATALOADER.NUM_WORKERS", "1"]
-    done = run(make_command(tmp_path, folder)(*options, "OUTPUT_DIR", tmp_path / "out"))
+    done = run(*make_command(tmp_path, folder)(*options, "OUTPUT_DIR", tmp_path / "out"))
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

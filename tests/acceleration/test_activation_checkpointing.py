@@ -82,7 +82,7 @@ def test_a_stage_that_does_not_exist_is_refused(tiny_config):
     model = build_model(tiny_config())
     with pytest.raises(ConfigError, match=rf"{KEY}.*'res6'.*res2, res3, res4, res5.*Remove"):
         checkpoint_activations(model, ["res6"])
-    with pytest.raises(ConfigError, match=r"'res3'.*is a RPN, no ResNet"):
+    with pytest.raises(ConfigError, match=r"'res3'.*is a MaxIoURPN, no ResNet"):
         checkpoint_activations(model.proposal_generator, ["res3"])
 
 

@@ -1,12 +1,12 @@
 """``python -m gnws_d2.checkpoint`` as its users run it."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from processes import run
 
 from gnws_d2.checkpoint import Checkpointer, detectron2_to_mmdet
 
@@ -14,8 +14,7 @@ GN_WS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 
 
 def convert(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "gnws_d2.checkpoint", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run("-m", "gnws_d2.checkpoint", *words)
 
 
 @pytest.fixture

@@ -99,7 +99,8 @@ def test_finished_folder_needs_no_writing(small):
     assert set(small.parent.iterdir()) == before, "a lock file in a place that may be read-only"
 
 
-def test_command_prints_folder_and_counts(small, capsys):
+def test_command_prints_folder_and_counts(small, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["digits"])
     command.main()
     out = capsys.readouterr().out.splitlines()
     assert out[0] == str(small)

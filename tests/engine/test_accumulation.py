@@ -15,6 +15,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from processes import START_METHOD
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -88,7 +89,8 @@ def train_in_process(rank: int, count: int, cfg: CfgNode, digits: Path, folder: 
 def test_micro_batches_compute_what_processes_compute(tiny_config, digits, double, tmp_path, steps):
     batch = ["SOLVER.IMS_PER_BATCH", "4"]
     cfg = tiny_config(CONFIG, *OPTIONS, *batch, STEPS, str(steps))
-    mp.start_processes(train_in_process, (2, cfg, digits, tmp_path), nprocs=2)
+    arguments = (2, cfg, digits, tmp_path)
+    mp.start_processes(train_in_process, arguments, nprocs=2, start_method=START_METHOD)
     processes = Run(*torch.load(tmp_path / "run.pth"))
 
     micro_batches = train(tiny_config(CONFIG, *OPTIONS, *batch, STEPS, str(2 * steps)))

@@ -11,6 +11,7 @@ import torch
 from conftest import TINY
 from detectron2.modeling import build_model
 from PIL import Image
+from processes import run
 
 import gnws_d2
 
@@ -23,11 +24,6 @@ WITHOUT_TORCH = (
     "import runpy, sys; sys.modules.update(torch=None, detectron2=None, gnws_d2=None); "
     "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 )
-
-
-def run(*words: object) -> subprocess.CompletedProcess:
-    words = [sys.executable, *map(str, words)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,8 @@ def test_onnx_without_torch_finds_what_the_demo_finds(weights, digits, tmp_path)
 
     model, found = tmp_path / "exported" / "model.onnx", tmp_path / "found.png"
     words = [DETECTION / "run_onnx.py", model, picture, "--output", found]
-    done = run("-c", WITHOUT_TORCH, *words, "--confidence-threshold", "0.05")
+    words = [sys.executable, "-c", WITHOUT_TORCH, *words, "--confidence-threshold", "0.05"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert Image.open(found).size == Image.open(picture).size
     lines = re.findall(r"^(\d): ([\d.]+) at ([\d., -]+)$", done.stdout, re.MULTILINE)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import START_METHOD
 from torch import nn
 
 from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, SyncBatchNorm2d, fold
@@ -327,7 +328,7 @@ def run_process(rank: int, folder: str, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batch, sync", "estimate, sync"])
 def test_two_processes_are_one_with_both_their_batches(tmp_path, kind):
-    mp.spawn(run_process, (str(tmp_path), kind), nprocs=2)
+    mp.start_processes(run_process, (str(tmp_path), kind), nprocs=2, start_method=START_METHOD)
     (first, state), (second, other) = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     layer = make(kind.split(",")[0]).double()
     expected = steps(layer, [torch.cat(shards(step)) for step in range(8)])

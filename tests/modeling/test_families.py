@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
@@ -113,24 +112,24 @@ def test_digits_knows_what_each_family_needs():
 TRAIN_NET = Path(__file__).parents[2] / "projects" / "Detection" / "lazyconfig_train_net.py"
 
 
-def run(words: list[str]) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+def run(*words: object) -> None:
+    done = processes.run(*words)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcos", "mask_rcnn"])
 def test_a_lazy_config_trains_is_evaluated_and_resumes(name, few_digits, tmp_path):
-    words = [sys.executable, str(TRAIN_NET), "--config-file", f"Digits/{name}_R_18_FPN_gn_ws.py"]
+    words = [TRAIN_NET, "--config-file", f"Digits/{name}_R_18_FPN_gn_ws.py"]
     opts = [f"train.output_dir={tmp_path / 'out'}", "train.device=cpu", "train.log_period=1"]
     opts += ["dataloader.train.total_batch_size=2"]
     for iterations in (2, 3):
-        run([*words, "--resume", *opts, f"train.max_iter={iterations}"])
+        run(*words, "--resume", *opts, f"train.max_iter={iterations}")
     lines = map(json.loads, (tmp_path / "out" / "metrics.json").read_text().splitlines())
     assert [line["iteration"] for line in lines if "total_loss" in line] == [0, 1, 2]
     assert "copypaste: Task: bbox" in (tmp_path / "out" / "log.txt").read_text()
     checkpoint = tmp_path / "out" / "model_final.pth"
-    run([*words, "--eval-only", *opts, f"train.init_checkpoint={checkpoint}"])
+    run(*words, "--eval-only", *opts, f"train.init_checkpoint={checkpoint}")
 
 
 def test_the_lazy_config_describes_the_same_model_as_the_yaml():
