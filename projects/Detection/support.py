@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each kind of model can do, found out by doing it: the table of docs/models.md.
+"""What each kind of model can do, found out by doing it: the table of docs/export.md.
 
     support.py                              # all rows, into the document: most of an hour
     support.py "Mask R-CNN" "Keypoint R-CNN"  # these rows of it
@@ -37,7 +37,7 @@ from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
 
 RESULTS = Path("output/support.json")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
 BACKBONES = {"R-50": "R_50", "R-101": "R_101", "X-50": "X_50_32x4d", "X-101": "X_101_32x4d"}
 CONFIGS = {
     **{

@@ -96,7 +96,7 @@ def test_the_documents_table_is_what_the_command_finds(name):
     done = run(DETECTION / "support.py", "--dry-run", name)
     assert done.returncode == 0, done.stderr
     [found] = re.findall(rf"^\| \[{name}\].*", done.stdout, re.MULTILINE)
-    document = (DETECTION.parents[1] / "docs" / "models.md").read_text()
+    document = (DETECTION.parents[1] / "docs" / "export.md").read_text()
     [written] = re.findall(rf"^\| \[{name}\].*", document, re.MULTILINE)
     cells, expected = ([c.strip() for c in line.split("|")] for line in (found, written))
     without_number = [re.sub(r" \(\d+\)", "", cell) for cell in cells]
