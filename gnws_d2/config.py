@@ -60,7 +60,7 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
     # and masks at their initial values, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
-    # How pictures are resized for evaluation: "pil", Detectron2's way and that of training, or
+    # How images are resized for evaluation: "pil", Detectron2's way and that of training, or
     # "cv2", the way of MMDetection, with which the published AP was measured.
     cfg.INPUT.RESIZE_TEST = "pil"
     # Of SOLVER.AMP.ENABLED: "float16", or "bfloat16", which needs no scaling of the loss.

@@ -1,4 +1,4 @@
-"""How pictures are resized for evaluation: as Detectron2 does it, or as MMDetection does."""
+"""How images are resized for evaluation: as Detectron2 does it, or as MMDetection does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL.Image import Resampling
 class PlainBilinear(ResizeTransform):
     """Bilinear interpolation between the four nearest pixels, as ``cv2.resize`` does by default.
 
-    Pillow's, Detectron2's own, averages over more pixels when a picture shrinks. OpenCV rounds its
+    Pillow's, Detectron2's own, averages over more pixels when an image shrinks. OpenCV rounds its
     weights to 1/2048, so a pixel may differ from this by one level.
     """
 

@@ -24,7 +24,7 @@ def export(
     tolerance: float = TOLERANCE,
 ) -> list[Comparison]:
     """Write ``model``, its standardized weights stored in plain convolutions, to one file that
-    takes pictures of any size, and compare what the file detects with what the model detects.
+    takes images of any size, and compare what the file detects with what the model detects.
 
     Args:
         model: a Detectron2 model on the CPU; it stays as it is.
@@ -36,7 +36,7 @@ def export(
         tolerance: see :func:`compare`.
 
     Returns:
-        A comparison for each picture.
+        A comparison for each image.
 
     Raises:
         ExportError: the format cannot carry the model, or the file detects something else.
@@ -58,7 +58,7 @@ def export(
             if not result.equal:
                 height, width = picture.shape[1:]
                 raise ExportError(
-                    f"{format}: of {result.expected} detections in a picture of {width} x {height} "
+                    f"{format}: of {result.expected} detections in an image of {width} x {height} "
                     f"the file finds {result.same} within {tolerance:g}, and "
                     f"{result.found - result.same} others. It has not been kept."
                 )

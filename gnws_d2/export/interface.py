@@ -1,4 +1,4 @@
-"""What an exported detector takes and gives, in every format: one picture in, tensors out."""
+"""What an exported detector takes and gives, in every format: one image in, tensors out."""
 
 # Without the __future__ import: TorchScript reads the annotations of forward() as objects.
 import torch
@@ -25,11 +25,11 @@ class ExportError(GnwsError, ValueError):
 
 
 class Detector(nn.Module):
-    """A Detectron2 model as a function of one picture.
+    """A Detectron2 model as a function of one image.
 
     Takes a float32 tensor (3, H, W), levels 0 to 255 in the channel order of INPUT.FORMAT, already
     of the size that the network is to see. Gives ``boxes`` (N, 4) as x0, y0, x1, y1 in pixels of
-    that picture, ``scores`` (N,) in descending order, ``classes`` (N,), and where the model has
+    that image, ``scores`` (N,) in descending order, ``classes`` (N,), and where the model has
     them ``masks`` (N, 1, 28, 28), probabilities over the box, and ``keypoints`` (N, K, 3). A
     semantic segmentation model gives ``sem_seg`` (classes, H, W).
 

@@ -29,7 +29,7 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
 
         y = weight (x - m') / sqrt(v' + eps) + bias.
 
-    So a single picture is not normalized by itself alone. The estimates are computed in float32
+    So a single image is not normalized by itself alone. The estimates are computed in float32
     where the input is of half precision. An empty batch leaves them as they are. Takes and gives
     (N, C, H, W), N = 0 included.
 
@@ -119,7 +119,7 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
 
 
 class BatchChannelNorm2d(nn.GroupNorm):
-    """Batch normalization, then channel normalization: each group of channels of each picture to
+    """Batch normalization, then channel normalization: each group of channels of each image to
     mean 0 and (biased) variance 1, scaled and shifted by one number per group (``BCNorm``).
 
     In a state dict, ``weight`` and ``bias`` are (1, num_groups, 1), and ``bn`` is the batch

@@ -35,9 +35,9 @@ were not measured here.
 
 ## Use
 
-In any Detectron2 program that imports `gnws_d2`, put `gnws://` before a name and set `MODEL.WEIGHTS` to
-it. `gnws_d2.model_zoo.get_checkpoint_url(config)` returns the name of a config's detector. The first
-use downloads, verifies, converts and caches the file:
+In any Detectron2 program that imports `gnws_d2`, set `MODEL.WEIGHTS` to `gnws://` and a name.
+`gnws_d2.model_zoo.get_checkpoint_url(config)` returns that of a config's detector. The first use
+downloads, verifies, converts and caches the file:
 
     python projects/Detection/train_net.py --eval-only \\
         --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml \\

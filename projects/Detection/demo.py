@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Detect on pictures and write what was found.
+"""Detect on images and write what was found.
 
     demo.py --config-file output/digits/config.yaml --input photos/ more/*.jpg --output found \\
         --opts MODEL.WEIGHTS output/digits/model_final.pth
 
-Inputs are files, folders and globs. The output folder gets each picture with boxes, masks and
+Inputs are files, folders and globs. The output folder gets each image with boxes, masks and
 class names drawn, and detections.json in COCO's form: images, categories, and annotations with a
-score. A picture that cannot be read is reported and skipped; the exit code is then 1.
+score. An image that cannot be read is reported and skipped; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
 logger = logging.getLogger("gnws_d2.demo")
 
-MIN_DRAWN = 480  # pixels of the shorter side; smaller pictures are drawn larger, to be readable
+MIN_DRAWN = 480  # pixels of the shorter side; smaller images are drawn larger, to be readable
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,7 +84,7 @@ def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
 
 
 def find_images(inputs: list[str]) -> Iterator[Path]:
-    """The files that ``inputs`` name; a folder stands for the pictures in it."""
+    """The files that ``inputs`` name; a folder stands for the images in it."""
     suffixes = set(Image.registered_extensions())
     for name in inputs:
         path = Path(name).expanduser()
@@ -98,7 +98,7 @@ def find_images(inputs: list[str]) -> Iterator[Path]:
 
 
 class CocoDetections:
-    """Detections of many pictures in COCO's form, category ids being those of the dataset."""
+    """Detections of many images in COCO's form, category ids being those of the dataset."""
 
     def __init__(self, metadata: Any) -> None:
         classes = metadata.get("thing_classes") or []
@@ -149,7 +149,7 @@ def main() -> int:
     found = CocoDetections(metadata)
     names: Counter[str] = Counter()
     unreadable = 0
-    for file in tqdm(list(find_images(args.input)), unit="picture", disable=None):
+    for file in tqdm(list(find_images(args.input)), unit="image", disable=None):
         try:
             bgr = read_image(str(file), format="BGR")
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
@@ -164,10 +164,10 @@ def main() -> int:
         draw(bgr, instances, metadata).save(output / f"{file.stem}{suffix}.png")
     found.write(output / "detections.json")
     logger.info(
-        "%d detections in %d pictures, in %s", len(found.annotations), len(found.images), output
+        "%d detections in %d images, in %s", len(found.annotations), len(found.images), output
     )
     if unreadable:
-        logger.error("%d pictures could not be read", unreadable)
+        logger.error("%d images could not be read", unreadable)
     return 1 if unreadable else 0
 
 

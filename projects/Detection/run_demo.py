@@ -33,7 +33,7 @@ def run(*words: str | Path) -> None:
 
 
 def sheet(folder: Path, columns: int = 4) -> Path:
-    """One picture of all the pictures in ``folder``, in rows."""
+    """One image of all the images in ``folder``, in rows."""
     pictures = [Image.open(file) for file in sorted(folder.glob("*.png"))]
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
@@ -86,14 +86,14 @@ def main() -> None:
 Files:
   model     {args.output / "model_final.pth"}
   config    {args.output / "config.yaml"}
-  pictures  {overview}, and one by one with detections.json in {args.output / "pictures"}
+  images  {overview}, and one by one with detections.json in {args.output / "pictures"}
   log       {args.output / "log.txt"}, and for TensorBoard the same folder
 
 Next:
   the same model without Weight Standardization, and with BatchNorm:
     python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_gn.yaml
     python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_bn.yaml
-  your own pictures:
+  your own images:
     python {HERE}/demo.py --config-file {args.output / "config.yaml"} --input FOLDER \\
       --opts MODEL.WEIGHTS {args.output / "model_final.pth"}
   the published detectors on COCO: see README.md""")

@@ -6,8 +6,8 @@
     support.py --dry-run "Mask R-CNN"       # printed only
 
 What has been found is kept in output/support.json; a row that is not there is "not measured yet".
-Each config is built, trained for two steps on small pictures of Digits, evaluated, and exported to
-every format; a file counts when it detects what the model detects, in pictures of two sizes.
+Each config is built, trained for two steps on small images of Digits, evaluated, and exported to
+every format; a file counts when it detects what the model detects, in images of two sizes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def row(config_file: str, output: Path) -> list[str]:
     why not."""
     if config_file.endswith(".py"):
         model, tasks = train_lazy(config_file, output)
-        cfg = config("Digits/retinanet_R_18_FPN_gn_ws.yaml", output)  # for the size of pictures
+        cfg = config("Digits/retinanet_R_18_FPN_gn_ws.yaml", output)  # for the size of images
     else:
         cfg = config(config_file, output)
         model, tasks = train(cfg)

@@ -1,4 +1,4 @@
-"""Exported files detect what the model in Detectron2 detects, in pictures of several sizes."""
+"""Exported files detect what the model in Detectron2 detects, in images of several sizes."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_torchscript(tiny_config, tmp_path, format):
 @pytest.mark.slow
 @pytest.mark.parametrize("opts", [MASK, FASTER], ids=["mask", "faster"])
 def test_torch_export_and_onnx(tiny_config, tmp_path, opts):
-    """In sizes that were not recorded, a picture with nothing in it among them."""
+    """In sizes that were not recorded, an image with nothing in it among them."""
     model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts, *ALL))
     seen = pictures((96, 96), (160, 100), (65, 257))
     for format in ("torch-export", "onnx"):

@@ -54,7 +54,7 @@ FAMILIES = {
 
 @pytest.fixture
 def few_digits(digits, tmp_path, monkeypatch):
-    """The datasets of Digits, with few pictures."""
+    """The datasets of Digits, with few images."""
     from gnws_d2.data import digits as package
 
     shutil.copytree(digits, tmp_path / "cache" / package.make.NAME)

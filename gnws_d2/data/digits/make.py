@@ -1,7 +1,7 @@
 """Making the Digits dataset: once, in the cache folder, also when several processes ask for it.
 
-Layout of the folder: ``digits_train.json``, ``digits_val.json`` (COCO annotations) and the pictures
-``train/000000.png``, ``val/000000.png`` and so on. Pictures of labels have the same names:
+Layout of the folder: ``digits_train.json``, ``digits_val.json`` (COCO annotations) and the images
+``train/000000.png``, ``val/000000.png`` and so on. Images of labels have the same names:
 ``train_semantic/`` 0 for ground and class + 1 for digits, ``train_stuff/`` 0 for digits and 1 for
 ground, which is how Detectron2's panoptic models want it.
 """
@@ -45,17 +45,17 @@ def json_file(folder: Path, split: str) -> Path:
 
 
 def image_root(folder: Path, split: str) -> Path:
-    """Name the folder of the pictures of a split ("train" or "val") in Digits' folder."""
+    """Name the folder of the images of a split ("train" or "val") in Digits' folder."""
     return folder / split
 
 
 def label_root(folder: Path, split: str, kind: str) -> Path:
-    """Name the folder of the label pictures of a split; ``kind`` is "semantic" or "stuff"."""
+    """Name the folder of the label images of a split; ``kind`` is "semantic" or "stuff"."""
     return folder / f"{split}_{kind}"
 
 
 def write_split(folder: Path, split: str, count: int) -> None:
-    """Write ``count`` pictures of a split and their annotations into ``folder``."""
+    """Write ``count`` images of a split and their annotations into ``folder``."""
     scans = load_scans(split)
     image_root(folder, split).mkdir()
     for kind in ("semantic", "stuff"):
@@ -114,14 +114,14 @@ def make_digits(
 ) -> Path:
     """Make the Digits dataset if it is not there yet.
 
-    The pictures are the same every time, byte for byte with the same versions of NumPy and
-    Pillow. A smaller set holds the first pictures of the full one.
+    The images are the same every time, byte for byte with the same versions of NumPy and
+    Pillow. A smaller set holds the first images of the full one.
 
     Args:
         root: the folder to hold Digits' folder; the package's cache folder by default.
-        num_train: number of training pictures; numbers other than the usual ones go to a folder
+        num_train: number of training images; numbers other than the usual ones go to a folder
             of their own.
-        num_val: number of validation pictures.
+        num_val: number of validation images.
 
     Returns:
         Digits' folder.
