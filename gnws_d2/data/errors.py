@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, said with the file, the finding and the cure."""
+"""Errors of datasets, which name the file, what was found and the fix."""
 
 from __future__ import annotations
 

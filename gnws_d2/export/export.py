@@ -1,4 +1,4 @@
-"""Writing a detector in a format, and checking what was written before it is there."""
+"""Write a detector in a format, and check the file before it gets its name."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def export(
     Args:
         model: a Detectron2 model on the CPU; it stays as it is.
         format: a key of ``FORMATS``.
-        file: where to; appears when everything has been checked.
+        file: where to write; appears when everything has been checked.
         pictures: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
-            and all are compared. Have at least two sizes among them.
+            and all are compared. Use at least two sizes.
         facts: stored in the file, as JSON by name.
         tolerance: see :func:`compare`.
 
@@ -39,12 +39,12 @@ def export(
         A comparison for each image.
 
     Raises:
-        ExportError: the format cannot carry the model, or the file detects something else.
+        ExportError: the format does not support the model, or the file detects something else.
     """
     chosen = FORMATS[format]
     folded = fold(model)
     if reason := chosen.refuse(folded):
-        raise ExportError(f"{format} cannot carry this model: {reason}.")
+        raise ExportError(f"{format} does not support this model: {reason}.")
     detector = Detector(folded)
     with torch.no_grad():
         expected = [detector(picture) for picture in pictures]
@@ -60,6 +60,6 @@ def export(
                 raise ExportError(
                     f"{format}: of {result.expected} detections in an image of {width} x {height} "
                     f"the file finds {result.same} within {tolerance:g}, and "
-                    f"{result.found - result.same} others. It has not been kept."
+                    f"{result.found - result.same} others. It was not kept."
                 )
     return results

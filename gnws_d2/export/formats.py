@@ -1,4 +1,4 @@
-"""The formats a detector can be exported to: what each carries, writing it, and running it."""
+"""The formats a detector can be exported to: what each supports, writing it, and running it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Run = Callable[[torch.Tensor], Outputs]
 
 @dataclass(frozen=True)
 class Format:
-    """A format: the name of its file, how to write it, how to run it, and what it cannot carry."""
+    """A format: the name of its file, how to write it, how to run it, and what it refuses."""
 
     file: str
     write: Callable[[nn.Module, torch.Tensor, Path, Mapping[str, object]], None]
     load: Callable[[Path], Run]
     refuse: Callable[[nn.Module], str]
-    """The reason why a model cannot be carried; empty where it can."""
+    """Why a model is not supported; empty if it is."""
 
 
 def _write_trace(
@@ -134,11 +134,11 @@ def _load_onnx(file: Path) -> Run:
 
 def _refuse_deformable(model: nn.Module) -> str:
     deformable = any(isinstance(m, DEFORM_CONVS) for m in model.modules())
-    return "Detectron2's deformable convolution is a function in Python" if deformable else ""
+    return "Detectron2's deformable convolution is a Python function" if deformable else ""
 
 
 def _refuse_all_but_rcnn(model: nn.Module) -> str:
-    """Faster and Mask R-CNN as Detectron2 builds them are carried."""
+    """Faster and Mask R-CNN as Detectron2 builds them are supported."""
     known = {GeneralizedRCNN, RPN, StandardROIHeads, MaskRCNNConvUpsampleHead}
     heads: Any = getattr(model, "roi_heads", None)
     parts = [model, getattr(model, "proposal_generator", None), heads]
@@ -146,7 +146,7 @@ def _refuse_all_but_rcnn(model: nn.Module) -> str:
     other = [type(part).__name__ for part in parts if type(part) not in known]
     other += ["keypoints"] if getattr(heads, "keypoint_on", False) else []
     if other:
-        return f"it carries Faster and Mask R-CNN; this model has {other[0]}"
+        return f"only Faster and Mask R-CNN are supported; this model has {other[0]}"
     return _refuse_deformable(model)
 
 
@@ -164,7 +164,7 @@ FORMATS = {
 
 @contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Without the warnings of recording: asserts of Detectron2 are not recorded, nor need be."""
+    """Silence the warnings of recording: Detectron2's asserts need not be recorded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -11,8 +11,8 @@ from torch.distributed.nn.functional import all_reduce
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d`` that in training normalizes by the statistics of all processes.
 
-    The result is that of one process with all the samples, whatever the number and the size of
-    each process's images; a process with an empty batch takes part. Unlike
+    The result is that of one process with all samples, whatever the number and size of each
+    process's images; a process with an empty batch takes part. Unlike
     ``torch.nn.SyncBatchNorm`` it runs on the CPU as well. In evaluation, and without
     ``torch.distributed``, it is its parent. Takes and gives (N, C, H, W), N = 0 included.
 

@@ -3,7 +3,7 @@ and Weight Standardization", arXiv 1903.10520): the formula and its gradient.
 
 The operation is the one the published GN+WS detectors were trained with (``ConvWS2d`` of mmcv):
 unbiased standard deviation, epsilon added to it outside the root. timm's ``StdConv2d`` (biased,
-epsilon inside) is another operation and does not give the same detectors.
+epsilon inside) is a different operation, with which those detectors do not work.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Detect on images and write what was found.
+"""Detect on images and write the results.
 
     demo.py --config-file output/digits/config.yaml --input photos/ more/*.jpg --output found \\
         --opts MODEL.WEIGHTS output/digits/model_final.pth
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", default="output/demo", metavar="FOLDER")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="least score that is shown"
+        "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown"
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
@@ -78,7 +78,7 @@ def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
     (predictor.aug,) = build_test_augmentation(cfg)
     trained = Origin.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
     if trained.classes and trained.classes != predictor.metadata.get("thing_classes"):
-        # The names travel with the weights: the dataset of the config may not be known here.
+        # The names travel with the weights: the config's dataset may be unknown here.
         predictor.metadata = Metadata(thing_classes=trained.classes)
     return predictor
 
@@ -93,7 +93,7 @@ def find_images(inputs: list[str]) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            # A glob that matches nothing goes on as a file that cannot be read.
+            # A glob that matches nothing counts as a file that cannot be read.
             yield from sorted(map(Path, glob.glob(os.path.expanduser(name)))) or [path]
 
 

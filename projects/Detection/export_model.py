@@ -6,14 +6,14 @@
 
 writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and model.onnx, or
 those that --format names. Standardized weights are stored in plain convolutions. Each file takes
-images of any size and is compared, on every --input at two sizes, with the model in Detectron2: a
-file that does not detect the same is not kept. What a format cannot carry is refused; the exit code
-is then 1. run_onnx.py shows how to run the ONNX file.
+images of any size and is compared with the model in Detectron2, on every --input at two sizes: a
+file that does not detect the same is not kept. If a format does not support the model, the exit
+code is 1. run_onnx.py shows how to run the ONNX file.
 
 A file takes a float32 tensor (3, H, W), levels 0 to 255 in the order of INPUT.FORMAT, resized as
-for evaluation, and gives boxes, scores, classes, and masks (N, 1, 28, 28) over the boxes, in pixels
-of that tensor. What a program needs to know for it, sizes, order of channels, names of classes, is
-in the file: in the metadata of ONNX, in facts.json of the others.
+for evaluation, and returns boxes, scores, classes, and masks (N, 1, 28, 28) over the boxes, in
+pixels of that tensor. It stores the sizes, the order of channels and the names of classes: in the
+metadata of ONNX, in facts.json of the others.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> int:
     columns = ["file", "MiB", "images", "same detections", "largest difference"]
     print(tabulate(rows, columns, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
     if rows and not any(row[3] for row in rows):
-        print("Nothing was detected, so nothing was compared: give other images.", file=sys.stderr)
+        print("Nothing was detected, so nothing was compared: use other images.", file=sys.stderr)
     return 1 if refused else 0
 
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Run an exported detector on an image: NumPy, Pillow and ONNX Runtime, no torch, no Detectron2.
+"""Run an exported detector on an image with NumPy, Pillow and ONNX Runtime alone.
 
     run_onnx.py exported/model.onnx image.png --output found.png
 
-Prints what is found and, with --output, draws it. Copy from here into your own program.
+Prints the detections and, with --output, draws them. Copy from here into your own program.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def collect(results: Path, data: Path) -> None:
     """Write the results in a folder as CSV: a row for each one measured, and a loss curve a job.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the folder holds none.
     """
     files = sorted(results.glob("*.json"))
     if not files:
@@ -73,7 +73,7 @@ def _short(value: Any) -> Any:
 
 
 def document(text: str, data: Path) -> str:
-    """``text`` with every table between its two marks made anew."""
+    """``text`` with a new table between each pair of marks."""
     tables = {
         "detector AP": scores(read(data, "detector"), "AP"),
         "detector AP50": scores(read(data, "detector"), "AP50"),

@@ -109,10 +109,10 @@ def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
         ("cascade_mask_rcnn_R_18_FPN_gn_ws", "torch-export", "has CascadeROIHeads"),
         ("keypoint_rcnn_R_18_FPN_gn_ws", "torchscript-script", "has keypoints"),
         ("pointrend_R_18_FPN_gn_ws", "onnx", "has PointRendMaskHead"),
-        ("panoptic_fpn_R_18_gn_ws", "torchscript-trace", "a panoptic model gives a list"),
+        ("panoptic_fpn_R_18_gn_ws", "torchscript-trace", "a panoptic model returns a list"),
     ],
 )
-def test_what_a_format_cannot_carry_is_refused(tiny_config, tmp_path, config, format, reason):
+def test_what_a_format_does_not_support_is_refused(tiny_config, tmp_path, config, format, reason):
     model = build_model(tiny_config(f"Digits/{config}.yaml"))
     with pytest.raises(ExportError, match=reason):
         export(model, format, tmp_path / "file", pictures((96, 96)))

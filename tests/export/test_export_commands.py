@@ -87,7 +87,9 @@ def test_a_refused_format_is_exit_code_1(weights, digits, tmp_path):
     torch.save({"model": build_model(cfg).state_dict()}, tmp_path / "retinanet.pth")
     done = run(DETECTION / "export_model.py", *words, "MODEL.WEIGHTS", tmp_path / "retinanet.pth")
     assert done.returncode == 1
-    assert "onnx cannot carry this model: it carries Faster and Mask R-CNN" in done.stderr
+    assert (
+        "onnx does not support this model: only Faster and Mask R-CNN are supported" in done.stderr
+    )
     assert not (tmp_path / "model.onnx").exists()
 
 
