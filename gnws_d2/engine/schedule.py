@@ -45,7 +45,7 @@ def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but the config describes "
             f"training on SOLVER.REFERENCE_WORLD_SIZE = {reference} processes and is scaled to the "
-            f"{world_size} there are. Add SOLVER.REFERENCE_WORLD_SIZE 0 to use batch, learning "
+            f"{world_size} in use. Add SOLVER.REFERENCE_WORLD_SIZE 0 to use batch, learning "
             "rate and schedule as written, or do not set SOLVER.IMS_PER_BATCH."
         )
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)

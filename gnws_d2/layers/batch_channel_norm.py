@@ -123,7 +123,7 @@ class BatchChannelNorm2d(nn.GroupNorm):
     mean 0 and (biased) variance 1, scaled and shifted by one number per group (``BCNorm``).
 
     In a state dict, ``weight`` and ``bias`` are (1, num_groups, 1), and ``bn`` is the batch
-    normalization with its own per-channel ones. Takes and gives (N, C, H, W), N = 0 included.
+    normalization with its own per-channel ones. Takes and returns (N, C, H, W), N = 0 included.
 
     It is a ``GroupNorm``, because Detectron2 applies SOLVER.WEIGHT_DECAY_NORM by class.
 

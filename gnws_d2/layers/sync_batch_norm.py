@@ -14,7 +14,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     The result is that of one process with all samples, whatever the number and size of each
     process's images; a process with an empty batch takes part. Unlike
     ``torch.nn.SyncBatchNorm`` it runs on the CPU as well. In evaluation, and without
-    ``torch.distributed``, it is its parent. Takes and gives (N, C, H, W), N = 0 included.
+    ``torch.distributed``, it is its parent. Takes and returns (N, C, H, W), N = 0 included.
 
     Args:
         num_features: C.

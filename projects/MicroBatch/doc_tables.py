@@ -126,7 +126,7 @@ def cost_table(data: Path) -> str:
         body.append([name, *_jobs_and_cost(jobs), seeds, jobs[0]["images"]])
         everything += jobs
     body.append(["all", *_jobs_and_cost(everything)])
-    return table(["experiment", "jobs", "diverged", "CPU minutes", "seeds", "images a job"], body)
+    return table(["experiment", "jobs", "diverged", "CPU minutes", "seeds", "images per job"], body)
 
 
 def _jobs_and_cost(jobs: Rows) -> list[str]:

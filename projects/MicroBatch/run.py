@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from gnws_d2.files import atomic_write
 
-# Trains, and gives what it measured: {"rows": [one of the CSV file, ...], "curve": [loss, ...]}.
+# Trains, and returns what it measured: {"rows": [one of the CSV file, ...], "curve": [loss, ...]}.
 Train = Callable[[Job], dict[str, Any]]
 
 

@@ -149,7 +149,7 @@ def _draw_smoothness(rows: Rows, file: Path) -> None:
         "raw_beta": "β in the weights (raw)",
         "relative_beta": "β in w / |w| (relative)",
         "raw_loss_range": "range of the loss, 1/2 to 4 learning rates (raw)",
-        "relative_loss_range": "range of the loss over fixed ways in w / |w| (relative)",
+        "relative_loss_range": "range of the loss over fixed distances in w / |w| (relative)",
     }
     panels = {title: _over_seeds(rows, key, "images_seen", images) for key, title in titles.items()}
     figures.against_images([int(i) for i in images], panels, file, columns=2)

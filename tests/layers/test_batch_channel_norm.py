@@ -143,13 +143,13 @@ def test_gradients_by_finite_differences(kind, training):
 
 def test_the_gradient_of_a_step_is_that_of_its_new_estimates():
     layer = make().double()
-    twin = copy.deepcopy(layer)
+    counterpart = copy.deepcopy(layer)
     grads = []
-    for each in (layer, twin):
+    for each in (layer, counterpart):
         x = pictures(0, 2, 8, 4, 4).requires_grad_()
-        if each is twin:
-            twin.load_state_dict(layer.state_dict())
-            twin.eval()
+        if each is counterpart:
+            counterpart.load_state_dict(layer.state_dict())
+            counterpart.eval()
         (each(x) ** 3).sum().backward()
         grads.append([x.grad, *(p.grad for p in each.parameters())])
     for trained, evaluated in zip(*grads, strict=True):

@@ -105,7 +105,7 @@ def is_complete(folder: Path) -> bool:
 
 @functools.cache
 def log_found(folder: Path) -> None:
-    """Log the folder that is used, the first time it is asked for in a process."""
+    """Log the folder that is used, once per process."""
     logger.info("Using Digits in %s", folder)
 
 
