@@ -60,9 +60,17 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Reinitialize the layers that predict classes, boxes and masks if MODEL.WEIGHTS was trained on
     # other classes, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
-    # How images are resized for evaluation: "pil", as in Detectron2 and in training, or "cv2", as
-    # in MMDetection, with which the published AP was measured.
+    # How images are resized for evaluation: "pil", as in Detectron2, or "cv2", as in MMDetection,
+    # with which the published AP was measured.
     cfg.INPUT.RESIZE_TEST = "pil"
+    # The same for training. The two differ where images shrink, and by at most one level where they
+    # grow, as most of COCO does.
+    cfg.INPUT.RESIZE_TRAIN = "pil"
+    # Which images and objects are trained on. "mmdetection" drops objects narrower than a pixel and
+    # images with a side below 32, and keeps images that only have crowds; "detectron2" drops only
+    # the latter. Both drop images without annotations, unless
+    # DATALOADER.FILTER_EMPTY_ANNOTATIONS is False.
+    cfg.DATALOADER.FILTER = "mmdetection"
     # The precision of SOLVER.AMP: "float16", or "bfloat16", which needs no scaling of the loss.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # The precision of evaluation: "float32", or under autocast "bfloat16" or "float16".
@@ -203,6 +211,8 @@ def check_config(cfg: CfgNode) -> None:
         )
     for key, value, known in (
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
+        ("INPUT.RESIZE_TRAIN", cfg.INPUT.RESIZE_TRAIN, ("pil", "cv2")),
+        ("DATALOADER.FILTER", cfg.DATALOADER.FILTER, ("mmdetection", "detectron2")),
         ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
         ("TEST.PRECISION", cfg.TEST.PRECISION, ("float32", "bfloat16", "float16")),
     ):

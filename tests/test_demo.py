@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 
-from gnws_d2.checkpoint import Origin
+from gnws_d2.checkpoint import Provenance
 
 DEMO = Path(__file__).parents[1] / "projects" / "Detection" / "demo.py"
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_all_readable_is_exit_code_0(weights, digits, tmp_path, how):
 def test_class_names_come_with_the_weights(weights, digits, tmp_path):
     """Also where the dataset that they were trained on is not known."""
     checkpoint = torch.load(weights, weights_only=True)
-    checkpoint["gnws_d2"] = Origin(classes=list("abcdefghij")).as_dict()
+    checkpoint["gnws_d2"] = Provenance(classes=list("abcdefghij")).as_dict()
     torch.save(checkpoint, tmp_path / "named.pth")
     done = run(tmp_path / "named.pth", tmp_path / "found", digits / "val" / "000000.png")
     assert done.returncode == 0, done.stderr

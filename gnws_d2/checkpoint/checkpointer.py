@@ -14,7 +14,7 @@ from torch import nn
 from ..files import atomic_write
 from ..modeling import StandardizationReport, part_of
 from .files import CheckpointError, read_checkpoint, write_checkpoint
-from .origin import KEY, Origin
+from .provenance import KEY, Provenance
 from .structure import Differences, Shapes, compare
 
 logger = logging.getLogger(__name__)
@@ -58,9 +58,9 @@ class Checkpointer(DetectionCheckpointer):
         self._cfg = cfg
         self._loading = ""  # the path that load() was given, for messages
         standardized = StandardizationReport.of(self.model).standardized
-        self._own = Origin(standardized=standardized)
+        self._own = Provenance(standardized=standardized)
         if cfg is not None:
-            self._own = Origin.of(cfg, standardized)
+            self._own = Provenance.of(cfg, standardized)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder."""
@@ -108,7 +108,7 @@ class Checkpointer(DetectionCheckpointer):
         if checkpoint.get("matching_heuristics") and (asked or KEY not in checkpoint):
             return super()._load_model(checkpoint)
 
-        found = Origin.read(checkpoint)
+        found = Provenance.read(checkpoint)
         prefix = _backbone_prefix(expected)
         if "stem.conv1.weight" in tensors and "stem.conv1.weight" not in expected:
             # A bare backbone; a detector does not need its ImageNet classifier.
@@ -136,7 +136,7 @@ class Checkpointer(DetectionCheckpointer):
         incompatible.missing_keys.clear()  # they have been logged, by part
         return incompatible
 
-    def _check_standardization(self, found: Origin, tensors: Tensors, file: str) -> None:
+    def _check_standardization(self, found: Provenance, tensors: Tensors, file: str) -> None:
         if found.standardized is None:
             if self._own.standardized:
                 logger.info(
@@ -159,7 +159,7 @@ class Checkpointer(DetectionCheckpointer):
                     f"(standardized: {', '.join(found.standardized) or 'nothing'})."
                 )
 
-    def _check_input(self, found: Origin, file: str) -> None:
+    def _check_input(self, found: Provenance, file: str) -> None:
         for key, trained, own in (
             ("INPUT.FORMAT", found.input_format, self._own.input_format),
             ("MODEL.PIXEL_MEAN", found.pixel_mean, self._own.pixel_mean),
@@ -173,7 +173,7 @@ class Checkpointer(DetectionCheckpointer):
                 )
 
     def _remade_predictors(
-        self, found: Origin, tensors: Tensors, expected: Shapes, file: str
+        self, found: Provenance, tensors: Tensors, expected: Shapes, file: str
     ) -> set[str]:
         """The tensors of ``expected`` that keep their initial values because the classes differ."""
         predictors = {name for name in expected if name.startswith(PREDICTORS)}

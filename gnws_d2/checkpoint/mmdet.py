@@ -20,7 +20,7 @@ from .structure import Differences, Shapes, compare, shapes_of
 
 _BOTTOM_UP = "backbone.bottom_up."  # where a detector has its ResNet; MMDetection: "backbone."
 
-# A module in Detectron2; its counterpart in MMDetection; by how much its first number is smaller.
+# A module in Detectron2; its counterpart in MMDetection; what is subtracted from its first number.
 _MODULES = (
     (r"stem\.conv1", "conv1", 0),
     (r"res(\d+)\.(\d+)\.conv(\d+)", "layer{}.{}.conv{}", 1),
@@ -81,11 +81,11 @@ def mmdet_name(name: str) -> str:
     """
     module, _, parameter = name.removeprefix(_BOTTOM_UP).rpartition(".")
     conv = module.removesuffix(".norm")
-    for pattern, target, less in _MODULES:
+    for pattern, target, index_offset in _MODULES:
         match = re.fullmatch(pattern, conv)
         if match:
             first, *others = match.groups() or (0,)
-            renamed = target.format(int(first) - less, *others)
+            renamed = target.format(int(first) - index_offset, *others)
             if conv != module:
                 end, norm = next(pair for pair in _NORMS if re.search(pair[0], renamed))
                 renamed = re.sub(end, norm, renamed)

@@ -69,7 +69,8 @@ def launch(
         except (mp.ProcessExitedException, mp.ProcessRaisedException):
             if not reported.exists():
                 raise
-            raise SystemExit(1) from None
+            # After all processes have ended: nothing is printed below it.
+            raise SystemExit(reported.read_text(encoding="utf-8")) from None
 
 
 def _run_spawned(
@@ -78,12 +79,14 @@ def _run_spawned(
     if not torch.cuda.is_available():
         # Each process would start as many threads as there are cores, and all would wait.
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    _run(main_func, args, reported)
+    _run(main_func, args, reported, is_relayed=True)
 
 
-def _run(main_func: Callable[..., object], args: tuple, reported: Path | None) -> None:
+def _run(
+    main_func: Callable[..., object], args: tuple, reported: Path | None, is_relayed: bool = False
+) -> None:
     try:
-        with one_line_errors(reported_in=reported):
+        with one_line_errors(reported_in=reported, is_relayed=is_relayed):
             main_func(*args)
     finally:
         # After the report: another process fails as soon as this one leaves the group.

@@ -26,6 +26,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.errors import NamingMapper, dataset_errors
+from ..data.filter import load_train_dataset
+from ..data.resize import build_train_mapper
 
 
 def process_of(micro_batch: int) -> int:
@@ -69,7 +71,9 @@ class ResumableLoader:
 
     def __init__(self, cfg: CfgNode) -> None:
         with dataset_errors(cfg, cfg.DATASETS.TRAIN):
-            self._options = build_detection_train_loader.from_config(cfg)
+            self._options = build_detection_train_loader.from_config(
+                cfg, build_train_mapper(cfg), dataset=load_train_dataset(cfg)
+            )
         self._cfg = cfg.clone()
         self._processes = [process_of(i) for i in range(cfg.SOLVER.ACCUMULATION_STEPS)]
         self.seek(seed=max(cfg.SEED, 0), iteration=0)

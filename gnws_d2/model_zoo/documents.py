@@ -23,6 +23,9 @@ Results, training memory and inference time (V100) are
 [MMDetection's own]({reference}), on COCO val2017; they
 were not measured here.
 
+The GN+WS configs train by the rules with which the published AP was reached
+([docs/reference.md](docs/reference.md)); it has not been reproduced by training here.
+
 ## Detectors
 
 {detectors}

@@ -34,7 +34,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, Origin
+from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.files import atomic_write
@@ -76,7 +76,7 @@ def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
     predictor = DefaultPredictor(cfg)
     accelerate(predictor.model, cfg)
     (predictor.aug,) = build_test_augmentation(cfg)
-    trained = Origin.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
+    trained = Provenance.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
     if trained.classes and trained.classes != predictor.metadata.get("thing_classes"):
         # The names travel with the weights: the config's dataset may be unknown here.
         predictor.metadata = Metadata(thing_classes=trained.classes)

@@ -32,7 +32,7 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, Origin
+from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
@@ -74,7 +74,7 @@ def main() -> int:
     # Of the keys of projects/Acceleration, only padding changes what a file computes.
     if cfg.INPUT.SIZE_DIVISIBILITY:
         pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)
-    trained = Origin.read(Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS))
+    trained = Provenance.read(Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS))
     pictures = [picture for file in args.input for picture in at_two_sizes(file, cfg)]
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -110,7 +110,7 @@ def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
     return pictures
 
 
-def facts(cfg: Any, trained: Origin) -> dict[str, Any]:
+def facts(cfg: Any, trained: Provenance) -> dict[str, Any]:
     """What a program needs to know to prepare images and to name what is found."""
     dataset = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     classes = trained.classes or MetadataCatalog.get(dataset[0]).get("thing_classes", [])

@@ -89,11 +89,14 @@ def test_training_is_that_of_the_reference():
     solver = cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR) == (16, 8, 0.02)
     assert (solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (0.9, 1e-4, 1e-4)
+    # MMDetection's LinearLR of 500 iterations is at the full rate in the last of them.
     assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (
-        500,
+        499,
         1e-3,
         "linear",
     )
+    assert cfg.MODEL.PROPOSAL_GENERATOR.NAME == "MaxIoURPN"
+    assert cfg.MODEL.ROI_HEADS.NAME == "MaxIoUROIHeads"
     assert (solver.GAMMA, solver.NESTEROV) == (0.1, False)
     assert (cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP) == ("RGB", "horizontal")
     assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
