@@ -20,11 +20,10 @@ _MODEL_ZOO = """\
 # Model zoo
 
 Results, training memory and inference time (V100) are
-[MMDetection's own]({reference}), on COCO val2017; they
-were not measured here.
+[MMDetection's own]({reference}), on COCO val2017.
 
-The GN+WS configs train by the rules with which the published AP was reached
-([docs/reference.md](docs/reference.md)); it has not been reproduced by training here.
+The GN+WS configs follow the training rules behind these results
+([docs/reference.md](docs/reference.md)). No training here has reproduced them.
 
 ## Detectors
 
