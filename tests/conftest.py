@@ -52,7 +52,7 @@ ELSEHOW = [
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """A folder with 16 training and 4 validation pictures of Digits."""
+    """A folder with 16 training and 4 validation images of Digits."""
     return make_digits(tmp_path_factory.mktemp("cache"), num_train=16, num_val=4)
 
 
