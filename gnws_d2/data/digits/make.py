@@ -26,7 +26,7 @@ from .scans import SPLITS, load_scans
 from .scene import SIZE, compose
 
 # Changed content needs a new name, so that nobody trains on what an older version made.
-NAME = "digits_v2"
+NAME = "digits_v3"
 SEED = 2020
 NUM_TRAIN = 1200
 NUM_VAL = 200
