@@ -120,9 +120,7 @@ def rows(case: Case, names: set[str], rounds: int) -> Iterator[Row]:
         yield from _rows(case, what, count, next(iter(subjects)), subjects, rounds)
 
 
-def prepare(
-    case: Case, variants: Sequence[Variant]
-) -> dict[str, tuple[Step, nn.Module, Errors]]:
+def prepare(case: Case, variants: Sequence[Variant]) -> dict[str, tuple[Step, nn.Module, Errors]]:
     """Step, model and errors of each variant; no reference is left when the timing begins."""
     state, work = initial_state(case), workload(case)
     subjects: dict[str, tuple[Step, nn.Module, Errors]] = {}
