@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""Makes the tables of docs/benchmarks.md and projects/Acceleration/README.md from
-docs/benchmarks/*.json.
+"""The tables of docs/benchmarks.md and of Acceleration's README, from docs/benchmarks/*.json.
 
-    python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
-    python projects/Benchmark/report.py                                # makes the tables again
+python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
+python projects/Benchmark/report.py                                # makes the tables again
 """
 
 from __future__ import annotations
@@ -60,11 +59,9 @@ def documents() -> dict[Path, str]:
     """The documents with the tables of all committed results."""
     runs = {file.name: read(file) for file in sorted(RESULTS.glob("*.json"))}
     page, project = ROOT / "docs/benchmarks.md", ROOT / "projects/Acceleration/README.md"
-    table = f"{headline(runs)}\n\n{provenance(runs)}"
-    return {
-        page: replace_marked(page.read_text(encoding="utf-8"), "results", table),
-        project: replace_marked(project.read_text(encoding="utf-8"), "variants", by_variant(runs)),
-    }
+    results = replace_marked(page.read_text(encoding="utf-8"), "results", headline(runs))
+    variants = replace_marked(project.read_text(encoding="utf-8"), "variants", by_variant(runs))
+    return {page: replace_marked(results, "runs", provenance(runs)), project: variants}
 
 
 def measured(runs: dict[str, dict[str, Any]]) -> Iterator[Measured]:

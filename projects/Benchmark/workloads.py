@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 STRIDE = 32  # of Detectron2's padding
-OBJECTS, DETECTIONS = 8, 100
+OBJECTS, PROPOSALS, DETECTIONS = 8, 1000, 100  # per image
 
 
 class BackboneWorkload:
@@ -63,7 +63,7 @@ class ModelWorkload:
     """A whole detector on images with objects: a training step with losses, backward and SGD, or
     inference from images to pasted masks."""
 
-    def __init__(self, case: Case, proposals: int = 1000) -> None:
+    def __init__(self, case: Case, proposals: int | None = None) -> None:
         self.case, self.cfg = case, case.config()
         self.batch: list[dict[str, Any]] = []
         self.proposals: list[Instances] = []
@@ -74,7 +74,7 @@ class ModelWorkload:
             image = torch.randint(0, 256, (3, *case.size), generator=generator, dtype=torch.uint8)
             size = {"height": case.size[0], "width": case.size[1]}
             self.batch.append({"image": image, "instances": truth, **size})
-            found = propose(truth, proposals, generator)
+            found = propose(truth, proposals or PROPOSALS, generator)
             self.proposals.append(found.to(case.device))
             self.detections.append(detect(found[:DETECTIONS], truth, generator).to(case.device))
         self.predicted: dict[str, list[torch.Tensor]] = {}  # by the model, then replaced
