@@ -29,7 +29,11 @@ NORMS = (
 )
 
 # Ignored with a warning where an older config sets them.
-REMOVED_KEYS = {"SOLVER.ACCUMULATION_NORMALIZER"}
+REMOVED_KEYS = {
+    "SOLVER.ACCUMULATION_NORMALIZER",
+    "MODEL.GN.REBUILD_ACTIVATIONS",  # projects/Acceleration: RECOMPUTE_ACTIVATIONS
+    "MODEL.GN.REBUILD_CONVOLUTIONS",
+}
 
 
 class ConfigError(GnwsError, ValueError):
