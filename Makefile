@@ -12,6 +12,8 @@ TORCH ?=
 TORCH_INDEX ?=
 
 BIN := $(VENV)/bin
+# two processes of one thread each: see tests/conftest.py
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo micro-batch test test-fast lint check wheel clean
@@ -35,17 +37,17 @@ micro-batch: env  ## run the experiments of docs/micro-batch.md, and make its ta
 	$(BIN)/python projects/MicroBatch/summary.py --results output/micro_batch/small
 
 test: env  ## run all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: env  ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: env  ## check style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-check:  ## name what is wrong with the environment, and the fix
+check:  ## diagnose the environment and print fixes
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) gnws_d2/check_env.py
 
 # build/ goes first: setuptools would pack what an earlier build left there

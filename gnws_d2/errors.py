@@ -41,7 +41,7 @@ class _SetDebug(argparse.Action):
 
 @contextmanager
 def one_line_errors(
-    *also: type[Exception], reported_in: str | Path | None = None
+    *also: type[Exception], reported_in: str | Path | None = None, is_relayed: bool = False
 ) -> Iterator[None]:
     """End the process with one line on stderr and exit code 1 on an expected error. A context
     manager, and a decorator for the ``main`` of a command.
@@ -50,8 +50,10 @@ def one_line_errors(
 
     Args:
         also: exceptions that are expected, besides GnwsError.
-        reported_in: a file that the first of several processes to report an error creates. It
-            silences the others, which may fail in any way once one of them is gone.
+        reported_in: a file that the first of several processes to report an error creates, with
+            the line in it. It silences the others, which may fail in any way once one of them is
+            gone.
+        is_relayed: leave it to the reader of that file to print the line.
     """
     expected: tuple[type[Exception], ...] = (GnwsError, *also)
     file = Path(reported_in) if reported_in else None
@@ -69,8 +71,10 @@ def one_line_errors(
     except Exception as error:
         if is_debugging():
             raise
-        if isinstance(error, expected) and (file is None or _create(file)):
-            sys.exit(f"error: {_message(error)}")
+        if isinstance(error, expected):
+            line = f"error: {_message(error)}"
+            if file is None or (_create(file, line) and not is_relayed):
+                sys.exit(line)
         if file and file.exists():
             sys.exit(1)
         raise
@@ -86,10 +90,11 @@ def _message(error: Exception) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _create(file: Path) -> bool:
+def _create(file: Path, text: str) -> bool:
     """Whether this process is the one that created ``file``."""
     try:
-        file.open("x").close()
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
     except FileExistsError:
         return False
     return True

@@ -21,7 +21,10 @@ from gnws_d2.data.digits import make_digits
 from gnws_d2.model_zoo import download
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Tests run in two processes (make test): one thread each, and in the commands that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 # A GPU's convolutions would by default round to 11 bits, unlike what they are compared with.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -49,7 +52,7 @@ ELSEHOW = [
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
-    """A folder with 16 training and 4 validation pictures of Digits."""
+    """A folder with 16 training and 4 validation images of Digits."""
     return make_digits(tmp_path_factory.mktemp("cache"), num_train=16, num_val=4)
 
 

@@ -91,6 +91,10 @@ def test_one_of_several_processes_reports(tmp_path):
             failing(error, reported_in=file)
         codes.append(ended.value.code)
     assert codes == ["error: wrong", 1, 1]
+    relayed = tmp_path / "relayed"
+    with pytest.raises(SystemExit, match="1"):
+        failing(ConfigError("wrong"), reported_in=relayed, is_relayed=True)
+    assert relayed.read_text() == "error: wrong"
 
 
 def test_the_training_loop_logs_no_traceback_of_it(caplog):

@@ -146,12 +146,13 @@ def test_eval_only_scores_a_checkpoint_with_the_config_beside_it(train_net, trai
     assert "Evaluation results for segm" in (output / "log.txt").read_text()
 
 
-def test_a_picture_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
+def test_an_image_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
     """Found by a worker of a loader, in processes that wait for each other."""
     folder = make_digits(tmp_path / "source", num_train=2, num_val=1)
     file = folder / "train" / "000000.png"
     file.write_bytes(file.read_bytes()[:2000])
-    options = ["--num-gpus=2", "DATALOADER.NUM_WORKERS", "1", *ONE_STEP]
+    # More than one step: after the last one, Detectron2 evaluates even after an error.
+    options = ["--num-gpus=2", *ONE_STEP, "SOLVER.MAX_ITER", "9", "DATALOADER.NUM_WORKERS", "1"]
     done = run(make_command(tmp_path, folder)(*options, "OUTPUT_DIR", tmp_path / "out"))
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr

@@ -3,12 +3,12 @@
 from .checkpointer import Checkpointer
 from .files import CheckpointError
 from .mmdet import detectron2_to_mmdet, mmdet_to_detectron2
-from .origin import Origin
+from .provenance import Provenance
 
 __all__ = [
     "CheckpointError",
     "Checkpointer",
-    "Origin",
+    "Provenance",
     "detectron2_to_mmdet",
     "mmdet_to_detectron2",
 ]

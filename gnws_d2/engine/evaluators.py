@@ -1,4 +1,4 @@
-"""The evaluator that a dataset's metadata asks for, of Detectron2's own."""
+"""Detectron2's evaluators, chosen by a dataset's metadata."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build_evaluator(
     """The evaluator for a registered dataset, chosen by its metadata's ``evaluator_type``.
 
     Args:
-        output_folder: where it writes; OUTPUT_DIR/inference unless given.
+        output_folder: where it writes; OUTPUT_DIR/inference by default.
 
     Raises:
         ConfigError: the dataset has no ``evaluator_type``, or one that is not known here.

@@ -1,4 +1,4 @@
-"""Start a program in its processes, by itself or under torchrun, on GPUs or on the CPU."""
+"""Start a program in several processes, with or without torchrun, on GPUs or on the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REPORTED = "error_reported"  # a file that the process that reports an error cr
 
 
 class LaunchError(GnwsError, RuntimeError):
-    """More processes are asked for on this machine than it has GPUs."""
+    """There are more processes on this machine than GPUs."""
 
 
 def launch(
@@ -69,7 +69,8 @@ def launch(
         except (mp.ProcessExitedException, mp.ProcessRaisedException):
             if not reported.exists():
                 raise
-            raise SystemExit(1) from None
+            # After all processes have ended: nothing is printed below it.
+            raise SystemExit(reported.read_text(encoding="utf-8")) from None
 
 
 def _run_spawned(
@@ -78,12 +79,14 @@ def _run_spawned(
     if not torch.cuda.is_available():
         # Each process would start as many threads as there are cores, and all would wait.
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    _run(main_func, args, reported)
+    _run(main_func, args, reported, is_relayed=True)
 
 
-def _run(main_func: Callable[..., object], args: tuple, reported: Path | None) -> None:
+def _run(
+    main_func: Callable[..., object], args: tuple, reported: Path | None, is_relayed: bool = False
+) -> None:
     try:
-        with one_line_errors(reported_in=reported):
+        with one_line_errors(reported_in=reported, is_relayed=is_relayed):
             main_func(*args)
     finally:
         # After the report: another process fails as soon as this one leaves the group.
@@ -103,7 +106,7 @@ def _check_gpus(processes: int) -> None:
     gpus = torch.cuda.device_count()
     if torch.cuda.is_available() and processes > gpus:
         raise LaunchError(
-            f"{processes} processes are asked for on a machine with {gpus} GPUs; each takes one. "
+            f"{processes} processes need a GPU each, but this machine has {gpus}. "
             f"Use --num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
         )
 

@@ -32,7 +32,7 @@ def fold(model: Model) -> Model:
     for module in list(folded.modules()):
         if isinstance(module, StandardizedConv):
             _fold_convolution(module)
-        elif hasattr(module, "plain_class"):  # a head whose convolutions are standardized
+        elif hasattr(module, "plain_class"):  # of Detectron2, as this part is at inference
             module.__class__ = module.plain_class  # type: ignore[assignment]
         for name, child in module.named_children():
             if isinstance(child, BatchChannelNorm2d):

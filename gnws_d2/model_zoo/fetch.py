@@ -10,7 +10,7 @@ from urllib.parse import quote
 from filelock import FileLock
 
 from ..cache import cache_dir, cache_path
-from ..checkpoint import CheckpointError, Origin, mmdet_to_detectron2
+from ..checkpoint import CheckpointError, Provenance, mmdet_to_detectron2
 from ..checkpoint.convert import detectron2_checkpoint, state_dict_of
 from ..checkpoint.files import read_checkpoint, write_checkpoint
 from ..checkpoint.structure import standardized_parts
@@ -41,8 +41,8 @@ def fetch(entry: Published) -> Path:
     once, one does the work.
 
     Raises:
-        DownloadError: the file cannot be had.
-        CheckpointError: it is not what its name says.
+        DownloadError: the file cannot be downloaded.
+        CheckpointError: it does not fit the config.
         OSError: the cache folder cannot be written to.
     """
     if file := _verified(entry):
@@ -59,7 +59,7 @@ def _verified(entry: Published) -> Path | None:
         return None
     if sha256_of(file).startswith(file.stem.rpartition("-")[2]):
         return file
-    logger.warning("%s is damaged and is made again.", file)
+    logger.warning("%s is damaged and is converted again.", file)
     return None
 
 
@@ -69,7 +69,7 @@ def _original(entry: Published, folder: Path) -> Path:
     if file.exists():
         if sha256_of(file).startswith(entry.sha256):
             return file
-        logger.warning("%s is damaged or another file, and is fetched again.", file)
+        logger.warning("%s is damaged or another file, and is downloaded again.", file)
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     url = entry.url
     if mirror.startswith(("http://", "https://")):
@@ -96,13 +96,13 @@ def _convert(entry: Published, original: Path, folder: Path) -> Path:
         tensors = mmdet_to_detectron2(state_dict, config)
     except CheckpointError as error:
         raise CheckpointError(f"{original}: {error}") from error
-    origin = Origin.of(config, standardized_parts(config), entry.file_name)
+    provenance = Provenance.of(config, standardized_parts(config), entry.file_name)
     if entry.is_backbone:
-        origin = origin.of_backbone()
+        provenance = provenance.of_backbone()
         tensors = {name: t for name, t in tensors.items() if not name.startswith("linear.")}
     stem = original.stem
     partial = folder / f".{stem}.partial"
-    write_checkpoint(detectron2_checkpoint(tensors, origin), partial)
+    write_checkpoint(detectron2_checkpoint(tensors, provenance), partial)
     file = folder / f"{stem}.detectron2-{sha256_of(partial)[:_DIGITS]}.pth"
     for older in folder.glob(f"{stem}.detectron2-*.pth"):
         older.unlink()  # damaged, or there would be nothing to convert

@@ -8,9 +8,15 @@ from .heads import (
     WSMaskRCNNConvUpsampleHead,
     WSSemSegFPNHead,
 )
+from .matcher import MaxIoUMatcher
+from .proposal_generator import MaxIoURPN
+from .roi_heads import MaxIoUROIHeads
 from .standardize import StandardizationReport, part_of, standardize
 
 __all__ = [
+    "MaxIoUMatcher",
+    "MaxIoUROIHeads",
+    "MaxIoURPN",
     "StandardizationReport",
     "WSDeepLabV3Head",
     "WSDeepLabV3PlusHead",

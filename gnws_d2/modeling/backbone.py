@@ -22,6 +22,7 @@ from detectron2.projects.deeplab import build_resnet_deeplab_backbone
 
 from ..config import ConfigError
 from ..norms import with_norm_layers
+from .initialization import init_fpn_laterals
 from .standardize import standardize
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,11 @@ def build_ws_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 @BACKBONE_REGISTRY.register()
 def build_ws_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """A ResNet or ResNeXt with FPN, as Faster and Mask R-CNN use it."""
-    return _build(build_resnet_fpn_backbone, cfg, input_shape)
+    """A ResNet or ResNeXt with FPN, as Faster and Mask R-CNN use it. The lateral convolutions start
+    as in the published models; see :func:`.initialization.init_fpn_laterals`."""
+    backbone = _build(build_resnet_fpn_backbone, cfg, input_shape)
+    init_fpn_laterals(backbone)
+    return backbone
 
 
 @BACKBONE_REGISTRY.register()

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, CheckpointError, Origin
+from gnws_d2.checkpoint import Checkpointer, CheckpointError, Provenance
 from gnws_d2.checkpoint.convert import detectron2_checkpoint
 
 GN_WS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
@@ -57,7 +57,7 @@ def test_a_damaged_file_is_named(tmp_path, size):
     file.write_bytes(file.read_bytes()[:size])
     checkpointer = Checkpointer(nn.Linear(30, 20))
     for _ in range(2):  # an error does not spoil the checkpointer
-        with pytest.raises(CheckpointError, match=r"cut\.pth.*(damaged|no checkpoint)"):
+        with pytest.raises(CheckpointError, match=r"cut\.pth.*(damaged|not a checkpoint)"):
             checkpointer.load(str(file))
 
 
@@ -121,15 +121,18 @@ def trained(tiny_config, tmp_path):
 
 def test_a_checkpoint_says_what_produced_it(trained, tmp_path):
     _, cfg, file = trained()
-    origin = Origin.read(torch.load(file, weights_only=True))
-    assert sorted(origin.standardized) == ["backbone", "box_head", "fpn", "mask_head", "stem"]
-    assert origin.classes == list("0123456789") and origin.input_format == "RGB"
-    assert origin.pixel_mean == cfg.MODEL.PIXEL_MEAN and origin.pixel_std == cfg.MODEL.PIXEL_STD
-    (tmp_path / "config.yaml").write_text(origin.config)
+    provenance = Provenance.read(torch.load(file, weights_only=True))
+    assert sorted(provenance.standardized) == ["backbone", "box_head", "fpn", "mask_head", "stem"]
+    assert provenance.classes == list("0123456789") and provenance.input_format == "RGB"
+    assert (
+        provenance.pixel_mean == cfg.MODEL.PIXEL_MEAN
+        and provenance.pixel_std == cfg.MODEL.PIXEL_STD
+    )
+    (tmp_path / "config.yaml").write_text(provenance.config)
     restored = gnws_d2.load_config(tmp_path / "config.yaml")
     assert yaml.safe_load(restored.dump()) == yaml.safe_load(cfg.dump())
-    assert origin.versions["gnws_d2"] == gnws_d2.__version__
-    assert origin.versions["torch"] == torch.__version__
+    assert provenance.versions["gnws_d2"] == gnws_d2.__version__
+    assert provenance.versions["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize(("first", "second"), [(GN, GN_WS), (GN_WS, GN)])
@@ -145,7 +148,7 @@ def test_other_preprocessing_is_warned_of(trained, tiny_config, caplog):
     cfg = tiny_config(GN_WS, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")
     Checkpointer(model, cfg=cfg).load(file)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert any("INPUT.FORMAT RGB, and the config has BGR" in w for w in warnings)
+    assert any("INPUT.FORMAT RGB, but the config has BGR" in w for w in warnings)
     assert any("PIXEL_STD" in w and "[1.0, 1.0, 1.0]" in w for w in warnings)
 
 
@@ -206,9 +209,9 @@ def test_a_bare_backbone_goes_where_the_model_has_it(tiny_config, tmp_path, capl
 
     cfg = tiny_config(GN_WS)
     source = build_model(cfg).backbone.bottom_up.state_dict()
-    origin = Origin.of(cfg, ["stem", "backbone"]).of_backbone()
+    provenance = Provenance.of(cfg, ["stem", "backbone"]).of_backbone()
     file = tmp_path / "backbone.pth"
-    torch.save(detectron2_checkpoint(source, origin), file)
+    torch.save(detectron2_checkpoint(source, provenance), file)
     caplog.set_level(logging.INFO)
     for checkpointer in (Checkpointer, DetectionCheckpointer):
         model = build_model(cfg)
@@ -220,7 +223,7 @@ def test_a_bare_backbone_goes_where_the_model_has_it(tiny_config, tmp_path, capl
     assert "is a backbone: fpn, rpn, box_head, box_predictor, mask_head keep" in caplog.text
 
     del source["res4.1.conv2.norm.bias"]
-    torch.save(detectron2_checkpoint(source, origin), file)
+    torch.save(detectron2_checkpoint(source, provenance), file)
     with pytest.raises(
         CheckpointError, match=r"missing: backbone\.bottom_up\.res4\.1\.conv2\.norm"
     ):

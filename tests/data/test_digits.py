@@ -1,4 +1,4 @@
-"""What is in the files of Digits: pictures, boxes, masks, classes."""
+"""What is in the files of Digits: images, boxes, masks, classes."""
 
 import json
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
 
 
 def test_masks_lie_on_the_ink(folder):
-    """A digit is of one colour but for the grain: its picture varies less inside the mask."""
+    """A digit is of one colour but for the grain: its image varies less inside the mask."""
     coco = read_coco(folder, "val")
     for a in coco.anns.values():
         path = make.image_root(folder, "val") / coco.imgs[a["image_id"]]["file_name"]
@@ -126,7 +126,7 @@ def test_keypoints_are_the_outermost_pixels(folder):
         assert (left[0], right[0]) == (x, x + width - 1)
 
 
-def test_label_pictures_are_those_of_the_masks(folder):
+def test_label_images_are_those_of_the_masks(folder):
     coco = read_coco(folder, "val")
     for image in coco.imgs.values():
         semantic, stuff = (

@@ -123,7 +123,7 @@ def test_registering_makes_nothing(registered):
 
 
 def plain_mapper() -> DatasetMapper:
-    """Read pictures with their masks, neither resized nor flipped."""
+    """Read images with their masks, neither resized nor flipped."""
     return DatasetMapper(
         is_train=True,
         augmentations=[],

@@ -3,11 +3,18 @@
 import cv2
 import numpy as np
 import pytest
-from detectron2.data.transforms import AugInput, ResizeTransform
+from detectron2.data import DatasetMapper
+from detectron2.data.transforms import AugInput, ResizeShortestEdge, ResizeTransform
 
 from gnws_d2 import load_config
 from gnws_d2.config import ConfigError
-from gnws_d2.data.resize import build_test_augmentation
+from gnws_d2.data.resize import (
+    PlainBilinearShortestEdge,
+    build_test_augmentation,
+    build_train_mapper,
+)
+
+MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 
 
 def resized(mode: str, image: np.ndarray) -> np.ndarray:
@@ -29,14 +36,14 @@ def resized(mode: str, image: np.ndarray) -> np.ndarray:
         (801, 600, (1068, 800)),
     ],
 )
-def test_the_picture_is_opencvs(height, width, expected):
+def test_the_image_is_opencvs(height, width, expected):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found = resized("cv2", image)
     assert found.dtype == np.uint8 and found.shape == (*expected, 3)
     reference = cv2.resize(image, expected[::-1], interpolation=cv2.INTER_LINEAR)
     difference = np.abs(found.astype(int) - reference)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.2
-    # Detectron2's own is another where the picture shrinks.
+    # Detectron2's own is another where the image shrinks.
     pillow = resized("pil", image)
     assert pillow.shape == found.shape
     if expected[0] < height:
@@ -50,6 +57,43 @@ def test_detectron2s_own_is_the_default():
     assert type(transform) is ResizeTransform
 
 
-def test_another_way_is_refused():
-    with pytest.raises(ConfigError, match=r"INPUT\.RESIZE_TEST is 'turbo'.*pil.*cv2"):
-        load_config("", ["INPUT.RESIZE_TEST", "turbo"])
+@pytest.mark.parametrize("key", ["INPUT.RESIZE_TEST", "INPUT.RESIZE_TRAIN"])
+def test_another_way_is_refused(key):
+    with pytest.raises(ConfigError, match=rf"{key} is 'turbo'.*pil.*cv2"):
+        load_config("", [key, "turbo"])
+
+
+@pytest.mark.parametrize("opts", [[], ["INPUT.CROP.ENABLED", "True", "INPUT.RANDOM_FLIP", "none"]])
+def test_training_resizes_by_its_own_key(opts):
+    """Everything else of the mapper is Detectron2's."""
+    pil, cv = (
+        build_train_mapper(load_config(MASK_RCNN, ["INPUT.RESIZE_TRAIN", mode, *opts]))
+        for mode in ("pil", "cv2")
+    )
+    theirs = DatasetMapper(load_config(MASK_RCNN, opts), is_train=True)
+    for mapper in (pil, cv):
+        assert {k: v for k, v in vars(mapper).items() if k != "augmentations"} == {
+            k: v for k, v in vars(theirs).items() if k != "augmentations"
+        }
+    kinds = [[type(a) for a in m.augmentations.augs] for m in (theirs, pil, cv)]
+    assert kinds[0] == kinds[1]
+    own = PlainBilinearShortestEdge
+    assert kinds[2] == [own if kind is ResizeShortestEdge else kind for kind in kinds[0]]
+    [resize] = [a for a in cv.augmentations.augs if type(a) is own]
+    image = np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8)
+    found = AugInput(image)
+    resize(found)
+    reference = cv2.resize(image, (1067, 800), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(found.image.astype(int) - reference).max() <= 1
+
+
+def test_sizes_are_those_of_mmdetection_within_a_pixel():
+    """Its ``rescale_size`` scales both sides by one factor and rounds once."""
+    shapes = [(h, w) for h in range(32, 1500, 13) for w in range(32, 1500, 13)]
+    shapes += [(640, w) for w in range(100, 641)] + [(h, 640) for h in range(100, 641)]
+    for height, width in shapes:
+        factor = min(1333 / max(height, width), 800 / min(height, width))
+        theirs = int(height * factor + 0.5), int(width * factor + 0.5)
+        ours = ResizeShortestEdge.get_output_shape(height, width, 800, 1333)
+        assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 1
+        assert ours == theirs or max(height, width) != 640  # as most of COCO's

@@ -1,7 +1,9 @@
 """The schedule on fewer and on more processes than it was published for, and with another batch."""
 
 import pytest
+import torch
 from detectron2.engine import DefaultTrainer
+from detectron2.solver import build_lr_scheduler
 
 from gnws_d2 import load_config
 from gnws_d2.config import ConfigError
@@ -16,8 +18,8 @@ def test_images_seen_and_rate_per_image_stay(processes):
     scaled = scale_schedule(cfg, processes).SOLVER
     assert scaled.IMS_PER_BATCH == 2 * processes
     assert scaled.BASE_LR == pytest.approx(0.02 * processes / 8)
-    for key in ("MAX_ITER", "WARMUP_ITERS"):
-        assert scaled[key] * scaled.IMS_PER_BATCH == cfg.SOLVER[key] * 16
+    assert scaled.MAX_ITER * scaled.IMS_PER_BATCH == cfg.SOLVER.MAX_ITER * 16
+    assert scaled.WARMUP_ITERS == round(cfg.SOLVER.WARMUP_ITERS * 16 / scaled.IMS_PER_BATCH)
     assert [s * scaled.IMS_PER_BATCH for s in scaled.STEPS] == [58_640 * 16, 80_630 * 16]
 
 
@@ -48,8 +50,8 @@ def test_another_batch_on_request_scales_rate_and_schedule(batch, processes):
     scaled = scale_schedule(cfg, processes).SOLVER
     assert scaled.IMS_PER_BATCH == batch
     assert scaled.BASE_LR == pytest.approx(0.02 * batch / 16)
-    for key in ("MAX_ITER", "WARMUP_ITERS"):
-        assert scaled[key] * batch == cfg.SOLVER[key] * 16
+    assert scaled.MAX_ITER * batch == cfg.SOLVER.MAX_ITER * 16
+    assert scaled.WARMUP_ITERS == round(cfg.SOLVER.WARMUP_ITERS * 16 / batch)
     assert [s * batch for s in scaled.STEPS] == [58_640 * 16, 80_630 * 16]
 
 
@@ -75,3 +77,13 @@ def test_a_frozen_config_stays_frozen():
     cfg = load_config(CONFIG, ["SOLVER.SCALE_TO_BATCH", "4"])
     cfg.freeze()
     assert scale_schedule(cfg, 1).is_frozen() and cfg.SOLVER.IMS_PER_BATCH == 16
+
+
+def test_the_warm_up_is_mmdetections():
+    """Its LinearLR(start_factor=0.001, begin=0, end=500) multiplies the rate of iteration i by
+    0.001 + 0.999 i / 499."""
+    schedule = build_lr_scheduler(load_config(CONFIG), torch.optim.SGD([torch.zeros(1)], lr=1.0))
+    for i in (0, 1, 250, 498, 499, 500, 58_639):
+        factor = min(0.001 + 0.999 * i / 499, 1.0)
+        schedule.last_epoch = i
+        assert schedule.get_lr() == pytest.approx([factor], rel=1e-12), i

@@ -1,4 +1,4 @@
-"""Exported files detect what the model in Detectron2 detects, in pictures of several sizes."""
+"""Exported files detect what the model in Detectron2 detects, in images of several sizes."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_torchscript(tiny_config, tmp_path, format):
 @pytest.mark.slow
 @pytest.mark.parametrize("opts", [MASK, FASTER], ids=["mask", "faster"])
 def test_torch_export_and_onnx(tiny_config, tmp_path, opts):
-    """In sizes that were not recorded, a picture with nothing in it among them."""
+    """In sizes that were not recorded, an image with nothing in it among them."""
     model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts, *ALL))
     seen = pictures((96, 96), (160, 100), (65, 257))
     for format in ("torch-export", "onnx"):
@@ -109,10 +109,10 @@ def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
         ("cascade_mask_rcnn_R_18_FPN_gn_ws", "torch-export", "has CascadeROIHeads"),
         ("keypoint_rcnn_R_18_FPN_gn_ws", "torchscript-script", "has keypoints"),
         ("pointrend_R_18_FPN_gn_ws", "onnx", "has PointRendMaskHead"),
-        ("panoptic_fpn_R_18_gn_ws", "torchscript-trace", "a panoptic model gives a list"),
+        ("panoptic_fpn_R_18_gn_ws", "torchscript-trace", "a panoptic model returns a list"),
     ],
 )
-def test_what_a_format_cannot_carry_is_refused(tiny_config, tmp_path, config, format, reason):
+def test_what_a_format_does_not_support_is_refused(tiny_config, tmp_path, config, format, reason):
     model = build_model(tiny_config(f"Digits/{config}.yaml"))
     with pytest.raises(ExportError, match=reason):
         export(model, format, tmp_path / "file", pictures((96, 96)))

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from server import fail, send
 
 from gnws_d2 import load_config, model_zoo
-from gnws_d2.checkpoint import Checkpointer, CheckpointError, Origin, detectron2_to_mmdet
+from gnws_d2.checkpoint import Checkpointer, CheckpointError, Provenance, detectron2_to_mmdet
 from gnws_d2.model_zoo import __main__ as commands
 from gnws_d2.model_zoo import published
 from gnws_d2.model_zoo.download import DownloadError
@@ -97,10 +97,10 @@ def test_the_older_file_format_is_read(source, config, server, tmp_path):
 
 
 def test_the_cached_file_says_where_it_is_from(entry):
-    origin = Origin.read(torch.load(fetch(entry), weights_only=True))
-    assert origin.source == entry.file_name and origin.input_format == "RGB"
-    assert sorted(origin.standardized) == ["backbone", "box_head", "fpn", "stem"]
-    assert origin.classes[:2] == ["person", "bicycle"] and len(origin.classes) == 80
+    provenance = Provenance.read(torch.load(fetch(entry), weights_only=True))
+    assert provenance.source == entry.file_name and provenance.input_format == "RGB"
+    assert sorted(provenance.standardized) == ["backbone", "box_head", "fpn", "stem"]
+    assert provenance.classes[:2] == ["person", "bicycle"] and len(provenance.classes) == 80
 
 
 def test_an_imagenet_backbone_starts_a_detector(source, config, server, monkeypatch, tmp_path):
@@ -119,8 +119,8 @@ def test_an_imagenet_backbone_starts_a_detector(source, config, server, monkeypa
         checkpointer.load(cfg.MODEL.WEIGHTS)
         for name, tensor in model.backbone.bottom_up.state_dict().items():
             assert torch.equal(tensor, backbone[name])
-    origin = Origin.read(torch.load(cached(entry), weights_only=True))
-    assert origin.standardized == ["stem", "backbone"] and origin.classes is None
+    provenance = Provenance.read(torch.load(cached(entry), weights_only=True))
+    assert provenance.standardized == ["stem", "backbone"] and provenance.classes is None
 
 
 def test_the_path_manager_knows_the_names(entry):

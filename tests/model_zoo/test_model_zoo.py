@@ -89,11 +89,14 @@ def test_training_is_that_of_the_reference():
     solver = cfg.SOLVER
     assert (solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE, solver.BASE_LR) == (16, 8, 0.02)
     assert (solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (0.9, 1e-4, 1e-4)
+    # MMDetection's LinearLR of 500 iterations is at the full rate in the last of them.
     assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (
-        500,
+        499,
         1e-3,
         "linear",
     )
+    assert cfg.MODEL.PROPOSAL_GENERATOR.NAME == "MaxIoURPN"
+    assert cfg.MODEL.ROI_HEADS.NAME == "MaxIoUROIHeads"
     assert (solver.GAMMA, solver.NESTEROV) == (0.1, False)
     assert (cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP) == ("RGB", "horizontal")
     assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
@@ -135,7 +138,7 @@ def test_trained_names_the_published_detector():
 
 
 def test_there_is_no_published_detector_without_standardization():
-    with pytest.raises(RuntimeError, match=r"faster_rcnn_R_50_FPN_gn_1x.*There are: .*_gn_ws_1x"):
+    with pytest.raises(RuntimeError, match=r"faster_rcnn_R_50_FPN_gn_1x.*Choose from: .*_gn_ws_1x"):
         model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml")
     with pytest.raises(FileNotFoundError, match="faster_rcnn_R_50_FPN_gn_ws_1x"):
         model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_51_FPN_gn_ws_1x.yaml")

@@ -54,7 +54,7 @@ FAMILIES = {
 
 @pytest.fixture
 def few_digits(digits, tmp_path, monkeypatch):
-    """The datasets of Digits, with few pictures."""
+    """The datasets of Digits, with few images."""
     from gnws_d2.data import digits as package
 
     shutil.copytree(digits, tmp_path / "cache" / package.make.NAME)
@@ -136,12 +136,12 @@ def test_a_lazy_config_trains_is_evaluated_and_resumes(name, few_digits, tmp_pat
 def test_the_lazy_config_describes_the_same_model_as_the_yaml():
     lazy = LazyConfig.load(get_config_file("Digits/mask_rcnn_R_18_FPN_gn_ws.py"))
     model = instantiate(lazy.model)
-    twin = build_model(load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")).eval()
-    twin.load_state_dict(model.state_dict(), strict=True)
+    counterpart = build_model(load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")).eval()
+    counterpart.load_state_dict(model.state_dict(), strict=True)
     picture = torch.randint(0, 255, (3, 96, 64), generator=torch.Generator().manual_seed(0))
     inputs = [{"image": picture.float(), "height": 96, "width": 64}]
-    for detector in (model, twin):
+    for detector in (model, counterpart):
         detector.roi_heads.box_predictor.test_score_thresh = 0.0
     with torch.no_grad():
-        [a], [b] = model.eval()(inputs), twin.to(model.device)(inputs)
+        [a], [b] = model.eval()(inputs), counterpart.to(model.device)(inputs)
     assert len(a["instances"]) and torch.equal(a["instances"].scores, b["instances"].scores)

@@ -39,9 +39,9 @@ def test_a_plain_backbone_without_fpn(tiny_config):
 
 def test_parameters_and_initialization_stay_detectron2_s(tiny_config):
     models = []
-    for norm in ("gn", "gn_ws"):
+    for opts in ([], [*WRAPPED, str(ALL)]):
         torch.manual_seed(3)
-        models.append(build_model(tiny_config(f"Digits/mask_rcnn_R_18_FPN_{norm}.yaml")))
+        models.append(build_model(tiny_config(GN, *opts)))
     plain, standardized = (m.state_dict() for m in models)
     assert list(plain) == list(standardized)
     assert all(torch.equal(plain[name], standardized[name]) for name in plain)
@@ -50,25 +50,24 @@ def test_parameters_and_initialization_stay_detectron2_s(tiny_config):
 def test_a_standardized_model_is_the_plain_one_with_standardized_weights(tiny_config):
     """Only what is convolved differs: weights standardized beforehand give the same detector."""
     model = build_model(tiny_config()).double().eval()
-    twin = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")).double().eval()
-    twin.load_state_dict(model.state_dict())
+    counterpart = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")).double().eval()
+    counterpart.load_state_dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, WSConv2d):
-            twin.get_submodule(name).weight.data = standardize_weight(module.weight.data)
+            counterpart.get_submodule(name).weight.data = standardize_weight(module.weight.data)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         for name, feature in model.backbone(x).items():
-            torch.testing.assert_close(feature, twin.backbone(x)[name], rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(
+                feature, counterpart.backbone(x)[name], rtol=1e-11, atol=1e-11
+            )
 
 
 def test_the_wrapper_builds_the_model_of_the_registered_components(tiny_config):
-    torch.manual_seed(3)
     wrapped = build_model(tiny_config(GN, *WRAPPED, str(ALL)))
-    torch.manual_seed(3)
     model = build_model(tiny_config())
-    ours, theirs = model.state_dict(), wrapped.state_dict()
-    assert list(ours) == list(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    ours, theirs = ({n: t.shape for n, t in m.state_dict().items()} for m in (model, wrapped))
+    assert ours == theirs
     kinds = [{n: type(m) for n, m in x.named_modules() if isinstance(m, nn.Conv2d)}
              for x in (model, wrapped)]  # fmt: skip
     assert kinds[0] == kinds[1]

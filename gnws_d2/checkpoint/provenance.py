@@ -29,7 +29,7 @@ def _versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What produced a checkpoint; None is not known.
 
     Attributes:
@@ -52,7 +52,7 @@ class Origin:
     versions: dict[str, str] = field(default_factory=_versions)
 
     @classmethod
-    def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> Origin:
+    def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> Provenance:
         """That of the checkpoints of a model that ``cfg`` describes."""
         return cls(
             config=portable_config(cfg).dump(),
@@ -64,13 +64,13 @@ class Origin:
             source=source,
         )
 
-    def of_backbone(self) -> Origin:
+    def of_backbone(self) -> Provenance:
         """That of the backbone alone, before any detector was trained."""
         parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
         return replace(self, config=None, classes=None, standardized=parts)
 
     @classmethod
-    def read(cls, checkpoint: Mapping[str, Any]) -> Origin:
+    def read(cls, checkpoint: Mapping[str, Any]) -> Provenance:
         """That of ``checkpoint``; nothing is known of one that does not have it."""
         stored = checkpoint.get(KEY)
         known = {f.name for f in fields(cls)}

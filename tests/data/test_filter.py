@@ -1,0 +1,112 @@
+"""Which images and objects are trained on: the rules of MMDetection's CocoDataset, one by one."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from gnws_d2 import load_config
+from gnws_d2.config import ConfigError
+from gnws_d2.data.errors import DatasetError
+from gnws_d2.data.filter import filter_dataset, load_train_dataset
+from gnws_d2.engine import Trainer
+
+# By name: height, width, and the boxes XYWH of its objects; "crowd" after a crowd's.
+IMAGES = {
+    "good": (40, 50, [(5, 5, 20, 20), (0, 0, 1, 1), (1, 1, 0.99, 9), (1, 1, 9, 0.5)]),
+    "flat": (31, 50, [(5, 5, 20, 20)]),
+    "narrow": (50, 31, [(5, 5, 20, 20)]),
+    "smallest": (32, 32, [(5, 5, 20, 20)]),
+    "crowd": (40, 50, [(5, 5, 20, 20, "crowd")]),
+    "dust": (40, 50, [(5, 5, 0.5, 20)]),
+    "outside": (40, 50, [(50, 5, 20, 20), (5, -20, 20, 20), (45, 35, 20, 20)]),
+    "empty": (40, 50, []),
+}
+KEPT = {"good": 2, "smallest": 1, "crowd": 0, "dust": 0, "outside": 1}
+CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """IMAGES, registered as ``filtered``."""
+    images, annotations = [], []
+    for name, (height, width, objects) in IMAGES.items():
+        file = f"{name}.png"
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / file)
+        images.append({"id": len(images), "file_name": file, "height": height, "width": width})
+        for box in objects:
+            annotations.append(
+                {
+                    **{"id": len(annotations) + 1, "image_id": images[-1]["id"]},
+                    **{"category_id": 1, "bbox": list(box[:4]), "area": box[2] * box[3]},
+                    "iscrowd": int("crowd" in box),
+                }
+            )
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    register_coco_instances("filtered", {}, str(tmp_path / "coco.json"), str(tmp_path))
+    yield
+    DatasetCatalog.remove("filtered")
+    MetadataCatalog.remove("filtered")
+
+
+def config(*opts):
+    return load_config(CONFIG, ["DATASETS.TRAIN", "('filtered',)", "MODEL.DEVICE", "cpu", *opts])
+
+
+def found(dicts):
+    """The number of objects of each image, without crowds, by its name."""
+    return {
+        d["file_name"].split("/")[-1].split(".")[0]: sum(not a["iscrowd"] for a in d["annotations"])
+        for d in dicts
+    }
+
+
+def test_the_default_is_mmdetections(dataset, caplog):
+    caplog.set_level(logging.INFO)
+    assert found(load_train_dataset(config())) == KEPT
+    assert "Training on 5 of 8 images and on 5 of their 10 objects" in caplog.text
+
+
+def test_detectron2s_rules_by_one_key(dataset):
+    expected = {name: len(objects) for name, (_, _, objects) in IMAGES.items()}
+    del expected["crowd"], expected["empty"]
+    assert found(load_train_dataset(config("DATALOADER.FILTER", "detectron2"))) == expected
+
+
+def test_images_without_annotations_on_request(dataset):
+    cfg = config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")
+    assert found(load_train_dataset(cfg)) == {**KEPT, "empty": 0}
+
+
+def test_what_is_given_stays_and_boxes_come_in_any_mode():
+    box = {"bbox": [5, 5, 5.5, 20], "bbox_mode": BoxMode.XYXY_ABS}
+    large = {"bbox": [5, 5, 6, 6], "bbox_mode": BoxMode.XYXY_ABS}
+    record = {"height": 40, "width": 50, "annotations": [box, large]}
+    [kept] = filter_dataset([record])
+    assert kept["annotations"] == [large] and record["annotations"] == [box, large]
+
+
+def test_the_trainer_trains_on_these_images(dataset):
+    loader = Trainer.build_train_loader(config("DATALOADER.NUM_WORKERS", "0"))
+    seen = {}
+    for batch, _ in zip(loader, range(4), strict=False):
+        for d in batch:
+            seen[d["file_name"].split("/")[-1].split(".")[0]] = len(d["instances"])
+    assert seen == KEPT
+
+
+def test_a_dataset_of_which_nothing_is_left(dataset, monkeypatch):
+    monkeypatch.setattr("gnws_d2.data.filter.MIN_IMAGE_SIDE", 64)
+    with pytest.raises(DatasetError, match=r"filtered.*of 8 images.*64.*DATALOADER\.FILTER"):
+        load_train_dataset(config())
+
+
+def test_another_filter_is_refused():
+    with pytest.raises(ConfigError, match=r"DATALOADER\.FILTER is 'coco'.*mmdetection"):
+        load_config("", ["DATALOADER.FILTER", "coco"])

@@ -1,0 +1,74 @@
+"""The matcher against a plain loop over the rule of MMDetection's MaxIoUAssigner."""
+
+import pytest
+import torch
+from detectron2.modeling.matcher import Matcher
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gnws_d2.modeling.matcher import MaxIoUMatcher
+
+RPN = ([0.3, 0.7], [0, -1, 1], 0.3)
+MASK_RCNN = ([0.5], [0, 1], 0.5)
+FASTER_RCNN = ([0.5], [0, 1], None)
+
+
+def loop(iou, thresholds, labels, low_quality_iou):
+    """The object of every candidate, or "negative" or "ignored"."""
+    low, high = thresholds[0], thresholds[-1]
+    found = []
+    for candidate in range(len(iou[0])):
+        column = [row[candidate] for row in iou]
+        if max(column) < low:
+            found.append("negative")
+        elif max(column) >= high:
+            found.append(column.index(max(column)))
+        else:
+            found.append("ignored")
+    for box, row in enumerate(iou):
+        if low_quality_iou is not None and max(row) >= low_quality_iou:
+            for candidate, value in enumerate(row):
+                if value == max(row):
+                    found[candidate] = box
+    return found
+
+
+def as_found(matches, labels):
+    names = {0: "negative", -1: "ignored"}
+    pairs = zip(matches.tolist(), labels.tolist(), strict=True)
+    return [names.get(label, match) for match, label in pairs]
+
+
+@pytest.mark.parametrize("rule", [RPN, MASK_RCNN, FASTER_RCNN], ids=["rpn", "mask", "faster"])
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_it_is_the_loop(rule, data):
+    """With IoUs of few values, so that ties are frequent, on the thresholds too."""
+    boxes, candidates = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12))
+    tenths = st.lists(st.integers(0, 10), min_size=candidates, max_size=candidates)
+    rows = data.draw(st.lists(tenths, min_size=boxes, max_size=boxes))
+    iou = torch.tensor(rows, dtype=torch.float64) / 10
+    before = iou.clone()
+    assert as_found(*MaxIoUMatcher(*rule)(iou)) == loop(iou.tolist(), *rule)
+    assert torch.equal(iou, before)
+
+
+def test_an_anchor_that_is_best_for_two_belongs_to_the_later():
+    iou = torch.tensor([[0.9, 0.2], [0.8, 0.1], [0.25, 0.2]])
+    matches, labels = MaxIoUMatcher(*RPN)(iou)
+    assert (matches.tolist(), labels.tolist()) == ([1, 0], [1, 0])
+    # Detectron2's leaves it with the first, and has the third object match both.
+    matches, labels = Matcher(*RPN[:2], allow_low_quality_matches=True)(iou)
+    assert (matches.tolist(), labels.tolist()) == ([0, 0], [1, 0])
+
+
+def test_an_object_below_the_floor_gets_no_anchor():
+    iou = torch.tensor([[0.06, 0.06, 0.01]])
+    assert MaxIoUMatcher(*RPN)(iou)[1].tolist() == [0, 0, 0]
+    assert Matcher(*RPN[:2], allow_low_quality_matches=True)(iou)[1].tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_objects_or_no_candidates(shape):
+    matches, labels = MaxIoUMatcher(*RPN)(torch.zeros(shape))
+    assert matches.tolist() == labels.tolist() == [0] * shape[1]
