@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The tables of docs/benchmarks.md and of Acceleration's README, from docs/benchmarks/*.json.
+"""Makes the tables of docs/benchmarks.md and projects/Acceleration/README.md from
+docs/benchmarks/*.json.
 
-python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
-python projects/Benchmark/report.py                                # makes the tables again
+    python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
+    python projects/Benchmark/report.py                                # makes the tables again
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ PLAIN = "GN + plain WS"
 TIMM = "GN + timm WS"
 OURS = "GN+WS"
 
-# Detectron2's own model, without any part of this package.
+# Detectron2's own backbone and heads. All variants assign and sample as the config says.
 _STOCK = [
     *("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
     *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
@@ -45,7 +45,7 @@ class Variant:
         name: in the results.
         opts: overrides of the config, KEY VALUE.
         formula: of the standardization; None if weights are not standardized.
-        stock: Detectron2's own model, which computes ``formula`` at each forward.
+        stock: Detectron2's own backbone and heads, which compute ``formula`` at each forward.
         folded: plain convolutions that store the standardized weights.
     """
 

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import gnws_d2
+from gnws_d2 import load_config
 from gnws_d2.config import ConfigError
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config, kernels
 from gnws_d2.projects.acceleration.fuse import count_fused

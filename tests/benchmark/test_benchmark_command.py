@@ -9,8 +9,7 @@ from results import read
 from variants import OURS, VARIANTS
 
 # All but the compiled one, which takes minutes.
-NAMES = [v.name for v in VARIANTS if v.name != f"{OURS}, compiled"]
-TRAINED = [name for name in NAMES if name != f"{OURS}, folded"]
+TRAINED = [v.name for v in VARIANTS if not v.folded and v.name != f"{OURS}, compiled"]
 MAIN = ["GN", "GN again", "GN + plain WS", OURS]
 
 

@@ -9,6 +9,7 @@ from variants import BASE, OURS, PLAIN, VARIANTS, Variant, build, initial_state
 from workloads import workload
 
 from gnws_d2.config import ConfigError
+from gnws_d2.layers import StandardizedConv
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
 
@@ -37,9 +38,12 @@ def test_the_weights_are_the_same(case, state):
             assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
 
 
-def test_stock_has_nothing_of_this_package(case, state):
+def test_the_base_has_backbone_and_heads_of_detectron2(case, state):
     model = build(BY_NAME[BASE], case, state)
-    assert not [m for m in model.modules() if type(m).__module__.startswith("gnws_d2")]
+    heads = model.roi_heads
+    for part in (model.backbone, heads.box_head, heads.mask_head):
+        assert not [m for m in part.modules() if type(m).__module__.startswith("gnws_d2")]
+    assert not [m for m in model.modules() if isinstance(m, StandardizedConv)]
 
 
 def test_an_option_whose_key_does_not_exist_is_an_error(case, state):

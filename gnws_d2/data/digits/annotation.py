@@ -43,7 +43,7 @@ def semantic(digits: list[Digit]) -> np.ndarray:
 
 
 def segmentation(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask, (H, W) bool, as COCO's compressed RLE in the form that JSON takes."""
+    """Encode a mask, (H, W) bool, as COCO's compressed RLE, its counts as a string for JSON."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
