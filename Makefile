@@ -47,7 +47,7 @@ lint: env  ## check style and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-check:  ## name what is wrong with the environment, and the fix
+check:  ## diagnose the environment and print fixes
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) gnws_d2/check_env.py
 
 # build/ goes first: setuptools would pack what an earlier build left there

@@ -30,7 +30,7 @@ DETECTRON2_NEEDS = [
 ]
 DEMO = ["opencv-python-headless", "scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
-EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/Benchmark and projects/MicroBatch
+EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/MicroBatch
 
 setup(
     name="gnws_d2",

@@ -1,9 +1,9 @@
 """GN+WS detectors for Detectron2.
 
-Importing this package registers everything it adds with Detectron2: the meta-architecture that
-standardizes a model's convolutions, the Digits dataset, and ``gnws://`` names of checkpoints.
-``gnws_d2.layers`` needs torch alone: it, and the environment check, stay importable where
-Detectron2 is missing or broken.
+Importing this package registers its parts with Detectron2: standardized backbones and heads, a
+meta-architecture that standardizes other models, the Digits dataset, and ``gnws://`` names of
+checkpoints. ``gnws_d2.layers`` needs torch alone: it, and the environment check, stay importable
+where Detectron2 is missing or broken.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The folder in which the package keeps what it makes for itself, such as the Digits dataset."""
+"""The folder in which the package keeps what it makes, such as the Digits dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class CacheError(GnwsError, OSError):
 
 
 def cache_path() -> Path:
-    """Say where the cache folder is, without creating anything.
+    """Return the cache folder, without creating anything.
 
     It is ``$GNWS_D2_CACHE`` if that is set, else ``gnws_d2_cache`` beside Detectron2's own cache
     (``$FVCORE_CACHE``, by default ``~/.torch/iopath_cache``).
@@ -35,13 +35,13 @@ def ensure_writable(folder: Path) -> Path:
     Raises:
         CacheError: the folder cannot be created or written to.
     """
-    cure = f"Set ${CACHE_VARIABLE} to a folder that you can write to."
+    fix = f"Set ${CACHE_VARIABLE} to a folder that you can write to."
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CacheError(f"Cannot create the cache folder {folder} ({error}). {cure}") from error
+        raise CacheError(f"Cannot create the cache folder {folder} ({error}). {fix}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise CacheError(f"The cache folder {folder} is not writable. {cure}")
+        raise CacheError(f"The cache folder {folder} is not writable. {fix}")
     return folder
 
 

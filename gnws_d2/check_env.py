@@ -124,7 +124,7 @@ for what, code, fix, needs in json.loads(sys.argv[1]):
 
 
 def check() -> tuple[list[str], list[str]]:
-    """Return what is wrong with this environment, and what else to say of it, a line each.
+    """Return what is wrong with this environment, and what else to report, one line each.
 
     Each line names a package or a check, what was found and the fix. gnws_d2 runs where nothing is
     wrong; the other lines are then limits, and the versions.

@@ -1,4 +1,4 @@
-"""Every config key this package adds, the checks of a config, and reading one from a file."""
+"""Every config key this package adds, and reading and checking a config."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 META_ARCHITECTURE = "WeightStandardizedModel"
 
-# Those of detectron2.layers.get_norm, whose own message for any other is a bare KeyError, and ours.
+# Those of detectron2.layers.get_norm, which raises a bare KeyError for any other, and ours.
 NORMS = (
     *("", "BN", "SyncBN", "FrozenBN", "GN", "LN"),
     *("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"),
@@ -29,7 +29,11 @@ NORMS = (
 )
 
 # Ignored with a warning where an older config sets them.
-REMOVED_KEYS = {"SOLVER.ACCUMULATION_NORMALIZER"}
+REMOVED_KEYS = {
+    "SOLVER.ACCUMULATION_NORMALIZER",
+    "MODEL.GN.REBUILD_ACTIVATIONS",  # projects/Acceleration: RECOMPUTE_ACTIVATIONS
+    "MODEL.GN.REBUILD_CONVOLUTIONS",
+}
 
 
 class ConfigError(GnwsError, ValueError):
@@ -57,28 +61,27 @@ def add_gnws_config(cfg: CfgNode) -> None:
     cfg.MODEL.BCN.MOVING_SPEED = 0.0
     # "lr": the speed falls with the learning rate, without its warm-up. "constant": it stays.
     cfg.MODEL.BCN.SCHEDULE = "lr"
-    # Where MODEL.WEIGHTS was trained on other classes: leave the layers that predict classes, boxes
-    # and masks at their initial values, and list them, instead of refusing the file.
+    # Reinitialize the layers that predict classes, boxes and masks if MODEL.WEIGHTS was trained on
+    # other classes, and list them, instead of refusing the file.
     cfg.MODEL.REMAKE_PREDICTORS = False
-    # How images are resized for evaluation: "pil", Detectron2's way, or "cv2", the way of
-    # MMDetection, with which the published AP was measured.
+    # How images are resized for evaluation: "pil", as in Detectron2, or "cv2", as in MMDetection,
+    # with which the published AP was measured.
     cfg.INPUT.RESIZE_TEST = "pil"
     # The same for training. The two differ where images shrink, and by at most one level where they
     # grow, as most of COCO does.
     cfg.INPUT.RESIZE_TRAIN = "pil"
-    # Which images and objects are trained on: "mmdetection" leaves out objects narrower than a
-    # pixel and images with a side below 32, and keeps images that only have crowds; "detectron2"
-    # leaves out the latter alone. Both leave out images without annotations, unless
+    # Which images and objects are trained on. "mmdetection" drops objects narrower than a pixel and
+    # images with a side below 32, and keeps images that only have crowds; "detectron2" drops only
+    # the latter. Both drop images without annotations, unless
     # DATALOADER.FILTER_EMPTY_ANNOTATIONS is False.
     cfg.DATALOADER.FILTER = "mmdetection"
-    # Of SOLVER.AMP.ENABLED: "float16", or "bfloat16", which needs no scaling of the loss.
+    # The precision of SOLVER.AMP: "float16", or "bfloat16", which needs no scaling of the loss.
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # In which evaluation computes: "float32", or under autocast "bfloat16" or "float16".
+    # The precision of evaluation: "float32", or under autocast "bfloat16" or "float16".
     cfg.TEST.PRECISION = "float32"
-    # Each process runs its images of an optimizer step as this many micro-batches, one after the
-    # other, in the memory of one, and computes what this many processes compute with one
-    # micro-batch each. Above 1, IMS_PER_BATCH is that of the config on any number of processes:
-    # REFERENCE_WORLD_SIZE does not scale it.
+    # The number of micro-batches that each process runs for an optimizer step, one after the other,
+    # in the memory of one. It computes what this many processes compute with one micro-batch each.
+    # Above 1, REFERENCE_WORLD_SIZE does not scale IMS_PER_BATCH.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Another IMS_PER_BATCH, to which learning rate and schedule are scaled linearly, in place of
     # the scaling by REFERENCE_WORLD_SIZE. 0 scales to no batch.
@@ -88,7 +91,7 @@ def add_gnws_config(cfg: CfgNode) -> None:
 
 
 def use_available_device(cfg: CfgNode) -> None:
-    """Set MODEL.DEVICE to the CPU, with one log line, where it asks for a GPU that is not there."""
+    """Set MODEL.DEVICE to the CPU, with one log line, if it asks for a GPU and none exists."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         _say_that_the_cpu_is_used()
         cfg.MODEL.DEVICE = "cpu"
@@ -107,8 +110,8 @@ def load_config(
 ) -> CfgNode:
     """Detectron2's config with this package's keys, a YAML file and overrides merged in order.
 
-    Where those name a key of DeepLab or PointRend, the projects that come with Detectron2, the
-    config has all keys of that project.
+    If they name a key of DeepLab or PointRend, two projects of Detectron2, the config gets all
+    keys of that project.
 
     Args:
         file: a path, or the name of a packaged config such as
@@ -175,7 +178,7 @@ def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
 
 
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
-    # Not always: a config that is saved with a project's keys can be read with them only.
+    # Only where needed: a config saved with a project's keys can be read only with them.
     for add_project_config in (add_deeplab_config, _add_pointrend_config):
         unknown = named - {key for key, _ in _leaves(cfg)}
         if not unknown:
@@ -189,11 +192,11 @@ def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
 
 def _add_pointrend_config(cfg: CfgNode) -> None:
     try:
-        # Not on top: it imports OpenCV, which all else does without.
+        # Not at the top: it imports OpenCV, which nothing else needs.
         from detectron2.projects.point_rend import add_pointrend_config
     except ImportError as error:
         logger.warning(
-            "Keys of PointRend are not known, since it does not import: %s. It needs OpenCV: "
+            "Keys of PointRend are unknown, because it does not import: %s. It needs OpenCV: "
             "pip install opencv-python-headless",
             error,
         )
@@ -202,7 +205,7 @@ def _add_pointrend_config(cfg: CfgNode) -> None:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Raise ConfigError where ``cfg`` asks for what cannot be built, before anything is built."""
+    """Raise ConfigError if ``cfg`` describes what cannot be built, before anything is built."""
     if cfg.MODEL.WS.PARTS and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
         raise ConfigError(
             f"MODEL.WS.PARTS is {list(cfg.MODEL.WS.PARTS)}, but MODEL.META_ARCHITECTURE is "
@@ -230,7 +233,7 @@ def check_config(cfg: CfgNode) -> None:
             )
         if norm in ("GN", *BCN_NORMS) and channels % 32:
             raise ConfigError(
-                f"{key} is {norm!r}, which has 32 groups, but {channels_key} is {channels}, not a "
+                f"{key} is {norm!r}, which uses 32 groups, but {channels_key} is {channels}, not a "
                 f"multiple of 32. Change {channels_key}, or choose another norm for this part."
             )
 
@@ -239,8 +242,8 @@ def _check_bcn(cfg: CfgNode) -> None:
     bcn = cfg.MODEL.BCN
     if not 0 <= bcn.MOVING_SPEED <= 1:
         raise ConfigError(
-            f"MODEL.BCN.MOVING_SPEED is {bcn.MOVING_SPEED}, but it is a fraction of the way. Set "
-            "it to more than 0 and at most 1, or to 0 where no norm has estimates."
+            f"MODEL.BCN.MOVING_SPEED is {bcn.MOVING_SPEED}, but it is a fraction. Set it to more "
+            "than 0 and at most 1, or to 0 if no norm has estimates."
         )
     if bcn.SCHEDULE not in ("lr", "constant"):
         raise ConfigError(f'MODEL.BCN.SCHEDULE is {bcn.SCHEDULE!r}. Set it to "lr" or "constant".')
@@ -298,7 +301,7 @@ def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:
 
 def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
-        raise ConfigError(f"overrides come in pairs, KEY VALUE; got {len(opts)} words: {opts}")
+        raise ConfigError(f"overrides come in pairs, KEY VALUE; found {len(opts)} words: {opts}")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         node = cfg
         for word in key.split("."):
@@ -322,8 +325,8 @@ def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
 
 def _unknown_key(key: str, value: object, cfg: CfgNode, source: str) -> ConfigError:
     near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3, cutoff=0.6)
-    cure = f"Did you mean {' or '.join(near)}?" if near else "Remove it."
-    return ConfigError(f"{source} sets {key} to {value!r}, a key that does not exist. {cure}")
+    fix = f"Did you mean {' or '.join(near)}?" if near else "Remove it."
+    return ConfigError(f"{source} sets {key} to {value!r}, a key that does not exist. {fix}")
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:

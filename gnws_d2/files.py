@@ -11,16 +11,16 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``file`` to write to, which then replaces ``file``.
+    """Yield a temporary file beside ``file`` to write to, which then replaces ``file``.
 
-    Where the block raises, what was written is removed and ``file`` stays as it was.
+    If the block raises, what was written is removed and ``file`` stays as it was.
     """
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".partial", dir=file.parent)
     os.close(descriptor)
     partial = Path(name)
     try:
         yield partial
-        # What mkstemp makes, nobody else may read.
+        # Only the owner may read what mkstemp makes.
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o666 & ~umask)

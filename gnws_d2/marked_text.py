@@ -1,4 +1,4 @@
-"""Documents of which a part, between two marks, is made by a command."""
+"""Documents in which a command writes the part between two marks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def replace_marked(text: str, name: str, made: str) -> str:
     """``text`` with ``made`` between the lines ``<!-- name: ... -->`` and ``<!-- end of name -->``.
 
     Raises:
-        ValueError: the marks are not there.
+        ValueError: the marks are missing.
     """
     marks = rf"(<!-- {name}: .* -->\n)[\s\S]*?(<!-- end of {name} -->)"
     text, found = re.subn(marks, lambda m: f"{m[1]}{made}\n{m[2]}", text)

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import gnws_d2
-from gnws_d2.data.digits import make_digits
+from gnws_d2.cache import CACHE_VARIABLE
+from gnws_d2.data import digits as digits_package
 from gnws_d2.model_zoo import download
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
@@ -50,10 +53,24 @@ ELSEHOW = [
 ]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The cache folder is that of all processes of these tests, not the user's, and holds a Digits
+    of 16 training and 4 validation images."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # has the variable from the process that started it
+        return
+    folder = Path(tempfile.mkdtemp(prefix="gnws_d2_tests_"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    made = digits_package.make_digits(folder, num_train=16, num_val=4)
+    made.rename(folder / digits_package.make.NAME)
+    os.environ[CACHE_VARIABLE] = str(folder)
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
+    digits_package.register()
+
+
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    """A folder with 16 training and 4 validation pictures of Digits."""
-    return make_digits(tmp_path_factory.mktemp("cache"), num_train=16, num_val=4)
+def digits() -> Path:
+    """The folder of the small Digits."""
+    return digits_package.make_digits()
 
 
 def register_tiny_digits(folder: Path) -> None:

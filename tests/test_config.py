@@ -1,4 +1,4 @@
-"""Every config of the package can be read, and what cannot work is refused with a cure."""
+"""Every config of the package can be read, and what cannot work is refused with a fix."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""``demo.py`` as its users run it: pictures in, drawn pictures and COCO's form out."""
+"""``demo.py`` as its users run it: images in, drawn images and COCO's form out."""
 
 import shutil
 import subprocess
@@ -37,14 +37,14 @@ def run(weights: Path, output: Path, *inputs: object, how=()) -> subprocess.Comp
     return processes.run(*words)
 
 
-def test_files_folders_globs_and_unreadable_pictures(weights, digits, tmp_path):
+def test_files_folders_globs_and_unreadable_images(weights, digits, tmp_path):
     folder, other, output = tmp_path / "folder", tmp_path / "other", tmp_path / "found"
     folder.mkdir(), other.mkdir()
     names = sorted(f.name for f in (digits / "val").glob("*.png"))
     stem = Path(names[0]).stem
     for name in names[:2]:
         shutil.copy(digits / "val" / name, folder / name)
-    (folder / "notes.txt").write_text("not a picture, and not taken for one")
+    (folder / "notes.txt").write_text("not an image, and not taken for one")
     Image.open(digits / "val" / names[2]).resize((700, 500)).save(
         other / f"{Path(names[0]).stem}.jpg"
     )
@@ -57,7 +57,7 @@ def test_files_folders_globs_and_unreadable_pictures(weights, digits, tmp_path):
     assert "Traceback" not in done.stderr
 
     drawn = {f.name: Image.open(f).size for f in output.glob("*.png")}
-    # Small pictures are drawn larger; two inputs of the same name are both kept.
+    # Small images are drawn larger; two inputs of the same name are both kept.
     assert drawn == {names[0]: (480, 480), names[1]: (480, 480), f"{stem}_2.png": (700, 500)}
 
     found = COCO(output / "detections.json")

@@ -70,7 +70,7 @@ def error(tensor: torch.Tensor, expected: dict[str, np.ndarray], name: str) -> f
 @torch.no_grad()
 def test_every_part_in_float64(case, model):
     expected = expected_of(case)
-    # The reference, too, prepared the picture in float32.
+    # The reference, too, prepared the image in float32.
     pictures = model.preprocess_image([{"image": picture_of(case)}]).tensor.double()
     model.double()
     errors = {}

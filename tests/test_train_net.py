@@ -141,7 +141,7 @@ def test_eval_only_scores_a_checkpoint_with_the_config_beside_it(train_net, trai
     assert "Evaluation results for segm" in (output / "log.txt").read_text()
 
 
-def test_a_picture_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
+def test_an_image_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
     """Found by a worker of a loader, in processes that wait for each other."""
     folder = make_digits(tmp_path / "source", num_train=2, num_val=1)
     file = folder / "train" / "000000.png"

@@ -6,6 +6,7 @@ drew at random is taken from its files: candidates, targets, losses and gradient
 
 import json
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from parity.training.scenes import images
 from parity.weights import mmdet_state_dict
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from gnws_d2 import model_zoo
@@ -109,20 +111,28 @@ def batch_of(scene: str) -> list[dict]:
     return batch
 
 
+@cache
+def model_of(case: str, proposals: int, seed: int) -> nn.Module:
+    """The model of a case, which its scenes share, to train on so many proposals of each image."""
+    cfg = model_zoo.get_config(CONFIGS[case])
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = proposals
+    model = build_model(cfg).double().train()
+    tensors = mmdet_state_dict(FOLDER / f"{case}.manifest.json", seed)
+    model.load_state_dict(mmdet_to_detectron2(tensors), strict=True)
+    return model
+
+
 @pytest.mark.parametrize(("case", "scene"), CASES)
 def test_a_training_step_in_float64(case, scene):
     file = FOLDER / "training" / f"{case}.{scene}.training"
     facts = json.loads(file.with_suffix(".training.json").read_text())
     with np.load(file.with_suffix(".training.npz")) as arrays:
         expected = dict(arrays)
-    cfg = model_zoo.get_config(CONFIGS[case])
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = facts["rois_per_picture"]
-    tensors = mmdet_state_dict(FOLDER / f"{case}.manifest.json", facts["seed_of_weights"])
     called: dict[str, int] = defaultdict(int)
     with Float64(), EventStorage():
-        model = build_model(cfg).double().train()
-        model.load_state_dict(mmdet_to_detectron2(tensors), strict=True)
+        model = model_of(case, facts["rois_per_picture"], facts["seed_of_weights"])
+        model.zero_grad()
         with (
             mock.patch.object(
                 rpn, "subsample_labels", draw("rpn", expected, facts["counts"], called)

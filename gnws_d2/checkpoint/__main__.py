@@ -3,7 +3,7 @@
     python -m gnws_d2.checkpoint mask_rcnn_r50_fpn_gn_ws-all_2x.pth mask_rcnn.pth
     python -m gnws_d2.checkpoint --to mmdet output/model_final.pth for_mmdet.pth
 
-Every tensor has to fit the packaged config that it fits best, or the one that --config names. An
+Every tensor must fit the config that --config names, or else one of the packaged configs. An
 existing file is not overwritten.
 """
 

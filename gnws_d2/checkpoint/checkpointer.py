@@ -1,4 +1,4 @@
-"""Detectron2's checkpointer, strict: a file fits the model, or loading it is an error."""
+"""Detectron2's checkpointer, strict: loading a file that does not fit the model is an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .structure import Differences, Shapes, compare
 
 logger = logging.getLogger(__name__)
 
-# The layers whose meaning is the list of classes.
+# The layers that depend on the list of classes.
 PREDICTORS = (
     *("roi_heads.box_predictor.", "roi_heads.mask_head.predictor."),
     *("roi_heads.mask_head.prediction.", "roi_heads.mask_head.point_head.predictor."),  # PointRend
@@ -33,15 +33,15 @@ class Checkpointer(DetectionCheckpointer):
     """Loads tensors and plain values only, of which none may be missing, left over or misshaped.
 
     A file with an ImageNet backbone alone fits every model that has this backbone; the rest of the
-    model keeps its initial values, and the log names its parts. Detectron2's way to load what
-    matches and no more is the ending "?matching_heuristics=True" of MODEL.WEIGHTS.
+    model keeps its initial values, and the log names its parts. To load what matches and no more,
+    as Detectron2 does, end MODEL.WEIGHTS in "?matching_heuristics=True".
 
-    What it saves says what produced it, and appears under its name only when it is whole.
+    Saved files record their provenance, and appear under their names only when complete.
 
     Args:
         model, save_dir, save_to_disk, checkpointables: see Detectron2's.
-        cfg: the config of ``model``. With it, weights that were trained for another use are
-            refused (other parts standardized) or warned of (other preprocessing or classes), and
+        cfg: the config of ``model``. With it, weights trained with other parts standardized are
+            refused, weights trained with other preprocessing or classes cause a warning, and
             ``MODEL.REMAKE_PREDICTORS`` is obeyed.
     """
 
@@ -81,8 +81,8 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith((".pkl", ".pyth")):
             raise CheckpointError(
-                f"{filename} is a pickle, and reading a pickle can run any program hidden in it. "
-                "Load it with Detectron2 where you trust it, and save model.state_dict() as .pth."
+                f"{filename} is a pickle, and reading a pickle can run a program hidden in it. If "
+                "you trust it, load it with Detectron2, and save model.state_dict() as .pth."
             )
         return super()._load_file(filename)
 
@@ -111,7 +111,7 @@ class Checkpointer(DetectionCheckpointer):
         found = Provenance.read(checkpoint)
         prefix = _backbone_prefix(expected)
         if "stem.conv1.weight" in tensors and "stem.conv1.weight" not in expected:
-            # A bare backbone; its ImageNet classifier is of no use in a detector.
+            # A bare backbone; a detector does not need its ImageNet classifier.
             named = tensors.items()
             tensors = {prefix + n: t for n, t in named if not n.startswith("linear.")}
         self._check_standardization(found, tensors, file)
@@ -130,7 +130,7 @@ class Checkpointer(DetectionCheckpointer):
         if differences:
             raise CheckpointError(
                 f"{file} does not fit the model: {differences}. Use the config it was trained with"
-                f"{_cure(differences)}."
+                f"{_fix(differences)}."
             )
         incompatible = super()._load_model({"model": tensors})
         incompatible.missing_keys.clear()  # they have been logged, by part
@@ -140,8 +140,8 @@ class Checkpointer(DetectionCheckpointer):
         if found.standardized is None:
             if self._own.standardized:
                 logger.info(
-                    "%s does not say with which standardized parts it was trained; it is taken to "
-                    "be with those of the model.",
+                    "%s does not say which parts were standardized in training; those of the model "
+                    "are assumed.",
                     file,
                 )
             return
@@ -154,7 +154,7 @@ class Checkpointer(DetectionCheckpointer):
             if wrong:
                 raise CheckpointError(
                     f"{file} was trained {trained} Weight Standardization of {', '.join(wrong)}, "
-                    f"and the model is built {used} it, where these weights mean something else. "
+                    f"but the model is built {used} it and would compute something else. "
                     "Choose other weights, or the config that these were trained with "
                     f"(standardized: {', '.join(found.standardized) or 'nothing'})."
                 )
@@ -167,15 +167,15 @@ class Checkpointer(DetectionCheckpointer):
         ):
             if trained is not None and own is not None and trained != own:
                 logger.warning(
-                    "%s was trained with %s %s, and the config has %s. Set it to the former, "
-                    "unless the model is about to learn the latter.",
+                    "%s was trained with %s %s, but the config has %s. Use the former, unless you "
+                    "train the model on the latter.",
                     *(file, key, trained, own),
                 )
 
     def _remade_predictors(
         self, found: Provenance, tensors: Tensors, expected: Shapes, file: str
     ) -> set[str]:
-        """The tensors of ``expected`` that keep their initial values because of other classes."""
+        """The tensors of ``expected`` that keep their initial values because the classes differ."""
         predictors = {name for name in expected if name.startswith(PREDICTORS)}
         misshaped = any(
             name in tensors and tuple(tensors[name].shape) != expected[name] for name in predictors
@@ -213,7 +213,7 @@ def _tensors(tensors: Any, file: str) -> Tensors:
         raise CheckpointError(
             f"{file} holds no state dict, a dict of names and tensors. Save model.state_dict()."
         )
-    # Changed in place: the state dict may carry the versions of its modules.
+    # Changed in place: the state dict may hold the versions of its modules.
     for name in list(tensors):
         if _is_of_config(name):
             del tensors[name]
@@ -223,8 +223,8 @@ def _tensors(tensors: Any, file: str) -> Tensors:
 
 
 def _is_of_config(name: str) -> bool:
-    """Whether a model has this tensor from its config, whatever a file says: what Detectron2 saves
-    no more, and the moving speed, which training sets and frozen layers lack."""
+    """Whether the config, not the file, sets this tensor: what Detectron2 no longer saves, and the
+    moving speed, which training sets and frozen layers lack."""
     return (
         name in ("pixel_mean", "pixel_std")
         or "anchor_generator.cell_anchors" in name
@@ -238,7 +238,7 @@ def _backbone_prefix(expected: Shapes) -> str:
     return next((n.removesuffix(stem) for n in expected if n.endswith(stem)), "backbone.")
 
 
-def _cure(differences: Differences) -> str:
+def _fix(differences: Differences) -> str:
     if any(name.startswith(PREDICTORS) for name in differences.misshaped):
         return (
             ", or, to train on other classes than it was trained on, set "

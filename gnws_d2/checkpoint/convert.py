@@ -16,7 +16,7 @@ from .structure import standardized_parts
 
 
 def state_dict_of(checkpoint: Any, key: str) -> dict[str, torch.Tensor]:
-    """The state dict in a checkpoint that has it under ``key``, or that is one itself."""
+    """The state dict under ``key`` of a checkpoint, or the checkpoint if it is one itself."""
     state_dict = checkpoint.get(key, checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if isinstance(state_dict, Mapping) and all(str(n).startswith("module.") for n in state_dict):
         return {str(name).removeprefix("module."): value for name, value in state_dict.items()}

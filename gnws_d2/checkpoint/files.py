@@ -1,4 +1,4 @@
-"""Checkpoint files: nothing in them is executed, and writing one loses none that was there."""
+"""Checkpoint files: reading executes nothing, and writing never damages an existing file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_checkpoint(file: str | Path) -> Any:
         raise CheckpointError(f"{file} does not exist. Correct its path.") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} holds more than tensors and plain values, or is no checkpoint at all; it was "
+            f"{file} holds more than tensors and plain values, or is not a checkpoint; it was "
             f"not loaded, because loading it could run a program hidden in it: {error}"
         ) from error
     except Exception as error:  # a damaged pickle stops torch.load in any of many ways

@@ -20,7 +20,7 @@ from .structure import Differences, Shapes, compare, shapes_of
 
 _BOTTOM_UP = "backbone.bottom_up."  # where a detector has its ResNet; MMDetection: "backbone."
 
-# A module in Detectron2; the same in MMDetection; what is subtracted from its first number there.
+# A module in Detectron2; its counterpart in MMDetection; what is subtracted from its first number.
 _MODULES = (
     (r"stem\.conv1", "conv1", 0),
     (r"res(\d+)\.(\d+)\.conv(\d+)", "layer{}.{}.conv{}", 1),
@@ -59,8 +59,8 @@ def mmdet_to_detectron2(
         The same tensors in the same order, not copied.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, of another shape, not finite, or no tensor;
-            the message lists all such, and names a packaged config that would fit.
+        CheckpointError: a tensor is missing, unknown, of another shape, not finite, or not a
+            tensor; the message lists them and names a packaged config that would fit.
     """
     return _convert(state_dict, config, to_detectron2=True)
 
@@ -101,7 +101,7 @@ def check_tensors(state_dict: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError unless ``state_dict`` maps names to finite floating-point tensors."""
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(
-            f"{type(state_dict).__name__} found where a state dict should be. Name a file that "
+            f"found a {type(state_dict).__name__} instead of a state dict. Name a file that "
             "MMDetection, or torch.save of model.state_dict(), has written."
         )
     others = [
@@ -191,7 +191,7 @@ def _hint(state_dict: Mapping[str, torch.Tensor], one_config: bool, to_detectron
 def _closest_packaged(
     state_dict: Mapping[str, torch.Tensor], to_detectron2: bool
 ) -> tuple[str, Shapes]:
-    """The packaged config that the tensors fit, else the one with the fewest differences."""
+    """The packaged config that the tensors fit, or the one with the fewest differences."""
     closest: tuple[str, Shapes] = ("", {})
     fewest = float("inf")
     for name, expected in _packaged(state_dict):
@@ -226,7 +226,7 @@ def _packaged_shapes(name: str, classes: int | None) -> Shapes:
 
 
 def _relevant(expected: Shapes, state_dict: Mapping[str, torch.Tensor]) -> Shapes:
-    """All of ``expected``; for a bare backbone what it has of it, with a classifier if any."""
+    """All of ``expected``; for a bare backbone, its part of it, with a classifier if it has one."""
     if not _is_backbone(state_dict):
         return expected
     backbone = {
@@ -248,7 +248,7 @@ def _is_backbone(names: Mapping[str, object]) -> bool:
 
 
 def _num_classes(state_dict: Mapping[str, torch.Tensor]) -> int | None:
-    """The classes that the box predictor tells apart, without the background."""
+    """The number of classes of the box predictor, without the background."""
     for name, tensor in state_dict.items():
         if name.endswith((".fc_cls.bias", ".cls_score.bias")) and tensor.ndim == 1:
             return max(1, len(tensor) - 1)

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, said with the file, the finding and the cure."""
+"""Errors of datasets, which name the file, what was found and the fix."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
 
 
 class NamingMapper:
-    """A dataset mapper whose errors name the picture, which Pillow's do not.
+    """A dataset mapper whose errors name the image, which Pillow's do not.
 
     Args:
         mapper: maps a dict in Detectron2's dataset format.
@@ -68,7 +68,7 @@ class NamingMapper:
             return self._mapper(record)
         except (OSError, SyntaxError, ValueError) as error:
             raise DatasetError(
-                f"{record['file_name']} cannot be used ({error}). Restore the picture, or remove "
+                f"{record['file_name']} cannot be used ({error}). Restore the image, or remove "
                 "it and its annotations from the dataset."
             ) from error
 

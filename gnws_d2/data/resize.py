@@ -13,14 +13,14 @@ from PIL.Image import Resampling
 class PlainBilinear(ResizeTransform):
     """Bilinear interpolation between the four nearest pixels, as ``cv2.resize`` does by default.
 
-    Pillow's, Detectron2's own, averages over more pixels when a picture shrinks. OpenCV rounds its
-    weights to 1/2048, so a pixel may differ from this by one level.
+    Pillow, which Detectron2 uses, averages over more pixels when an image shrinks. OpenCV rounds
+    its weights to 1/2048, so a pixel may differ from this by one level.
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         if img.dtype != np.uint8 or interp not in (None, Resampling.BILINEAR):
             return super().apply_image(img, interp)
-        # For what is not uint8, Detectron2 interpolates with torch, between the nearest pixels.
+        # Detectron2 resizes float32 with torch, which interpolates between the nearest pixels.
         resized = super().apply_image(img.astype(np.float32), interp)
         return np.rint(resized).astype(np.uint8)
 

@@ -17,7 +17,7 @@ from ..config import ConfigError
 
 
 def check_batch(cfg: CfgNode, processes: int) -> None:
-    """Raise ConfigError where the batch does not divide among processes and micro-batches."""
+    """Raise ConfigError if the batch does not divide among processes and micro-batches."""
     batch, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
     if batch % (processes * steps):
         raise ConfigError(
@@ -88,7 +88,7 @@ class AccumulatingTrainer(SimpleTrainer):
             for name, loss in losses.items():
                 logged[name] = logged.get(name, 0) + loss.detach()
         self.after_backward()
-        # Before the step: this raises where a loss is not finite.
+        # Before the step: this raises if a loss is not finite.
         self._write_metrics(logged, data_time)
         self._step()
 

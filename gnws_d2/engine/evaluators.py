@@ -1,14 +1,17 @@
-"""The evaluator that a dataset's metadata asks for, of Detectron2's own."""
+"""Detectron2's evaluators, chosen by a dataset's metadata."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
+import numpy as np
 from detectron2 import evaluation
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from ..config import ConfigError
 
@@ -18,6 +21,16 @@ def _coco(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
     return evaluation.COCOEvaluator(name, output_dir=out, kpt_oks_sigmas=sigmas)
 
 
+def _sem_seg(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
+    return evaluation.SemSegEvaluator(name, output_dir=out, sem_seg_loading_fn=_read_labels)
+
+
+def _read_labels(file: str, dtype: type) -> np.ndarray:
+    # The default of the copy of Detectron2 on PyPI fails with NumPy 2.
+    with PathManager.open(file, "rb") as stream:
+        return np.asarray(Image.open(stream), dtype=dtype)
+
+
 # evaluator_type -> the evaluators, each made from (config, dataset name, output folder)
 _EVALUATORS: dict[str, list[Callable[[CfgNode, str, str], DatasetEvaluator]]] = {
     "coco": [_coco],
@@ -25,7 +38,7 @@ _EVALUATORS: dict[str, list[Callable[[CfgNode, str, str], DatasetEvaluator]]] = 
     "pascal_voc": [lambda cfg, name, out: evaluation.PascalVOCDetectionEvaluator(name)],
     "cityscapes_instance": [lambda cfg, name, out: evaluation.CityscapesInstanceEvaluator(name)],
     "cityscapes_sem_seg": [lambda cfg, name, out: evaluation.CityscapesSemSegEvaluator(name)],
-    "sem_seg": [lambda cfg, name, out: evaluation.SemSegEvaluator(name, output_dir=out)],
+    "sem_seg": [_sem_seg],
 }
 _EVALUATORS["coco_and_sem_seg"] = [*_EVALUATORS["sem_seg"], *_EVALUATORS["coco"]]
 _EVALUATORS["coco_panoptic_seg"] = [
@@ -40,7 +53,7 @@ def build_evaluator(
     """The evaluator for a registered dataset, chosen by its metadata's ``evaluator_type``.
 
     Args:
-        output_folder: where it writes; OUTPUT_DIR/inference unless given.
+        output_folder: where it writes; OUTPUT_DIR/inference by default.
 
     Raises:
         ConfigError: the dataset has no ``evaluator_type``, or one that is not known here.

@@ -1,4 +1,4 @@
-"""Start a program in its processes, by itself or under torchrun, on GPUs or on the CPU."""
+"""Start a program in several processes, with or without torchrun, on GPUs or on the CPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REPORTED = "error_reported"  # a file that the process that reports an error cr
 
 
 class LaunchError(GnwsError, RuntimeError):
-    """More processes are asked for on this machine than it has GPUs."""
+    """There are more processes on this machine than GPUs."""
 
 
 def launch(
@@ -106,7 +106,7 @@ def _check_gpus(processes: int) -> None:
     gpus = torch.cuda.device_count()
     if torch.cuda.is_available() and processes > gpus:
         raise LaunchError(
-            f"{processes} processes are asked for on a machine with {gpus} GPUs; each takes one. "
+            f"{processes} processes need a GPU each, but this machine has {gpus}. "
             f"Use --num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
         )
 

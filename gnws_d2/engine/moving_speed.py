@@ -1,4 +1,4 @@
-"""How fast estimated batch statistics follow the batches, over a training."""
+"""How fast estimated batch statistics follow the batches during training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..layers import EstimatedBatchNorm2d
 class MovingSpeed(HookBase):
     """Sets ``moving_speed`` of every EstimatedBatchNorm2d before each step, and logs it.
 
-    It is MODEL.BCN.MOVING_SPEED, with MODEL.BCN.SCHEDULE "lr" times the factor by which the
-    learning rate has fallen by then. A function of config and iteration alone, it needs no state to
+    It is MODEL.BCN.MOVING_SPEED; with MODEL.BCN.SCHEDULE "lr", times the factor by which the
+    learning rate has fallen. A function of config and iteration alone, it needs no state to
     resume; the layers save what they were trained with.
 
     Raises:

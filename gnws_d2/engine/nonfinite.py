@@ -1,4 +1,4 @@
-"""Where a loss that became infinite or NaN comes from."""
+"""Which module makes a loss infinite or NaN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def nonfinite_module_named(model: nn.Module) -> Iterator[None]:
-    """Let a FloatingPointError of the block, a training step, name the module it comes from.
+    """Add the module it comes from to a FloatingPointError of the block, a training step.
 
     The block's calls of ``model`` are kept with their random state and precision, and repeated
     only after the error.

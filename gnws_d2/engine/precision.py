@@ -14,13 +14,12 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def check_precision(cfg: CfgNode) -> None:
-    """Raise ConfigError where the device cannot train in the precision that ``cfg`` asks for."""
+    """Raise ConfigError if the device cannot train in the precision of ``cfg``."""
     amp = cfg.SOLVER.AMP
     if amp.ENABLED and amp.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise ConfigError(
-            'SOLVER.AMP.DTYPE is "float16", whose gradients have to be scaled, which torch does on '
-            'GPUs alone, but MODEL.DEVICE is "cpu". Set it to "bfloat16", or SOLVER.AMP.ENABLED to '
-            "False."
+            'SOLVER.AMP.DTYPE is "float16", whose gradients torch can scale only on a GPU, but '
+            'MODEL.DEVICE is "cpu". Set it to "bfloat16", or SOLVER.AMP.ENABLED to False.'
         )
 
 
@@ -33,7 +32,7 @@ def set_precision(trainer: AMPTrainer, cfg: CfgNode) -> None:
 
 
 def evaluation_precision(cfg: CfgNode) -> AbstractContextManager:
-    """The context in which ``cfg`` has a model evaluated."""
+    """The context in which a model is evaluated."""
     if cfg.TEST.PRECISION == "float32":
         return nullcontext()
     return torch.autocast(torch.device(cfg.MODEL.DEVICE).type, _DTYPES[cfg.TEST.PRECISION])

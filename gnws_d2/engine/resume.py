@@ -5,7 +5,7 @@ Here everything random is drawn from (seed, process, position): the order of the
 augmentation of each, and what a step samples. A resumed run then sees what an uninterrupted one
 sees, with any number of data workers.
 
-A micro-batch of gradient accumulation is given the images and random numbers of the process that it
+A micro-batch of gradient accumulation gets the images and random numbers of the process that it
 stands for, see :func:`process_of`: accumulating runs compute what more processes compute.
 """
 
@@ -87,8 +87,8 @@ class ResumableLoader:
         # Again, because some samplers draw a seed when they are built.
         with _random_numbers(self._seed):
             again = build_detection_train_loader.from_config(self._cfg, mapper, dataset=dicts)
-        # Images are grouped before loading: Detectron2 groups them after it, where no one can tell
-        # which images a given iteration will get.
+        # Images are grouped before loading. Detectron2 groups them after it, where nothing can tell
+        # which images an iteration will get.
         by_shape = self._options["aspect_ratio_grouping"]
         micro_batches = comm.get_world_size() * len(self._processes)
         yield from DataLoader(

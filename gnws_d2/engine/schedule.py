@@ -45,8 +45,8 @@ def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but the config describes "
             f"training on SOLVER.REFERENCE_WORLD_SIZE = {reference} processes and is scaled to the "
-            f"{world_size} there are. Add SOLVER.REFERENCE_WORLD_SIZE 0 to use batch, learning "
-            "rate and schedule exactly as given, or leave SOLVER.IMS_PER_BATCH to the scaling."
+            f"{world_size} in use. Add SOLVER.REFERENCE_WORLD_SIZE 0 to use batch, learning "
+            "rate and schedule as written, or do not set SOLVER.IMS_PER_BATCH."
         )
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
     _log(cfg, scaled, f"{reference} processes to {world_size}")
@@ -57,9 +57,9 @@ def _with_batch(cfg: CfgNode, batch: int) -> CfgNode:
     old = cfg.SOLVER.IMS_PER_BATCH
     if (batch, 0) == (old, cfg.SOLVER.REFERENCE_WORLD_SIZE):
         return cfg
-    # The rule knows processes alone: it is given as many as there are images.
+    # The rule scales by processes: here each image counts as one.
     scaled = DefaultTrainer.auto_scale_workers(_with_reference(cfg, old), batch)
-    # And now no longer, or Detectron2 would scale from images to processes.
+    # Turned off, or Detectron2 would scale again, from images to processes.
     scaled = _with_reference(scaled, 0)
     if batch != old:
         _log(cfg, scaled, f"a batch of {old} to {batch}")

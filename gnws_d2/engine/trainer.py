@@ -44,7 +44,7 @@ class Trainer(DefaultTrainer):
         cfg = scale_schedule(cfg, comm.get_world_size())
         check_batch(cfg, comm.get_world_size())
         check_precision(cfg)
-        # DefaultTrainer.__init__ leaves no argument for how it wraps the model.
+        # DefaultTrainer.__init__ has no argument for how it wraps the model.
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
         steps, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED

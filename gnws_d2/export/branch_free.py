@@ -1,9 +1,9 @@
-"""Faster and Mask R-CNN without a decision that depends on data, as ``torch.export`` asks for it.
+"""Faster and Mask R-CNN without branches on data, which ``torch.export`` does not allow.
 
-Detectron2's inference asks in Python how many boxes are left, whether all are finite, whether a
-feature map has more anchors than are wanted. A graph that is recorded once for every picture
-cannot. Here are the two selections of boxes, and what else stands in the way, written without such
-questions; they give the same boxes. All is put in Detectron2's place for the time of the recording.
+Detectron2's inference branches in Python on how many boxes are left, whether all are finite, and
+whether a feature map has more anchors than needed. A graph that is recorded once for all images
+cannot. This module holds the two selections of boxes and a few other functions without branches;
+they select the same boxes. They replace Detectron2's while the graph is recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Size = tuple[int, int]  # height, width; symbols while a graph is recorded
 
 class BranchFreeDetector(nn.Module):
     """A :class:`~gnws_d2.export.interface.Detector` of a ``GeneralizedRCNN`` with RPN and
-    ``StandardROIHeads``, recordable by ``torch.export`` for pictures of any height and width from
+    ``StandardROIHeads``, recordable by ``torch.export`` for images of any height and width from
     :meth:`smallest` pixels on."""
 
     def __init__(self, model: GeneralizedRCNN) -> None:
@@ -61,9 +61,9 @@ def _in_place_of_detectron2() -> Iterator[None]:
     replacements = {
         "detectron2.modeling.backbone.fpn.LastLevelMaxPool.forward": _every_second,
         "detectron2.modeling.proposal_generator.rpn.find_top_rpn_proposals": _select_proposals,
-        "detectron2.modeling.poolers.convert_boxes_to_pooler_format": _with_picture_index,
+        "detectron2.modeling.poolers.convert_boxes_to_pooler_format": _with_image_index,
         "detectron2.modeling.roi_heads.fast_rcnn.fast_rcnn_inference": _select_detections,
-        # It asks whether a group to be normalized has one value; in evaluation it may.
+        # It checks whether a group to be normalized has one value; in evaluation it may.
         "torch.nn.functional._verify_batch_size": _ask_nothing,
         "torch.nn.functional.batch_norm": _batch_norm,
     }
@@ -75,14 +75,14 @@ def _in_place_of_detectron2() -> Iterator[None]:
 
 
 class _Instances(Instances):
-    """Instances whose fields are not asked for their lengths."""
+    """Instances that do not check the lengths of their fields."""
 
     def set(self, name: str, value: object) -> None:
         self._fields[name] = value
 
 
 def _boxes(tensor: torch.Tensor) -> Boxes:
-    boxes = Boxes.__new__(Boxes)  # its __init__ asks whether there are any
+    boxes = Boxes.__new__(Boxes)  # its __init__ branches on their number
     boxes.tensor = tensor
     return boxes
 
@@ -104,8 +104,8 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> torch.Tensor:
-    """In evaluation mode. torch's own asks whether there is anything to be normalized, which is
-    not known of as many boxes as are found."""
+    """In evaluation mode. torch's own branches on whether the input is empty, which is unknown for
+    detected boxes."""
     if isinstance(x.shape[0], int):
         return _of_torch(x, mean, var, weight, bias, training, momentum, eps)
     scale = weight * (var + eps).rsqrt()
@@ -117,8 +117,8 @@ def _every_second(self: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [x[:, :, ::2, ::2]]
 
 
-def _with_picture_index(box_lists: list[Boxes]) -> torch.Tensor:
-    """(N, 4) boxes of the only picture to (N, 5) with its index, 0, in front."""
+def _with_image_index(box_lists: list[Boxes]) -> torch.Tensor:
+    """(N, 4) boxes of the only image to (N, 5) with its index, 0, in front."""
     [boxes] = box_lists
     return F.pad(boxes.tensor, (1, 0))
 
@@ -133,7 +133,7 @@ def _select_proposals(
     min_box_size: float,
     training: bool,
 ) -> list[Instances]:
-    """What ``find_top_rpn_proposals`` selects, for one picture."""
+    """What ``find_top_rpn_proposals`` selects, for one image."""
     [size] = image_sizes
     best = []
     for level, (boxes, scores) in enumerate(zip(proposals, logits, strict=True)):
@@ -159,7 +159,7 @@ def _select_detections(
     nms_thresh: float,
     topk_per_image: int,
 ) -> tuple[list[Instances], list[torch.Tensor]]:
-    """What ``fast_rcnn_inference`` selects, for one picture, and one more detection at the end: a
+    """What ``fast_rcnn_inference`` selects, for one image, and one more detection at the end: a
     mask head cannot run on nothing in ONNX Runtime."""
     (box, score, size) = boxes[0], scores[0], image_shapes[0]
     finite = box.isfinite().all(1) & score.isfinite().all(1)

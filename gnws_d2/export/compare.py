@@ -27,8 +27,8 @@ class Comparison:
 
 
 def compare(expected: Outputs, found: Outputs, tolerance: float = TOLERANCE) -> Comparison:
-    """Pair the detections of two outputs of a :class:`Detector`, in any order: equal scores may
-    have changed places. A map, as of semantic segmentation, counts as one detection.
+    """Pair the detections of two outputs of a :class:`Detector`, in any order, because equal scores
+    may change places. A map, as of semantic segmentation, counts as one detection.
 
     Args:
         tolerance: how far two detections may differ and be the same: the corners of their boxes in

@@ -1,4 +1,4 @@
-"""Writing a detector in a format, and checking what was written before it is there."""
+"""Write a detector in a format, and check the file before it gets its name."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ def export(
     tolerance: float = TOLERANCE,
 ) -> list[Comparison]:
     """Write ``model``, its standardized weights stored in plain convolutions, to one file that
-    takes pictures of any size, and compare what the file detects with what the model detects.
+    takes images of any size, and compare what the file detects with what the model detects.
 
     Args:
         model: a Detectron2 model on the CPU; it stays as it is.
         format: a key of ``FORMATS``.
-        file: where to; appears when everything has been checked.
+        file: where to write; appears when everything has been checked.
         pictures: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
-            and all are compared. Have at least two sizes among them.
+            and all are compared. Use at least two sizes.
         facts: stored in the file, as JSON by name.
         tolerance: see :func:`compare`.
 
     Returns:
-        A comparison for each picture.
+        A comparison for each image.
 
     Raises:
-        ExportError: the format cannot carry the model, or the file detects something else.
+        ExportError: the format does not support the model, or the file detects something else.
     """
     chosen = FORMATS[format]
     folded = fold(model)
     if reason := chosen.refuse(folded):
-        raise ExportError(f"{format} cannot carry this model: {reason}.")
+        raise ExportError(f"{format} does not support this model: {reason}.")
     detector = Detector(folded)
     with torch.no_grad():
         expected = [detector(picture) for picture in pictures]
@@ -58,8 +58,8 @@ def export(
             if not result.equal:
                 height, width = picture.shape[1:]
                 raise ExportError(
-                    f"{format}: of {result.expected} detections in a picture of {width} x {height} "
+                    f"{format}: of {result.expected} detections in an image of {width} x {height} "
                     f"the file finds {result.same} within {tolerance:g}, and "
-                    f"{result.found - result.same} others. It has not been kept."
+                    f"{result.found - result.same} others. It was not kept."
                 )
     return results

@@ -1,4 +1,4 @@
-"""The formats a detector can be exported to: what each carries, writing it, and running it."""
+"""The formats a detector can be exported to: what each supports, writing it, and running it."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ Run = Callable[[torch.Tensor], Outputs]
 
 @dataclass(frozen=True)
 class Format:
-    """A format: the name of its file, how to write it, how to run it, and what it cannot carry."""
+    """A format: the name of its file, how to write it, how to run it, and what it refuses."""
 
     file: str
     write: Callable[[nn.Module, torch.Tensor, Path, Mapping[str, object]], None]
     load: Callable[[Path], Run]
     refuse: Callable[[nn.Module], str]
-    """The reason why a model cannot be carried; empty where it can."""
+    """Why a model is not supported; empty if it is."""
 
 
 def _write_trace(
-    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
 ) -> None:
     with _quiet(), torch.no_grad(), patch_builtin_len():
-        traced = torch.jit.trace(Detector(model), (picture,), check_trace=False)
+        traced = torch.jit.trace(Detector(model), (image,), check_trace=False)
         torch.jit.save(traced, str(file), _extra_files={"facts.json": json.dumps(facts)})
 
 
@@ -57,7 +57,7 @@ class _Scriptable(nn.Module):
 
 
 def _write_script(
-    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
 ) -> None:
     tensor = torch.Tensor
     fields = {"proposal_boxes": Boxes, "objectness_logits": tensor, "pred_boxes": Boxes}
@@ -70,16 +70,16 @@ def _write_script(
 def _load_torchscript(file: Path) -> Run:
     with _quiet():
         module = torch.jit.load(str(file))
-    return lambda picture: tuple(module(picture))
+    return lambda image: tuple(module(image))
 
 
-def _record(model: nn.Module, picture: torch.Tensor) -> torch.export.ExportedProgram:
+def _record(model: nn.Module, image: torch.Tensor) -> torch.export.ExportedProgram:
     detector = BranchFreeDetector(model)
     side = {name: torch.export.Dim(name, min=detector.smallest) for name in ("height", "width")}
     with _quiet(), torch.no_grad():
         return torch.export.export(
             detector,
-            (picture,),
+            (image,),
             dynamic_shapes={"image": {1: side["height"], 2: side["width"]}},
             # What cannot be proved of all sizes is checked when the program runs.
             prefer_deferred_runtime_asserts_over_guards=True,
@@ -87,26 +87,26 @@ def _record(model: nn.Module, picture: torch.Tensor) -> torch.export.ExportedPro
 
 
 def _write_export(
-    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
 ) -> None:
     with file.open("wb") as opened:
         torch.export.save(
-            _record(model, picture), opened, extra_files={"facts.json": json.dumps(facts)}
+            _record(model, image), opened, extra_files={"facts.json": json.dumps(facts)}
         )
 
 
 def _load_export(file: Path) -> Run:
     with _quiet(), file.open("rb") as opened:
         module = torch.export.load(opened).module()
-    return lambda picture: tuple(module(picture))
+    return lambda image: tuple(module(image))
 
 
 def _write_onnx(
-    model: nn.Module, picture: torch.Tensor, file: Path, facts: Mapping[str, object]
+    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
 ) -> None:
     with _quiet():
         program = torch.onnx.export(
-            _record(model, picture),
+            _record(model, image),
             dynamo=True,
             input_names=["image"],
             output_names=output_names(model),
@@ -125,8 +125,8 @@ def _load_onnx(file: Path) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
 
-    def run(picture: torch.Tensor) -> Outputs:
-        outputs = session.run(None, {"image": picture.numpy()})
+    def run(image: torch.Tensor) -> Outputs:
+        outputs = session.run(None, {"image": image.numpy()})
         return tuple(torch.from_numpy(output) for output in outputs)
 
     return run
@@ -134,11 +134,11 @@ def _load_onnx(file: Path) -> Run:
 
 def _refuse_deformable(model: nn.Module) -> str:
     deformable = any(isinstance(m, DEFORM_CONVS) for m in model.modules())
-    return "Detectron2's deformable convolution is a function in Python" if deformable else ""
+    return "Detectron2's deformable convolution is a Python function" if deformable else ""
 
 
 def _refuse_all_but_rcnn(model: nn.Module) -> str:
-    """Faster and Mask R-CNN as Detectron2 builds them are carried."""
+    """Faster and Mask R-CNN as Detectron2 builds them are supported."""
     known = {GeneralizedRCNN, RPN, StandardROIHeads, MaskRCNNConvUpsampleHead}
     heads: Any = getattr(model, "roi_heads", None)
     parts = [model, getattr(model, "proposal_generator", None), heads]
@@ -146,7 +146,7 @@ def _refuse_all_but_rcnn(model: nn.Module) -> str:
     other = [type(part).__name__ for part in parts if type(part) not in known]
     other += ["keypoints"] if getattr(heads, "keypoint_on", False) else []
     if other:
-        return f"it carries Faster and Mask R-CNN; this model has {other[0]}"
+        return f"only Faster and Mask R-CNN are supported; this model has {other[0]}"
     return _refuse_deformable(model)
 
 
@@ -164,7 +164,7 @@ FORMATS = {
 
 @contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Without the warnings of recording: asserts of Detectron2 are not recorded, nor need be."""
+    """Silence the warnings of recording: Detectron2's asserts need not be recorded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

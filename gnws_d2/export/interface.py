@@ -1,4 +1,4 @@
-"""What an exported detector takes and gives, in every format: one picture in, tensors out."""
+"""The interface of an exported detector in every format: one image in, tensors out."""
 
 # Without the __future__ import: TorchScript reads the annotations of forward() as objects.
 import torch
@@ -21,34 +21,34 @@ FIELDS = {
 
 
 class ExportError(GnwsError, ValueError):
-    """A model that a format cannot carry, or a file that computes something else."""
+    """A model that a format does not support, or a file that computes something else."""
 
 
 class Detector(nn.Module):
-    """A Detectron2 model as a function of one picture.
+    """A Detectron2 model as a function of one image.
 
     Takes a float32 tensor (3, H, W), levels 0 to 255 in the channel order of INPUT.FORMAT, already
-    of the size that the network is to see. Gives ``boxes`` (N, 4) as x0, y0, x1, y1 in pixels of
-    that picture, ``scores`` (N,) in descending order, ``classes`` (N,), and where the model has
+    resized for the network. Returns ``boxes`` (N, 4) as x0, y0, x1, y1 in pixels of
+    that image, ``scores`` (N,) in descending order, ``classes`` (N,), and where the model has
     them ``masks`` (N, 1, 28, 28), probabilities over the box, and ``keypoints`` (N, K, 3). A
-    semantic segmentation model gives ``sem_seg`` (classes, H, W).
+    semantic segmentation model returns ``sem_seg`` (classes, H, W).
 
     Raises:
-        ExportError: the model gives something else.
+        ExportError: the model returns something else.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         if isinstance(model, PanopticFPN):
             raise ExportError(
-                "a panoptic model gives a list of segments beside its tensors; export its parts, "
+                "a panoptic model returns a list of segments beside its tensors; export its parts, "
                 "with MODEL.META_ARCHITECTURE GeneralizedRCNN or SemanticSegmentor."
             )
         self.model = model.eval()
 
     def forward(self, image: torch.Tensor) -> Outputs:
         if isinstance(self.model, GeneralizedRCNN):
-            # Masks as the head gives them: pasting them is the work of the program that shows them.
+            # Masks as the head predicts them: the program that shows them pastes them.
             instances = self.model.inference([{"image": image}], do_postprocess=False)[0]
         elif isinstance(self.model, DenseDetector):
             instances = self.model([{"image": image}])[0]["instances"]
@@ -60,7 +60,7 @@ class Detector(nn.Module):
 
 
 def output_names(model: nn.Module) -> list[str]:
-    """The names of what :class:`Detector` gives, in order."""
+    """The names of the outputs of :class:`Detector`, in order."""
     if not isinstance(model, (GeneralizedRCNN, DenseDetector)):
         return ["sem_seg"]
     heads = getattr(model, "roi_heads", None)

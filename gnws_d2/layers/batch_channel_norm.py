@@ -29,11 +29,11 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
 
         y = weight (x - m') / sqrt(v' + eps) + bias.
 
-    So a single picture is not normalized by itself alone. The estimates are computed in float32
-    where the input is of half precision. An empty batch leaves them as they are. Takes and gives
-    (N, C, H, W), N = 0 included.
+    So a single image is not normalized by its own statistics alone. The estimates are computed in
+    float32 if the input is in half precision. An empty batch leaves them as they are. Takes and
+    returns (N, C, H, W), N = 0 included.
 
-    A ``BatchNorm2d``, so that what looks for those finds it: Detectron2 makes it a
+    It is a ``BatchNorm2d``, because Detectron2 looks for those: it makes it a
     ``FrozenBatchNorm2d`` in frozen stages and gives its parameters SOLVER.WEIGHT_DECAY_NORM.
     ``num_batches_tracked`` stays 0, as in the reference. A forward that is run again to save memory
     (activation checkpointing) would move the estimates again: leave it out of such a part.
@@ -54,7 +54,7 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
         self.sync = sync
         # A tensor, so that a schedule neither waits for a GPU nor compiles the layer again.
         self.register_buffer("estbn_moving_speed", torch.zeros(1))
-        # What of it forward has to know, without asking the GPU.
+        # What forward has to know of it, without waiting for the GPU.
         self._can_move = False
 
     estbn_moving_speed: torch.Tensor
@@ -82,7 +82,7 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
             if not self._can_move:
                 raise RuntimeError(
                     "moving_speed of an EstimatedBatchNorm2d is 0 (unset): the estimates that it "
-                    "normalizes by would never follow the data. Set moving_speed before training, "
+                    "normalizes by would never update. Set moving_speed before training, "
                     "as gnws_d2.engine.Trainer does from MODEL.BCN.MOVING_SPEED, or call eval()."
                 )
             mean, var = self._update(input)
@@ -119,13 +119,13 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
 
 
 class BatchChannelNorm2d(nn.GroupNorm):
-    """Batch normalization, then channel normalization: each group of channels of each picture to
+    """Batch normalization, then channel normalization: each group of channels of each image to
     mean 0 and (biased) variance 1, scaled and shifted by one number per group (``BCNorm``).
 
     In a state dict, ``weight`` and ``bias`` are (1, num_groups, 1), and ``bn`` is the batch
-    normalization with its own per-channel ones. Takes and gives (N, C, H, W), N = 0 included.
+    normalization with its own per-channel ones. Takes and returns (N, C, H, W), N = 0 included.
 
-    A ``GroupNorm`` for Detectron2's sake, whose SOLVER.WEIGHT_DECAY_NORM goes by class.
+    It is a ``GroupNorm``, because Detectron2 applies SOLVER.WEIGHT_DECAY_NORM by class.
 
     Args:
         num_channels: C.

@@ -176,7 +176,7 @@ def make_standardized(
         (to for c, to in classes.items() if issubclass(kind, c) and kind.forward is c.forward), None
     )
     if target is None:
-        return f"{kind.__name__} computes in a way of its own"
+        return f"{kind.__name__} has its own forward"
     if conv.in_channels // conv.groups * math.prod(conv.kernel_size) == 1:
         return "its fan-in is 1, and one number has no standard deviation"
     conv.plain_class = kind
@@ -226,7 +226,7 @@ def _why_not_group_norm(norm: nn.Module, after_convolution: bool) -> str:
     if isinstance(norm, nn.GroupNorm):
         return "it is GroupNorm"
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        return "it is no BatchNorm" if "Instance" in type(norm).__name__ else "it is frozen"
+        return "it is not a BatchNorm" if "Instance" in type(norm).__name__ else "it is frozen"
     if isinstance(norm, nn.BatchNorm1d) and not after_convolution:
         return "no convolution precedes it, and a group of one value has no deviation"
     return ""

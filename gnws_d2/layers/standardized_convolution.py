@@ -1,5 +1,5 @@
-"""Standardization and convolution as one function, which keeps neither the standardized weight nor
-a centered one for backward: two numbers per filter, as ``weight_standardization.py`` has it."""
+"""Standardization and convolution as one function. For backward it keeps two numbers per filter
+(see ``weight_standardization.py``), not the standardized or the centered weight."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from torch.distributed.nn.functional import all_reduce
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d`` that in training normalizes by the statistics of all processes.
 
-    The result is that of one process with all the samples, whatever the number and the size of
-    each process's pictures; a process with an empty batch takes part. Unlike
+    The result is that of one process with all samples, whatever the number and size of each
+    process's images; a process with an empty batch takes part. Unlike
     ``torch.nn.SyncBatchNorm`` it runs on the CPU as well. In evaluation, and without
-    ``torch.distributed``, it is its parent. Takes and gives (N, C, H, W), N = 0 included.
+    ``torch.distributed``, it is its parent. Takes and returns (N, C, H, W), N = 0 included.
 
     Args:
         num_features: C.
@@ -34,7 +34,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         x = input.to(torch.promote_types(input.dtype, torch.float32))
         dims, per_channel = (0, 2, 3), (1, -1, 1, 1)
         count = x.new_full((1,), x.numel() // x.shape[1])
-        # Differentiable: a process's loss has a gradient at the pictures of the others.
+        # Differentiable: a process's loss has a gradient at the images of the others.
         sums = all_reduce(torch.cat([x.sum(dims), count]))
         total = sums[-1].clamp(min=1)
         mean = sums[:-1] / total

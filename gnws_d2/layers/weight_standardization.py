@@ -3,7 +3,7 @@ and Weight Standardization", arXiv 1903.10520): the formula and its gradient.
 
 The operation is the one the published GN+WS detectors were trained with (``ConvWS2d`` of mmcv):
 unbiased standard deviation, epsilon added to it outside the root. timm's ``StdConv2d`` (biased,
-epsilon inside) is another operation and does not give the same detectors.
+epsilon inside) is a different operation, with which those detectors do not work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def standardize_weight(weight: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
 
     Returns:
         A tensor of the shape, dtype and memory format of ``weight``. A filter of zero variance
-        gives zeros, and a finite gradient.
+        becomes zeros, with a finite gradient.
 
     Raises:
         ValueError: the fan-in is 1, where the unbiased standard deviation does not exist.
@@ -88,7 +88,7 @@ def restandardize_filters(
     weight: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, eps: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """The standardized weight again from what :func:`standardize_filters` returned, bit for bit.
-    Where a second derivative is asked for, mean and deviation depend on the weight."""
+    Where a second derivative is needed, mean and deviation depend on the weight."""
     if torch.is_grad_enabled():
         return _formula(_widened(weight), eps).to(dtype)
     return (_widened(weight) - mean).div_(std + eps).to(dtype)
@@ -108,7 +108,7 @@ def weight_gradient(
     gamma i (g - mean(g) - c i^2 mean(g c)), for other constants gamma and i; its kernel computes
     it in fewer passes over the weight than single operations do.
     """
-    if torch.is_grad_enabled():  # a second derivative is asked for
+    if torch.is_grad_enabled():  # a second derivative is needed
         standardized, grad = _formula(weight, eps), grad.to(weight.dtype)
         return torch.autograd.grad(standardized, weight, grad, create_graph=True)[0]
     if weight.dim() == 4 and weight.stride(1) == 1 and not weight.is_contiguous():

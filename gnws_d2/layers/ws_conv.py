@@ -1,4 +1,4 @@
-"""Convolutions that use their weight standardized; stored and trained is the raw weight.
+"""Convolutions that standardize their weight; state dicts and the optimizer hold the raw weight.
 
 Each is a drop-in for the torch class whose name it extends: the same arguments, the same parameter
 names and shapes, so that checkpoints interchange.
@@ -32,16 +32,15 @@ class _Kept(NamedTuple):
 
 
 class StandardizedConv(nn.Module):
-    """What the classes below share; ``isinstance`` finds them all by it.
+    """The base class of all standardized convolutions.
 
-    Where no gradient of the weight is asked for, in evaluation mode and of frozen weights, the
-    standardized weight is computed once and kept until the weight changes. What counts as a change
-    is what autograd sees: an optimizer's step, ``load_state_dict``, an edit in place, another
-    tensor assigned, ``.to()``; ``train()`` and ``eval()`` drop it in any case. A write through
-    ``weight.data`` passes autograd by: call ``eval()`` after it.
+    In evaluation mode and for frozen weights, the standardized weight is computed once and kept
+    until the weight changes: by an optimizer's step, ``load_state_dict``, an in-place edit, another
+    tensor, or ``.to()``. ``train()`` and ``eval()`` drop it in any case. A write through
+    ``weight.data`` bypasses version tracking: call ``eval()`` after it.
     """
 
-    # On the class, so that a convolution turned into this class in place has them as well.
+    # Class attributes, so that a convolution turned into this class in place has them as well.
     eps: float = 1e-5
     _kept: _Kept | None = None
 
@@ -86,7 +85,7 @@ class StandardizedConv(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # Beside the version that torch keeps of every module, where no name changes by it.
+        # Beside the version that torch keeps of every module, so that no name changes.
         metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
         if metadata is not None:
             metadata[_MARK] = True
@@ -98,8 +97,8 @@ class StandardizedConv(nn.Module):
         if local_metadata and _MARK not in local_metadata and f"{prefix}weight" in state_dict:
             warnings.warn(
                 "Weights of a convolution without Weight Standardization are loaded into one with "
-                "it, where they mean something else: a network trained without it does not work "
-                "with it unless it is trained on. Build the model without, or load others.",
+                "it, which computes something else: a network trained without it needs more "
+                "training with it. Build the model without it, or load other weights.",
                 stacklevel=2,
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
@@ -129,7 +128,7 @@ class WSConv1d(StandardizedConv, nn.Conv1d):
 class WSConv2d(StandardizedConv, nn.Conv2d):
     """``torch.nn.Conv2d`` and ``detectron2.layers.Conv2d`` with a standardized weight.
 
-    Takes and gives (N, C, H, W), N = 0 included.
+    Takes and returns (N, C, H, W), N = 0 included.
 
     Args:
         norm: a module applied to the convolution's output.

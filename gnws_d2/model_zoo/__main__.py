@@ -1,4 +1,4 @@
-"""List the published checkpoints, or put them into the cache for a machine without a network.
+"""List the published checkpoints, or cache them for a machine without a network.
 
 python -m gnws_d2.model_zoo list
 python -m gnws_d2.model_zoo prefetch imagenet/resnet50_gn_ws
@@ -40,7 +40,7 @@ def list_all() -> None:
 
 
 def prefetch(names: list[str]) -> int:
-    """Returns the exit code: 1 if one could not be had."""
+    """Returns the exit code: 1 if a checkpoint could not be fetched."""
     failed = 0
     for entry in published() if names == ["all"] else [find(name) for name in names]:
         try:

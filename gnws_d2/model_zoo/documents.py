@@ -1,4 +1,4 @@
-"""The documents that are made from ``checkpoints.csv``; only a source tree has them."""
+"""The documents that are written from ``checkpoints.csv``, in a source tree."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ _SCHEDULES = {"1x": "1x", "2x": "2x", "20_23_24e": "20-23-24e"}  # end of a conf
 _MODEL_ZOO = """\
 # Model zoo
 
-Made by `python -m gnws_d2.model_zoo document` from `gnws_d2/model_zoo/checkpoints.csv`.
+Results, training memory and inference time (V100) are
+[MMDetection's own]({reference}), on COCO val2017.
 
-All results are **the reference's own** ([MMDetection]({reference}):
-COCO val2017; memory in training and time per image on V100), not measured here.
-
-The GN+WS configs train by the rules with which the published AP was reached
-([docs/reference.md](docs/reference.md)); it has not been reproduced by training here.
+The GN+WS configs follow the training rules behind these results
+([docs/reference.md](docs/reference.md)). No training here has reproduced them.
 
 ## Detectors
 
@@ -35,20 +33,22 @@ The GN+WS configs train by the rules with which the published AP was reached
 
 {backbones}
 
-`SHA-256` is what the published file's hash begins with; a download is verified against it.
+`SHA-256` holds the first digits of the hash, against which a download is verified.
 
 ## Use
 
-A name after `gnws://` is an address for `MODEL.WEIGHTS` in any Detectron2 program that imports
-`gnws_d2`, and `gnws_d2.model_zoo.get_checkpoint_url(config)` gives it. The file is downloaded,
-verified, converted to Detectron2's names and cached when it is first asked for:
+In any Detectron2 program that imports `gnws_d2`, set `MODEL.WEIGHTS` to `gnws://` and a name.
+`gnws_d2.model_zoo.get_checkpoint_url(config)` returns that of a config's detector. The first use
+downloads, verifies, converts and caches the file:
 
     python projects/Detection/train_net.py --eval-only \\
         --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml \\
         MODEL.WEIGHTS gnws://faster-rcnn_r50_fpn_gn_ws-all_1x_coco
 
-`python -m gnws_d2.model_zoo list` shows all and which are cached; `prefetch NAME ...` or `prefetch
-all` caches them. More in [docs/checkpoints.md](docs/checkpoints.md).
+`python -m gnws_d2.model_zoo list` shows all names and which are cached; `prefetch NAME ...` or
+`prefetch all` caches them. See [docs/checkpoints.md](docs/checkpoints.md).
+
+`python -m gnws_d2.model_zoo document` writes this page from `gnws_d2/model_zoo/checkpoints.csv`.
 """
 
 
@@ -68,7 +68,7 @@ def model_zoo() -> str:
 
 
 def readme_models(readme: str) -> str:
-    """``readme`` with the table of the detectors between its two marks made anew."""
+    """``readme`` with a new table of the detectors between its two marks."""
     table = _table([_row(e) for e in published() if not e.is_backbone], _HEADER)
     return replace_marked(readme, "models", table)
 
@@ -97,10 +97,10 @@ def metafile() -> str:
 
 
 def documents() -> dict[Path, str]:
-    """Every document that is made, by its file."""
+    """The text of every generated document, by its file."""
     readme = ROOT / "README.md"
     if not readme.is_file():
-        raise FileNotFoundError(f"{readme} does not exist: documents are made in a source tree.")
+        raise FileNotFoundError(f"{readme} does not exist: run this in a source tree.")
     return {
         ROOT / "MODEL_ZOO.md": model_zoo(),
         ROOT / "configs" / "metafile.yml": metafile(),

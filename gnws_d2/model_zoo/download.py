@@ -1,4 +1,4 @@
-"""Downloading a file whose SHA-256 is known in part: resumed, retried, and verified before use."""
+"""Download a file whose SHA-256 is known in part: resumed, retried, and verified before use."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ ATTEMPTS = 4
 BACKOFF = 1.0  # seconds before the second attempt; doubled for each further one
 TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
-_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes of what may be well soon
+_PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes of temporary errors
 
 
 class DownloadError(GnwsError, OSError):
-    """A file that could not be downloaded; the message names it, its address and the cure."""
+    """A file that could not be downloaded; the message names it, its address and the fix."""
 
 
 class _Refused(Exception):
-    """An answer of the server that another attempt would not change."""
+    """A response of the server that another attempt would not change."""
 
 
 def sha256_of(file: Path) -> str:
@@ -44,15 +44,15 @@ def sha256_of(file: Path) -> str:
 def download(url: str, file: Path, sha256: str) -> None:
     """Download ``url`` to ``file``.
 
-    What arrives is kept as ``file``.part, from which a later call goes on, and takes the place of
-    ``file`` once it is complete and verified. One process at a time may do this for a file.
+    What arrives is kept as ``file``.part, which a later call continues, and replaces ``file`` once
+    it is complete and verified. One process at a time may do this for a file.
 
     Args:
         url: http or https.
         sha256: the first hexadecimal digits of the SHA-256 that the file must have.
 
     Raises:
-        DownloadError: it cannot be had, or is another file; ``file`` stays as it was.
+        DownloadError: it cannot be downloaded, or is another file; ``file`` stays as it was.
     """
     part = file.with_name(f"{file.name}.part")
     reason: object = None

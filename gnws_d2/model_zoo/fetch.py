@@ -41,8 +41,8 @@ def fetch(entry: Published) -> Path:
     once, one does the work.
 
     Raises:
-        DownloadError: the file cannot be had.
-        CheckpointError: it is not what its name says.
+        DownloadError: the file cannot be downloaded.
+        CheckpointError: it does not fit the config.
         OSError: the cache folder cannot be written to.
     """
     if file := _verified(entry):
@@ -59,7 +59,7 @@ def _verified(entry: Published) -> Path | None:
         return None
     if sha256_of(file).startswith(file.stem.rpartition("-")[2]):
         return file
-    logger.warning("%s is damaged and is made again.", file)
+    logger.warning("%s is damaged and is converted again.", file)
     return None
 
 
@@ -69,7 +69,7 @@ def _original(entry: Published, folder: Path) -> Path:
     if file.exists():
         if sha256_of(file).startswith(entry.sha256):
             return file
-        logger.warning("%s is damaged or another file, and is fetched again.", file)
+        logger.warning("%s is damaged or another file, and is downloaded again.", file)
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     url = entry.url
     if mirror.startswith(("http://", "https://")):

@@ -30,7 +30,7 @@ def get_checkpoint_url(config_path: str) -> str:
     get_config_file(config_path)  # raises if there is no such config
     trained = [entry.config for entry in published() if not entry.is_backbone]
     raise RuntimeError(
-        f"no trained detector of {config_path!r} was published. There are: {', '.join(trained)}."
+        f"no trained detector of {config_path!r} was published. Choose from: {', '.join(trained)}."
     )
 
 

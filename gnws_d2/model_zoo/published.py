@@ -1,4 +1,4 @@
-"""The published checkpoints: ``checkpoints.csv`` beside this file, which all else is made from.
+"""The published checkpoints, from ``checkpoints.csv`` beside this file.
 
 Names, addresses and results are those of MMDetection's ``configs/gn+ws``.
 """
@@ -33,7 +33,7 @@ class Published:
         epochs: of COCO train2017.
         train_mem_gb: memory in training, GB.
         inference_ms: time per image on a V100, ms.
-        box_ap, mask_ap: on COCO val2017, percent. What was not published is "".
+        box_ap, mask_ap: on COCO val2017, percent; "" if not published.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Deformable convolutions on torchvision's operator, with and without a standardized weight.
 
-Detectron2's own compute with its compiled part, ``detectron2._C``, and are placeholders that raise
-where that is missing. There, importing this module puts :class:`DeformConv` in their place, so that
+Detectron2's own need its compiled part, ``detectron2._C``, and without it are placeholders that
+raise. Importing this module then replaces them by :class:`DeformConv`, so that
 ``MODEL.RESNETS.DEFORM_ON_PER_STAGE`` works with every builder.
 """
 

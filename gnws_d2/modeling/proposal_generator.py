@@ -57,18 +57,18 @@ class MaxIoURPN(RPN):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """See ``RPN.label_and_sample_anchors``."""
         boxes = Boxes.cat(anchors)
-        centers = boxes.get_centers()
+        # The last anchor of a level is its rightmost and lowest.
+        last = Boxes.cat([level[-1] for level in anchors]).get_centers().amax(0).tolist()
         labels, matched_boxes = [], []
         for instances in gt_instances:
             gt_boxes = instances.gt_boxes
-            ignored = self._ignored(boxes, centers, instances.image_size)
-            # The ignored anchors are not matched at all: none of them is the best of an object.
-            kept = nonzero_tuple(~ignored)[0] if ignored.any() else None
+            kept = self._candidates(boxes, last, instances.image_size)
+            # What is left out is not matched at all: it is the best of no object.
             candidates = boxes if kept is None else boxes[kept]
             quality = retry_if_cuda_oom(pairwise_iou)(gt_boxes, candidates)
             # Which may be on the CPU, where the GPU's memory did not suffice.
             found = retry_if_cuda_oom(self.anchor_matcher)(quality)
-            matches, label = (tensor.to(centers.device) for tensor in found)
+            matches, label = (tensor.to(boxes.device) for tensor in found)
             if kept is not None:
                 matches = matches.new_zeros(len(boxes)).index_copy_(0, kept, matches)
                 label = label.new_full((len(boxes),), -1).index_copy_(0, kept, label)
@@ -79,21 +79,25 @@ class MaxIoURPN(RPN):
                 matched_boxes.append(torch.zeros_like(boxes.tensor))
         return labels, matched_boxes
 
-    def _ignored(
-        self, boxes: Boxes, centers: torch.Tensor, image_size: tuple[int, int]
-    ) -> torch.Tensor:
-        """(N,) which of N anchors lie on the padding, by their (N, 2) centers, or cross the
-        boundary where ``MODEL.RPN.BOUNDARY_THRESH`` forbids it."""
+    def _candidates(
+        self, boxes: Boxes, last: list[float], image_size: tuple[int, int]
+    ) -> torch.Tensor | None:
+        """The indices of the anchors that do not lie on the padding, nor cross the boundary where
+        ``MODEL.RPN.BOUNDARY_THRESH`` forbids it; None for all. ``last`` is the largest x and y of
+        their centers."""
         height, width = (
             -(-side // self.size_divisibility) * self.size_divisibility for side in image_size
         )
-        x, y = centers.unbind(1)
         # The first center on the padding lies on its edge: half a pixel, so that rounding does
         # not decide.
-        ignored = (x > width - 0.5) | (y > height - 0.5)
+        right, bottom = width - 0.5, height - 0.5
+        if self.anchor_boundary_thresh < 0 and last[0] < right and last[1] < bottom:
+            return None
+        x, y = boxes.get_centers().unbind(1)
+        kept = (x < right) & (y < bottom)
         if self.anchor_boundary_thresh >= 0:
-            ignored |= ~boxes.inside_box(image_size, self.anchor_boundary_thresh)
-        return ignored
+            kept &= boxes.inside_box(image_size, self.anchor_boundary_thresh)
+        return nonzero_tuple(kept)[0]
 
     @torch.jit.unused
     def losses(

@@ -1,4 +1,4 @@
-"""Which convolutions of a model are standardized: the one place that decides and reports it."""
+"""Which convolutions of a model are standardized: decided and reported here alone."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class StandardizationReport:
 
 @dataclass(frozen=True)
 class PartReport:
-    """Numbers of convolutions in one part: all, standardized, normalized; and the norms' names."""
+    """The counts of all, standardized and normalized convolutions in a part, and its norms."""
 
     part: str
     convolutions: int

@@ -131,7 +131,7 @@ def main() -> None:
     with EventStorage():
         for part in parts["MMDetection"]:
             steps = {name: parts[name][part] for name in RULES}
-            times = paired_times(steps, args.rounds, args.device)
+            times = paired_times(steps, args.rounds)
             found = ratio(times["MMDetection"], times["Detectron2"])
             medians = [1000 * float(np.median(times[name])) for name in RULES]
             rows.append([part, *medians, found.median, f"{found.low:.3f} to {found.high:.3f}"])

@@ -1,6 +1,6 @@
-"""Weight Standardization as others compute it, to compare with; and in float64, to check with.
+"""Weight Standardization as others compute it, to compare with.
 
-Each formula takes a weight (C_out, C_in / groups, kh, kw) and gives a tensor of the same shape.
+Each formula takes a weight (C_out, C_in / groups, kh, kw) and returns a tensor of the same shape.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Formula = Callable[[torch.Tensor], torch.Tensor]
 
 
 def plain_formula(weight: torch.Tensor) -> torch.Tensor:
-    """With plain operations and autograd's backward, as ``ConvWS2d`` of mmcv does at each forward:
-    unbiased deviation, epsilon added to it."""
+    """Plain operations and autograd's backward, as ``ConvWS2d`` of mmcv at each forward: unbiased
+    deviation, epsilon added to it. In float64 it is the reference for this package."""
     flat = weight.flatten(1)
     mean = flat.mean(1).view(-1, 1, 1, 1)
     std = flat.std(1).view(-1, 1, 1, 1)
@@ -27,26 +27,10 @@ def plain_formula(weight: torch.Tensor) -> torch.Tensor:
 
 
 def timm_formula(weight: torch.Tensor) -> torch.Tensor:
-    """By the batch normalization of torch, as ``StdConv2d`` of timm: biased variance, epsilon
-    inside the root. Another operation: detectors trained with the one above need the one above."""
+    """PyTorch's batch normalization, as ``StdConv2d`` of timm: biased variance, epsilon inside the
+    root. Other results: detectors trained with the formula above need the formula above."""
     flat = weight.reshape(1, len(weight), -1)
     return F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).view_as(weight)
-
-
-def plain_reference(weight: torch.Tensor) -> torch.Tensor:
-    """What :func:`plain_formula` and this package compute, from the definition; for float64."""
-    fan_in = weight[0].numel()
-    centered = weight - weight.sum((1, 2, 3), keepdim=True) / fan_in
-    variance = centered.square().sum((1, 2, 3), keepdim=True) / (fan_in - 1)
-    return centered / (variance.sqrt() + 1e-5)
-
-
-def timm_reference(weight: torch.Tensor) -> torch.Tensor:
-    """What :func:`timm_formula` computes, from the definition; for float64."""
-    fan_in = weight[0].numel()
-    centered = weight - weight.sum((1, 2, 3), keepdim=True) / fan_in
-    variance = centered.square().sum((1, 2, 3), keepdim=True) / fan_in
-    return centered / (variance + 1e-6).sqrt()
 
 
 class FormulaConv2d(Conv2d):
@@ -63,7 +47,7 @@ class FormulaConv2d(Conv2d):
 
 
 def use_formula(model: nn.Module, formula: Formula) -> None:
-    """Let the standardized convolutions of ``model`` compute by ``formula`` instead; in place."""
+    """Make the standardized convolutions of ``model`` compute ``formula`` instead, in place."""
     for conv in model.modules():
         if isinstance(conv, StandardizedConv):
             conv.__class__ = FormulaConv2d  # type: ignore[assignment]

@@ -1,32 +1,33 @@
-"""The operations by themselves: WS of all weights of a model, GN + ReLU on each of its maps."""
+"""The operations alone: WS of all weights of a model, and GN + ReLU on each of its feature maps."""
 
 from __future__ import annotations
 
 import collections
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from accuracy import Errors, relative_error, within
-from baselines import Formula, plain_formula, plain_reference, timm_formula, timm_reference
+from baselines import plain_formula, timm_formula
+from case import Case
 from detectron2.utils.events import EventStorage
-from measure import Comparison, Step, Subject
+from measure import Step
 from torch import nn
-from variants import BASE, CONTROL, OURS, PLAIN, TIMM, build, initial_state, variants
-from workloads import Case, ModelWorkload, convolutions
+from variants import BASE, CONTROL, OURS, PLAIN, TIMM, VARIANTS, build, initial_state
+from workloads import ModelWorkload
 
-from gnws_d2.layers import standardize_weight
+from gnws_d2.layers import StandardizedConv, standardize_weight
 from gnws_d2.projects.acceleration import group_norm_relu
 from gnws_d2.projects.acceleration import kernels as dispatch
 
-# A formula, and its mathematics in float64.
-WS: dict[str, tuple[Formula, Formula]] = {
-    PLAIN: (plain_formula, plain_reference),
-    f"{PLAIN} again": (plain_formula, plain_reference),
-    TIMM: (timm_formula, timm_reference),
-    OURS: (standardize_weight, plain_reference),
+# The formula, and the one whose float64 it is compared with.
+WS = {
+    PLAIN: (plain_formula, plain_formula),
+    f"{PLAIN} again": (plain_formula, plain_formula),
+    TIMM: (timm_formula, timm_formula),
+    OURS: (standardize_weight, plain_formula),
 }
 
 
@@ -34,51 +35,38 @@ def stock_gn_relu(x: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
     return F.relu_(norm(x))
 
 
-@contextlib.contextmanager
-def _on_all_sizes() -> Iterator[None]:
-    """Let Triton's kernels run on a GPU on maps of any size: where they win is to be seen."""
-    least, dispatch.MIN_ELEMENTS = dispatch.MIN_ELEMENTS, 0
-    try:
-        yield
-    finally:
-        dispatch.MIN_ELEMENTS = least
-
-
 def fused_gn_relu(x: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
     return group_norm_relu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
-# (N, C, H, W) and the layer that has the affine parameters, to (N, C, H, W).
-GN_RELU: dict[str, Callable[[torch.Tensor, nn.GroupNorm], torch.Tensor]] = {
-    BASE: stock_gn_relu,
-    CONTROL: stock_gn_relu,
-    "fused": fused_gn_relu,
-}
+GN_RELU = {BASE: stock_gn_relu, CONTROL: stock_gn_relu, "fused": fused_gn_relu}
+Operations = dict[str, tuple[Step, nn.Module, Errors]]
 
 
-def comparisons(case: Case) -> Iterator[Comparison]:
-    """WS in training (at inference it is done once), and GN + ReLU on each shape of map."""
-    state = initial_state(case.model)
-    stock = next(v for v in variants(case.mode) if v.name == BASE)
-    model: Any = build(stock, case.model, case.device, case.mode == "train", state)
-    if case.mode == "train":
-        yield _ws([conv.weight.detach() for conv in convolutions(model).values()], case)
-    maps = _maps(model, case)
+def operations(case: Case) -> Iterator[tuple[str, int, Operations]]:
+    """What is run, how often the model runs it, and its implementations; the first is the base.
+    WS only in training (at inference it is computed once)."""
+    ours = next(v for v in VARIANTS if v.name == OURS)
+    model: Any = build(ours, case, initial_state(case))
+    convolutions = [m for m in model.modules() if isinstance(m, StandardizedConv)]
+    shapes = _shapes(model, case)
     del model
-    for (shape, groups), count in maps.items():
-        yield _gn_relu(shape, groups, count, case)
+    if case.training:
+        yield f"WS of {len(convolutions)} weights", 1, _ws([c.weight for c in convolutions], case)
+    # On a GPU, Triton's kernels run on maps of any size: the run shows where they win.
+    with mock.patch.object(dispatch, "MIN_ELEMENTS", 0):
+        for (shape, groups), count in shapes.items():
+            yield f"GN+ReLU {' x '.join(map(str, shape))}", count, _gn_relu(shape, groups, case)
 
 
-def _maps(model: Any, case: Case) -> dict[tuple[torch.Size, int], int]:
-    """How often GN gets an input of a shape, by shape and number of groups."""
+def _shapes(model: Any, case: Case) -> dict[tuple[torch.Size, int], int]:
+    """How often a GN's input has a shape, by shape and number of groups."""
     found: dict[tuple[torch.Size, int], int] = collections.Counter()
-
-    def count(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        found[args[0].shape, norm.num_groups] += 1
-
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
-            module.register_forward_pre_hook(count)
+            module.register_forward_pre_hook(
+                lambda norm, args: found.update([(args[0].shape, norm.num_groups)])
+            )
     work = ModelWorkload(case)
     work.fix(model)
     with torch.no_grad(), EventStorage():
@@ -86,92 +74,58 @@ def _maps(model: Any, case: Case) -> dict[tuple[torch.Size, int], int]:
     return found
 
 
-def _ws(tensors: list[torch.Tensor], case: Case) -> Comparison:
-    weights = nn.ParameterList([nn.Parameter(t.to(case.device)) for t in tensors])
+def _ws(tensors: list[torch.Tensor], case: Case) -> Operations:
+    weights = nn.ParameterList([nn.Parameter(t.detach().clone()) for t in tensors])
     generator = torch.Generator().manual_seed(0)
     slopes = [torch.randn(w.shape, generator=generator).to(w) for w in weights]
-    subjects = {}
+
+    def run(formula: Callable, w: list[torch.Tensor], g: list[torch.Tensor]) -> list[torch.Tensor]:
+        standardized = [formula(weight) for weight in w]
+        return [*standardized, *torch.autograd.grad(standardized, w, g)]
+
+    found: Operations = {}
     for name, (formula, reference) in WS.items():
-        layer = 0.0
-        for weight, slope in zip(weights, slopes, strict=True):
-            true = _gradients(reference, [weight.detach().double()], slope.double())
-            layer = max(layer, *_errors(_gradients(formula, [weight.detach()], slope), true))
-
-        def step(formula: Formula = formula) -> None:
-            standardized = [formula(w) for w in weights]
-            torch.autograd.grad(standardized, list(weights), slopes)
-
-        errors = within(name, case, Errors(layer, None, None))
-        subjects[name] = Subject(step, weights, errors)
-    return Comparison(f"WS of {len(weights)} weights", PLAIN, subjects)
+        wide = [w.detach().double().requires_grad_() for w in weights]
+        true = run(reference, wide, [s.double() for s in slopes])
+        errors = map(_error, run(formula, list(weights), slopes), true)
+        checked = within(name, case, Errors(max(errors), None, None))
+        found[name] = (lambda f=formula: run(f, list(weights), slopes)), weights, checked
+    return found
 
 
-def _gn_relu(shape: torch.Size, groups: int, count: int, case: Case) -> Comparison:
+def _gn_relu(shape: torch.Size, groups: int, case: Case) -> Operations:
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    x, slope = (
-        torch.randn(shape, generator=generator)
-        .to(case.device, dtype)
-        .contiguous(memory_format=case.format)
-        for _ in range(2)
-    )
-    norm = nn.GroupNorm(groups, shape[1])
+    norm: nn.GroupNorm = nn.GroupNorm(groups, shape[1])
     for parameter in norm.parameters():
         nn.init.normal_(parameter, 1.0, 0.3, generator)
     norm.to(case.device)
-    parameters = [x, norm.weight.detach(), norm.bias.detach()]
+    x, slope = (torch.randn(shape, generator=generator).to(case.device, dtype) for _ in range(2))
+    x, slope = (t.contiguous(memory_format=case.format) for t in (x, slope))
 
-    def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        grouped = x.unflatten(1, (groups, -1))
-        centered = grouped - grouped.mean((2, 3, 4), keepdim=True)
-        variance = centered.square().mean((2, 3, 4), keepdim=True)
-        normalized = (centered / (variance + norm.eps).sqrt()).flatten(1, 2)
-        return (normalized * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)).clamp(min=0)
+    def run(function: Callable, x: torch.Tensor, norm: Any) -> list[torch.Tensor]:
+        leaf = x.detach().requires_grad_()
+        with case.autocast():
+            out = function(leaf, norm)
+        gradients = torch.autograd.grad(out, [leaf, *norm.parameters()], slope.to(out.dtype))
+        return [out, *gradients]
 
-    wide = [p.double() for p in parameters]
-    true = _gradients(reference, wide, slope.double())
-    subjects = {}
-    for name, function in GN_RELU.items():
-
-        def run(x: torch.Tensor, *_: Any, function: Callable = function) -> torch.Tensor:
-            with case.autocast():
-                return function(x, norm)
-
-        with _on_all_sizes():
-            output, *gradients = _gradients(run, [x], slope, list(norm.parameters()))
-        found, *wrong = _errors([output, *gradients], true)
-        errors = within(name, case, Errors(None, found, max(wrong)))
-        subjects[name] = Subject(_step(run, x, slope, norm, case), norm, errors)
-    return Comparison(f"GN+ReLU {' x '.join(map(str, shape))}", BASE, subjects, count)
-
-
-def _step(run: Callable, x: torch.Tensor, slope: torch.Tensor, norm: Any, case: Case) -> Step:
-    @_on_all_sizes()
-    def train() -> None:
-        norm.zero_grad(set_to_none=True)
-        out = run(x.detach().requires_grad_())
-        out.backward(slope.to(out.dtype))
-
-    @_on_all_sizes()
     @torch.inference_mode()
-    def infer() -> None:
-        run(x)
+    def infer(function: Callable) -> torch.Tensor:
+        with case.autocast():
+            return function(x, norm)
 
-    return train if case.mode == "train" else infer
-
-
-def _gradients(
-    function: Callable,
-    inputs: list[torch.Tensor],
-    slope: torch.Tensor,
-    others: list[torch.Tensor] | None = None,
-) -> list[torch.Tensor]:
-    """The output of ``function``, and its gradients at ``inputs`` and ``others``."""
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    out = function(*leaves)
-    wanted = leaves + (others or [])
-    return [out.detach(), *torch.autograd.grad(out, wanted, slope.to(out.dtype))]
+    step = (lambda function: run(function, x, norm)) if case.training else infer
+    wide = nn.GroupNorm(groups, shape[1]).to(case.device, torch.float64)
+    wide.load_state_dict(norm.state_dict())
+    true = run(stock_gn_relu, x.double(), wide)
+    found: Operations = {}
+    for name, function in GN_RELU.items():
+        output, *gradients = map(_error, run(function, x, norm), true)
+        checked = within(name, case, Errors(None, output, max(gradients)))
+        found[name] = (lambda f=function: step(f)), norm, checked
+    return found
 
 
-def _errors(ours: list[torch.Tensor], true: list[torch.Tensor]) -> list[float]:
-    return [relative_error([a], [b]) for a, b in zip(ours, true, strict=True)]
+def _error(ours: torch.Tensor, true: torch.Tensor) -> float:
+    return relative_error([ours], [true])

@@ -1,28 +1,45 @@
 #!/usr/bin/env python3
-"""docs/benchmarks.md and its plots, made from the files of results in docs/benchmarks/.
+"""Makes the tables of docs/benchmarks.md and projects/Acceleration/README.md from
+docs/benchmarks/*.json.
 
-python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
-python projects/Benchmark/report.py                                # makes the document anew
+    python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
+    python projects/Benchmark/report.py                                # makes the tables again
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from aims import NOT_MEASURED, aims_table
-from results import CASE, Row, describe, groups, read
+from results import Row, read
 from tabulate import tabulate
-from variants import ARCHITECTURES
+from variants import BASE, CONTROL, OURS
 
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/benchmarks"
+CASE = ("level", "what", "model", "size", "batch", "mode", "precision", "memory_format", "device")
+
+
+class Measured(NamedTuple):
+    """A variant in a run, and the rows of the same run and case by variant."""
+
+    row: Row
+    others: dict[str, Row]
+    machine: str
+
+    @property
+    def memory(self) -> float:
+        return self.row["memory"] / self.others[self.row["base"]]["memory"]
+
+    @property
+    def control(self) -> list[float]:
+        return self.others[CONTROL]["ratio"]
 
 
 def main() -> None:
@@ -30,151 +47,125 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json")
-    folder = DOCS / "benchmarks"
-    folder.mkdir(exist_ok=True)
     for file in parser.parse_args().results:
         read(file)  # refuses another form
-        shutil.copy(file, folder)
-    import plots  # needs matplotlib, which the tables do not
-
-    files = committed(folder)
-    pictures = {name: plots.draw(run, folder / Path(name).stem) for name, run in files.items()}
-    document = DOCS / "benchmarks.md"
-    text = fill(document.read_text(encoding="utf-8"), files)
-    with atomic_write(document) as partial:
-        partial.write_text(text, encoding="utf-8")
-    print(document, *(p for drawn in pictures.values() for p in drawn), sep="\n")
+        shutil.copy(file, RESULTS)
+    for document, text in documents().items():
+        with atomic_write(document) as partial:
+            partial.write_text(text, encoding="utf-8")
+        print(document)
 
 
-def write_beside(file: Path) -> list[Path]:
-    """The tables of a file of results in Markdown, and its plots, in the same folder."""
-    run, tables = read(file), file.with_suffix(".md")
-    with atomic_write(tables) as partial:
-        partial.write_text(section(file.name, run, folder="") + "\n", encoding="utf-8")
-    try:
-        import plots
-    except ImportError as error:
-        print(f"No plots: {error}. pip install matplotlib")
-        return [tables]
-    return [tables, *plots.draw(run, file.with_suffix(""))]
+def documents() -> dict[Path, str]:
+    """The documents with the tables of all committed results."""
+    runs = {file.name: read(file) for file in sorted(RESULTS.glob("*.json"))}
+    page, project = ROOT / "docs/benchmarks.md", ROOT / "projects/Acceleration/README.md"
+    results = replace_marked(page.read_text(encoding="utf-8"), "results", headline(runs))
+    variants = replace_marked(project.read_text(encoding="utf-8"), "variants", by_variant(runs))
+    return {page: replace_marked(results, "runs", provenance(runs)), project: variants}
 
 
-def committed(folder: Path) -> dict[str, dict]:
-    """All results of the folder by the name of their file."""
-    return {file.name: read(file) for file in sorted(folder.glob("*.json"))}
+def measured(runs: dict[str, dict[str, Any]]) -> Iterator[Measured]:
+    """Every variant of every case of every run."""
+    for run in runs.values():
+        cases: dict[str, dict[str, Row]] = {}
+        for row in run["rows"]:
+            cases.setdefault(repr([row[key] for key in CASE]), {})[row["variant"]] = row
+        for rows in cases.values():
+            yield from (Measured(row, rows, run["machine"]) for row in rows.values())
 
 
-def fill(text: str, files: dict[str, dict]) -> str:
-    """``text`` with what is between its two marks made anew."""
-    sections = [aims(files), coverage(files), *(section(*item) for item in files.items())]
-    return replace_marked(text, "results", "\n\n".join(sections))
-
-
-def aims(files: dict[str, dict]) -> str:
-    header = ["aim", "measured", "run", "ratio", "control", ""]
-    return "## Aims\n\n" + _table(aims_table(files), header)
-
-
-def coverage(files: dict[str, dict]) -> str:
-    """What has been measured of what there is to measure."""
-    lines = []
-    for model in ARCHITECTURES:
-        line = [model]
-        for device, precision in (
-            ("cpu", "fp32"),
-            *(("cuda", p) for p in ("fp32", "tf32", "bf16")),
-        ):
-            done = {
-                f"{row['level']} {row['mode']}": None
-                for run in files.values()
-                for row in run["rows"]
-                if row["model"] == model
-                and row["device"].startswith(device)
-                and row["precision"] == precision
-            }
-            line.append(", ".join(done) or NOT_MEASURED)
-        lines.append(line)
-    header = ["model", "CPU", "GPU, fp32", "GPU, TF32", "GPU, bf16"]
-    return "## What has been measured\n\n" + _table(lines, header)
-
-
-def section(name: str, run: dict[str, Any], folder: str = "benchmarks/") -> str:
-    """One run: where it was made, and its tables, by level and mode. Its files are in ``folder``,
-    as seen from the document."""
-    stem = Path(name).stem
-    versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items() if v)
-    commit = f" at {run['commit']}" if run.get("commit") else ""
-    parts = [
-        f"## {stem}: {run['machine']}, {run['threads']} threads",
-        f"`python projects/Benchmark/benchmark.py {run['command']}`{commit}, {run['date']} "
-        f"({versions}; load of the machine at the start {run['load']}). Raw times: "
-        f"[{name}]({folder}{name}).",
-    ]
-    for (level, mode), rows in groups(run["rows"], ("level", "mode")):
-        title = "training step" if mode == "train" else "inference"
-        picture = f"{folder}{stem}-{level}-{mode}"
-        parts += [
-            f"### {level.capitalize()}, {title}",
-            f"![time of the variants, {level}, {title}]({picture}.png) ([SVG]({picture}.svg))",
+def headline(runs: dict[str, dict[str, Any]]) -> str:
+    """GN+WS against GN: a line for each part, size and mode, R-50 apart from larger models. Of a
+    case that several runs measured, the run with the most rounds counts."""
+    best: dict[str, Measured] = {}
+    for m in measured(runs):
+        if m.row["variant"] == OURS and m.row["level"] != "kernel":
+            case = repr([m.machine, *(m.row[key] for key in CASE)])
+            best[case] = max(best.get(case, m), m, key=lambda m: len(m.row["seconds"]))
+    tables = []
+    for machine in sorted({m.machine for m in best.values()}):
+        groups: dict[tuple, list[Measured]] = {}
+        for m in best.values():
+            if m.machine == machine:
+                groups.setdefault(_group(m.row), []).append(m)
+        lines = [
+            [
+                *key[-2:],
+                str(len(group)),
+                _span([m.row["ratio"][0] for m in group]),
+                _span([bound for m in group for bound in m.row["ratio"][1:]]),
+                _span([bound for m in group for bound in m.control[1:]]),
+                _span([m.memory for m in group]),
+            ]
+            for key, group in sorted(groups.items())
         ]
-        for (base,), of_base in groups(rows, ("base",)):
-            parts += tables(of_base, base)
-    return "\n\n".join(parts)
+        header = [machine, "size", "models", f"{OURS} / {BASE}", "95% interval", "control"]
+        tables.append(_table(lines, [*header, "memory"]))
+    return "\n\n".join(tables)
 
 
-def tables(rows: list[Row], base: str) -> list[str]:
-    """Of rows that are divided by the same variant."""
-    parts = [
-        f"Time divided by that of {base}, with a 95% interval:",
-        pivot(rows, lambda row: f"{statistics.median(row['seconds']) * 1e3:.4g} ms", _interval),
-    ]
-    parts += ["Peak memory:", pivot(rows, _megabytes, _memory_ratio)]
-    if any(row["launches"] for row in rows):
-        parts += ["Kernel launches:", pivot(rows, _launches, lambda row, _: _launches(row))]
-    return [*parts, "Largest relative errors against float64:", errors(rows)]
-
-
-def pivot(
-    rows: list[Row], absolute: Callable[[Row], str], relative: Callable[[Row, Row], str]
-) -> str:
-    """A line for each case, a column for each variant: an absolute figure of what the others are
-    divided by, and ratios of those."""
-    names = list(dict.fromkeys(row["variant"] for row in rows if row["variant"] != row["base"]))
+def by_variant(runs: dict[str, dict[str, Any]], model: str = "mask_rcnn_R_50_FPN") -> str:
+    """All variants of the backbone of ``model`` at 512 x 512 in float32, each from the run that
+    compared the most."""
+    found: dict[str, dict[str, Measured]] = {}
+    where = ["backbone", model, [512, 512], 1, "fp32", "nchw", "cpu"]
+    keys = ("level", "model", "size", "batch", "precision", "memory_format", "device")
+    for m in measured(runs):
+        if [m.row[key] for key in keys] == where and m.row["variant"] not in (BASE, CONTROL):
+            modes = found.setdefault(m.row["variant"], {})
+            old = modes.get(m.row["mode"], m)
+            modes[m.row["mode"]] = max(old, m, key=lambda m: len(m.others))
     lines = []
-    for _, of_case in groups(rows, CASE):
-        by_name = {row["variant"]: row for row in of_case}
-        base = by_name[of_case[0]["base"]]
-        line = [describe(base), absolute(base)]
-        line += [relative(by_name[n], base) if n in by_name else "-" for n in names]
+    for name, modes in found.items():
+        line = [name]
+        for mode in ("train", "infer"):
+            m = modes.get(mode)
+            line += _cells(m) if m else ["-"] * 3
         lines.append(line)
-    return _table(lines, ["", rows[0]["base"], *names])
+    columns = ["time", "control", "memory"]
+    header = [*(f"training: {c}" for c in columns), *(f"inference: {c}" for c in columns)]
+    return _table(lines, ["variant", *header])
 
 
-def errors(rows: list[Row]) -> str:
-    """The worst over all cases, for each variant and precision."""
+def provenance(runs: dict[str, dict[str, Any]]) -> str:
+    """A line for each run: its command, and where it was made."""
     lines = []
-    for (variant, precision), found in groups(rows, ("variant", "precision")):
-        columns = zip(*(row["errors"] for row in found), strict=True)
-        worst = [max((e for e in column if e is not None), default=None) for column in columns]
-        lines.append([variant, precision, *("-" if e is None else f"{e:.0e}" for e in worst)])
-    return _table(lines, ["variant", "precision", "layer", "output", "gradient"])
+    for name, run in runs.items():
+        commit = run.get("commit") or "an unrecorded commit"
+        lines.append(
+            f"- [{name}](benchmarks/{name}): `benchmark.py {run['command']}` at {commit}, "
+            f"{run['date']}; {run['machine']}, {run['threads']} threads, load {run['load']} at the "
+            f"start, torch {run['versions']['torch']}"
+        )
+    return "\n".join(lines)
 
 
-def _interval(row: Row, _: Row) -> str:
-    median, low, high = row["ratio"]
-    return f"{median:.3f} ({low:.3f} to {high:.3f})"
+def _group(row: Row) -> tuple:
+    """What a line of the table is about, the last two in words; sorted in the order of lines."""
+    large = "R_50" not in row["model"]
+    part = "backbone" if row["level"] == "backbone" else "whole model"
+    mode = "training" if row["mode"] == "train" else "inference"
+    unusual = tuple(str(row[key]) for key, usual in _USUAL.items() if row[key] != usual)
+    what = ", ".join([part, "R-101, X-50, X-101" if large else "R-50", mode, *unusual])
+    height, width = row["size"]
+    return part, large, mode == "inference", unusual, what, f"{height} x {width}"
 
 
-def _megabytes(row: Row) -> str:
-    return f"{row['memory'] / 1e6:.4g} MB"
+_USUAL = {"precision": "fp32", "memory_format": "nchw", "batch": 1}
 
 
-def _launches(row: Row) -> str:
-    return str(row["launches"])
+def _cells(m: Measured) -> list[str]:
+    return [_ratio(m.row["ratio"]), _ratio(m.control), f"{m.memory:.3f}"]
 
 
-def _memory_ratio(row: Row, base: Row) -> str:
-    return f"{row['memory'] / base['memory']:.3f}"
+def _ratio(ratio: Sequence[float]) -> str:
+    return "{:.3f} ({:.3f} to {:.3f})".format(*ratio)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _table(rows: list[list[str]], header: list[str]) -> str:

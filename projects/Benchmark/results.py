@@ -1,4 +1,4 @@
-"""The form of a file of results: JSON, with everything that its figures depend on."""
+"""The form of a file of results: JSON, with everything that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,23 @@ from typing import Any
 import detectron2
 import numpy as np
 import torch
-from measure import Comparison, ratio
-from workloads import Case
+from case import Case
+from measure import ratio
 
 import gnws_d2
 
 FORMAT = 1
-CASE = ("what", "model", "size", "batch", "precision", "memory_format")  # within level and mode
 Row = dict[str, Any]
 
 
 def machine(device: str) -> dict[str, Any]:
     """Where and with what a run is made."""
-    name = _processor()
-    if torch.device(device).type == "cuda":
-        name = torch.cuda.get_device_name(device)
+    on_gpu = torch.device(device).type == "cuda"
     return {
         "format": FORMAT,
         "date": f"{datetime.date.today()}",
         "commit": _commit(),
-        "machine": name,
+        "machine": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),  # of other programs, at the beginning
         "versions": {
@@ -47,30 +44,35 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def row(
+def make_row(
     case: Case,
-    comparison: Comparison,
-    name: str,
-    times: Mapping[str, np.ndarray],
-    memory: int,
-    launches: int | None,
+    names: Mapping[str, Any],
+    times: np.ndarray,
+    base: np.ndarray,
+    counts: Mapping[str, Any],
+    errors: Sequence[float | None],
 ) -> Row:
-    """One variant of one comparison."""
-    errors = comparison.subjects[name].errors
-    to_base = ratio(times[name], times[comparison.base])
+    """One variant of one comparison.
+
+    Args:
+        case: what was compared on.
+        names: "what" was run, its "count" in a model, the "variant", and the "base".
+        times, base: (rounds,) seconds of the variant, and of the base.
+        counts: bytes of "memory", and kernel "launches".
+        errors: relative, against float64.
+    """
     return {
         **asdict(case),
-        **{"what": comparison.what, "count": comparison.count},
-        **{"variant": name, "base": comparison.base},
-        **{"seconds": [float(f"{t:.4g}") for t in times[name]]},
-        "ratio": [round(r, 4) for r in to_base],
-        **{"memory": memory, "launches": launches},
+        **names,
+        "seconds": [float(f"{t:.4g}") for t in times],
+        "ratio": [round(r, 4) for r in ratio(times, base)],
+        **counts,
         "errors": [None if e is None else float(f"{e:.1e}") for e in errors],
     }
 
 
 def dump(results: dict[str, Any]) -> str:
-    """JSON with a line for each row, so that a difference can be read."""
+    """JSON with one line per row, so that a difference is readable."""
     head = {key: value for key, value in results.items() if key != "rows"}
     lines = ",\n".join(json.dumps(row) for row in results["rows"])
     return json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n]\n}}\n'
@@ -85,33 +87,14 @@ def read(file: Path) -> dict[str, Any]:
     results = json.loads(file.read_text(encoding="utf-8"))
     if results.get("format") != FORMAT:
         raise ValueError(
-            f"{file} is no file of results in format {FORMAT} (it has "
-            f"{results.get('format')!r}). Make it anew with projects/Benchmark/benchmark.py."
+            f"{file} is not a file of results in format {FORMAT} (its format is "
+            f"{results.get('format')!r}). Make it again with projects/Benchmark/benchmark.py."
         )
     return results
 
 
-def groups(rows: Iterable[Row], keys: Sequence[str]) -> Iterator[tuple[tuple, list[Row]]]:
-    """Rows that agree in ``keys``, and their values, in the order in which they first appear."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(repr([row[key] for key in keys]), []).append(row)
-    for group in found.values():
-        yield tuple(group[0][key] for key in keys), group
-
-
-def describe(row: Row) -> str:
-    """The case of a row, in words."""
-    height, width = row["size"]
-    what = "" if row["what"] == row["level"] else f"{row['what']}, {row['count']}x; "
-    return (
-        f"{what}{Path(row['model']).stem}, {row['batch']} x {height} x {width}, "
-        f"{row['precision']}, {row['memory_format']}"
-    )
-
-
 def _commit() -> str | None:
-    """Of the source tree, with "-dirty" where it differs; None where there is no git."""
+    """Of the source tree, with "-dirty" where it differs; None without git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -121,7 +104,7 @@ def _commit() -> str | None:
 
 
 def _processor() -> str:
-    """The CPU's name as Linux knows it."""
+    """The CPU's name on Linux."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

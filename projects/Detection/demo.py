@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Detect on pictures and write what was found.
+"""Detect on images and write the results.
 
     demo.py --config-file output/digits/config.yaml --input photos/ more/*.jpg --output found \\
         --opts MODEL.WEIGHTS output/digits/model_final.pth
 
-Inputs are files, folders and globs. The output folder gets each picture with boxes, masks and
+Inputs are files, folders and globs. The output folder gets each image with boxes, masks and
 class names drawn, and detections.json in COCO's form: images, categories, and annotations with a
-score. A picture that cannot be read is reported and skipped; the exit code is then 1.
+score. An image that cannot be read is reported and skipped; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
 logger = logging.getLogger("gnws_d2.demo")
 
-MIN_DRAWN = 480  # pixels of the shorter side; smaller pictures are drawn larger, to be readable
+MIN_DRAWN = 480  # pixels of the shorter side; smaller images are drawn larger, to be readable
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", default="output/demo", metavar="FOLDER")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="least score that is shown"
+        "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown"
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
@@ -78,13 +78,13 @@ def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
     (predictor.aug,) = build_test_augmentation(cfg)
     trained = Provenance.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
     if trained.classes and trained.classes != predictor.metadata.get("thing_classes"):
-        # The names travel with the weights: the dataset of the config may not be known here.
+        # The names travel with the weights: the config's dataset may be unknown here.
         predictor.metadata = Metadata(thing_classes=trained.classes)
     return predictor
 
 
 def find_images(inputs: list[str]) -> Iterator[Path]:
-    """The files that ``inputs`` name; a folder stands for the pictures in it."""
+    """The files that ``inputs`` name; a folder stands for the images in it."""
     suffixes = set(Image.registered_extensions())
     for name in inputs:
         path = Path(name).expanduser()
@@ -93,12 +93,12 @@ def find_images(inputs: list[str]) -> Iterator[Path]:
         elif path.exists():
             yield path
         else:
-            # A glob that matches nothing goes on as a file that cannot be read.
+            # A glob that matches nothing counts as a file that cannot be read.
             yield from sorted(map(Path, glob.glob(os.path.expanduser(name)))) or [path]
 
 
 class CocoDetections:
-    """Detections of many pictures in COCO's form, category ids being those of the dataset."""
+    """Detections of many images in COCO's form, category ids being those of the dataset."""
 
     def __init__(self, metadata: Any) -> None:
         classes = metadata.get("thing_classes") or []
@@ -149,7 +149,7 @@ def main() -> int:
     found = CocoDetections(metadata)
     names: Counter[str] = Counter()
     unreadable = 0
-    for file in tqdm(list(find_images(args.input)), unit="picture", disable=None):
+    for file in tqdm(list(find_images(args.input)), unit="image", disable=None):
         try:
             bgr = read_image(str(file), format="BGR")
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
@@ -164,10 +164,10 @@ def main() -> int:
         draw(bgr, instances, metadata).save(output / f"{file.stem}{suffix}.png")
     found.write(output / "detections.json")
     logger.info(
-        "%d detections in %d pictures, in %s", len(found.annotations), len(found.images), output
+        "%d detections in %d images, in %s", len(found.annotations), len(found.images), output
     )
     if unreadable:
-        logger.error("%d pictures could not be read", unreadable)
+        logger.error("%d images could not be read", unreadable)
     return 1 if unreadable else 0
 
 

@@ -1,19 +1,19 @@
 #!/usr/bin/env python3
 """Export a detector to files that run without Detectron2 and without this package.
 
-    export_model.py --config-file output/digits/config.yaml --input picture.png --output exported \\
+    export_model.py --config-file output/digits/config.yaml --input image.png --output exported \\
         --opts MODEL.WEIGHTS output/digits/model_final.pth
 
 writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and model.onnx, or
 those that --format names. Standardized weights are stored in plain convolutions. Each file takes
-pictures of any size and is compared, on every --input at two sizes, with the model in Detectron2: a
-file that does not detect the same is not kept. What a format cannot carry is refused; the exit code
-is then 1. run_onnx.py shows how to run the ONNX file.
+images of any size and is compared with the model in Detectron2, on every --input at two sizes: a
+file that does not detect the same is not kept. If a format does not support the model, the exit
+code is 1. run_onnx.py shows how to run the ONNX file.
 
 A file takes a float32 tensor (3, H, W), levels 0 to 255 in the order of INPUT.FORMAT, resized as
-for evaluation, and gives boxes, scores, classes, and masks (N, 1, 28, 28) over the boxes, in pixels
-of that tensor. What a program needs to know for it, sizes, order of channels, names of classes, is
-in the file: in the metadata of ONNX, in facts.json of the others.
+for evaluation, and returns boxes, scores, classes, and masks (N, 1, 28, 28) over the boxes, in
+pixels of that tensor. It stores the sizes, the order of channels and the names of classes: in the
+metadata of ONNX, in facts.json of the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PICTURE", help="real pictures, to compare on"
+        "--input", required=True, nargs="+", metavar="IMAGE", help="real images, to compare on"
     )
     parser.add_argument("--output", type=Path, default=Path("output/exported"), metavar="FOLDER")
     parser.add_argument(
@@ -90,17 +90,15 @@ def main() -> int:
         detections = sum(result.same for result in results)
         difference = max(result.difference for result in results)
         rows.append([file, file.stat().st_size / 2**20, len(results), detections, difference])
-    columns = ["file", "MiB", "pictures", "same detections", "largest difference"]
+    columns = ["file", "MiB", "images", "same detections", "largest difference"]
     print(tabulate(rows, columns, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
     if rows and not any(row[3] for row in rows):
-        print(
-            "Nothing was detected, so nothing was compared: give other pictures.", file=sys.stderr
-        )
+        print("Nothing was detected, so nothing was compared: use other images.", file=sys.stderr)
     return 1 if refused else 0
 
 
 def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
-    """The picture as the model sees it in evaluation, and at three quarters of that."""
+    """The image as the model sees it in evaluation, and at three quarters of that."""
     smaller = cfg.clone()
     smaller.INPUT.MIN_SIZE_TEST = cfg.INPUT.MIN_SIZE_TEST * 3 // 4
     bgr = read_image(file, format=cfg.INPUT.FORMAT)
@@ -113,7 +111,7 @@ def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
 
 
 def facts(cfg: Any, trained: Provenance) -> dict[str, Any]:
-    """What a program needs to know to prepare pictures and to name what is found."""
+    """What a program needs to know to prepare images and to name what is found."""
     dataset = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     classes = trained.classes or MetadataCatalog.get(dataset[0]).get("thing_classes", [])
     return {

@@ -37,7 +37,7 @@ from gnws_d2.errors import add_debug_flag
 
 
 def build(cfg: Any) -> nn.Module:
-    """The model of ``cfg`` on its device, wrapped for the processes there are."""
+    """The model of ``cfg`` on its device, wrapped for data parallelism."""
     model = instantiate(cfg.model).to(cfg.train.device)
     logging.getLogger("gnws_d2").info(
         "Weight Standardization by part:\n%s", StandardizationReport.of(model)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The whole way in one command: make Digits, train a small GN+WS Mask R-CNN on it, evaluate it,
-draw what it finds, and say where everything is. ``make demo`` runs this.
+"""All steps in one command: make Digits, train a small GN+WS Mask R-CNN on it, evaluate it, draw
+what it finds, and print where everything is. ``make demo`` runs this.
 
-Each step is a command that can be run alone; it is printed before it runs.
+Each step is a command that also runs alone; it is printed before it runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def run(*words: str | Path) -> None:
 
 
 def sheet(folder: Path, columns: int = 4) -> Path:
-    """One picture of all the pictures in ``folder``, in rows."""
+    """One image that shows all images in ``folder``, in rows."""
     pictures = [Image.open(file) for file in sorted(folder.glob("*.png"))]
     width, height = pictures[0].size
     rows = -(-len(pictures) // columns)
@@ -46,7 +46,7 @@ def sheet(folder: Path, columns: int = 4) -> Path:
 
 
 def results(output: Path) -> dict[str, float]:
-    """The evaluation's figures, from the last line of the log that has them."""
+    """The evaluation's results, from the last line of the log that has them."""
     lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
     return [line for line in lines if "bbox/AP" in line][-1]
 
@@ -77,23 +77,23 @@ def main() -> None:
     )
 
     overview = sheet(args.output / "pictures")
-    figures = results(args.output)
+    metrics = results(args.output)
     columns = ["AP", "AP50", "AP75", "APs", "APm"]
-    rows = [[task, *(figures[f"{task}/{c}"] for c in columns)] for task in ("bbox", "segm")]
+    rows = [[task, *(metrics[f"{task}/{c}"] for c in columns)] for task in ("bbox", "segm")]
     print(f"\nTrained and evaluated in {minutes:.1f} minutes, on {folder}/val:\n")
     print(tabulate(rows, ["task", *columns], tablefmt="github", floatfmt=".1f"))
     print(f"""
 Files:
   model     {args.output / "model_final.pth"}
   config    {args.output / "config.yaml"}
-  pictures  {overview}, and one by one with detections.json in {args.output / "pictures"}
+  images  {overview}, and one by one with detections.json in {args.output / "pictures"}
   log       {args.output / "log.txt"}, and for TensorBoard the same folder
 
 Next:
   the same model without Weight Standardization, and with BatchNorm:
     python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_gn.yaml
     python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_bn.yaml
-  your own pictures:
+  your own images:
     python {HERE}/demo.py --config-file {args.output / "config.yaml"} --input FOLDER \\
       --opts MODEL.WEIGHTS {args.output / "model_final.pth"}
   the published detectors on COCO: see README.md""")

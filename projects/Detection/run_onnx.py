@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Run an exported detector on a picture: NumPy, Pillow and ONNX Runtime, no torch, no Detectron2.
+"""Run an exported detector on an image with NumPy, Pillow and ONNX Runtime alone.
 
-    run_onnx.py exported/model.onnx picture.png --output found.png
+    run_onnx.py exported/model.onnx image.png --output found.png
 
-Prints what is found and, with --output, draws it. Copy from here into your own program.
+Prints the detections and, with --output, draws them. Copy from here into your own program.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from PIL import Image, ImageDraw
 
 
 def prepare(picture: Image.Image, facts: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The network's input (3, H, W), and how much wider and higher it is than the picture."""
+    """The network's input (3, H, W), and how much wider and higher it is than the image."""
     width, height = picture.size
     scale = facts["min_size"] / min(width, height)
     scale = min(scale, facts["max_size"] / max(width, height))
     size = int(width * scale + 0.5), int(height * scale + 0.5)
     scales = np.divide(size, picture.size)
     bilinear = Image.Resampling.BILINEAR
-    if facts["resize"] == "cv2":  # between the nearest pixels, also where the picture shrinks
+    if facts["resize"] == "cv2":  # between the nearest pixels, also where the image shrinks
         x, y = 1 / scales
         resized = picture.transform(size, Image.Transform.AFFINE, (x, 0, 0, 0, y, 0), bilinear)
     else:
@@ -37,10 +37,10 @@ def prepare(picture: Image.Image, facts: dict[str, Any]) -> tuple[np.ndarray, np
 
 
 def paste(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The mask (28, 28) of a box, resampled to the picture: true inside the object."""
+    """The mask (28, 28) of a box, resampled to the image: true inside the object."""
     x0, y0, x1, y1 = box
     grid = mask.shape[0]
-    # The centres of the picture's pixels, in cells of the mask.
+    # The centres of the image's pixels, in cells of the mask.
     x = (np.arange(width) + 0.5 - x0) / (x1 - x0) * grid - 0.5
     y = (np.arange(height) + 0.5 - y0) / (y1 - y0) * grid - 0.5
     padded = np.pad(mask, 1)  # zero outside the box
@@ -55,7 +55,7 @@ def paste(mask: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("picture")
+    parser.add_argument("image")
     parser.add_argument("--output", help="where to draw what is found")
     parser.add_argument("--confidence-threshold", type=float, default=0.5)
     args = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
     session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
     stored = session.get_modelmeta().custom_metadata_map
     facts = {name: json.loads(value) for name, value in stored.items()}
-    picture = Image.open(args.picture).convert("RGB")
+    picture = Image.open(args.image).convert("RGB")
     image, scales = prepare(picture, facts)
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"image": image}), strict=True))

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What each kind of model can do, found out by doing it: the table of docs/models.md.
+"""What works with each kind of model, found out by trying it: the table of docs/export.md.
 
     support.py                              # all rows, into the document: most of an hour
     support.py "Mask R-CNN" "Keypoint R-CNN"  # these rows of it
     support.py --dry-run "Mask R-CNN"       # printed only
 
-What has been found is kept in output/support.json; a row that is not there is "not measured yet".
-Each config is built, trained for two steps on small pictures of Digits, evaluated, and exported to
-every format; a file counts when it detects what the model detects, in pictures of two sizes.
+Results are kept in output/support.json; a row that is missing is "not measured yet".
+Each config is built, trained for two steps on small images of Digits, evaluated, and exported to
+every format; a file counts when it detects what the model detects, in images of two sizes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
 
 RESULTS = Path("output/support.json")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
 BACKBONES = {"R-50": "R_50", "R-101": "R_101", "X-50": "X_50_32x4d", "X-101": "X_101_32x4d"}
 CONFIGS = {
     **{
@@ -66,7 +66,7 @@ SMALL = [
     *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_WORLD_SIZE", "0"),
     *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
     *("DATALOADER.NUM_WORKERS", "0", "VIS_PERIOD", "0", "MODEL.DEVICE", "cpu"),
-    # Hardly trained: what is found has to be taken at any score.
+    # Hardly trained: detections count at any score.
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
     *("TEST.DETECTIONS_PER_IMAGE", "20"),
 ]
@@ -74,11 +74,11 @@ YES = "yes"
 
 
 def row(config_file: str, output: Path) -> list[str]:
-    """Cells of one model: that it trains, what it is evaluated for, and for each format "yes" or
-    why not."""
+    """The cells of one model: that it trains, its evaluated tasks, and for each format "yes" or why
+    not."""
     if config_file.endswith(".py"):
         model, tasks = train_lazy(config_file, output)
-        cfg = config("Digits/retinanet_R_18_FPN_gn_ws.yaml", output)  # for the size of pictures
+        cfg = config("Digits/retinanet_R_18_FPN_gn_ws.yaml", output)  # for the size of images
     else:
         cfg = config(config_file, output)
         model, tasks = train(cfg)
@@ -113,7 +113,7 @@ def train_lazy(config_file: str, output: Path) -> tuple[nn.Module, list[str]]:
 
 
 def exports(model: nn.Module, pictures: list[torch.Tensor], output: Path) -> dict[str, str]:
-    """Of each format, "yes", or why it cannot carry the model."""
+    """For each format, "yes", or why it does not support the model."""
     found = {}
     for name, how in FORMATS.items():
         try:
@@ -121,7 +121,7 @@ def exports(model: nn.Module, pictures: list[torch.Tensor], output: Path) -> dic
             detections = sum(result.same for result in results)
             found[name] = YES if detections else "nothing was detected"
         except ExportError as error:
-            reason = str(error).rstrip(".").removeprefix(f"{name} cannot carry this model: ")
+            reason = str(error).rstrip(".").removeprefix(f"{name} does not support this model: ")
             found[name] = reason.split(";")[0]  # without the part at which this model differs
     return found
 
@@ -156,7 +156,7 @@ def main() -> None:
     args = parser.parse_args()
     names = args.names
     if unknown := set(names) - set(CONFIGS):
-        sys.exit(f"No such model: {', '.join(unknown)}. There are {', '.join(CONFIGS)}.")
+        sys.exit(f"No such model: {', '.join(unknown)}. Choose from {', '.join(CONFIGS)}.")
     setup_logger(name="gnws_d2")
     rows = {}
     if RESULTS.exists() and not args.dry_run:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Train or evaluate a detector described by a config; on GPUs, or on the CPU where there is none.
+"""Train or evaluate a detector described by a config, on GPUs or on the CPU.
 
     train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml --num-gpus 8
     train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
 The config is a path or the name of a packaged one. The schedule is scaled from the number of
-processes that it was published for to those there are.
+processes that it was published for to the actual number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Trainer(engine.Trainer):
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config, scale its schedule to the processes there are, and set up Detectron2."""
+    """Read the config, scale its schedule to the number of processes, and set up Detectron2."""
     args.config_file = resolve_config_file(args.config_file)
     cfg = gnws_d2.load_config(args.config_file, args.opts, [add_acceleration_config])
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gnws_d2")

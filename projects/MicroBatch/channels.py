@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How the channels of a trained classifier are distributed: what BCN is there to put right.
+"""How the channels of a trained classifier are distributed, which BCN is designed to improve.
 
     python projects/MicroBatch/channels.py --preset small --output output/micro_batch/small
 
@@ -16,7 +16,7 @@ Measured over the held-out scans in evaluation mode, channel by channel:
   sqrt(mean^2 + (std - 1)^2), which is what BN aims at, and the Wasserstein distance between the two
   normal distributions;
 - before each norm: the share of a channel's variance that lies between images, not within them.
-  With one image a step, batch statistics are those of that image, and BN takes this share away.
+  With one image per step, batch statistics are those of that image, and BN removes this share.
 """
 
 from __future__ import annotations

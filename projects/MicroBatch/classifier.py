@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 def build_classifier(norm: str) -> nn.Sequential:
-    """The network with a norm of NORMS; takes (N, 1, 8, 8), gives (N, 10)."""
+    """The network with a norm of NORMS; takes (N, 1, 8, 8), returns (N, 10)."""
     layer = NORM_LAYERS[norm.removesuffix("+WS")]
     model = nn.Sequential(
         nn.Conv2d(1, 32, 3, 1, 1, bias=False),

@@ -54,8 +54,8 @@ def load_digits_of_one_class(split: str) -> list[dict[str, Any]]:
 
 
 def register() -> None:
-    """Register Digits of one class. Anew for every job: the evaluator makes an annotation file in
-    the folder of its job, and notes where."""
+    """Register Digits of one class, again for every job: the evaluator writes an annotation file
+    into the folder of its job, and records where."""
     for split in ("train", "val"):
         name = f"digits_of_one_class_{split}"
         if name not in DatasetCatalog:

@@ -17,7 +17,7 @@ Rows = list[dict[str, str]]
 
 
 def read(data: Path, name: str) -> Rows:
-    """The rows of a CSV file; none where it is missing."""
+    """The rows of a CSV file; none if it is missing."""
     file = data / f"{name}.csv"
     if not file.is_file():
         return []
@@ -26,7 +26,7 @@ def read(data: Path, name: str) -> Rows:
 
 
 def values(rows: Rows, key: str, **where: str | int) -> list[float]:
-    """The numbers of a column in the rows that are as given; NaN where there is none."""
+    """The numbers of a column in the selected rows; NaN where a row has none."""
     chosen = [r for r in rows if all(r[name] == str(value) for name, value in where.items())]
     return [float(row[key]) if row.get(key) else np.nan for row in chosen]
 
@@ -126,7 +126,7 @@ def cost_table(data: Path) -> str:
         body.append([name, *_jobs_and_cost(jobs), seeds, jobs[0]["images"]])
         everything += jobs
     body.append(["all", *_jobs_and_cost(everything)])
-    return table(["experiment", "jobs", "diverged", "CPU minutes", "seeds", "images a job"], body)
+    return table(["experiment", "jobs", "diverged", "CPU minutes", "seeds", "images per job"], body)
 
 
 def _jobs_and_cost(jobs: Rows) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an experiment is: the same training for every norm, number of images per step and seed."""
+"""An experiment: the same training for every norm, number of images per step and seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOVING_SPEED = 0.1  # of the estimates of BCN; falls with the learning rate
 
 @dataclass(frozen=True)
 class Job:
-    """One training. Every job of an experiment sees as many images.
+    """One training. All jobs of an experiment see the same number of images.
 
     Attributes:
         experiment: its name, the first word of the file of its result.

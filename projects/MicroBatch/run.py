@@ -1,7 +1,7 @@
 """Runs the jobs of an experiment, several at a time, and only those that have no result yet.
 
-A result is one JSON file, which appears whole or not at all: a run that is stopped anywhere is
-continued by starting it again.
+A result is one JSON file, which appears whole or not at all. Start a stopped run again to continue
+it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from gnws_d2.files import atomic_write
 
-# Trains, and gives what it measured: {"rows": [one of the CSV file, ...], "curve": [loss, ...]}.
+# Trains, and returns what it measured: {"rows": [one of the CSV file, ...], "curve": [loss, ...]}.
 Train = Callable[[Job], dict[str, Any]]
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """The result in ``file``; None where there is none, or what a full disk left of it."""
+    """The result in ``file``; None if it is missing, or cut off by a full disk."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):

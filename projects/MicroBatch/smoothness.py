@@ -12,7 +12,7 @@ constant). Twice:
 
 - "raw": by 1/2 to 4 learning rates (that of the job) in the weights themselves: what the optimizer
   meets. But a normalized network computes the same with weights c times as large, its gradients
-  are then 1/c and its smoothness 1/c^2 of what they were: raw figures also compare weight scales.
+  are then 1/c and its smoothness 1/c^2 of what they were: raw numbers also compare weight scales.
 - "relative": by fixed distances in u = w / |w|, with |w| the norm of each convolution's weight
   before the move. This does not change when weights are scaled, and is fair between networks.
 

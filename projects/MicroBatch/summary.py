@@ -43,7 +43,7 @@ def collect(results: Path, data: Path) -> None:
     """Write the results in a folder as CSV: a row for each one measured, and a loss curve a job.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the folder holds none.
     """
     files = sorted(results.glob("*.json"))
     if not files:
@@ -73,7 +73,7 @@ def _short(value: Any) -> Any:
 
 
 def document(text: str, data: Path) -> str:
-    """``text`` with every table between its two marks made anew."""
+    """``text`` with a new table between each pair of marks."""
     tables = {
         "detector AP": scores(read(data, "detector"), "AP"),
         "detector AP50": scores(read(data, "detector"), "AP50"),
@@ -149,7 +149,7 @@ def _draw_smoothness(rows: Rows, file: Path) -> None:
         "raw_beta": "β in the weights (raw)",
         "relative_beta": "β in w / |w| (relative)",
         "raw_loss_range": "range of the loss, 1/2 to 4 learning rates (raw)",
-        "relative_loss_range": "range of the loss over fixed ways in w / |w| (relative)",
+        "relative_loss_range": "range of the loss over fixed distances in w / |w| (relative)",
     }
     panels = {title: _over_seeds(rows, key, "images_seen", images) for key, title in titles.items()}
     figures.against_images([int(i) for i in images], panels, file, columns=2)

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import gnws_d2
+from gnws_d2 import load_config
 from gnws_d2.config import ConfigError
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config, kernels
 from gnws_d2.projects.acceleration.fuse import count_fused
@@ -51,6 +52,14 @@ def test_keys_are_added_and_none_is_changed():
         "MODEL.COMPILE.BACKEND",
         "INPUT.SIZE_DIVISIBILITY",
     }
+
+
+def test_the_older_names_of_keys_are_ignored_with_a_warning(tmp_path, caplog):
+    old = tmp_path / "old.yaml"
+    old.write_text("MODEL:\n  GN:\n    FUSE_RELU: always\n    REBUILD_ACTIVATIONS: True\n")
+    cfg = load_config(old, (), [add_acceleration_config])
+    assert cfg.MODEL.GN.FUSE_RELU == "always" and not cfg.MODEL.GN.RECOMPUTE_ACTIVATIONS
+    assert "ignoring): MODEL.GN.REBUILD_ACTIVATIONS" in caplog.text
 
 
 def test_defaults_and_configs_without_the_keys_change_nothing(tiny_config, accelerated_config):

@@ -1,31 +1,24 @@
-"""A variant that is wrong is not timed."""
+"""An inaccurate variant is not timed."""
 
+import accuracy
 import pytest
 import torch
 from accuracy import TOLERANCE, Errors, InaccurateError, Reference, check, within
-from baselines import FormulaConv2d, use_formula
-from variants import OURS, PLAIN, build, build_reference, initial_state, variants
-from workloads import Case
+from baselines import use_formula
+from case import Case
+from torch import nn
+from variants import OURS, VARIANTS, build, build_reference, initial_state
 
-MODEL = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
-STATE: dict = {}
-
-
-def state() -> dict:
-    if not STATE:
-        STATE.update(initial_state(MODEL))
-    return STATE
+VARIANT = next(v for v in VARIANTS if v.name == OURS)
 
 
-def named(name: str, mode: str = "train"):
-    return next(v for v in variants(mode) if v.name == name)
-
-
-@pytest.fixture(scope="module", params=["backbone", "model"])
-def reference(request) -> tuple[Reference, Case]:
-    case = Case(request.param, MODEL, (64, 64), 1, "train")
-    true = build_reference(named(OURS), MODEL, "cpu", True, state())
-    return Reference(true, case), case
+@pytest.fixture(scope="module")
+def compared(small) -> tuple[Case, dict, Reference]:
+    case = Case("backbone", small, (64, 64), 1, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accuracy, "SIZE", (64, 64))
+        state = initial_state(case)
+        yield case, state, Reference(build_reference(VARIANT, case, state), case)
 
 
 def biased(weight: torch.Tensor) -> torch.Tensor:
@@ -35,48 +28,47 @@ def biased(weight: torch.Tensor) -> torch.Tensor:
     return (weight - mean) / (std + 1e-5)
 
 
-@pytest.mark.slow
-def test_what_is_right_passes(reference):
-    true, case = reference
-    for name in (OURS, PLAIN):
-        errors = check(name, build(named(name), MODEL, "cpu", True, state()), true, case)
-        assert errors.layer < 1e-5 and errors.output < 1e-5 and errors.gradient < 1e-2
-
-
-@pytest.mark.slow
-def test_another_formula_fails(reference):
-    true, case = reference
-    model = build(named(OURS), MODEL, "cpu", True, state())
+def use_biased(model: nn.Module) -> None:
     use_formula(model, biased)
-    assert any(isinstance(m, FormulaConv2d) for m in model.modules())
-    with pytest.raises(InaccurateError, match=r"layer error.*GN\+WS|GN\+WS.*layer error"):
-        check(OURS, model, true, case)
 
 
-@pytest.mark.slow
-def test_another_connection_fails(reference):
-    """Each layer by itself is right; one norm has other parameters."""
-    true, case = reference
-    model = build(named(OURS), MODEL, "cpu", True, state())
+def change_a_norm(model: nn.Module) -> None:
+    """Each layer alone stays as it is."""
     with torch.no_grad():
         model.backbone.bottom_up.res3[0].conv1.norm.weight[0] += 0.1
-    with pytest.raises(InaccurateError, match="output error"):
-        check(OURS, model, true, case)
 
 
-@pytest.mark.slow
-def test_a_wrong_gradient_fails(reference):
-    true, case = reference
-    model = build(named(OURS), MODEL, "cpu", True, state())
+def double_a_gradient(model: nn.Module) -> None:
+    """The values stay as they are."""
     model.backbone.bottom_up.res3[0].conv1.norm.register_forward_hook(
-        lambda _, __, out: 2 * out - out.detach()  # the same value, twice the gradient
+        lambda _, __, out: 2 * out - out.detach()
     )
-    with pytest.raises(InaccurateError, match="gradient error"):
-        check(OURS, model, true, case)
 
 
-def test_what_is_no_number_fails():
-    case = Case("backbone", MODEL, (64, 64), 1, "train")
+def test_the_right_model_passes(compared):
+    case, state, reference = compared
+    errors = check(OURS, build(VARIANT, case, state), reference, case)
+    assert errors.layer < 1e-6 and errors.output < 3e-5 and errors.gradient < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (use_biased, r"GN\+WS.*the layer error"),
+        (change_a_norm, "the output error"),
+        (double_a_gradient, "the gradient error"),
+    ],
+)
+def test_a_wrong_model_fails(compared, change, message):
+    case, state, reference = compared
+    model = build(VARIANT, case, state)
+    change(model)
+    with pytest.raises(InaccurateError, match=message):
+        check(OURS, model, reference, case)
+
+
+def test_nan_fails():
+    case = Case("backbone", "a model", (64, 64), 1, "train")
     with pytest.raises(InaccurateError, match="nan"):
         within(OURS, case, Errors(0.0, float("nan"), None))
     assert set(TOLERANCE) == {"fp32", "tf32", "bf16"}

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import report
-from aims import AIMS
 from results import dump, read
 
 ROW = {
@@ -24,92 +23,86 @@ RUN = {
     "commit": "1a2b3c4",
     "rows": [ROW, CONTROL, OURS],
 }
-MARKS = "before\n<!-- results: x -->\nold\n<!-- end of results -->\nafter\n"
 
 
-def line(text: str, words: str) -> list[str]:
-    """The cells of the one line of a table that has ``words``."""
-    (found,) = [row for row in text.splitlines() if words in row and row.startswith("|")]
-    return [cell.strip() for cell in found.strip("|").split("|")]
+def lines(table: str) -> list[list[str]]:
+    """The cells of a table without its head."""
+    return [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-def test_the_document_is_up_to_date():
-    text = (report.DOCS / "benchmarks.md").read_text(encoding="utf-8")
-    made = report.fill(text, report.committed(report.DOCS / "benchmarks"))
-    assert text == made, "run python projects/Benchmark/report.py"
+def changed(**values) -> dict:
+    run = copy.deepcopy(RUN)
+    for row in run["rows"]:
+        row.update(values)
+    return run
+
+
+def test_the_documents_are_up_to_date():
+    for document, text in report.documents().items():
+        assert document.read_text(encoding="utf-8") == text, "run projects/Benchmark/report.py"
+
+
+def test_every_number_of_the_page_is_measured():
+    """Ratios in sentences, too: of times, and of memory to that of GN and of FrozenBN."""
+    known = set()
+    for m in report.measured({f.name: read(f) for f in report.RESULTS.glob("*.json")}):
+        known.update(f"{value:.3f}" for value in (*m.row["ratio"], m.memory))
+        if "FrozenBN" in m.others:
+            known.add(f"{m.row['memory'] / m.others['FrozenBN']['memory']:.3f}")
+    text = (report.ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    numbers = set(re.findall(r"\b\d\.\d{3}\b", text))
+    assert len(numbers) > 50 and numbers <= known
     for file in re.findall(r"\((benchmarks/[^)]+)\)", text):
-        assert (report.DOCS / file).is_file()
+        assert (report.ROOT / "docs" / file).is_file()
 
 
-def test_only_what_is_between_the_marks_changes():
-    text = report.fill(MARKS, {"run.json": RUN})
-    assert text.startswith("before\n<!-- results: x -->\n## Aims")
-    assert text.endswith("<!-- end of results -->\nafter\n") and "old" not in text
-    assert report.fill(text, {"run.json": RUN}) == text
+def test_a_line_of_the_table():
+    [line] = lines(report.headline({"run": RUN}))
+    assert line[:3] == ["backbone, R-50, training", "512 x 512", "1"]
+    assert line[3:] == ["1.080", "1.070 to 1.090", "0.990 to 1.013", "1.500"]
 
 
-def test_the_figures():
-    text = report.section("run.json", RUN)
-    assert "## run: A CPU, 2 threads" in text
-    assert "benchmark.py --preset cpu` at 1a2b3c4, 2026-01-02 (torch 2.11.0; load" in text
-    times, memory = [row for row in text.splitlines() if "512 x 512" in row]
-    assert line(times, "512")[1:] == ["1100 ms", "1.001 (0.990 to 1.013)", "1.080 (1.070 to 1.090)"]
-    assert line(memory, "512")[1:] == ["2 MB", "1.000", "1.500"]
-    assert "| GN+WS     | fp32        | 1e-06   | 2e-06    | 3e-04      |" in text
+def test_several_models_are_a_range():
+    rows = [
+        *changed(model="mask_rcnn_R_101_FPN")["rows"],
+        *changed(model="mask_rcnn_X_50_32x4d_FPN", memory=10)["rows"],
+    ]
+    rows[-1]["ratio"] = [1.02, 1.01, 1.03]
+    [line] = lines(report.headline({"run": {**RUN, "rows": rows}}))
+    assert line[0] == "backbone, R-101, X-50, X-101, training" and line[2] == "2"
+    assert line[3:5] == ["1.020 to 1.080", "1.010 to 1.090"] and line[6] == "1.000 to 1.500"
 
 
-@pytest.mark.parametrize(
-    ("ratio", "control", "verdict"),
-    [
-        ([1.08, 1.07, 1.09], [0.99, 1.013], "**missed**"),
-        ([1.04, 1.03, 1.049], [0.99, 1.013], "met"),
-        ([1.04, 1.03, 1.06], [0.99, 1.013], "undecided"),  # the aim is within the interval
-        ([1.06, 1.04, 1.07], [0.99, 1.013], "undecided"),
-        ([1.04, 1.03, 1.049], [0.95, 0.98], "undecided"),  # the same model is not as fast as itself
-        ([1.08, 1.07, 1.09], [1.01, 1.02], "undecided"),
-    ],
-)
-def test_an_aim_in_training_is_met_or_missed_by_the_whole_interval(ratio, control, verdict):
-    run = copy.deepcopy(RUN)
-    run["rows"][1]["ratio"][1:] = control
-    run["rows"][2]["ratio"] = ratio
-    cells = line(report.aims({"run.json": run}), "CPU, R-50, 512 x 512")
-    shown = "{:.3f} ({:.3f} to {:.3f})".format(*ratio)
-    assert cells[2:] == ["run", shown, "{:.3f} to {:.3f}".format(*control), verdict]
+def test_the_run_with_the_most_rounds_counts():
+    longer = changed(seconds=[1.0] * 4)
+    longer["rows"][2]["ratio"] = [1.05, 1.04, 1.06]
+    for runs in ({"a": RUN, "b": longer}, {"a": longer, "b": RUN}):
+        [line] = lines(report.headline(runs))
+        assert line[2:5] == ["1", "1.050", "1.040 to 1.060"]
 
 
-@pytest.mark.parametrize(
-    ("ratio", "verdict"),
-    [
-        ([1.012, 1.0, 1.03], "met"),
-        ([1.02, 1.0, 1.03], "undecided"),
-        ([1.02, 1.014, 1.03], "**missed**"),
-    ],
-)
-def test_inference_may_differ_from_1_as_the_control_does(ratio, verdict):
-    rows = copy.deepcopy(RUN["rows"])
-    for row in rows:
-        row["mode"] = "infer"
-    rows[2]["ratio"] = ratio
-    text = report.aims({"run.json": {**RUN, "rows": rows}})
-    assert line(text, "inference, CPU")[-1] == verdict
+def test_machines_and_unusual_cases_are_apart():
+    text = report.headline({"a": RUN, "b": {**changed(precision="bf16"), "machine": "A GPU"}})
+    first, second = text.split("\n\n")
+    assert "| A CPU " in first and "| A GPU " in second
+    assert lines(second)[0][0] == "backbone, R-50, training, bf16"
 
 
-def test_memory_is_compared_with_that_of_the_base_of_the_aim():
-    run = copy.deepcopy(RUN)
-    frozen = {**ROW, "variant": "FrozenBN", "memory": 1600000}
-    rebuilt = {**ROW, "variant": "GN+WS, convolutions rebuilt", "memory": 1680000}
-    run["rows"] += [frozen, rebuilt]
-    cells = line(report.aims({"run.json": run}), "CPU, convolutions rebuilt too: the memory of")
-    assert cells[3:] == ["1.050", "", "**missed**"]
+def test_the_table_of_variants():
+    fused = {**OURS, "variant": "GN+WS, fused", "ratio": [1.2, 1.1, 1.3]}
+    larger = {**RUN, "rows": [*changed()["rows"], fused]}
+    larger["rows"][2]["ratio"] = [1.01, 1.0, 1.02]
+    ours, others = lines(report.by_variant({"a": RUN, "b": larger}))
+    # From the run that compared the most.
+    assert ours[:3] == ["GN+WS", "1.010 (1.000 to 1.020)", "1.001 (0.990 to 1.013)"]
+    assert others[1:] == ["1.200 (1.100 to 1.300)", ours[2], "1.500", "-", "-", "-"]
 
 
-def test_what_was_not_measured_is_said():
-    text = report.fill(MARKS, {})
-    aims = text[: text.index("## What has been measured")]
-    assert aims.count(report.NOT_MEASURED) == len(AIMS)
-    covered = line(report.coverage({"run.json": RUN}), "| mask_rcnn_R_50_FPN ")
-    assert covered[1:] == ["backbone train", *[report.NOT_MEASURED] * 3]
+def test_a_run_is_named_with_its_command():
+    assert report.provenance({"run.json": RUN}) == (
+        "- [run.json](benchmarks/run.json): `benchmark.py --preset cpu` at 1a2b3c4, 2026-01-02; "
+        "A CPU, 2 threads, load 0.1 at the start, torch 2.11.0"
+    )
 
 
 def test_results_are_read_as_they_were_written(tmp_path):

@@ -57,7 +57,7 @@ def test_a_damaged_file_is_named(tmp_path, size):
     file.write_bytes(file.read_bytes()[:size])
     checkpointer = Checkpointer(nn.Linear(30, 20))
     for _ in range(2):  # an error does not spoil the checkpointer
-        with pytest.raises(CheckpointError, match=r"cut\.pth.*(damaged|no checkpoint)"):
+        with pytest.raises(CheckpointError, match=r"cut\.pth.*(damaged|not a checkpoint)"):
             checkpointer.load(str(file))
 
 
@@ -148,7 +148,7 @@ def test_other_preprocessing_is_warned_of(trained, tiny_config, caplog):
     cfg = tiny_config(GN_WS, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")
     Checkpointer(model, cfg=cfg).load(file)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert any("INPUT.FORMAT RGB, and the config has BGR" in w for w in warnings)
+    assert any("INPUT.FORMAT RGB, but the config has BGR" in w for w in warnings)
     assert any("PIXEL_STD" in w and "[1.0, 1.0, 1.0]" in w for w in warnings)
 
 

@@ -14,7 +14,7 @@ from gnws_d2.engine.resume import ResumableLoader
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Digits of two training pictures, registered as spoiled_digits."""
+    """Digits of two training images, registered as spoiled_digits."""
     folder = make_digits(tmp_path, num_train=2, num_val=1)
     file = str(folder / "digits_train.json")
     register_coco_instances("spoiled_digits", {}, file, str(folder / "train"))

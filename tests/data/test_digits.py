@@ -1,15 +1,17 @@
-"""What is in the files of Digits: pictures, boxes, masks, classes."""
+"""What is in the files of Digits: images, boxes, masks, classes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.mask import frPyObjects
 
 from gnws_d2.data import digits
 from gnws_d2.data.digits import make
-from gnws_d2.data.digits.annotation import outline, segmentation
+from gnws_d2.data.digits.annotation import segmentation
 from gnws_d2.data.digits.scans import load_scans, split_ids
 
 
@@ -19,18 +21,6 @@ def read_coco(folder: Path, split: str) -> COCO:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def pixels_inside(polygon: list[float], height: int, width: int) -> np.ndarray:
-    """Tell which pixels' centres are inside a polygon: an odd number of its sides is left of it."""
-    ends = np.array(polygon).reshape(-1, 2)
-    inside = np.zeros((height, width), bool)
-    y, x = np.mgrid[:height, :width] + 0.5
-    for (x0, y0), (x1, y1) in zip(ends, np.roll(ends, -1, axis=0), strict=True):
-        if y0 != y1:
-            crosses = (y > min(y0, y1)) & (y < max(y0, y1))
-            inside ^= crosses & (x0 + (y - y0) * (x1 - x0) / (y1 - y0) < x)
-    return inside
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +78,8 @@ def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
             assert a["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
 
 
-def test_polygons_enclose_the_mask(folder):
-    coco = read_coco(folder, "val")
-    polygons = [a for a in coco.anns.values() if isinstance(a["segmentation"], list)]
-    assert 0.3 < len(polygons) / len(coco.anns) < 0.9
-    for a in polygons:
-        (polygon,) = a["segmentation"]
-        mask = coco.annToMask(a)
-        assert (pixels_inside(polygon, *mask.shape) == mask).all()
-        # Integers would be cut down to integers when Detectron2 scales them.
-        assert all(isinstance(v, float) for v in polygon)
-
-
 def test_masks_lie_on_the_ink(folder):
-    """A digit is of one colour but for the grain: its picture varies less inside the mask."""
+    """A digit is of one colour but for the grain: its image varies less inside the mask."""
     coco = read_coco(folder, "val")
     for a in coco.anns.values():
         path = make.image_root(folder, "val") / coco.imgs[a["image_id"]]["file_name"]
@@ -115,24 +93,18 @@ def test_masks_lie_on_the_ink(folder):
         assert picture[y : y + h, x : x + w].std(axis=(0, 1)).max() > 15
 
 
-def test_outline_of_a_single_pixel():
-    mask = np.zeros((3, 4), bool)
-    mask[1, 2] = True
-    assert set(zip(*[iter(outline(mask))] * 2, strict=True)) == {(2, 1), (3, 1), (3, 2), (2, 2)}
-
-
 @pytest.mark.parametrize(
-    "rows",
+    ("rows", "runs"),
     [
-        pytest.param(["111", "101", "111"], id="hole"),
-        pytest.param(["101", "101", "101"], id="two parts"),
-        pytest.param(["110", "110", "001"], id="parts that touch at a corner"),
+        pytest.param(["111", "101", "111"], [0, 4, 1, 4], id="hole"),
+        pytest.param(["000", "101", "100"], [1, 2, 4, 1, 1], id="two parts"),
     ],
 )
-def test_masks_that_no_polygon_describes_become_rle(rows):
+def test_masks_are_run_lengths_along_the_columns(rows, runs):
     mask = np.array([[c == "1" for c in row] for row in rows])
-    assert outline(mask) is None
-    assert isinstance(segmentation(mask)["counts"], str)
+    encoded = json.loads(json.dumps(segmentation(mask)))
+    expected = frPyObjects({"size": [3, 3], "counts": runs}, 3, 3)
+    assert encoded == {"size": [3, 3], "counts": expected["counts"].decode()}
 
 
 def test_classes_are_balanced(folder):
@@ -154,7 +126,7 @@ def test_keypoints_are_the_outermost_pixels(folder):
         assert (left[0], right[0]) == (x, x + width - 1)
 
 
-def test_label_pictures_are_those_of_the_masks(folder):
+def test_label_images_are_those_of_the_masks(folder):
     coco = read_coco(folder, "val")
     for image in coco.imgs.values():
         semantic, stuff = (

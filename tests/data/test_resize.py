@@ -36,14 +36,14 @@ def resized(mode: str, image: np.ndarray) -> np.ndarray:
         (801, 600, (1068, 800)),
     ],
 )
-def test_the_picture_is_opencvs(height, width, expected):
+def test_the_image_is_opencvs(height, width, expected):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found = resized("cv2", image)
     assert found.dtype == np.uint8 and found.shape == (*expected, 3)
     reference = cv2.resize(image, expected[::-1], interpolation=cv2.INTER_LINEAR)
     difference = np.abs(found.astype(int) - reference)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.2
-    # Detectron2's own is another where the picture shrinks.
+    # Detectron2's own is another where the image shrinks.
     pillow = resized("pil", image)
     assert pillow.shape == found.shape
     if expected[0] < height:

@@ -1,4 +1,4 @@
-"""Training steps, inference and evaluation, also on pictures and batches that are nearly empty."""
+"""Training steps, inference and evaluation, also on images and batches that are nearly empty."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ CONFIGS = {
 
 
 def picture(boxes: list[list[float]], classes: list[int]) -> dict:
-    """A noise picture of 64x64 pixels with the given boxes, the masks filling them."""
+    """A noise image of 64x64 pixels with the given boxes, the masks filling them."""
     masks = torch.zeros(len(boxes), 64, 64, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[int(y0) : int(y1), int(x0) : int(x1)] = True
@@ -70,7 +70,7 @@ def test_a_training_step_reaches_every_parameter(tiny_config, config, count):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("others", [0, 1])
-def test_a_picture_without_annotations(tiny_config, config, others):
+def test_an_image_without_annotations(tiny_config, config, others):
     model = build_model(tiny_config(*config))
     losses = step(model, [picture([], [])] + [picture([[8, 8, 40, 40]], [1])] * others)
     assert all_finite(model, losses)

@@ -1,4 +1,4 @@
-"""Exported files detect what the model in Detectron2 detects, in pictures of several sizes."""
+"""Exported files detect what the model in Detectron2 detects, in images of several sizes."""
 
 import json
 
@@ -14,7 +14,7 @@ from gnws_d2.export.branch_free import BranchFreeDetector
 FASTER = ["MODEL.MASK_ON", "False"]
 ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "30"]
 NOTHING = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"]
-# Of three pictures, more than are kept in one, nothing in one, and some in one.
+# Of three images, more than are kept in one, nothing in one, and some in one.
 SOME = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.53", "TEST.DETECTIONS_PER_IMAGE", "5"]
 # Two levels of the pyramid for each stage, one with fewer anchors than are kept. Recording takes
 # seconds for each level; test_export_commands.py has them all.
@@ -80,12 +80,12 @@ def test_torchscript(tiny_config, tmp_path, format):
     ids=["mask", "faster"],
 )
 def test_torch_export_and_onnx(tiny_config, tmp_path, monkeypatch, opts, counts):
-    """In sizes that were not recorded, a picture with nothing in it among them."""
+    """In sizes that were not recorded, an image with nothing in it among them."""
     cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *TWO_LEVELS, *opts)
     model, record, recorded = model_of(cfg), formats._record, []
 
     def record_once(folded, picture):
-        """The weights and the picture are the same for both formats."""
+        """The weights and the image are the same for both formats."""
         if not recorded:
             recorded.append(record(folded, picture))
         return recorded[0]
@@ -126,10 +126,10 @@ def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
         ("cascade_mask_rcnn_R_18_FPN_gn_ws", "torch-export", "has CascadeROIHeads"),
         ("keypoint_rcnn_R_18_FPN_gn_ws", "torchscript-script", "has keypoints"),
         ("pointrend_R_18_FPN_gn_ws", "onnx", "has PointRendMaskHead"),
-        ("panoptic_fpn_R_18_gn_ws", "torchscript-trace", "a panoptic model gives a list"),
+        ("panoptic_fpn_R_18_gn_ws", "torchscript-trace", "a panoptic model returns a list"),
     ],
 )
-def test_what_a_format_cannot_carry_is_refused(tiny_config, tmp_path, config, format, reason):
+def test_what_a_format_does_not_support_is_refused(tiny_config, tmp_path, config, format, reason):
     model = build_model(tiny_config(f"Digits/{config}.yaml"))
     with pytest.raises(ExportError, match=reason):
         export(model, format, tmp_path / "file", pictures((96, 96)))

@@ -144,13 +144,13 @@ def test_gradients_by_finite_differences(kind, training):
 
 def test_the_gradient_of_a_step_is_that_of_its_new_estimates():
     layer = make().double()
-    twin = copy.deepcopy(layer)
+    counterpart = copy.deepcopy(layer)
     grads = []
-    for each in (layer, twin):
+    for each in (layer, counterpart):
         x = pictures(0, 2, 8, 4, 4).requires_grad_()
-        if each is twin:
-            twin.load_state_dict(layer.state_dict())
-            twin.eval()
+        if each is counterpart:
+            counterpart.load_state_dict(layer.state_dict())
+            counterpart.eval()
         (each(x) ** 3).sum().backward()
         grads.append([x.grad, *(p.grad for p in each.parameters())])
     for trained, evaluated in zip(*grads, strict=True):
@@ -299,13 +299,13 @@ def test_sync_without_other_processes_is_batch_normalization():
 
 
 def shards(step: int) -> list[torch.Tensor]:
-    """What each of two processes has: pictures of two sizes, of unequal number, or none."""
+    """What each of two processes has: images of two sizes, of unequal number, or none."""
     x = pictures(step, 4, 8, 4, 6)
     return [[x[:2], x[2:]], [x[:1], x[1:]], [x, x[:0]], [x[:0], x[:0]]][step % 4]
 
 
 def steps(layer: BatchChannelNorm2d, batches: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Output and the gradients at the pictures and the parameters of each step."""
+    """Output and the gradients at the images and the parameters of each step."""
     seen = []
     for batch in batches:
         x = batch.clone().requires_grad_()
@@ -334,7 +334,7 @@ def test_two_processes_are_one_with_both_their_batches(tmp_path, kind):
     expected = steps(layer, [torch.cat(shards(step)) for step in range(8)])
     parameters = len(list(layer.parameters()))
     for i, value in enumerate(expected):
-        of_pictures = i % (2 + parameters) < 2  # the others are sums over the pictures
+        of_pictures = i % (2 + parameters) < 2  # the others are sums over the images
         whole = torch.cat([first[i], second[i]]) if of_pictures else first[i] + second[i]
         torch.testing.assert_close(whole, value, rtol=1e-10, atol=1e-10)
     for name, value in layer.state_dict().items():

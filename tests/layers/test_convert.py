@@ -101,7 +101,7 @@ def test_the_report_gives_reasons():
         "bn3": "GroupNorm",
         "gn": "it is GroupNorm",
         "frozen": "it is frozen",
-        "instance": "it is no BatchNorm",
+        "instance": "it is not a BatchNorm",
         "bn_of_linear": "no convolution precedes it, and a group of one value has no deviation",
         "parametrized": "its weight is parametrized",
         "bn4": "GroupNorm",
@@ -130,7 +130,7 @@ def test_a_convolution_that_computes_in_its_own_way_stays():
     model = nn.Sequential(Doubled(3, 8, 3), nn.BatchNorm2d(8))
     converted, report = convert(model)
     assert type(converted[0]) is Doubled
-    assert [c.reason for c in report.unchanged] == ["Doubled computes in a way of its own"]
+    assert [c.reason for c in report.unchanged] == ["Doubled has its own forward"]
 
 
 def test_frozen_parameters_stay_frozen_and_shared_ones_shared():

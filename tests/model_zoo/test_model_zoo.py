@@ -138,7 +138,7 @@ def test_trained_names_the_published_detector():
 
 
 def test_there_is_no_published_detector_without_standardization():
-    with pytest.raises(RuntimeError, match=r"faster_rcnn_R_50_FPN_gn_1x.*There are: .*_gn_ws_1x"):
+    with pytest.raises(RuntimeError, match=r"faster_rcnn_R_50_FPN_gn_1x.*Choose from: .*_gn_ws_1x"):
         model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml")
     with pytest.raises(FileNotFoundError, match="faster_rcnn_R_50_FPN_gn_ws_1x"):
         model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_51_FPN_gn_ws_1x.yaml")

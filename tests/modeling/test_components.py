@@ -72,14 +72,16 @@ def test_a_head_is_detectron2_s_with_standardized_weights(
     assert len(standardized) == count
     bcn = [m for m in head.modules() if isinstance(m, BatchChannelNorm2d)]
     assert len(bcn) == (0 if norm == "GN" else count)
-    twin = weights_standardized(
+    counterpart = weights_standardized(
         plain(shape, **arguments, **{key: gnws_d2.norms.norm_layer(norm)}).eval(), head
     )
     x = features(shape)
     layers = {"box": "forward", "mask": "layers", "semantic": "layers", "deeplab": "layers"}
     run = layers[next(name for name, row in HEADS.items() if row[0] is ws)]
     with torch.no_grad():
-        torch.testing.assert_close(getattr(head, run)(x), getattr(twin, run)(x), rtol=0, atol=0)
+        torch.testing.assert_close(
+            getattr(head, run)(x), getattr(counterpart, run)(x), rtol=0, atol=0
+        )
     assert type(fold(head)) is plain and type(head) is ws
 
 
@@ -129,10 +131,10 @@ def test_a_backbone_is_detectron2_s_with_standardized_weights(name, count):
     assert sum(isinstance(m, WSConv2d) for m in backbone.modules()) == count
     assert all(r.standardized == r.normalized for r in StandardizationReport.of(backbone).rows)
     cfg.MODEL.BACKBONE.NAME = name.replace("_ws", "")
-    twin = weights_standardized(build_backbone(cfg, ShapeSpec(channels=3)).eval(), backbone)
+    counterpart = weights_standardized(build_backbone(cfg, ShapeSpec(channels=3)).eval(), backbone)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(backbone(x), twin(x), rtol=0, atol=0)
+        torch.testing.assert_close(backbone(x), counterpart(x), rtol=0, atol=0)
 
 
 def test_one_line_of_a_config_standardizes_the_backbone_of_another_meta_architecture():

@@ -1,7 +1,6 @@
 """Every kind of model is standardized by the same mechanism: it builds, trains and is evaluated."""
 
 import json
-import shutil
 from pathlib import Path
 
 import processes
@@ -51,22 +50,9 @@ FAMILIES = {
 }
 
 
-@pytest.fixture
-def few_digits(digits, tmp_path, monkeypatch):
-    """The datasets of Digits, with few pictures."""
-    from gnws_d2.data import digits as package
-
-    shutil.copytree(digits, tmp_path / "cache" / package.make.NAME)
-    monkeypatch.setenv("GNWS_D2_CACHE", str(tmp_path / "cache"))
-    package.register()
-    yield
-    monkeypatch.undo()
-    package.register()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_builds_trains_and_is_evaluated(name, few_digits, tmp_path):
+def test_it_builds_trains_and_is_evaluated(name, tmp_path):
     standardized, tasks = FAMILIES[name]
     opts = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SEED", "3"]
     opts += ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "0"]
@@ -119,7 +105,7 @@ def run(*words: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcos", "mask_rcnn"])
-def test_a_lazy_config_trains_is_evaluated_and_resumes(name, few_digits, tmp_path):
+def test_a_lazy_config_trains_is_evaluated_and_resumes(name, tmp_path):
     words = [TRAIN_NET, "--config-file", f"Digits/{name}_R_18_FPN_gn_ws.py"]
     opts = [f"train.output_dir={tmp_path / 'out'}", "train.device=cpu", "train.log_period=1"]
     opts += ["dataloader.train.total_batch_size=2"]
@@ -135,12 +121,12 @@ def test_a_lazy_config_trains_is_evaluated_and_resumes(name, few_digits, tmp_pat
 def test_the_lazy_config_describes_the_same_model_as_the_yaml():
     lazy = LazyConfig.load(get_config_file("Digits/mask_rcnn_R_18_FPN_gn_ws.py"))
     model = instantiate(lazy.model)
-    twin = build_model(load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")).eval()
-    twin.load_state_dict(model.state_dict(), strict=True)
+    counterpart = build_model(load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")).eval()
+    counterpart.load_state_dict(model.state_dict(), strict=True)
     picture = torch.randint(0, 255, (3, 96, 64), generator=torch.Generator().manual_seed(0))
     inputs = [{"image": picture.float(), "height": 96, "width": 64}]
-    for detector in (model, twin):
+    for detector in (model, counterpart):
         detector.roi_heads.box_predictor.test_score_thresh = 0.0
     with torch.no_grad():
-        [a], [b] = model.eval()(inputs), twin.to(model.device)(inputs)
+        [a], [b] = model.eval()(inputs), counterpart.to(model.device)(inputs)
     assert len(a["instances"]) and torch.equal(a["instances"].scores, b["instances"].scores)

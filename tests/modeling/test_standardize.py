@@ -50,15 +50,17 @@ def test_parameters_and_initialization_stay_detectron2_s(tiny_config):
 def test_a_standardized_model_is_the_plain_one_with_standardized_weights(tiny_config):
     """Only what is convolved differs: weights standardized beforehand give the same detector."""
     model = build_model(tiny_config()).double().eval()
-    twin = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")).double().eval()
-    twin.load_state_dict(model.state_dict())
+    counterpart = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")).double().eval()
+    counterpart.load_state_dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, WSConv2d):
-            twin.get_submodule(name).weight.data = standardize_weight(module.weight.data)
+            counterpart.get_submodule(name).weight.data = standardize_weight(module.weight.data)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         for name, feature in model.backbone(x).items():
-            torch.testing.assert_close(feature, twin.backbone(x)[name], rtol=1e-11, atol=1e-11)
+            torch.testing.assert_close(
+                feature, counterpart.backbone(x)[name], rtol=1e-11, atol=1e-11
+            )
 
 
 def test_the_wrapper_builds_the_model_of_the_registered_components(tiny_config):

@@ -1,4 +1,4 @@
-"""Weights and a picture that both frameworks can make identically, from names and seeds alone.
+"""Weights and an image that both frameworks can make identically, from names and seeds alone.
 
 The draws keep an untrained network lively: filters have a random mean and scale, so that leaving
 the standardization out, or a biased deviation, shows; the classifier is sharp enough for confident
@@ -46,7 +46,7 @@ def mmdet_state_dict(manifest: Path, seed: int) -> dict[str, torch.Tensor]:
 
 
 def input_image(height: int, width: int, seed: int) -> np.ndarray:
-    """A smooth, textured (height, width, 3) uint8 BGR picture."""
+    """A smooth, textured (height, width, 3) uint8 BGR image."""
     rng = np.random.default_rng([seed, height, width])
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     image = np.zeros((height, width, 3))

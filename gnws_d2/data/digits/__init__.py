@@ -1,8 +1,8 @@
 """Digits: a small detection and instance segmentation dataset in COCO format, made on the spot.
 
-Scanned handwritten digits, enlarged and laid over textured grounds, 1 to 4 in a picture of
+Scanned handwritten digits, enlarged and laid over textured grounds, 1 to 4 in an image of
 160x160 pixels, 10 classes "0" to "9". It needs no download, and a small Mask R-CNN learns it from
-random weights in minutes. Some masks have holes and are kept as RLE, so train with
+random weights in minutes. Masks are stored as RLE, so train with
 ``INPUT.MASK_FORMAT = "bitmask"``.
 
 Source of the scans: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI

@@ -42,54 +42,9 @@ def semantic(digits: list[Digit]) -> np.ndarray:
     return labels
 
 
-def outline(mask: np.ndarray) -> list[float] | None:
-    """Trace the border of a mask along the edges of its pixels.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        Corners [x0, y0, x1, y1, ...] in pixels, (0, 0) being the top left corner of the top left
-        pixel; None where one closed line does not describe the mask: it has holes, more than one
-        part, or parts that only touch at a corner.
-    """
-    # Pixels are numbered along the rows of the padded mask, and a corner like the pixel whose top
-    # left corner it is.
-    padded = np.pad(mask, 1)
-    width = padded.shape[1]
-    flat = padded.ravel()
-    pixels = np.flatnonzero(flat)
-    # For each side of a pixel: its neighbour there, and the way along that side that keeps the
-    # pixel on the right.
-    sides = ((-width, 0, 1), (1, 1, width + 1), (width, width + 1, width), (-1, width, 0))
-    starts: list[int] = []
-    ends: list[int] = []
-    for neighbour, start, end in sides:
-        border = pixels[~flat[pixels + neighbour]]
-        starts += (border + start).tolist()
-        ends += (border + end).tolist()
-    following = dict(zip(starts, ends, strict=True))
-    if not following or len(following) < len(starts):  # empty, or two ways on from one corner
-        return None
-    path = [starts[0]]
-    while (corner := following[path[-1]]) != path[0]:
-        path.append(corner)
-    if len(path) < len(starts):
-        return None
-    corners = np.array(path)
-    steps = np.diff(corners, prepend=corners[-1])
-    corners = corners[steps != np.roll(steps, -1)]  # where the line turns
-    # As floats: Detectron2 scales a polygon's coordinates in place, in the type they have.
-    points = np.stack([corners % width - 1, corners // width - 1], axis=1).astype(float)
-    return points.ravel().tolist()
-
-
-def segmentation(mask: np.ndarray) -> list[list[float]] | dict[str, Any]:
-    """Describe a mask for COCO: by a polygon where that is exact, else as compressed RLE."""
+def segmentation(mask: np.ndarray) -> dict[str, Any]:
+    """Encode a mask, (H, W) bool, as COCO's compressed RLE, its counts as a string for JSON."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-    polygon = outline(mask)
-    if polygon is not None and mask_util.frPyObjects([polygon], *mask.shape) == [rle]:
-        return [polygon]
     return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 

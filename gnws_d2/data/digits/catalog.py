@@ -30,7 +30,7 @@ def load_split(root: Path, split: str) -> list[dict[str, Any]]:
 
 
 def load_with_labels(root: Path, split: str, kind: str) -> list[dict[str, Any]]:
-    """Load a split with the label pictures of ``kind``; "semantic" has no instances beside them."""
+    """Load a split with the label images of ``kind``; "semantic" has no instances beside them."""
     labels = label_root(make_digits(root), split, kind)
     records = load_split(root, split)
     for record in records:

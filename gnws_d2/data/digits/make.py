@@ -1,9 +1,9 @@
 """Making the Digits dataset: once, in the cache folder, also when several processes ask for it.
 
-Layout of the folder: ``digits_train.json``, ``digits_val.json`` (COCO annotations) and the pictures
-``train/000000.png``, ``val/000000.png`` and so on. Pictures of labels have the same names:
+Layout of the folder: ``digits_train.json``, ``digits_val.json`` (COCO annotations) and the images
+``train/000000.png``, ``val/000000.png`` and so on. Images of labels have the same names:
 ``train_semantic/`` 0 for ground and class + 1 for digits, ``train_stuff/`` 0 for digits and 1 for
-ground, which is how Detectron2's panoptic models want it.
+ground, as Detectron2's panoptic models expect.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .annotation import annotation, categories, semantic
 from .scans import SPLITS, load_scans
 from .scene import SIZE, compose
 
-# A change of what is made needs a new name, so that nobody trains on what an older version made.
-NAME = "digits_v2"
+# Changed content needs a new name, so that nobody trains on what an older version made.
+NAME = "digits_v3"
 SEED = 2020
 NUM_TRAIN = 1200
 NUM_VAL = 200
@@ -45,17 +45,17 @@ def json_file(folder: Path, split: str) -> Path:
 
 
 def image_root(folder: Path, split: str) -> Path:
-    """Name the folder of the pictures of a split ("train" or "val") in Digits' folder."""
+    """Name the folder of the images of a split ("train" or "val") in Digits' folder."""
     return folder / split
 
 
 def label_root(folder: Path, split: str, kind: str) -> Path:
-    """Name the folder of the label pictures of a split; ``kind`` is "semantic" or "stuff"."""
+    """Name the folder of the label images of a split; ``kind`` is "semantic" or "stuff"."""
     return folder / f"{split}_{kind}"
 
 
 def write_split(folder: Path, split: str, count: int) -> None:
-    """Write ``count`` pictures of a split and their annotations into ``folder``."""
+    """Write ``count`` images of a split and their annotations into ``folder``."""
     scans = load_scans(split)
     image_root(folder, split).mkdir()
     for kind in ("semantic", "stuff"):
@@ -87,10 +87,10 @@ def write_split(folder: Path, split: str, count: int) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Say whether Digits is in ``folder``, which gets its name only when all is written.
+    """Whether ``folder`` holds Digits; it gets its name only when everything is written.
 
     Raises:
-        IncompleteDigitsError: the folder is there but its annotation files are not.
+        IncompleteDigitsError: the folder exists, but its annotation files do not.
     """
     if not folder.exists():
         return False
@@ -98,30 +98,30 @@ def is_complete(folder: Path) -> bool:
         if not json_file(folder, split).is_file():
             raise IncompleteDigitsError(
                 f"{folder} should hold Digits, but {json_file(folder, split).name} is missing from "
-                "it. Delete the folder, and it will be made anew."
+                "it. Delete the folder; it will be made again."
             )
     return True
 
 
 @functools.cache
 def log_found(folder: Path) -> None:
-    """Log the folder that is used, the first time it is asked for in a process."""
+    """Log the folder that is used, once per process."""
     logger.info("Using Digits in %s", folder)
 
 
 def make_digits(
     root: Path | None = None, num_train: int = NUM_TRAIN, num_val: int = NUM_VAL
 ) -> Path:
-    """Make the Digits dataset if it is not there yet.
+    """Make the Digits dataset if it does not exist yet.
 
-    The pictures are the same every time, byte for byte with the same versions of NumPy and
-    Pillow. A smaller set holds the first pictures of the full one.
+    The images are the same every time, byte for byte with the same versions of NumPy and
+    Pillow. A smaller set holds the first images of the full one.
 
     Args:
         root: the folder to hold Digits' folder; the package's cache folder by default.
-        num_train: number of training pictures; numbers other than the usual ones go to a folder
+        num_train: number of training images; numbers other than the usual ones go to a folder
             of their own.
-        num_val: number of validation pictures.
+        num_val: number of validation images.
 
     Returns:
         Digits' folder.
@@ -129,7 +129,7 @@ def make_digits(
     Raises:
         ImportError: scikit-learn is needed and not installed.
         OSError: ``root`` cannot be written to.
-        RuntimeError: Digits' folder is there but was damaged.
+        RuntimeError: Digits' folder exists, but is damaged.
     """
     root = cache_path() if root is None else Path(root).absolute()
     usual = (num_train, num_val) == (NUM_TRAIN, NUM_VAL)
@@ -141,7 +141,7 @@ def make_digits(
             if not is_complete(folder):
                 seconds = SECONDS_PER_IMAGE * (num_train + num_val)
                 logger.info("Making Digits in %s (takes about %.0f s)", folder, seconds)
-                # What is there under this name was left by a run that was killed: we hold the lock.
+                # We hold the lock, so a run that was killed left what has this name.
                 partial = root / f"{folder.name}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()

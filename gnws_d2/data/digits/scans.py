@@ -1,4 +1,4 @@
-"""The scanned digits that the pictures are made of, divided between training and validation."""
+"""The scanned digits that the images are made of, divided between training and validation."""
 
 from __future__ import annotations
 

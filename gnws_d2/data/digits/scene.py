@@ -1,4 +1,4 @@
-"""Pictures of digits: what lies where, and how it looks."""
+"""Images of digits: what lies where, and how it looks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from .ground import LUMA, choose_ink, draw_ground
 from .scans import CLASSES, Scans
 
-SIZE = 160  # width and height of a picture, pixels
+SIZE = 160  # width and height of an image, pixels
 MAX_DIGITS = 4
 HEIGHTS = (44, 96)  # pixels, before rotation
 MAX_ANGLE = 10  # degrees, either way
@@ -21,7 +21,7 @@ EDGE = 1.5  # width of the soft edge of a stroke, pixels
 
 @dataclass
 class Digit:
-    """One digit of a picture.
+    """One digit of an image.
 
     Attributes:
         label: class, 0 to 9.
@@ -40,7 +40,7 @@ class Digit:
 
 @dataclass
 class Scene:
-    """A picture, (SIZE, SIZE, 3) uint8 RGB, and its digits from the lowest to the topmost."""
+    """An image, (SIZE, SIZE, 3) uint8 RGB, and its digits from the lowest to the topmost."""
 
     image: np.ndarray
     digits: list[Digit]
@@ -105,15 +105,15 @@ def draw_stroke(rng: np.random.Generator, scan: np.ndarray) -> np.ndarray:
 def find_place(
     rng: np.random.Generator, covered: np.ndarray, below: list[Digit]
 ) -> tuple[slice, slice] | None:
-    """Find a place in the picture that leaves enough of the digits below visible.
+    """Find a place in the image that leaves enough of the digits below visible.
 
     Args:
         rng: source of chance.
         covered: (h, w) bool mask of the digit to be placed.
-        below: the digits that are in the picture already.
+        below: the digits that are in the image already.
 
     Returns:
-        The rows and columns of the picture to put the digit in; None if none were found.
+        The rows and columns of the image to put the digit in; None if none were found.
     """
     h, w = covered.shape
     for _ in range(TRIES):
@@ -126,9 +126,9 @@ def find_place(
 
 
 def compose(rng: np.random.Generator, scans: Scans) -> Scene:
-    """Compose a picture of 1 to 4 digits; all that is random in it comes from ``rng``."""
-    picture = draw_ground(rng, SIZE)
-    ground_luma = float(picture.mean(axis=(0, 1)) @ LUMA)
+    """Compose an image of 1 to 4 digits; all that is random in it comes from ``rng``."""
+    image = draw_ground(rng, SIZE)
+    ground_luma = float(image.mean(axis=(0, 1)) @ LUMA)
     digits: list[Digit] = []
     for _ in range(rng.integers(1, MAX_DIGITS + 1)):
         label = int(rng.integers(len(CLASSES)))
@@ -143,7 +143,7 @@ def compose(rng: np.random.Generator, scans: Scans) -> Scene:
         ink = choose_ink(rng, ground_luma, [digit.ink for digit in touched])
         for digit in touched:
             digit.mask &= ~mask
-        picture[place] += stroke[..., None] * (ink - picture[place])
+        image[place] += stroke[..., None] * (ink - image[place])
         digits.append(Digit(label, int(scans.ids[choice]), ink, int(mask.sum()), mask))
-    picture += rng.uniform(1, 5) * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
-    return Scene(np.clip(np.rint(picture), 0, 255).astype(np.uint8), digits)
+    image += rng.uniform(1, 5) * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
+    return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), digits)

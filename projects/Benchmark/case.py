@@ -1,0 +1,63 @@
+"""One comparison: a model, its input, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+
+import gnws_d2
+from gnws_d2.projects.acceleration import add_acceleration_config
+
+# The eight architectures, and a config of each.
+ARCHITECTURES = {
+    f"{kind}_rcnn_{depth}_FPN": f"{folder}/{kind}_rcnn_{depth}_FPN_gn_ws_{schedule}.yaml"
+    for kind, folder, schedule in (
+        ("faster", "COCO-Detection", "1x"),
+        ("mask", "COCO-InstanceSegmentation", "2x"),
+    )
+    for depth in ("R_50", "R_101", "X_50_32x4d", "X_101_32x4d")
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all variants are compared on."""
+
+    level: str  # "kernel", "backbone" (with FPN) or "model"
+    model: str  # an architecture, or the name or file of a config
+    size: tuple[int, int]  # height and width of the image, before padding
+    batch: int
+    mode: str  # "train" or "infer"
+    precision: str = "fp32"  # or "tf32", "bf16" (autocast)
+    memory_format: str = "nchw"  # or "channels_last"
+    device: str = "cpu"
+
+    @property
+    def training(self) -> bool:
+        return self.mode == "train"
+
+    @property
+    def format(self) -> torch.memory_format:
+        last = self.memory_format == "channels_last"
+        return torch.channels_last if last else torch.contiguous_format
+
+    def autocast(self) -> AbstractContextManager:
+        if self.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+
+    def config(self, opts: Sequence[str] = ()) -> CfgNode:
+        """The model's config with overrides, KEY VALUE.
+
+        Raises:
+            gnws_d2.config.ConfigError: an override names a key that does not exist.
+        """
+        fixed = ["MODEL.DEVICE", self.device, "MODEL.WEIGHTS", "", "VIS_PERIOD", "0"]
+        # The optimizer takes its step, and all weights stay as they are.
+        fixed += ["SOLVER.BASE_LR", "0.0"]
+        file = ARCHITECTURES.get(self.model, self.model)
+        return gnws_d2.load_config(file, [*fixed, *opts], [add_acceleration_config])
