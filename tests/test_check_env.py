@@ -60,6 +60,7 @@ def lay(monkeypatch, tmp_path):
     return lay
 
 
+@pytest.mark.slow
 def test_no_problem_here():
     problems, [*_, versions] = check_env.check()
     assert problems == []

@@ -83,6 +83,7 @@ def test_projects_of_detectron2_are_known_where_they_are_named():
     assert load_config("", ["MODEL.RESNETS.STEM_TYPE", "deeplab"]).MODEL.RESNETS.RES4_DILATION == 1
 
 
+@pytest.mark.slow
 def test_opencv_is_needed_by_pointrend_alone(tmp_path):
     (tmp_path / "cv2.py").write_text("raise ModuleNotFoundError(\"No module named 'cv2'\")")
     program = """

@@ -107,6 +107,7 @@ def test_command_prints_folder_and_counts(small, capsys, monkeypatch):
     assert out[1].startswith("train: 2 images, ") and out[2].startswith("val: 4 images, ")
 
 
+@pytest.mark.slow
 def test_import_makes_nothing_and_leaves_scikit_learn_alone(tmp_path):
     code = "import sys, gnws_d2.data; assert 'sklearn' not in sys.modules"
     env = {**os.environ, CACHE_VARIABLE: str(tmp_path / "cache")}

@@ -191,6 +191,7 @@ def test_state_dict_is_the_plain_convolution_s():
     assert torch.equal(conv.state_dict()["weight"], before)
 
 
+@pytest.mark.slow
 def test_layers_import_without_detectron2(tmp_path):
     (tmp_path / "detectron2.py").write_text("raise ModuleNotFoundError('hidden')")
     program = (

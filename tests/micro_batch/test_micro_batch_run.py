@@ -82,5 +82,5 @@ def test_processes_and_a_job_that_fails(tmp_path, log):
     assert failure == f"{names[1]}: RuntimeError: no memory"
     assert {f.stem for f in folder.iterdir()} == {names[0], names[2], names[3]}
     log.with_suffix(".fail").unlink()
-    assert run.run_jobs(train, JOBS, folder, processes=2) == []
+    assert run.run_jobs(train, JOBS, folder, processes=1) == []
     assert sorted(log.read_text().split()) == sorted([*names, names[1]])

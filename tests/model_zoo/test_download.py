@@ -3,10 +3,9 @@
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
+from processes import run
 from server import fail, redirect, send
 
 from gnws_d2.model_zoo import download as module
@@ -144,12 +143,13 @@ except DownloadError as error:
 
 
 @pytest.mark.slow
-def test_a_quota_that_is_met_in_the_middle(server, file):
+def test_a_quota_that_is_met_in_the_middle(server, file, tmp_path):
     """The limit of a file's size stands for a quota: writing fails once it is reached."""
     file.write_bytes(b"what was there before")
     server.answers["/model.pth"] = [send(CONTENT)]
-    command = [sys.executable, "-c", LIMITED, f"{server.url}/model.pth", str(file), SHA]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    program = tmp_path / "limited.py"
+    program.write_text(LIMITED)
+    done = run(program, f"{server.url}/model.pth", file, SHA)
     assert done.returncode == 0, done.stderr
     assert "model.pth.part cannot be written: File too large" in done.stdout
     assert file.read_bytes() == b"what was there before" and len(server.requests) == 1

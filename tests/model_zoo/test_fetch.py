@@ -4,7 +4,6 @@ import hashlib
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from processes import start
 from server import fail, send
 
 from gnws_d2 import load_config, model_zoo
@@ -222,16 +222,15 @@ print(fetch(Published("small", sys.argv[1], "", "", "", "", "", sys.argv[2])))
 
 
 @pytest.mark.slow
-def test_of_eight_processes_one_downloads(entry, server, content):
+def test_of_eight_processes_one_downloads(entry, server, content, tmp_path):
     server.answers[f"/a/b/{entry.file_name}"] = [send(content, slow=0.005)]
-    command = [sys.executable, "-c", FETCH, entry.config, entry.url]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(8)
-    ]
-    printed = {process.communicate(timeout=300)[0].strip() for process in processes}
-    assert printed == {str(cached(entry))}
+    program = tmp_path / "fetch.py"
+    program.write_text(FETCH)
+    printed = [tmp_path / f"printed_{i}" for i in range(8)]
+    started = [start(program, entry.config, entry.url, stdout=str(file)) for file in printed]
+    for process in started:
+        process.join(300)
+    assert {file.read_text().strip() for file in printed} == {str(cached(entry))}
     assert len(server.requests) == 1
 
 
