@@ -1,5 +1,6 @@
 """The detectors against MMDetection's own outputs (tests/parity/README.md says what those are)."""
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -46,12 +47,12 @@ def picture_of(case: str) -> torch.Tensor:
     return torch.as_tensor(bgr[:, :, ::-1].astype(np.float32).transpose(2, 0, 1).copy())
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def case(request) -> str:
     return request.param
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(case) -> nn.Module:
     detector = build_model(config_of(case)).eval()
     seed = int(expected_of(case)["seed"])
@@ -72,7 +73,7 @@ def test_every_part_in_float64(case, model):
     expected = expected_of(case)
     # The reference, too, prepared the image in float32.
     pictures = model.preprocess_image([{"image": picture_of(case)}]).tensor.double()
-    model.double()
+    model = copy.deepcopy(model).double()
     errors = {}
     bottom_up = model.backbone.bottom_up(pictures)
     features = model.backbone(pictures)
