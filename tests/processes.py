@@ -14,14 +14,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 START_METHOD = "forkserver"
-CONTEXT = multiprocessing.get_context(START_METHOD)
-CONTEXT.set_forkserver_preload(
+_CONTEXT = multiprocessing.get_context(START_METHOD)
+_CONTEXT.set_forkserver_preload(
     ["gnws_d2.engine", "gnws_d2.export", "gnws_d2.model_zoo.__main__", "detectron2.data.datasets"]
 )
+
+
+_ENVIRONMENT = dict(os.environ)  # before any test has changed it
+
+
+def context() -> BaseContext:
+    """The processes of START_METHOD, in the environment that pytest was started in."""
+    with mock.patch.dict(os.environ, _ENVIRONMENT, clear=True):
+        forkserver.ensure_running()
+    return _CONTEXT
 
 
 def start(
@@ -33,7 +46,7 @@ def start(
 ) -> multiprocessing.Process:
     """Start ``python WORDS``, a file or ``-m`` and a module, as the leader of a process group."""
     arguments = ([str(word) for word in words], str(cwd or Path.cwd()), dict(env or os.environ))
-    process = CONTEXT.Process(target=_run, args=(*arguments, stdout, stderr))
+    process = context().Process(target=_run, args=(*arguments, stdout, stderr))
     process.start()
     return process
 

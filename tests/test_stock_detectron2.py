@@ -3,11 +3,10 @@ and its tools/train_net.py, after ``import gnws_d2``."""
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 import yaml
@@ -101,8 +100,7 @@ def test_detectron2_s_train_net(digits, tmp_path):
     data = ["DATASETS.TRAIN", "('tiny_digits_train',)", "DATASETS.TEST", "('tiny_digits_val',)"]
 
     def run(*words: str) -> None:
-        command = [sys.executable, str(program), "--config-file", str(CONFIG_ROOT / MASK), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = processes.run(program, "--config-file", CONFIG_ROOT / MASK, *words)
         assert done.returncode == 0, done.stderr
 
     out = tmp_path / "out"

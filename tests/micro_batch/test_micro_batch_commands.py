@@ -7,11 +7,12 @@ import channels
 import classifier
 import detector
 import doc_tables
+import processes
 import pytest
+import run
 import smoothness
 import summary
 from experiment import Preset
-from run import command
 from test_micro_batch_summary import EMPTY
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,8 @@ def run_command(monkeypatch, folder, module, **of_preset) -> None:
     name = module.__name__
     preset = Preset(images=40, reference_lr=0.02, seeds=1, **of_preset)
     monkeypatch.setattr(sys, "argv", [name, "--output", str(folder), "--jobs", "1"])
-    command(module.__doc__, module.train, {name: {"small": preset}})
+    monkeypatch.setattr(run.multiprocessing, "get_context", lambda _: processes.context())
+    run.command(module.__doc__, module.train, {name: {"small": preset}})
 
 
 def test_commands_and_report(tmp_path, monkeypatch):
