@@ -11,12 +11,10 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
-from detectron2.modeling.proposal_generator import proposal_utils
 from server import Server, running
+from tiny import TINY, allow_double, register_tiny_digits
 from torch import nn
-from torch.nn import functional as F
 
 import gnws_d2
 from gnws_d2.cache import CACHE_VARIABLE
@@ -30,27 +28,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 torch.set_num_threads(1)
 # A GPU's convolutions would by default round to 11 bits, unlike what they are compared with.
 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-TINY = [
-    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
-    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32"),
-    *("MODEL.ROI_BOX_HEAD.FC_DIM", "32", "MODEL.ROI_MASK_HEAD.CONV_DIM", "32"),
-    *("MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16],[32],[48],[64]]"),
-    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_WORLD_SIZE", "0"),
-    *("SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
-    *("SEED", "7", "VIS_PERIOD", "0"),
-]
-# A step of less than half the time: few anchors and proposals.
-FEW_PROPOSALS = [
-    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64"),
-    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "100", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"),
-]
-# The same computation run in other ways, all at once: keys of projects/Acceleration.
-ELSEHOW = [
-    *("MODEL.GN.FUSE_RELU", "always", "MODEL.GN.RECOMPUTE_ACTIVATIONS", "True"),
-    *("MODEL.GN.RECOMPUTE_CONVOLUTIONS", "True", "MODEL.CHANNELS_LAST", "True"),
-]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,14 +48,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def digits() -> Path:
     """The folder of the small Digits."""
     return digits_package.make_digits()
-
-
-def register_tiny_digits(folder: Path) -> None:
-    """Register the splits in ``folder`` as tiny_digits_train and tiny_digits_val."""
-    for split in ("train", "val"):
-        name = f"tiny_digits_{split}"
-        register_coco_instances(name, {}, str(folder / f"digits_{split}.json"), str(folder / split))
-        MetadataCatalog.get(name).thing_classes = list("0123456789")
 
 
 @pytest.fixture(scope="session")
@@ -145,18 +114,3 @@ def empty_cache(tmp_path, monkeypatch) -> Path:
 def double(monkeypatch) -> None:
     """Lets a detector train in float64, where Detectron2 or torch would refuse it or round."""
     allow_double(monkeypatch)
-
-
-def allow_double(monkeypatch: pytest.MonkeyPatch) -> None:
-    """See :func:`double`."""
-    nms, cross_entropy = proposal_utils.batched_nms, F.binary_cross_entropy_with_logits
-    monkeypatch.setattr(
-        proposal_utils,
-        "batched_nms",
-        lambda boxes, scores, *args: nms(boxes, scores.float(), *args),
-    )
-    monkeypatch.setattr(
-        F,
-        "binary_cross_entropy_with_logits",
-        lambda logits, target, **kw: cross_entropy(logits, target.to(logits.dtype), **kw),
-    )

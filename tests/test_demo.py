@@ -7,10 +7,10 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from conftest import ELSEHOW, TINY
 from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
+from tiny import ELSEHOW, TINY
 
 from gnws_d2.checkpoint import Provenance
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ELSEHOW, FEW_PROPOSALS, TINY
 from processes import run, start
+from tiny import ELSEHOW, FEW_PROPOSALS, TINY
 
 from gnws_d2.data.digits import make_digits
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ELSEHOW
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from tiny import ELSEHOW
 from torch import nn
 
 import gnws_d2

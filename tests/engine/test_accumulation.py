@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import FEW_PROPOSALS, allow_double, register_tiny_digits
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import SimpleTrainer
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from processes import START_METHOD
+from tiny import FEW_PROPOSALS, allow_double, register_tiny_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FEW_PROPOSALS
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from tiny import FEW_PROPOSALS
 
 from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer

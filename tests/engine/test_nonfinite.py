@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import FEW_PROPOSALS
 from detectron2.modeling import build_model
+from tiny import FEW_PROPOSALS
 from torch import nn
 
 from gnws_d2.engine import Trainer

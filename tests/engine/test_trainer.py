@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FEW_PROPOSALS
 from detectron2 import evaluation
 from detectron2.data import (
     DatasetCatalog,
@@ -18,6 +17,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from tiny import FEW_PROPOSALS
 from torch.utils.data import DataLoader
 
 from gnws_d2.config import ConfigError

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 from detectron2.modeling import build_model
 from PIL import Image
 from processes import run
+from tiny import TINY
 
 import gnws_d2
 
