@@ -62,7 +62,16 @@ def test_the_rpn(mask_rcnn):
         assert not layer.bias.any()
 
 
-def test_the_pyramid():
+def test_the_pyramid(mask_rcnn):
+    """By the config of a published model."""
+    fpn = mask_rcnn.backbone
+    for level in (2, 3, 4, 5):
+        lateral = getattr(fpn, f"fpn_lateral{level}").weight
+        check(lateral, xavier(64 * 2**level, 256), uniform=True)
+        check(getattr(fpn, f"fpn_output{level}").weight, xavier(2304, 2304), uniform=True)
+
+
+def test_the_laterals_alone_are_changed():
     torch.manual_seed(0)
     cfg = load_config("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml")
     fpn = build_backbone(cfg)
