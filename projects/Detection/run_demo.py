@@ -86,7 +86,7 @@ def main() -> None:
 Files:
   model     {args.output / "model_final.pth"}
   config    {args.output / "config.yaml"}
-  images  {overview}, and one by one with detections.json in {args.output / "pictures"}
+  images    {overview}, and one by one with detections.json in {args.output / "pictures"}
   log       {args.output / "log.txt"}, and for TensorBoard the same folder
 
 Next:
