@@ -112,7 +112,7 @@ class MaxIoURPN(RPN):
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
-        # Of labels -1, 0 and 1. To compare them with numbers would take five times as long on a CPU.
+        # Labels are -1, 0 or 1. Comparing them with numbers takes five times as long on a CPU.
         positive = torch.stack([label.clamp(min=0).sum() for label in gt_labels])
         negative = torch.stack([(label + 1).count_nonzero() for label in gt_labels]) - positive
         sampled = (positive.clamp(min=1) + negative.clamp(min=1)).sum()
