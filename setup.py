@@ -53,6 +53,7 @@ setup(
         "test": ["hypothesis", "pytest", "pytest-xdist", *DEMO, *EXPORT, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
+    entry_points={"console_scripts": ["gnws = gnws_d2.projects.detection.cli:main"]},
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],
     # Folders outside gnws_d2/ become subpackages of it. configs/ is one to setuptools only: that
     # takes it into the wheel without copies or links in the source tree.

@@ -87,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
         train(cfg, args.resume)
 
 
-if __name__ == "__main__":
+def invoke_main() -> None:
     args = add_debug_flag(default_argument_parser(__doc__)).parse_args()
     launch(
         main,
@@ -97,3 +97,7 @@ if __name__ == "__main__":
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+if __name__ == "__main__":
+    invoke_main()

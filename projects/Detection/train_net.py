@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     trainer.train()
 
 
-if __name__ == "__main__":
+def invoke_main() -> None:
     args = add_debug_flag(default_argument_parser(__doc__)).parse_args()
     launch(
         main,
@@ -88,3 +88,7 @@ if __name__ == "__main__":
         dist_url=args.dist_url,
         args=(args,),
     )
+
+
+if __name__ == "__main__":
+    invoke_main()
