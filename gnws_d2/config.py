@@ -6,14 +6,16 @@ import difflib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from .config_files import resolve_config_file
+from .config_files import CONFIG_ROOT, resolve_config_file
 from .errors import GnwsError
 from .norms import BCN_NORMS
 
@@ -86,6 +88,18 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Another IMS_PER_BATCH, to which learning rate and schedule are scaled linearly, in place of
     # the scaling by REFERENCE_WORLD_SIZE. 0 scales to no batch.
     cfg.SOLVER.SCALE_TO_BATCH = 0
+    # Lengths in epochs, passes over the images that are trained on, where more than 0. Training
+    # turns them into MAX_ITER, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD and sets them back to 0;
+    # STEPS keep their fractions of MAX_ITER.
+    cfg.SOLVER.EPOCHS = 0.0
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0
+    cfg.TEST.EVAL_EPOCHS = 0.0
+    # The metric whose best evaluation is kept as model_best.pth, such as "bbox/AP50"; "auto"
+    # chooses the AP or mIoU of the model's main task, "" keeps none. With several test sets,
+    # "auto" takes the first; a name then begins with that of the set: "my_val/bbox/AP50".
+    cfg.TEST.BEST_METRIC = "auto"
+    # Stop after this many evaluations in a row without a better TEST.BEST_METRIC. 0 never stops.
+    cfg.SOLVER.EARLY_STOPPING = 0
     for key in REMOVED_KEYS - cfg.__dict__[CfgNode.DEPRECATED_KEYS]:
         cfg.register_deprecated_key(key)
 
@@ -138,14 +152,66 @@ def load_config(
     cfg = _with_projects(cfg, named)
     if path:
         _check_keys(CfgNode(loaded), cfg, path)
-        try:
-            cfg.merge_from_file(path, allow_unsafe=False)
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"{path}: {error.args[0]}") from error
+        with _whole_numbers(cfg, dict(_leaves(CfgNode(loaded)))):
+            try:
+                cfg.merge_from_file(path, allow_unsafe=False)
+            except (ValueError, KeyError) as error:
+                raise ConfigError(f"{path}: {error.args[0]}") from error
     _merge_opts(cfg, opts)
     use_available_device(cfg)
     check_config(cfg)
     return cfg
+
+
+def explicit_keys(file: str | Path, opts: Sequence[str] = ()) -> set[str]:
+    """The keys that the user set: those of ``opts``, and of the files among ``file`` and its bases
+    that are not packaged.
+
+    Where ``opts`` count in epochs, iterations of a file give way: a saved config can be run again
+    with SOLVER.EPOCHS.
+
+    Args:
+        file, opts: those of :func:`load_config`.
+    """
+    keys = set()
+    for own in _config_files(str(file))[0]:
+        keys |= {key for key, _ in _leaves(CfgNode(own))}
+    given = set(opts[::2])
+    for epochs, iterations in EPOCH_KEYS.items():
+        if epochs in given:
+            keys -= iterations
+    return keys | given
+
+
+# Lengths in epochs -> what they determine, in iterations.
+EPOCH_KEYS = {
+    "SOLVER.EPOCHS": {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
+    "SOLVER.CHECKPOINT_EPOCHS": {"SOLVER.CHECKPOINT_PERIOD"},
+    "TEST.EVAL_EPOCHS": {"TEST.EVAL_PERIOD"},
+}
+
+
+def packaged_config(file: str | Path) -> CfgNode:
+    """The packaged config that ``file`` is or builds on, without anything that a user set;
+    Detectron2's defaults where there is none."""
+    add_configs = [function for function in _used_add_configs if function is not add_gnws_config]
+    return load_config(_config_files(str(file))[1], (), add_configs)
+
+
+def _config_files(file: str) -> tuple[list[dict], str]:
+    """The contents of ``file`` and its bases, each alone, down to the first packaged file, and the
+    path of that, "" where there is none."""
+    path = resolve_config_file(file)
+    if not path or Path(path).resolve().is_relative_to(CONFIG_ROOT.resolve()):
+        return [], path
+    loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    bases = loaded.pop("_BASE_", [])
+    own, packaged = [loaded], ""
+    for base in [bases] if isinstance(bases, str) else bases:
+        beside = Path(path).parent / Path(base).expanduser()
+        more, found = _config_files(str(beside) if beside.is_file() else base)
+        own, packaged = own + more, found or packaged
+    return own, packaged
 
 
 # The functions that have added keys in this process, in order.
@@ -265,9 +331,12 @@ def _check_bcn(cfg: CfgNode) -> None:
 
 def _check_batch(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
-    for key, least in (("ACCUMULATION_STEPS", 1), ("SCALE_TO_BATCH", 0)):
-        if solver[key] < least:
-            raise ConfigError(f"SOLVER.{key} is {solver[key]}. Set it to {least} or more.")
+    for key, least in (
+        *(("SOLVER.ACCUMULATION_STEPS", 1), ("SOLVER.SCALE_TO_BATCH", 0)),
+        *(("SOLVER.EARLY_STOPPING", 0), *((key, 0) for key in EPOCH_KEYS)),
+    ):
+        if not get_key(cfg, key) >= least:
+            raise ConfigError(f"{key} is {get_key(cfg, key)}. Set it to {least} or more.")
     key = "SCALE_TO_BATCH" if solver.SCALE_TO_BATCH else "IMS_PER_BATCH"
     if solver[key] % solver.ACCUMULATION_STEPS:
         raise ConfigError(
@@ -310,10 +379,11 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
             if not isinstance(node, CfgNode) or word not in node:
                 raise _unknown_key(key, value, cfg, "the command line")
             node = node[word]
-        try:
-            cfg.merge_from_list([key, value])
-        except ValueError as error:
-            raise ConfigError(f"{key} {value}: {error.args[0]}") from error
+        with _whole_numbers(cfg, {key: CfgNode._decode_cfg_value(value)}):
+            try:
+                cfg.merge_from_list([key, value])
+            except ValueError as error:
+                raise ConfigError(f"{key} {value}: {error.args[0]}") from error
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
@@ -327,6 +397,32 @@ def _unknown_key(key: str, value: object, cfg: CfgNode, source: str) -> ConfigEr
     near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3, cutoff=0.6)
     fix = f"Did you mean {' or '.join(near)}?" if near else "Remove it."
     return ConfigError(f"{source} sets {key} to {value!r}, a key that does not exist. {fix}")
+
+
+@contextmanager
+def _whole_numbers(cfg: CfgNode, values: dict[str, object]) -> Iterator[None]:
+    """Let the block merge ``values`` of which some are whole where ``cfg`` has fractions, such as
+    "SOLVER.EPOCHS 12", which Detectron2 refuses."""
+    whole = [k for k, v in values.items() if type(v) is int and type(get_key(cfg, k)) is float]
+    for key in whole:
+        set_key(cfg, key, 0)
+    yield
+    for key in whole:
+        set_key(cfg, key, float(get_key(cfg, key)))
+
+
+def get_key(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key; None where there is no such key."""
+    node: Any = cfg
+    for word in key.split("."):
+        node = node.get(word) if isinstance(node, CfgNode) else None
+    return node
+
+
+def set_key(cfg: CfgNode, key: str, value: object) -> None:
+    """Set a dotted key that exists."""
+    section, _, name = key.rpartition(".")
+    (get_key(cfg, section) if section else cfg)[name] = value
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -8,11 +8,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tabulate import tabulate
 
-from ..config import ConfigError
+from ..config import ConfigError, get_key
 
 logger = logging.getLogger(__name__)
 
-_SCALED = (
+SCALED = (
     "SOLVER.REFERENCE_WORLD_SIZE",
     "SOLVER.IMS_PER_BATCH",
     "SOLVER.BASE_LR",
@@ -57,30 +57,30 @@ def _with_batch(cfg: CfgNode, batch: int) -> CfgNode:
     old = cfg.SOLVER.IMS_PER_BATCH
     if (batch, 0) == (old, cfg.SOLVER.REFERENCE_WORLD_SIZE):
         return cfg
-    # The rule scales by processes: here each image counts as one.
-    scaled = DefaultTrainer.auto_scale_workers(_with_reference(cfg, old), batch)
-    # Turned off, or Detectron2 would scale again, from images to processes.
-    scaled = _with_reference(scaled, 0)
+    scaled = scaled_from(cfg, old, batch)
     if batch != old:
         _log(cfg, scaled, f"a batch of {old} to {batch}")
     return scaled
 
 
-def _with_reference(cfg: CfgNode, world_size: int) -> CfgNode:
-    frozen, cfg = cfg.is_frozen(), cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = world_size
-    if frozen:
-        cfg.freeze()
-    return cfg
+def scaled_from(cfg: CfgNode, old: int, batch: int) -> CfgNode:
+    """A copy of ``cfg``, a schedule for a batch of ``old``, scaled to ``batch`` and not to be
+    scaled again."""
+    scaled = cfg.clone()
+    scaled.defrost()
+    scaled.SOLVER.IMS_PER_BATCH = old
+    # The rule scales by processes: here each image counts as one.
+    scaled.SOLVER.REFERENCE_WORLD_SIZE = old
+    scaled = DefaultTrainer.auto_scale_workers(scaled, batch)
+    # Turned off, or Detectron2 would scale again, from images to processes.
+    scaled.defrost()
+    scaled.SOLVER.REFERENCE_WORLD_SIZE = 0
+    if cfg.is_frozen():
+        scaled.freeze()
+    return scaled
 
 
 def _log(cfg: CfgNode, scaled: CfgNode, change: str) -> None:
-    rows = [(key, _get(cfg, key), _get(scaled, key)) for key in _SCALED]
+    rows = [(key, get_key(cfg, key), get_key(scaled, key)) for key in SCALED]
     table = tabulate(rows, ["key", "config", "this run"], tablefmt="pipe")
     logger.info("Schedule scaled from %s:\n%s", change, table)
-
-
-def _get(cfg: CfgNode, key: str) -> object:
-    section, name = key.split(".")
-    return cfg[section][name]

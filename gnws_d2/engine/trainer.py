@@ -26,6 +26,7 @@ from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
+from .epochs import in_iterations
 from .evaluators import build_evaluator
 from .launch import create_ddp_model
 from .moving_speed import MovingSpeed
@@ -41,7 +42,7 @@ class Trainer(DefaultTrainer):
     """Trains, evaluates and resumes a config; see ``detectron2.engine.DefaultTrainer``."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        cfg = scale_schedule(cfg, comm.get_world_size())
+        cfg = in_iterations(scale_schedule(cfg, comm.get_world_size()))
         check_batch(cfg, comm.get_world_size())
         check_precision(cfg)
         # DefaultTrainer.__init__ has no argument for how it wraps the model.
