@@ -234,6 +234,16 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     return _without(cfg.clone(), unused)
 
 
+def changed_keys(cfg: CfgNode) -> dict[str, object]:
+    """The keys of ``cfg`` whose values are not the defaults, with their values. The defaults are
+    Detectron2's, this package's, and those of the ``add_configs`` of :func:`load_config`."""
+    defaults = get_cfg()
+    for add_config in _used_add_configs:
+        add_config(defaults)
+    known = dict(_leaves(defaults))
+    return {k: v for k, v in _leaves(cfg) if k not in known or known[k] != v}
+
+
 def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
     for name, value in list(node.items()):
         if isinstance(value, CfgNode) and value:

@@ -1,0 +1,237 @@
+"""Plots of an evaluation and of a training, one figure each, without pyplot's global state."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .history import Series
+from .matching import MATCHING_IOU, THRESHOLDS, Matches, f1_score, ratio
+
+TASKS = {"bbox": "box", "segm": "mask"}
+# Okabe and Ito's colours, told apart by the colour-blind.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_CYCLE = [BLUE, RED, GREEN, ORANGE, "#56B4E9", "#CC79A7", "#7F7F7F", "#8C6D1F", "#5D3A9B", "#1A1A1A"]
+_GREY = "#B8B8B8"
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": matplotlib.cycler(color=_CYCLE),
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+_SIZE = (4.8, 3.5)  # inches; small, so that the letters are readable on a phone
+_RECALLS = np.linspace(0, 1, 101)
+_MOST_NAMED = len(_CYCLE)  # more classes are grey lines, the best and the worst named
+
+
+def plain(text: str) -> str:
+    """``text`` as matplotlib shows it unchanged: it takes what is between two $ for mathematics."""
+    return text.replace("$", r"\$")
+
+
+def encode(figure: Figure) -> bytes:
+    """A PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
+        # The font may lack the letters of a class name. The page has the name in any case.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(buffer, format="png", dpi=160)
+    return buffer.getvalue()
+
+
+def precision_recall(matches: Matches, iou: int) -> Figure:
+    """Precision over recall at an IoU of 50 or 75 percent, for each class and their mean."""
+    axes = _axes(f"Precision and recall, {TASKS[matches.task]} IoU {iou / 100}")
+    precision = matches.precision[iou]
+    present = np.flatnonzero(~np.isnan(precision[0]))
+    average = precision.mean(axis=0)
+    named = _named(average, present)
+    for k in present:
+        if k not in named:
+            axes.plot(_RECALLS, precision[:, k], color=_GREY, linewidth=0.6)
+    for k in named:
+        label = f"{_short(matches.classes[k])} {100 * average[k]:.1f}"
+        axes.plot(_RECALLS, precision[:, k], linewidth=1.2, label=label)
+    if len(present) > 1:
+        mean = precision[:, present].mean(axis=1)
+        label = f"mean {100 * mean.mean():.1f}"
+        axes.plot(_RECALLS, mean, color="black", linewidth=2.4, label=label)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+    _legend(axes, f"AP{iou}")
+    return axes.figure
+
+
+def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
+    """Precision, recall and F1 of all detections that a score threshold keeps."""
+    axes = _axes(f"F1 over the score threshold, {TASKS[matches.task]} IoU {MATCHING_IOU}")
+    right, wrong = matches.kept()
+    for k, objects in enumerate(matches.objects):
+        if objects and len(matches.classes) > 1:
+            f1 = f1_score(right[k], wrong[k], objects)
+            label = "F1 of each class" if "F1 of each class" not in _labels(axes) else None
+            axes.plot(THRESHOLDS, f1, color=_GREY, linewidth=0.6, label=label)
+    right, wrong, objects = right.sum(axis=0), wrong.sum(axis=0), matches.objects.sum()
+    axes.plot(THRESHOLDS, ratio(right, right + wrong), color=GREEN, label="precision")
+    axes.plot(THRESHOLDS, ratio(right, objects), color=ORANGE, label="recall")
+    axes.plot(THRESHOLDS, f1_score(right, wrong, objects), color=BLUE, linewidth=2.4, label="F1")
+    if threshold is not None:
+        label = f"highest F1: {threshold:.2f}"
+        axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
+    axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.03))
+    _legend(axes)
+    return axes.figure
+
+
+def score_histogram(matches: Matches, threshold: float | None) -> Figure:
+    """How many right and wrong detections have which score."""
+    axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
+    bins = np.linspace(0, 1, 21)
+    for name, colour, mask in (
+        ("wrong", RED, ~matches.is_right),
+        ("right", BLUE, matches.is_right),
+    ):
+        values = matches.score[mask]
+        style = {"color": colour, "alpha": 0.55, "label": f"{name} ({len(values)})"}
+        axes.hist(values, bins=bins, **style)
+    if threshold is not None:
+        axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
+    if len(matches.score):
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="score", ylabel="detections", xlim=(0, 1))
+    _legend(axes)
+    return axes.figure
+
+
+def ap_per_class(matches: Matches) -> Figure:
+    """AP and AP50 of each class, the best on top; as high as the classes need."""
+    ap, ap50 = matches.class_ap[:, 0], matches.class_ap[:, 1]
+    order = np.argsort(np.where(np.isnan(ap), -1, ap), kind="stable")
+    height = max(_SIZE[1], 0.19 * len(order) + 1)
+    axes = _axes(f"AP of each class, {TASKS[matches.task]}", (_SIZE[0], height))
+    places = np.arange(len(order))
+    bars = axes.barh(places, np.nan_to_num(ap[order]), height=0.7, color=BLUE, label="AP")
+    axes.plot(ap50[order], places, "|", color="black", markersize=8, label="AP50")
+    axes.bar_label(
+        bars,
+        ["no objects" if np.isnan(v) else f"{v:.1f}" for v in ap[order]],
+        **{"fontsize": 7, "padding": 2, "color": "black"},
+    )
+    names = [f"{_short(matches.classes[k])} ({matches.objects[k]})" for k in order]
+    axes.set_yticks(places, names, fontsize=8)
+    axes.set(xlabel="percent", xlim=(0, 108), ylim=(-0.6, max(len(order), 1) - 0.4))
+    axes.set_xticks(range(0, 101, 20))
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12 * _SIZE[1] / height), ncols=2)
+    return axes.figure
+
+
+def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float) -> Figure:
+    """Counts, and as colours the shares of each row; as large as the classes need."""
+    number = len(classes) + 1
+    side = max(_SIZE[0], 0.2 * number + 1.6)
+    title = f"Confusion, {TASKS[task]} IoU {MATCHING_IOU}, score {threshold:.2f} or more"
+    axes = _axes(title, (side, side * 0.92))
+    shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    size = 8 if number <= 14 else 6
+    for i, j in zip(*np.nonzero(matrix), strict=True):
+        colour = "white" if shares[i, j] > 0.55 else "black"
+        axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=colour, fontsize=size)
+    names = [_short(name) for name in classes]
+    axes.set_xticks(range(number), [*names, "missed"], rotation=90, fontsize=size)
+    axes.set_yticks(range(number), [*names, "nothing there"], fontsize=size)
+    axes.set(xlabel="detected as", ylabel="truth")
+    axes.spines[:].set_visible(True)
+    return axes.figure
+
+
+def losses(history: Mapping[str, Series]) -> Figure | None:
+    """The losses over the iterations; None without any."""
+    names = [name for name in history if name.startswith("loss")]
+    if "total_loss" not in history:
+        return None
+    axes = _axes("Training loss")
+    for name in names:
+        axes.plot(*history[name], linewidth=1, label=_short(name))
+    axes.plot(*history["total_loss"], color="black", linewidth=2, label="total")
+    axes.set_ylim(bottom=0)
+    _iterations(axes)
+    _legend(axes)
+    return axes.figure
+
+
+def ap_history(history: Mapping[str, Series]) -> Figure | None:
+    """AP and AP50 of each evaluation over the iterations; None without an evaluation."""
+    wanted = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "keypoints/AP")
+    # With several test datasets, names start with that of the dataset.
+    names = [n for n in history if any(n == w or n.endswith(f"/{w}") for w in wanted)]
+    if not names:
+        return None
+    axes = _axes("AP during training")
+    for name in sorted(names):
+        style = "--" if name.endswith("50") else "-"
+        axes.plot(*history[name], marker="o", markersize=3, linestyle=style, label=_short(name, 34))
+    axes.set_ylabel("percent")
+    axes.set_ylim(bottom=0)
+    _iterations(axes)
+    _legend(axes)
+    return axes.figure
+
+
+def learning_rate(history: Mapping[str, Series]) -> Figure | None:
+    """The learning rate over the iterations; None if it is not known."""
+    if "lr" not in history:
+        return None
+    axes = _axes("Learning rate")
+    axes.plot(*history["lr"], color=BLUE)
+    axes.set_ylim(bottom=0)
+    _iterations(axes)
+    return axes.figure
+
+
+def _axes(title: str, size: tuple[float, float] = _SIZE) -> Axes:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size)
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set_title(title)
+    return axes
+
+
+def _iterations(axes: Axes) -> None:
+    axes.set_xlabel("iterations")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _named(average: np.ndarray, present: np.ndarray) -> list[int]:
+    """The classes to name, the best first."""
+    ranked = sorted(present, key=lambda k: -average[k])
+    return ranked if len(ranked) <= _MOST_NAMED else [*ranked[:4], *ranked[-4:]]
+
+
+def _short(name: str, most: int = 22) -> str:
+    return plain(name if len(name) <= most else f"{name[: most - 1]}…")
+
+
+def _labels(axes: Axes) -> list[str]:
+    return axes.get_legend_handles_labels()[1]
+
+
+def _legend(axes: Axes, title: str | None = None) -> None:
+    if _labels(axes):
+        with matplotlib.rc_context(_STYLE):
+            axes.legend(title=title, title_fontsize=8)

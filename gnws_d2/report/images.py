@@ -1,0 +1,133 @@
+"""Objects and detections drawn into their images with Detectron2's Visualizer."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from .choose import ImageResult
+from .curves import plain
+from .matching import Matches
+
+SIDE = 620  # pixels of the longer side of a drawn image; smaller ones are enlarged
+RIGHT, WRONG, LEFT_OUT = "#2E9BFF", "#FF5A1F", "#B0B0B0"
+Annotation = Mapping[str, Any]  # of an object or a detection, in COCO's form
+
+
+def draw(
+    rgb: np.ndarray,
+    annotations: Sequence[Annotation],
+    labels: Sequence[str],
+    colours: Sequence[Any],
+    *,
+    side: int = SIDE,
+) -> Image.Image:
+    """Draw boxes, masks and labels, after scaling the image to ``side`` pixels.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        annotations: with ``bbox``, XYWH in pixels of ``rgb``, and, if they have masks,
+            ``segmentation`` as polygons or RLE of its size.
+        labels, colours: one for each annotation; colours as matplotlib takes them.
+    """
+    height, width = rgb.shape[:2]
+    scale = side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    visualizer = Visualizer(np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)))
+    if annotations:
+        corners = np.array([a["bbox"] for a in annotations], dtype=float)
+        corners[:, 2:] += corners[:, :2]
+        with_masks = any(a.get("segmentation") for a in annotations)
+        masks = [_scaled_mask(a.get("segmentation"), rgb.shape[:2], size) for a in annotations]
+        visualizer.overlay_instances(
+            boxes=corners * np.tile([size[0] / width, size[1] / height], 2),
+            labels=[plain(label) for label in labels],
+            masks=masks if with_masks else None,
+            assigned_colors=list(colours),
+            alpha=0.3,
+        )
+    with warnings.catch_warnings():
+        # The font may lack the letters of a class name.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        return Image.fromarray(visualizer.output.get_image())
+
+
+def truth_and_prediction(
+    rgb: np.ndarray,
+    objects: Sequence[Annotation],
+    detections: Sequence[Annotation],
+    names: Mapping[int, str],
+    matches: Matches,
+    threshold: float,
+) -> tuple[Image.Image, Image.Image]:
+    """The objects of an image and what is detected in it, in colours that say what is right.
+
+    Args:
+        detections: those of the image; each has the ``id`` that ``matches`` knows it by.
+        names: category id -> name.
+        threshold: the lowest score that is drawn.
+    """
+    found = dict(zip(matches.object_id, matches.found_score >= threshold, strict=True))
+    is_right = dict(zip(matches.detection_id, matches.is_right, strict=True))
+    kept = [d for d in detections if d["score"] >= threshold]
+
+    def colour(verdict: bool | None) -> str:
+        return LEFT_OUT if verdict is None else RIGHT if verdict else WRONG
+
+    def label(annotation: Annotation) -> str:
+        crowd = " (crowd)" if annotation.get("iscrowd") else ""
+        score = f" {annotation['score']:.2f}" if "score" in annotation else ""
+        return f"{names[annotation['category_id']]}{score}{crowd}"
+
+    return (
+        draw(rgb, objects, [label(a) for a in objects], [colour(found.get(a["id"])) for a in objects]),
+        draw(rgb, kept, [label(a) for a in kept], [colour(is_right.get(a["id"])) for a in kept]),
+    )
+
+
+def beside(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.Image:
+    """Two images side by side."""
+    joined = Image.new(
+        "RGB", (left.width + gap + right.width, max(left.height, right.height)), "white"
+    )
+    joined.paste(left, (0, 0))
+    joined.paste(right, (left.width + gap, 0))
+    return joined
+
+
+def jpeg(image: Image.Image, most_bytes: int) -> bytes:
+    """A JPEG of at most ``most_bytes``, of lower quality, and then smaller, where needed."""
+    while True:
+        for quality in (88, 75, 60):
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=quality)
+            if buffer.tell() <= most_bytes or max(image.size) < 64:
+                return buffer.getvalue()
+        image = image.reduce(2)
+
+
+def caption(result: ImageResult) -> str:
+    """ "3 found, 1 missed, 2 wrong"."""
+    return f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
+
+
+def _scaled_mask(
+    segmentation: Any, shape: tuple[int, int], size: tuple[int, int]
+) -> list[np.ndarray] | np.ndarray:
+    """Polygons, or an array of 0 and 1, for an image scaled from ``shape`` (H, W) to ``size``."""
+    if not segmentation:
+        return []
+    if isinstance(segmentation, list):
+        factor = np.array([size[0] / shape[1], size[1] / shape[0]])
+        return [(np.reshape(p, (-1, 2)) * factor).reshape(-1) for p in segmentation]
+    if isinstance(segmentation["counts"], list):
+        segmentation = mask_utils.frPyObjects(segmentation, *shape)
+    whole = Image.fromarray(mask_utils.decode(segmentation))
+    return np.asarray(whole.resize(size, Image.Resampling.NEAREST))
