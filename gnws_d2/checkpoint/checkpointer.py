@@ -225,9 +225,7 @@ class Checkpointer(DetectionCheckpointer):
     def _drop_unused_heads(self, tensors: Tensors, expected: Shapes, file: str) -> None:
         unused = set(map(part_of, tensors)) - set(map(part_of, expected))
         for head in [head for head in SWITCHES if head in unused]:
-            logger.warning(
-                "%s has a %s, which the model does not have; it is left out.", file, head
-            )
+            logger.warning("%s has a %s, which the model lacks; it is left out.", file, head)
             for name in [name for name in tensors if part_of(name) == head]:
                 del tensors[name]
 
