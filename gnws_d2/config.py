@@ -6,15 +6,17 @@ import difflib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .config_files import resolve_config_file
-from .errors import GnwsError
+from .config_values import check_components, check_values, leaves
+from .config_yaml import read_config
+from .errors import ConfigError, shorten
 from .norms import BCN_NORMS
 
 logger = logging.getLogger(__name__)
@@ -34,10 +36,6 @@ REMOVED_KEYS = {
     "MODEL.GN.REBUILD_ACTIVATIONS",  # projects/Acceleration: RECOMPUTE_ACTIVATIONS
     "MODEL.GN.REBUILD_CONVOLUTIONS",
 }
-
-
-class ConfigError(GnwsError, ValueError):
-    """A config that cannot work; the message names the key, its value and the fix."""
 
 
 def add_gnws_config(cfg: CfgNode) -> None:
@@ -128,21 +126,20 @@ def load_config(
         add_config(cfg)
     _used_add_configs.update(dict.fromkeys(add_configs))
     path = resolve_config_file(str(file))
-    loaded: dict = {}
-    if path:
-        try:
-            loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    named = {key for key, _ in _leaves(CfgNode(loaded))} | set(opts[::2])
+    loaded = CfgNode(read_config(path) if path else {})
+    named = {key for key, _ in leaves(loaded)} | set(opts[::2])
     cfg = _with_projects(cfg, named)
-    if path:
-        _check_keys(CfgNode(loaded), cfg, path)
-        try:
-            cfg.merge_from_file(path, allow_unsafe=False)
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"{path}: {error.args[0]}") from error
+    defaults = cfg.clone()
+    _check_keys(loaded, cfg, path)
+    with _merging(path):
+        cfg.merge_from_other_cfg(loaded)
     _merge_opts(cfg, opts)
+    if cfg.VERSION != defaults.VERSION:
+        raise ConfigError(
+            f"VERSION is {cfg.VERSION}, a version of Detectron2's configs that is not supported. "
+            f"Set it to {defaults.VERSION} and use the keys of that version."
+        )
+    check_values(cfg, defaults)
     use_available_device(cfg)
     check_config(cfg)
     return cfg
@@ -160,11 +157,11 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     program that adds the same keys, reads it in any case.
     """
     defaults = get_cfg()
-    own = {key for key, _ in _leaves(defaults)}
+    own = {key for key, _ in leaves(defaults)}
     for add_config in _used_add_configs:
         add_config(defaults)
-    values = dict(_leaves(cfg))
-    unused = {k for k, v in _leaves(defaults) if k not in own and k in values and values[k] == v}
+    values = dict(leaves(cfg))
+    unused = {k for k, v in leaves(defaults) if k not in own and k in values and values[k] == v}
     return _without(cfg.clone(), unused)
 
 
@@ -180,12 +177,12 @@ def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
     # Only where needed: a config saved with a project's keys can be read only with them.
     for add_project_config in (add_deeplab_config, _add_pointrend_config):
-        unknown = named - {key for key, _ in _leaves(cfg)}
+        unknown = named - {key for key, _ in leaves(cfg)}
         if not unknown:
             break
         extended = cfg.clone()
         add_project_config(extended)
-        if unknown & {key for key, _ in _leaves(extended)}:
+        if unknown & {key for key, _ in leaves(extended)}:
             cfg = extended
     return cfg
 
@@ -223,6 +220,7 @@ def check_config(cfg: CfgNode) -> None:
         if value not in known:
             *others, last = (f'"{name}"' for name in known)
             raise ConfigError(f"{key} is {value!r}. Set it to {', '.join(others)} or {last}.")
+    check_components(cfg)
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
@@ -301,7 +299,9 @@ def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:
 
 def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
-        raise ConfigError(f"overrides come in pairs, KEY VALUE; found {len(opts)} words: {opts}")
+        raise ConfigError(
+            f"overrides come in pairs, KEY VALUE; found {len(opts)} words: {shorten(opts)}"
+        )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         node = cfg
         for word in key.split("."):
@@ -310,28 +310,37 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
             if not isinstance(node, CfgNode) or word not in node:
                 raise _unknown_key(key, value, cfg, "the command line")
             node = node[word]
-        try:
+        if isinstance(node, CfgNode) and key not in REMOVED_KEYS:
+            raise _is_section(key, value, "the command line")
+        with _merging(f"{key} {shorten(value)}"):
             cfg.merge_from_list([key, value])
-        except ValueError as error:
-            raise ConfigError(f"{key} {value}: {error.args[0]}") from error
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
-    known = {key for key, _ in _leaves(cfg)}
-    for key, value in _leaves(loaded):
-        if key not in known | REMOVED_KEYS and not any(k.startswith(key + ".") for k in known):
+    known = {key for key, _ in leaves(cfg)} | REMOVED_KEYS
+    for key, value in leaves(loaded):
+        if any(k.startswith(key + ".") for k in known):
+            raise _is_section(key, value, source)
+        if key not in known:
             raise _unknown_key(key, value, cfg, source)
 
 
+@contextmanager
+def _merging(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # yacs parses values as literals, which can fail in many ways
+        text = shorten(str(error) or repr(error), quote=False)
+        raise ConfigError(f"{source}: {text}") from error
+
+
+def _is_section(key: str, value: object, source: str) -> ConfigError:
+    fix = "Set the keys in it, or remove it."
+    return ConfigError(f"{source} sets {key} to {shorten(value)}, but it is a section. {fix}")
+
+
 def _unknown_key(key: str, value: object, cfg: CfgNode, source: str) -> ConfigError:
-    near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, [name for name, _ in leaves(cfg)], n=3, cutoff=0.6)
     fix = f"Did you mean {' or '.join(near)}?" if near else "Remove it."
-    return ConfigError(f"{source} sets {key} to {value!r}, a key that does not exist. {fix}")
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    found = f"{source} sets {shorten(key, quote=False)} to {shorten(value)}"
+    return ConfigError(f"{found}, a key that does not exist. {fix}")
