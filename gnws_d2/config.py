@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from .config_files import CONFIG_ROOT, resolve_config_file
-from .errors import GnwsError
+from .config_files import resolve_config_file
+from .config_values import check_components, check_values, leaves
+from .config_yaml import own_files, read_config
+from .errors import ConfigError, shorten
 from .norms import BCN_NORMS
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,6 @@ REMOVED_KEYS = {
     "MODEL.GN.REBUILD_ACTIVATIONS",  # projects/Acceleration: RECOMPUTE_ACTIVATIONS
     "MODEL.GN.REBUILD_CONVOLUTIONS",
 }
-
-
-class ConfigError(GnwsError, ValueError):
-    """A config that cannot work; the message names the key, its value and the fix."""
 
 
 def add_gnws_config(cfg: CfgNode) -> None:
@@ -142,22 +139,20 @@ def load_config(
         add_config(cfg)
     _used_add_configs.update(dict.fromkeys(add_configs))
     path = resolve_config_file(str(file))
-    loaded: dict = {}
-    if path:
-        try:
-            loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    named = {key for key, _ in _leaves(CfgNode(loaded))} | set(opts[::2])
+    loaded = CfgNode(read_config(path) if path else {})
+    named = {key for key, _ in leaves(loaded)} | set(opts[::2])
     cfg = _with_projects(cfg, named)
-    if path:
-        _check_keys(CfgNode(loaded), cfg, path)
-        with _whole_numbers(cfg, dict(_leaves(CfgNode(loaded)))):
-            try:
-                cfg.merge_from_file(path, allow_unsafe=False)
-            except (ValueError, KeyError) as error:
-                raise ConfigError(f"{path}: {error.args[0]}") from error
+    defaults = cfg.clone()
+    _check_keys(loaded, cfg, path)
+    with _merging(path), _whole_numbers(cfg, dict(leaves(loaded))):
+        cfg.merge_from_other_cfg(loaded)
     _merge_opts(cfg, opts)
+    if cfg.VERSION != defaults.VERSION:
+        raise ConfigError(
+            f"VERSION is {cfg.VERSION}, a version of Detectron2's configs that is not supported. "
+            f"Set it to {defaults.VERSION} and use the keys of that version."
+        )
+    check_values(cfg, defaults)
     use_available_device(cfg)
     check_config(cfg)
     return cfg
@@ -174,8 +169,8 @@ def explicit_keys(file: str | Path, opts: Sequence[str] = ()) -> set[str]:
         file, opts: those of :func:`load_config`.
     """
     keys = set()
-    for own in _config_files(str(file))[0]:
-        keys |= {key for key, _ in _leaves(CfgNode(own))}
+    for own in own_files(str(file))[0]:
+        keys |= {key for key, _ in leaves(CfgNode(own))}
     given = set(opts[::2])
     for epochs, iterations in EPOCH_KEYS.items():
         if epochs in given:
@@ -195,23 +190,7 @@ def packaged_config(file: str | Path) -> CfgNode:
     """The packaged config that ``file`` is or builds on, without anything that a user set;
     Detectron2's defaults where there is none."""
     add_configs = [function for function in _used_add_configs if function is not add_gnws_config]
-    return load_config(_config_files(str(file))[1], (), add_configs)
-
-
-def _config_files(file: str) -> tuple[list[dict], str]:
-    """The contents of ``file`` and its bases, each alone, down to the first packaged file, and the
-    path of that, "" where there is none."""
-    path = resolve_config_file(file)
-    if not path or Path(path).resolve().is_relative_to(CONFIG_ROOT.resolve()):
-        return [], path
-    loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    bases = loaded.pop("_BASE_", [])
-    own, packaged = [loaded], ""
-    for base in [bases] if isinstance(bases, str) else bases:
-        beside = Path(path).parent / Path(base).expanduser()
-        more, found = _config_files(str(beside) if beside.is_file() else base)
-        own, packaged = own + more, found or packaged
-    return own, packaged
+    return load_config(own_files(str(file))[1], (), add_configs)
 
 
 # The functions that have added keys in this process, in order.
@@ -226,11 +205,11 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     program that adds the same keys, reads it in any case.
     """
     defaults = get_cfg()
-    own = {key for key, _ in _leaves(defaults)}
+    own = {key for key, _ in leaves(defaults)}
     for add_config in _used_add_configs:
         add_config(defaults)
-    values = dict(_leaves(cfg))
-    unused = {k for k, v in _leaves(defaults) if k not in own and k in values and values[k] == v}
+    values = dict(leaves(cfg))
+    unused = {k for k, v in leaves(defaults) if k not in own and k in values and values[k] == v}
     return _without(cfg.clone(), unused)
 
 
@@ -240,8 +219,8 @@ def changed_keys(cfg: CfgNode) -> dict[str, object]:
     defaults = get_cfg()
     for add_config in _used_add_configs:
         add_config(defaults)
-    known = dict(_leaves(defaults))
-    return {k: v for k, v in _leaves(cfg) if k not in known or known[k] != v}
+    known = dict(leaves(defaults))
+    return {k: v for k, v in leaves(cfg) if k not in known or known[k] != v}
 
 
 def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
@@ -256,12 +235,12 @@ def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
     # Only where needed: a config saved with a project's keys can be read only with them.
     for add_project_config in (add_deeplab_config, _add_pointrend_config):
-        unknown = named - {key for key, _ in _leaves(cfg)}
+        unknown = named - {key for key, _ in leaves(cfg)}
         if not unknown:
             break
         extended = cfg.clone()
         add_project_config(extended)
-        if unknown & {key for key, _ in _leaves(extended)}:
+        if unknown & {key for key, _ in leaves(extended)}:
             cfg = extended
     return cfg
 
@@ -299,6 +278,7 @@ def check_config(cfg: CfgNode) -> None:
         if value not in known:
             *others, last = (f'"{name}"' for name in known)
             raise ConfigError(f"{key} is {value!r}. Set it to {', '.join(others)} or {last}.")
+    check_components(cfg)
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
@@ -380,7 +360,9 @@ def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:
 
 def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
-        raise ConfigError(f"overrides come in pairs, KEY VALUE; found {len(opts)} words: {opts}")
+        raise ConfigError(
+            f"overrides come in pairs, KEY VALUE; found {len(opts)} words: {shorten(opts)}"
+        )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         node = cfg
         for word in key.split("."):
@@ -389,24 +371,41 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
             if not isinstance(node, CfgNode) or word not in node:
                 raise _unknown_key(key, value, cfg, "the command line")
             node = node[word]
-        with _whole_numbers(cfg, {key: CfgNode._decode_cfg_value(value)}):
-            try:
+        if isinstance(node, CfgNode) and key not in REMOVED_KEYS:
+            raise _is_section(key, value, "the command line")
+        with _merging(f"{key} {shorten(value)}"):
+            with _whole_numbers(cfg, {key: CfgNode._decode_cfg_value(value)}):
                 cfg.merge_from_list([key, value])
-            except ValueError as error:
-                raise ConfigError(f"{key} {value}: {error.args[0]}") from error
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
-    known = {key for key, _ in _leaves(cfg)}
-    for key, value in _leaves(loaded):
-        if key not in known | REMOVED_KEYS and not any(k.startswith(key + ".") for k in known):
+    known = {key for key, _ in leaves(cfg)} | REMOVED_KEYS
+    for key, value in leaves(loaded):
+        if any(k.startswith(key + ".") for k in known):
+            raise _is_section(key, value, source)
+        if key not in known:
             raise _unknown_key(key, value, cfg, source)
 
 
+@contextmanager
+def _merging(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # yacs parses values as literals, which can fail in many ways
+        text = shorten(str(error) or repr(error), quote=False)
+        raise ConfigError(f"{source}: {text}") from error
+
+
+def _is_section(key: str, value: object, source: str) -> ConfigError:
+    fix = "Set the keys in it, or remove it."
+    return ConfigError(f"{source} sets {key} to {shorten(value)}, but it is a section. {fix}")
+
+
 def _unknown_key(key: str, value: object, cfg: CfgNode, source: str) -> ConfigError:
-    near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, [name for name, _ in leaves(cfg)], n=3, cutoff=0.6)
     fix = f"Did you mean {' or '.join(near)}?" if near else "Remove it."
-    return ConfigError(f"{source} sets {key} to {value!r}, a key that does not exist. {fix}")
+    found = f"{source} sets {shorten(key, quote=False)} to {shorten(value)}"
+    return ConfigError(f"{found}, a key that does not exist. {fix}")
 
 
 @contextmanager
@@ -433,11 +432,3 @@ def set_key(cfg: CfgNode, key: str, value: object) -> None:
     """Set a dotted key that exists."""
     section, _, name = key.rpartition(".")
     (get_key(cfg, section) if section else cfg)[name] = value
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import reprlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,23 @@ DEBUG_VARIABLE = "GNWS_D2_DEBUG"
 
 class GnwsError(Exception):
     """An expected error: the message names the key, file or tensor, what was found, and the fix."""
+
+
+class ConfigError(GnwsError, ValueError):
+    """A config that cannot work; the message names the key, its value and the fix."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlevel = 3
+
+
+def shorten(value: object, *, quote: bool = True) -> str:
+    """The ``repr`` of a value for an error message, its middle left out if it is long; with
+    ``quote=False`` a text itself, cut at 400 characters."""
+    if quote or not isinstance(value, str):
+        return _SHORT.repr(value)
+    return value if len(value) <= 400 else f"{value[:400]}..."
 
 
 def add_debug_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

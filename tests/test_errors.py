@@ -142,6 +142,11 @@ COMMANDS = {
         {},
         ["'none.py' is neither a file nor a config of gnws_d2"],
     ),
+    "a YAML file that LazyConfig would execute": (
+        ["lazyconfig_train_net.py", "--config-file", DIGITS],
+        {},
+        ["mask_rcnn_R_18_FPN_gn_ws.yaml is not a .py file. Use train_net.py"],
+    ),
     "a config, export_model.py": (
         ["export_model.py", "--config-file", "none.yaml", "--input", "x.png"],
         {},

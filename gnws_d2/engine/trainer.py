@@ -25,6 +25,7 @@ from ..data.errors import NamingMapper, dataset_errors
 from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
+from ..modeling.errors import build_errors
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
 from .epochs import in_iterations
 from .evaluators import build_evaluator
@@ -91,7 +92,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        with build_errors(cfg):
+            model = super().build_model(cfg)
         logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
         return model
 

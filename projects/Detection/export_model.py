@@ -36,6 +36,7 @@ from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
+from gnws_d2.modeling.errors import build_errors
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
 
 
@@ -70,7 +71,8 @@ def main() -> int:
     cfg = gnws_d2.load_config(args.config_file, opts, [add_acceleration_config])
     if not cfg.MODEL.WEIGHTS:
         sys.exit("MODEL.WEIGHTS is empty: add --opts MODEL.WEIGHTS and a trained detector's file.")
-    model = build_model(cfg).eval()
+    with build_errors(cfg):
+        model = build_model(cfg).eval()
     # Of the keys of projects/Acceleration, only padding changes what a file computes.
     if cfg.INPUT.SIZE_DIVISIBILITY:
         pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)

@@ -5,7 +5,8 @@
     lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=model_final.pth
     lazyconfig_train_net.py --config-file ... --num-gpus 2 dataloader.train.total_batch_size=8
 
-The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
+A config is a Python program: what it says is executed, so read one of others before its first
+use. The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
 lr_multiplier and train. Overrides are written key=value.
 """
 
@@ -33,7 +34,7 @@ from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config_files import resolve_config_file
 from gnws_d2.engine import create_ddp_model, launch
-from gnws_d2.errors import add_debug_flag
+from gnws_d2.errors import ConfigError, add_debug_flag
 
 
 def build(cfg: Any) -> nn.Module:
@@ -76,6 +77,11 @@ def train(cfg: Any, resume: bool) -> None:
 
 def main(args: argparse.Namespace) -> None:
     args.config_file = resolve_config_file(args.config_file)
+    if not args.config_file.endswith(".py"):
+        raise ConfigError(
+            f"{args.config_file} is not a .py file. Use train_net.py for a .yaml config: as a "
+            "LazyConfig, Detectron2 would execute what it says in !!python tags."
+        )
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="gnws_d2")
     default_setup(cfg, args)
