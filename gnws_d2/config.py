@@ -31,6 +31,9 @@ NORMS = (
     *BCN_NORMS,
 )
 
+# Names of datasets: one, or a tuple of them.
+DATASET_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.FINAL_TEST")
+
 # Ignored with a warning where an older config sets them.
 REMOVED_KEYS = {
     "SOLVER.ACCUMULATION_NORMALIZER",
@@ -69,6 +72,15 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # The same for training. The two differ where images shrink, and by at most one level where they
     # grow, as most of COCO does.
     cfg.INPUT.RESIZE_TRAIN = "pil"
+    # The names of the classes in the predictor's order, and their ids in annotation files and
+    # results. Where a dataset is a COCO file (docs/own-data.md), fit_to_data takes them from it.
+    cfg.DATASETS.CLASSES = []
+    cfg.DATASETS.CATEGORY_IDS = []
+    # Datasets that are evaluated once after training, with the best checkpoint.
+    cfg.DATASETS.FINAL_TEST = ()
+    # Go on without the images and annotations that would train or evaluate wrong, and list them in
+    # OUTPUT_DIR/skipped_annotations.json, instead of refusing the dataset.
+    cfg.DATALOADER.SKIP_BAD_ANNOTATIONS = False
     # Which images and objects are trained on. "mmdetection" drops objects narrower than a pixel and
     # images with a side below 32, and keeps images that only have crowds; "detectron2" drops only
     # the latter. Both drop images without annotations, unless
@@ -144,7 +156,7 @@ def load_config(
     cfg = _with_projects(cfg, named)
     defaults = cfg.clone()
     _check_keys(loaded, cfg, path)
-    with _merging(path), _whole_numbers(cfg, dict(leaves(loaded))):
+    with _merging(path), _other_types(cfg, dict(leaves(loaded))):
         cfg.merge_from_other_cfg(loaded)
     _merge_opts(cfg, opts)
     if cfg.VERSION != defaults.VERSION:
@@ -189,8 +201,7 @@ EPOCH_KEYS = {
 def packaged_config(file: str | Path) -> CfgNode:
     """The packaged config that ``file`` is or builds on, without anything that a user set;
     Detectron2's defaults where there is none."""
-    add_configs = [function for function in _used_add_configs if function is not add_gnws_config]
-    return load_config(own_files(str(file))[1], (), add_configs)
+    return load_config(own_files(str(file))[1])
 
 
 # The functions that have added keys in this process, in order.
@@ -373,9 +384,8 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
             node = node[word]
         if isinstance(node, CfgNode) and key not in REMOVED_KEYS:
             raise _is_section(key, value, "the command line")
-        with _merging(f"{key} {shorten(value)}"):
-            with _whole_numbers(cfg, {key: CfgNode._decode_cfg_value(value)}):
-                cfg.merge_from_list([key, value])
+        with _merging(f"{key} {shorten(value)}"), _other_types(cfg, {key: value}):
+            cfg.merge_from_list([key, value])
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
@@ -409,15 +419,21 @@ def _unknown_key(key: str, value: object, cfg: CfgNode, source: str) -> ConfigEr
 
 
 @contextmanager
-def _whole_numbers(cfg: CfgNode, values: dict[str, object]) -> Iterator[None]:
-    """Let the block merge ``values`` of which some are whole where ``cfg`` has fractions, such as
-    "SOLVER.EPOCHS 12", which Detectron2 refuses."""
-    whole = [k for k, v in values.items() if type(v) is int and type(get_key(cfg, k)) is float]
-    for key in whole:
-        set_key(cfg, key, 0)
+def _other_types(cfg: CfgNode, values: dict[str, object]) -> Iterator[None]:
+    """Let the block merge those of ``values`` that Detectron2 refuses for their type alone: a whole
+    number for a fraction, as in "SOLVER.EPOCHS 12", and a dataset's name for a tuple of it."""
+    convert: dict[str, Callable[[Any], Any]] = {}
+    for key, written in values.items():
+        value = CfgNode._decode_cfg_value(written)
+        if type(value) is int and type(get_key(cfg, key)) is float:
+            convert[key] = float
+            set_key(cfg, key, 0)
+        elif type(value) is str and key in DATASET_KEYS:
+            convert[key] = lambda name: (name,)
+            set_key(cfg, key, "")
     yield
-    for key in whole:
-        set_key(cfg, key, float(get_key(cfg, key)))
+    for key, function in convert.items():
+        set_key(cfg, key, function(get_key(cfg, key)))
 
 
 def get_key(cfg: CfgNode, key: str) -> Any:
