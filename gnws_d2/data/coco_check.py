@@ -7,6 +7,7 @@ damage without a word, and some of it crashes them.
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -115,7 +116,8 @@ def header_problem(file: Path, image: dict[str, Any]) -> str:
     try:
         width, height, orientation = image_size(file)
     except ImageError as error:
-        return str(error).rstrip(".")
+        # Without the fix, which is to skip it here.
+        return f"{file}{str(error).removeprefix(str(file)).partition('. ')[0].rstrip('.')}"
     stated = image["width"], image["height"]
     if stated == (width, height):
         return ""
@@ -196,7 +198,7 @@ class _AnnotationCheck:
             return f"its bbox is {box!r:.80}, not [x, y, width, height]"
         x, y, width, height = box
         size = image["width"], image["height"]
-        if not all(map(math.isfinite, box)):
+        if not all(map(_is_number, box)):
             return f"its bbox is {_short(box)}, not finite"
         if width <= 0 or height <= 0:
             if self._empty_boxes_too and min(width, height) == 0:
@@ -327,7 +329,8 @@ def _is_real(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return _is_real(value) and math.isfinite(value)
+    # Neither NaN nor infinite, nor a whole number that no float can hold.
+    return _is_real(value) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _is_name(value: Any) -> bool:
@@ -339,7 +342,7 @@ def _is_close(one: float, other: float) -> bool:
 
 
 def _short(box: Any) -> str:
-    return "[" + ", ".join(f"{value:.6g}" for value in box) + "]"
+    return "[" + ", ".join(f"{v:.6g}" if _is_number(v) else f"{v!r:.12}" for v in box) + "]"
 
 
 def _by(size: np.ndarray) -> str:
