@@ -29,7 +29,8 @@ _STYLE = {
     "axes.spines.right": False,
     "axes.prop_cycle": matplotlib.cycler(color=_CYCLE),
     "figure.constrained_layout.use": True,
-    "legend.frameon": False,
+    "legend.framealpha": 0.8,
+    "legend.edgecolor": "none",
     "legend.fontsize": 8,
 }
 _SIZE = (4.8, 3.5)  # inches; small, so that the letters are readable on a phone
@@ -135,7 +136,7 @@ def ap_per_class(matches: Matches) -> Figure:
     axes.set_yticks(places, names, fontsize=8)
     axes.set(xlabel="percent", xlim=(0, 108), ylim=(-0.6, max(len(order), 1) - 0.4))
     axes.set_xticks(range(0, 101, 20))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12 * _SIZE[1] / height), ncols=2)
+    _legend(axes, loc="lower right")
     return axes.figure
 
 
@@ -231,7 +232,7 @@ def _labels(axes: Axes) -> list[str]:
     return axes.get_legend_handles_labels()[1]
 
 
-def _legend(axes: Axes, title: str | None = None) -> None:
+def _legend(axes: Axes, title: str | None = None, loc: str = "best") -> None:
     if _labels(axes):
         with matplotlib.rc_context(_STYLE):
-            axes.legend(title=title, title_fontsize=8)
+            axes.legend(title=title, title_fontsize=8, loc=loc)

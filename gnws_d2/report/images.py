@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from .choose import ImageResult
 from .curves import plain
-from .matching import Matches
+from .matching import Matches, ReportError
 
-SIDE = 620  # pixels of the longer side of a drawn image; smaller ones are enlarged
+SIDE = 540  # pixels of the longer side of a drawn image; smaller ones are enlarged
 RIGHT, WRONG, LEFT_OUT = "#2E9BFF", "#FF5A1F", "#B0B0B0"
 Annotation = Mapping[str, Any]  # of an object or a detection, in COCO's form
 
@@ -37,6 +36,15 @@ def draw(
             ``segmentation`` as polygons or RLE of its size.
         labels, colours: one for each annotation; colours as matplotlib takes them.
     """
+    try:
+        # Not at the top: it imports OpenCV, which nothing else here needs.
+        from detectron2.utils.visualizer import Visualizer
+    except ImportError as error:
+        raise ReportError(
+            f"images cannot be drawn: {error}. Detectron2's Visualizer needs OpenCV: "
+            "pip install opencv-python-headless"
+        ) from error
+
     height, width = rgb.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -44,6 +52,7 @@ def draw(
     if annotations:
         corners = np.array([a["bbox"] for a in annotations], dtype=float)
         corners[:, 2:] += corners[:, :2]
+        corners = np.clip(corners, 0, [width, height, width, height])  # labels stay inside, too
         with_masks = any(a.get("segmentation") for a in annotations)
         masks = [_scaled_mask(a.get("segmentation"), rgb.shape[:2], size) for a in annotations]
         visualizer.overlay_instances(

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 _DEFAULT_THRESHOLD = 0.5  # where no detection is right, and so none is suggested
-_IMAGE_BYTES = 110_000  # 24 images of this size, and the plots, stay below 5 MB in base64
+_IMAGE_BYTES = 120_000  # 18 images of this size, and the plots, stay below 5 MB in base64
 _KINDS = {"worst": "Worst images", "best": "Best images", "random": "Random images"}
 
 
@@ -48,8 +48,7 @@ def write_report(
     weights: str = "",
     data_summary: Mapping[str, Any] | None = None,
     image_root: str | Path | None = None,
-    environment: str | None = None,
-    images: int = 4,
+    images: int = 3,
     seed: int = 0,
 ) -> Path:
     """Write report.html, its plots as PNG and its images as JPEG.
@@ -67,7 +66,6 @@ def write_report(
         data_summary: more about the data for the page: names and values, possibly nested.
         image_root: the folder that the ``file_name`` of the images is relative to, if not the one
             in the dataset's metadata.
-        environment: a text about versions and devices; those of this process by default.
         images: how many of the worst, of the best and of random images are shown.
         seed: chooses the random images.
 
@@ -109,7 +107,7 @@ def write_report(
         commands=_commands(cfg, output_dir, weights, _or_default(threshold)),
         changed_config=changed_keys(cfg) if isinstance(cfg, CfgNode) else {},
         config=cfg.dump() if isinstance(cfg, CfgNode) else OmegaConf.to_yaml(cfg),
-        environment=environment or collect_env_info(),
+        environment=collect_env_info(),
         missing=missing,
     )
     file = folder / PAGE
@@ -295,8 +293,8 @@ def _commands(
     config = str(output_dir / "config.yaml")
     weights = weights or str(output_dir / "model_final.pth")
     demo = [
-        *("python", "projects/Detection/demo.py", "--config-file", config),
-        *("--input", "FOLDER", "--output", "found"),
-        *("--confidence-threshold", f"{threshold:.2f}", "--opts", "MODEL.WEIGHTS", weights),
+        ("python", "projects/Detection/demo.py", "--config-file", config),
+        ("--input", "FOLDER", "--output", "found", "--confidence-threshold", f"{threshold:.2f}"),
+        ("--opts", "MODEL.WEIGHTS", weights),
     ]
-    return [("On the command line", shlex.join(demo))]
+    return [("On the command line", " \\\n    ".join(map(shlex.join, demo)))]
