@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.collect_env import collect_env_info
 from omegaconf import OmegaConf
 from pycocotools.coco import COCO
 
 from ..config import changed_keys
+from ..data import read_image
+from ..data.images import ImageError
 from ..files import atomic_write
 from . import curves
 from .choose import choose, image_results
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 _DEFAULT_THRESHOLD = 0.5  # where no detection is right, and so none is suggested
-_IMAGE_BYTES = 110_000  # 24 images of this size, and the plots, stay below 5 MB in base64
+_IMAGE_BYTES = 120_000  # 18 images of this size, and the plots, stay below 5 MB in base64
 _KINDS = {"worst": "Worst images", "best": "Best images", "random": "Random images"}
 
 
@@ -48,8 +49,7 @@ def write_report(
     weights: str = "",
     data_summary: Mapping[str, Any] | None = None,
     image_root: str | Path | None = None,
-    environment: str | None = None,
-    images: int = 4,
+    images: int = 3,
     seed: int = 0,
 ) -> Path:
     """Write report.html, its plots as PNG and its images as JPEG.
@@ -67,7 +67,6 @@ def write_report(
         data_summary: more about the data for the page: names and values, possibly nested.
         image_root: the folder that the ``file_name`` of the images is relative to, if not the one
             in the dataset's metadata.
-        environment: a text about versions and devices; those of this process by default.
         images: how many of the worst, of the best and of random images are shown.
         seed: chooses the random images.
 
@@ -101,7 +100,7 @@ def write_report(
     page = Page(
         title=f"{Path(output_dir).resolve().name}: {_short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
-        notes=_notes(truth, detections, threshold, bool(history)),
+        notes=_notes(truth, detections, threshold),
         tasks=sections,
         pairs=pairs if any(pairs.values()) else {},
         training=training,
@@ -109,7 +108,7 @@ def write_report(
         commands=_commands(cfg, output_dir, weights, _or_default(threshold)),
         changed_config=changed_keys(cfg) if isinstance(cfg, CfgNode) else {},
         config=cfg.dump() if isinstance(cfg, CfgNode) else OmegaConf.to_yaml(cfg),
-        environment=environment or collect_env_info(),
+        environment=collect_env_info(),
         missing=missing,
     )
     file = folder / PAGE
@@ -167,9 +166,9 @@ def _pairs(
             name = truth.imgs[result.image_id]["file_name"]
             try:
                 rgb = read_image(os.path.join(root, name), format="RGB")
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
-                logger.warning("%s cannot be read and is not shown: %s", name, error)
-                missing.append(f"{name}: {error}")
+            except ImageError as error:
+                logger.warning("An image of the report is left out. %s", error)
+                missing.append(str(error))
                 continue
             halves = truth_and_prediction(
                 rgb,
@@ -246,8 +245,9 @@ def _save(folder: Path, prefix: str = "", **figures: Any) -> list[Picture]:
         content = curves.encode(figure)
         file = folder / f"{'_'.join(filter(None, [prefix, name]))}.png"
         file.write_bytes(content)
-        is_wide = figure.get_size_inches()[0] > 7
-        pictures.append(Picture(figure.axes[0].get_title(loc="left"), content, is_wide))
+        inches = figure.get_size_inches()[0]
+        width = round(100 * inches) if inches > 7 else 0
+        pictures.append(Picture(figure.axes[0].get_title(loc="left"), content, width))
     return pictures
 
 
@@ -255,9 +255,7 @@ def _short_name(dataset_name: str) -> str:
     return Path(dataset_name).name
 
 
-def _notes(
-    truth: COCO, detections: Sequence[Any], threshold: float | None, is_trained: bool
-) -> list[str]:
+def _notes(truth: COCO, detections: Sequence[Any], threshold: float | None) -> list[str]:
     notes = []
     if not truth.dataset.get("annotations"):
         notes.append("The dataset has no annotations: nothing can be counted as right or missed.")
@@ -265,8 +263,6 @@ def _notes(
         notes.append("The model detects nothing in these images.")
     elif threshold is None:
         notes.append("No detection is right at an IoU of 0.5.")
-    if not is_trained:
-        notes.append("The output folder has no metrics.json, and so no curves of the training.")
     return notes
 
 
@@ -289,14 +285,12 @@ def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
     return summary
 
 
-def _commands(
-    cfg: Any, output_dir: Path, weights: str, threshold: float
-) -> list[tuple[str, str]]:
+def _commands(cfg: Any, output_dir: Path, weights: str, threshold: float) -> list[tuple[str, str]]:
     config = str(output_dir / "config.yaml")
     weights = weights or str(output_dir / "model_final.pth")
     demo = [
-        *("python", "projects/Detection/demo.py", "--config-file", config),
-        *("--input", "FOLDER", "--output", "found"),
-        *("--confidence-threshold", f"{threshold:.2f}", "--opts", "MODEL.WEIGHTS", weights),
+        ("python", "projects/Detection/demo.py", "--config-file", config),
+        ("--input", "FOLDER", "--output", "found", "--confidence-threshold", f"{threshold:.2f}"),
+        ("--opts", "MODEL.WEIGHTS", weights),
     ]
-    return [("On the command line", shlex.join(demo))]
+    return [("On the command line", " \\\n    ".join(map(shlex.join, demo)))]

@@ -1,0 +1,102 @@
+"""The reports of a training's or an evaluation's output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from pycocotools.coco import COCO
+
+from ..data import coco_truth
+from ..errors import GnwsError, is_debugging
+from .folders import dataset_folder, evaluated_datasets
+from .matching import ReportError
+from .write import write_report
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "coco_instances_results.json"  # of Detectron2's COCOEvaluator
+
+
+def report_run(
+    cfg: CfgNode,
+    weights: str = "",
+    data_summary: Mapping[str, Any] | None = None,
+    *,
+    images: int = 3,
+) -> list[Path]:
+    """Write the report of each dataset whose results are in the folder of ``cfg``.
+
+    Args:
+        weights: the checkpoint that was evaluated; the folder's last one by default.
+        data_summary, images: see :func:`write_report`.
+
+    Returns:
+        The pages.
+
+    Raises:
+        ReportError: no dataset has results.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    pages = []
+    for name in evaluated_datasets(cfg):
+        results = output / "inference" / dataset_folder(cfg, name) / RESULTS
+        if not results.is_file():
+            continue
+        page = write_report(
+            output,
+            cfg,
+            name,
+            _truth(name, results),
+            results,
+            output / "report" / dataset_folder(cfg, name),
+            weights=weights or _last_weights(output, cfg),
+            data_summary=data_summary,
+            images=images,
+        )
+        logger.info("Report: %s", page)
+        pages.append(page)
+    if not pages:
+        raise ReportError(
+            f"{output / 'inference'} has no {RESULTS} of {', '.join(cfg.DATASETS.TEST)}. Evaluate "
+            "instances first: train_net.py --eval-only MODEL.WEIGHTS FILE."
+        )
+    return pages
+
+
+def try_report(
+    cfg: CfgNode, weights: str = "", data_summary: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """:func:`report_run` for the end of a training, which a failed report must not turn into a
+    failure: what goes wrong is logged, and the pages that were written are returned."""
+    try:
+        return report_run(cfg, weights, data_summary)
+    except Exception as error:
+        if is_debugging():
+            raise
+        logger.warning(
+            "No report was written: %s. Try again with report.py --output-dir %s",
+            str(error).rstrip("."),
+            cfg.OUTPUT_DIR,
+            exc_info=not isinstance(error, GnwsError),
+        )
+        return []
+
+
+def _truth(dataset_name: str, results: Path) -> COCO:
+    if MetadataCatalog.get(dataset_name).get("json_file"):
+        return coco_truth(dataset_name)
+    # Detectron2's evaluator has written one for a dataset that is not in COCO's form.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(results.with_name(f"{dataset_name}_coco_format.json"))
+
+
+def _last_weights(output: Path, cfg: CfgNode) -> str:
+    last = output / "last_checkpoint"
+    return str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS

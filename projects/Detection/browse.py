@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""Draw images with their annotations as training sees them, after augmentation.
+
+    browse.py --config-file Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --num 20 --output output/browse
+    browse.py --config-file ... --data my_images/ --split test
+
+The images are the same each time, and so is what augmentation makes of them; another SEED gives
+others. They go to the output folder, and all of them on one sheet to its sheet.jpg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.structures import BitMasks
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+import gnws_d2
+from gnws_d2.data import fit_to_data
+from gnws_d2.data.filter import load_train_dataset
+from gnws_d2.data.images import NamingMapper
+from gnws_d2.data.loading import dataset_errors
+from gnws_d2.data.resize import build_test_augmentation, build_train_mapper
+from gnws_d2.errors import add_debug_flag, one_line_errors
+from gnws_d2.projects.acceleration import add_acceleration_config
+from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
+from gnws_d2.report.images import class_colours, draw
+
+logger = logging.getLogger("gnws_d2.browse")
+
+MIN_DRAWN = 540  # pixels of the longer side; smaller images are drawn larger, to be readable
+CELL = 320  # pixels of an image on the sheet
+
+
+def load(cfg: CfgNode, split: str) -> tuple[Sequence[dict[str, Any]], Any]:
+    """The images of a split, and the mapper that makes of each what the model gets."""
+    if split == "train":
+        with dataset_errors(cfg, cfg.DATASETS.TRAIN):
+            return load_train_dataset(cfg), NamingMapper(build_train_mapper(cfg))
+    with dataset_errors(cfg, cfg.DATASETS.TEST):
+        records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
+        # As for training, because a mapper for evaluation drops the annotations.
+        arguments = DatasetMapper.from_config(cfg, is_train=True)
+        arguments["augmentations"] = build_test_augmentation(cfg)
+        return records, NamingMapper(DatasetMapper(**arguments))
+
+
+def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Any) -> Image.Image:
+    """The image of ``mapped``, what a mapper returns, with its objects and labels."""
+    rgb = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+    side = max(MIN_DRAWN, *rgb.shape[:2])
+    if "sem_seg" in mapped:
+        # Not at the top: it imports OpenCV, which nothing else here needs.
+        from detectron2.utils.visualizer import Visualizer
+
+        labelled = Visualizer(rgb, metadata).draw_sem_seg(mapped["sem_seg"], 0, alpha=0.5)
+        rgb = labelled.get_image()
+    if "instances" not in mapped:
+        return draw(rgb, [], [], [], side=side)
+    found = mapped["instances"]
+    corners = found.gt_boxes.tensor.numpy()
+    objects = [{"bbox": [*box[:2], *(box[2:] - box[:2])]} for box in corners]
+    if found.has("gt_masks"):
+        masks = found.gt_masks
+        whole = masks.tensor.numpy() if isinstance(masks, BitMasks) else masks.polygons
+        for annotation, mask in zip(objects, whole, strict=True):
+            annotation["segmentation"] = mask
+    if found.has("gt_keypoints"):
+        for annotation, points in zip(objects, found.gt_keypoints.tensor, strict=True):
+            annotation["keypoints"] = points.numpy()
+    names = metadata.get("thing_classes")
+    classes = found.gt_classes.tolist()
+    labels = [names[k] if names else str(k) for k in classes]
+    return draw(rgb, objects, labels, class_colours(classes), side=side)
+
+
+def sheet(images: Sequence[Image.Image], columns: int = 5) -> Image.Image:
+    """One image that shows all, in rows."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    whole = Image.new("RGB", (columns * CELL, rows * CELL), "white")
+    for i, image in enumerate(images):
+        cell = ImageOps.pad(image, (CELL - 8, CELL - 8), color="white")
+        whole.paste(cell, (i % columns * CELL + 4, i // columns * CELL + 4))
+    return whole
+
+
+@one_line_errors()
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a path, or a packaged config's name"
+    )
+    parser.add_argument("--num", type=int, default=20, help="how many images")
+    parser.add_argument("--output", type=Path, default=Path("output/browse"), metavar="FOLDER")
+    parser.add_argument("--split", choices=["train", "test"], default="train")
+    add_data_arguments(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
+    args = add_debug_flag(parser).parse_args()
+    setup_logger(name="gnws_d2")
+    opts = [*data_opts(args), *args.opts]
+    cfg = fit_to_data(gnws_d2.load_config(args.config_file, opts, [add_acceleration_config]))
+
+    records, mapper = load(cfg, args.split)
+    names = cfg.DATASETS.TRAIN if args.split == "train" else cfg.DATASETS.TEST
+    metadata = MetadataCatalog.get(names[0])
+    seed = max(cfg.SEED, 0)
+    chosen = random.Random(seed).sample(range(len(records)), min(args.num, len(records)))
+    args.output.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for i in tqdm(sorted(chosen), unit="image", disable=None):
+        seed_all_rng(seed + i)  # an image is the same however many are drawn
+        image = show(mapper(records[i]), cfg, metadata)
+        stem = Path(records[i]["file_name"]).stem
+        image.save(args.output / f"{i:06}_{stem}.jpg", quality=90)
+        drawn.append(image)
+    file = args.output / "sheet.jpg"
+    sheet(drawn).save(file, quality=88)
+    logger.info("%d of %d images, in %s, all on %s", len(drawn), len(records), args.output, file)
+
+
+if __name__ == "__main__":
+    main()
