@@ -36,7 +36,7 @@ class Provenance:
         config: the config as YAML, see :func:`~gnws_d2.config.portable_config`.
         standardized: the parts of the model whose normalized convolutions are standardized.
         classes: the names of the classes, in the order of the predictor.
-        category_ids: their ids in the annotation files of the dataset.
+        category_ids: their ids in the annotations, in the same order.
         input_format: order of the channels, such as "RGB".
         pixel_mean, pixel_std: what is subtracted from a pixel and what it is divided by.
         source: the published file that it was converted from.

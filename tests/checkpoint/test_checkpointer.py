@@ -316,7 +316,7 @@ MASK_OFF = ["MODEL.MASK_ON", "False"]
         (
             [],
             [*MASK_OFF, "MODEL.ROI_HEADS.NUM_CLASSES", "3"],
-            r"has a mask_head, and .*; also, to train on other classes .* MODEL.REMAKE_PREDICTORS True",
+            r"has a mask_head, and .*; also, to train on other classes .*REMAKE_PREDICTORS True",
         ),
     ],
 )
