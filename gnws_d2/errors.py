@@ -29,11 +29,14 @@ _SHORT.maxlevel = 3
 
 
 def shorten(value: object, *, quote: bool = True) -> str:
-    """The ``repr`` of a value for an error message, its middle left out if it is long; with
-    ``quote=False`` a text itself, cut at 400 characters."""
+    """The ``repr`` of a value for an error message, or with ``quote=False`` a text itself: in one
+    line, without control characters, of at most 400 characters before escaping."""
     if quote or not isinstance(value, str):
-        return _SHORT.repr(value)
-    return value if len(value) <= 400 else f"{value[:400]}..."
+        text = _SHORT.repr(value)
+    else:
+        text = " ".join(value[:1000].split())
+    text = text if len(text) <= 400 else f"{text[:400]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def add_debug_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
