@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Train or evaluate a detector described by a config, on GPUs or on the CPU.
+"""Train or evaluate a detector, on GPUs or on the CPU.
 
+    train_net.py --data FOLDER
     train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml --num-gpus 8
-    train_net.py --config-file ... --eval-only MODEL.WEIGHTS model_final.pth
+    train_net.py --eval-only --weights output/model_best.pth --test more.json
     torchrun --nproc_per_node 8 train_net.py --config-file ...
 
-The config is a path or the name of a packaged one. The schedule is scaled from the number of
-processes that it was published for to the actual number.
+The first trains on your own images, annotated as COCO JSON: docs/own-data.md. A config is a path or
+the name of a packaged one; KEY VALUE pairs at the end override it. Its schedule is scaled from the
+number of processes that it was published for to the actual number.
 """
 
 from __future__ import annotations
@@ -18,17 +20,26 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
-import gnws_d2
 from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer
-from gnws_d2.config import portable_config
-from gnws_d2.config_files import resolve_config_file
-from gnws_d2.engine import launch, scale_schedule
+from gnws_d2.config import explicit_keys, packaged_config, portable_config
+from gnws_d2.data import fit_to_data
+from gnws_d2.data.filter import load_train_dataset
+from gnws_d2.data.source import is_source
+from gnws_d2.engine import launch, scale_schedule, schedule_for
+from gnws_d2.engine.console import setup_loggers
 from gnws_d2.errors import add_debug_flag
-from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
+from gnws_d2.projects.acceleration import accelerate
+from gnws_d2.projects.detection.data_arguments import add_data_arguments
+from gnws_d2.projects.detection.own_data import (
+    add_training_arguments,
+    evaluate,
+    finish,
+    read_config,
+    start_from_detector,
+)
 
 
 class Trainer(engine.Trainer):
@@ -40,12 +51,19 @@ class Trainer(engine.Trainer):
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config, scale its schedule to the number of processes, and set up Detectron2."""
-    args.config_file = resolve_config_file(args.config_file)
-    cfg = gnws_d2.load_config(args.config_file, args.opts, [add_acceleration_config])
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gnws_d2")
+    """Read the config, fit it to the data and its schedule to both, and set up Detectron2."""
+    cfg, file, opts = read_config(args)
+    setup_loggers(cfg.OUTPUT_DIR)
+    cfg = fit_to_data(cfg)
     if not args.eval_only:
-        cfg = scale_schedule(cfg, comm.get_world_size())
+        explicit = explicit_keys(file, opts)
+        start_from_detector(cfg, file, explicit)
+        world_size = comm.get_world_size()
+        if any(map(is_source, cfg.DATASETS.TRAIN)):
+            images = len(load_train_dataset(cfg))
+            cfg = schedule_for(cfg, images, world_size, explicit, packaged_config(file))
+        else:
+            cfg = scale_schedule(cfg, world_size)
     cfg.freeze()
     default_setup(portable_config(cfg), args)
     return cfg
@@ -55,9 +73,9 @@ def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg)
+        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, for_inference=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
+        results = evaluate(model, cfg, cfg.DATASETS.TEST, cfg.MODEL.WEIGHTS)
         if cfg.TEST.AUG.ENABLED:
             results.update(Trainer.test_with_TTA(cfg, model))
         if comm.is_main_process():
@@ -76,10 +94,12 @@ def main(args: argparse.Namespace) -> None:
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
         )
     trainer.train()
+    finish(trainer, cfg)
 
 
 def invoke_main() -> None:
-    args = add_debug_flag(default_argument_parser(__doc__)).parse_args()
+    parser = add_debug_flag(default_argument_parser(__doc__))
+    args = add_data_arguments(add_training_arguments(parser)).parse_args()
     launch(
         main,
         args.num_gpus,
