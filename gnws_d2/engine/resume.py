@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.errors import NamingMapper, dataset_errors
 from ..data.filter import load_train_dataset
 from ..data.resize import build_train_mapper
+from .stopping import outlive_signals
 
 
 def process_of(micro_batch: int) -> int:
@@ -102,6 +103,7 @@ class ResumableLoader:
             ),
             num_workers=self._options["num_workers"],
             collate_fn=list,
+            worker_init_fn=outlive_signals,
             # A loader without a generator takes a number from those of the training step.
             generator=torch.Generator(),
         )

@@ -32,7 +32,7 @@ from torch import nn
 from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config_files import resolve_config_file
-from gnws_d2.engine import create_ddp_model, launch
+from gnws_d2.engine import StopOnSignal, create_ddp_model, launch, locked_output
 from gnws_d2.errors import add_debug_flag
 
 
@@ -68,10 +68,11 @@ def train(cfg: Any, resume: bool) -> None:
         train_hooks.insert(2, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
-    trainer.register_hooks(train_hooks)
+    trainer.register_hooks([*train_hooks, StopOnSignal(checkpointer)])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    resumed = resume and checkpointer.has_checkpoint()
-    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    start = trainer.iter + 1 if checkpointer.resumed_from else 0
+    with locked_output(cfg.train.output_dir):
+        trainer.train(start, cfg.train.max_iter)
 
 
 def main(args: argparse.Namespace) -> None:

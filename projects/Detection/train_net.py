@@ -26,7 +26,7 @@ from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import portable_config
 from gnws_d2.config_files import resolve_config_file
-from gnws_d2.engine import launch, scale_schedule
+from gnws_d2.engine import launch, lock_output, scale_schedule
 from gnws_d2.errors import add_debug_flag
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
@@ -43,6 +43,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, scale its schedule to the number of processes, and set up Detectron2."""
     args.config_file = resolve_config_file(args.config_file)
     cfg = gnws_d2.load_config(args.config_file, args.opts, [add_acceleration_config])
+    if not args.eval_only:
+        lock_output(cfg.OUTPUT_DIR)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gnws_d2")
     if not args.eval_only:
         cfg = scale_schedule(cfg, comm.get_world_size())
