@@ -345,6 +345,12 @@ def _check_batch(cfg: CfgNode) -> None:
             f"SOLVER.{key}, {solver[key]}. Choose a divisor of {solver[key]}."
         )
 
+    if solver.EARLY_STOPPING and not cfg.TEST.BEST_METRIC:
+        raise ConfigError(
+            f"SOLVER.EARLY_STOPPING is {solver.EARLY_STOPPING}, but TEST.BEST_METRIC is empty: "
+            'nothing can improve. Set it to "auto".'
+        )
+
 
 def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:
     """(norm key, norm, channels key, channels) of every part that Detectron2's configs norm."""

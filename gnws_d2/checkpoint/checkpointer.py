@@ -17,6 +17,7 @@ from ..files import atomic_write
 from ..modeling import StandardizationReport, part_of
 from .files import CheckpointError, read_checkpoint, write_checkpoint
 from .provenance import KEY, Provenance
+from .resuming import check_resumable, from_main_process, last_checkpoint
 from .structure import Differences, Shapes, compare
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ PREDICTORS = (
     *("head.cls_score.", "sem_seg_head.predictor."),
 )
 
+BEST = "model_best"  # as Detectron2's hook names it
 # Heads that a config key leaves out.
 SWITCHES = {"mask_head": "MODEL.MASK_ON", "keypoint_head": "MODEL.KEYPOINT_ON"}
 
@@ -65,6 +67,7 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._cfg = cfg
         self._for_inference = for_inference
+        self.resumed_from: Path | None = None
         self._loading = ""  # the path that load() was given, for messages
         standardized = StandardizationReport.of(self.model).standardized
         self._own = Provenance(standardized=standardized)
@@ -72,7 +75,10 @@ class Checkpointer(DetectionCheckpointer):
             self._own = Provenance.of(cfg, standardized)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder."""
+        """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder.
+
+        ``model_best`` is not the last checkpoint, from which a run resumes.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         file = Path(self.save_dir) / f"{name}.pth"
@@ -81,7 +87,8 @@ class Checkpointer(DetectionCheckpointer):
         write_checkpoint(
             {"model": self.model.state_dict(), KEY: self._own.as_dict(), **states, **kwargs}, file
         )
-        self.tag_last_checkpoint(file.name)
+        if name != BEST:
+            self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as partial:
@@ -109,6 +116,42 @@ class Checkpointer(DetectionCheckpointer):
             return super().load(path, *args, **kwargs)
         finally:
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As Detectron2's, except that the main process alone reads what is resumed: all processes
+        go on from the same state, on machines without a shared folder as well.
+
+        Afterwards ``resumed_from`` is the file that was resumed, or None.
+
+        Raises:
+            CheckpointError: the run cannot be continued exactly.
+        """
+        self.resumed_from, checkpoint = from_main_process(lambda: self._to_resume(resume))
+        if self.resumed_from is None:
+            return self.load(path, checkpointables=[])
+        self._loading = str(self.resumed_from)
+        logger.info("Resuming from %s", self.resumed_from)
+        self._load_model(checkpoint)
+        for key, part in self.checkpointables.items():
+            try:
+                part.load_state_dict(checkpoint.pop(key))
+            except (ValueError, KeyError, TypeError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"Cannot resume: the state of the {key} in {self.resumed_from} does not fit "
+                    f"({error}). Use the config of the run."
+                ) from error
+        return checkpoint
+
+    def _to_resume(self, resume: bool) -> tuple[Path | None, dict[str, Any]]:
+        if not self.save_dir or not (resume or self.checkpointables):  # only evaluated
+            return None, {}
+        file = last_checkpoint(Path(self.save_dir), resume)
+        if file is None:
+            return None, {}
+        checkpoint = read_checkpoint(file)
+        if self.checkpointables:
+            check_resumable(checkpoint, file, self._cfg)
+        return file, checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         file = self._loading

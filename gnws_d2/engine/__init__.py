@@ -3,14 +3,19 @@
 from .epochs import schedule_for
 from .evaluators import build_evaluator
 from .launch import create_ddp_model, launch
+from .output_folder import lock_output, locked_output
 from .schedule import scale_schedule
+from .stopping import StopOnSignal
 from .trainer import Trainer
 
 __all__ = [
+    "StopOnSignal",
     "Trainer",
     "build_evaluator",
     "create_ddp_model",
     "launch",
+    "lock_output",
+    "locked_output",
     "scale_schedule",
     "schedule_for",
 ]

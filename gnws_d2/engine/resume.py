@@ -29,6 +29,7 @@ from ..data.filter import load_train_dataset
 from ..data.images import NamingMapper
 from ..data.loading import dataset_errors
 from ..data.resize import build_train_mapper
+from .stopping import outlive_signals
 
 
 def process_of(micro_batch: int) -> int:
@@ -103,6 +104,7 @@ class ResumableLoader:
             ),
             num_workers=self._options["num_workers"],
             collate_fn=list,
+            worker_init_fn=outlive_signals,
             # A loader without a generator takes a number from those of the training step.
             generator=torch.Generator(),
         )

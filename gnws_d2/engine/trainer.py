@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, defaults
+from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
@@ -29,14 +29,17 @@ from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
+from .best import BestCheckpointer, EarlyStopping
 from .epochs import in_iterations
 from .evaluators import build_evaluator
 from .launch import create_ddp_model
 from .moving_speed import MovingSpeed
 from .nonfinite import nonfinite_module_named
+from .output_folder import locked_output
 from .precision import check_precision, evaluation_precision, set_precision
 from .resume import IterationSeed, ResumableLoader
 from .schedule import scale_schedule
+from .stopping import StopOnSignal, TrainingEnded, outlive_signals
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,12 @@ class Trainer(DefaultTrainer):
         if amp:
             set_precision(self._trainer, cfg)
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As Detectron2's; process 0 decides what all processes resume."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed_from:
+            self.start_iter = self.iter + 1  # the iteration that the checkpoint has finished
+
     def train(self) -> OrderedDict | None:
         if isinstance(self.data_loader, ResumableLoader):
             self.data_loader.seek(self._iteration_seed.seed, self.start_iter)
@@ -77,7 +86,13 @@ class Trainer(DefaultTrainer):
                 "start.",
                 type(self.data_loader).__name__,
             )
-        return super().train()
+        try:
+            with locked_output(self.cfg.OUTPUT_DIR):
+                return super().train()
+        except TrainingEnded:
+            return getattr(self, "_last_eval_results", None)
+        finally:
+            self._trainer._data_loader_iter_obj = None  # ends the loader's workers
 
     def run_step(self) -> None:
         with nonfinite_module_named(self.model):
@@ -91,7 +106,23 @@ class Trainer(DefaultTrainer):
         self._iteration_seed = IterationSeed(self.cfg.SEED)
         estimated = [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]
         moving_speed = [MovingSpeed(self.cfg, estimated)] if estimated else []
-        return [self._iteration_seed, *moving_speed, *super().build_hooks()]
+        theirs = super().build_hooks()
+        evaluation = next(i for i, hook in enumerate(theirs) if isinstance(hook, hooks.EvalHook))
+        theirs[evaluation + 1 : evaluation + 1] = self._hooks_after_evaluation()
+        return [self._iteration_seed, *moving_speed, *theirs, StopOnSignal(self.checkpointer)]
+
+    def _hooks_after_evaluation(self) -> list[HookBase]:
+        cfg = self.cfg
+        if not cfg.TEST.BEST_METRIC or not cfg.DATASETS.TEST:
+            return []
+        first = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) > 1 else ""
+        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+        best = None
+        if comm.is_main_process():
+            best = BestCheckpointer(period, self.checkpointer, metric, first)
+        patience = cfg.SOLVER.EARLY_STOPPING
+        stopping = EarlyStopping(period, patience, best) if patience else None
+        return [hook for hook in (best, stopping) if hook is not None]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -110,7 +141,9 @@ class Trainer(DefaultTrainer):
         with dataset_errors(cfg, [dataset_name]):
             augmentations = build_test_augmentation(cfg)
             mapper = DatasetMapper(cfg, is_train=False, augmentations=augmentations)
-            return build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(mapper))
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(mapper))
+        loader.worker_init_fn = outlive_signals
+        return loader
 
     @classmethod
     def build_evaluator(

@@ -7,7 +7,8 @@
 
 A config is a Python program: what it says is executed, so read one of others before its first
 use. The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
-lr_multiplier and train. Overrides are written key=value.
+lr_multiplier and train. Overrides are written key=value. --train and --val name your own images,
+whose classes the model then has.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import logging
 from typing import Any
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
@@ -27,14 +28,16 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
-from gnws_d2.config_files import resolve_config_file
-from gnws_d2.engine import create_ddp_model, launch
-from gnws_d2.errors import ConfigError, add_debug_flag
+from gnws_d2.engine import StopOnSignal, create_ddp_model, launch, locked_output
+from gnws_d2.engine.console import setup_loggers
+from gnws_d2.errors import add_debug_flag
+from gnws_d2.lazy_config import load_lazy_config
+from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_splits
+from gnws_d2.projects.detection.lazy_data import fit_lazy_config, name_data
 
 
 def build(cfg: Any) -> nn.Module:
@@ -69,32 +72,29 @@ def train(cfg: Any, resume: bool) -> None:
         train_hooks.insert(2, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
-    trainer.register_hooks(train_hooks)
+    trainer.register_hooks([*train_hooks, StopOnSignal(checkpointer)])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-    resumed = resume and checkpointer.has_checkpoint()
-    trainer.train(trainer.iter + 1 if resumed else 0, cfg.train.max_iter)
+    start = trainer.iter + 1 if checkpointer.resumed_from else 0
+    with locked_output(cfg.train.output_dir):
+        trainer.train(start, cfg.train.max_iter)
 
 
 def main(args: argparse.Namespace) -> None:
-    args.config_file = resolve_config_file(args.config_file)
-    if not args.config_file.endswith(".py"):
-        raise ConfigError(
-            f"{args.config_file} is not a .py file. Use train_net.py for a .yaml config: as a "
-            "LazyConfig, Detectron2 would execute what it says in !!python tags."
-        )
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="gnws_d2")
+    cfg = load_lazy_config(args.config_file, args.opts)
+    name_data(cfg, data_splits(args), args.eval_only)
+    setup_loggers(cfg.train.output_dir)
+    fit_lazy_config(cfg)
     default_setup(cfg, args)
     if args.eval_only:
         model = build(cfg)
-        Checkpointer(model).load(cfg.train.init_checkpoint)
+        Checkpointer(model, for_inference=True).load(cfg.train.init_checkpoint)
         test(cfg, model)
     else:
         train(cfg, args.resume)
 
 
 def invoke_main() -> None:
-    args = add_debug_flag(default_argument_parser(__doc__)).parse_args()
+    args = add_data_arguments(add_debug_flag(default_argument_parser(__doc__))).parse_args()
     launch(
         main,
         args.num_gpus,

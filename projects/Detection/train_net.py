@@ -28,7 +28,7 @@ from gnws_d2.config import explicit_keys, packaged_config, portable_config
 from gnws_d2.data import fit_to_data
 from gnws_d2.data.filter import load_train_dataset
 from gnws_d2.data.source import is_source
-from gnws_d2.engine import launch, scale_schedule, schedule_for
+from gnws_d2.engine import launch, lock_output, scale_schedule, schedule_for
 from gnws_d2.engine.console import setup_loggers
 from gnws_d2.errors import add_debug_flag
 from gnws_d2.projects.acceleration import accelerate
@@ -53,6 +53,8 @@ class Trainer(engine.Trainer):
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, fit it to the data and its schedule to both, and set up Detectron2."""
     cfg, file, opts = read_config(args)
+    if not args.eval_only:
+        lock_output(cfg.OUTPUT_DIR)
     setup_loggers(cfg.OUTPUT_DIR)
     cfg = fit_to_data(cfg)
     if not args.eval_only:
