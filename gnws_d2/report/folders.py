@@ -6,7 +6,7 @@ import re
 
 from detectron2.config import CfgNode
 
-from ..data.source import ROBOFLOW_FILE, Source
+from ..data.source import Source
 
 
 def evaluated_datasets(cfg: CfgNode) -> list[str]:
@@ -23,12 +23,7 @@ def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
     slugs: list[str] = []
     for name in names:
         source = Source.parse(name)
-        words: tuple[str, ...] = (name,)
-        if source:
-            *_, folder, stem = source.file.with_suffix("").parts
-            words = (folder, source.part)
-            if source.file.name != ROBOFLOW_FILE:
-                words = (folder, stem, source.part)
-        slug = re.sub(r"[^\w.-]+", "_", "_".join(words)).strip("_.") or "dataset"
+        words = (*source.file.with_suffix("").parts[-2:], source.part) if source else (name,)
+        slug = re.sub(r"[^\w.-]+|_+", "_", "_".join(words)).strip("_.") or "dataset"
         slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
     return slugs[names.index(dataset_name)]
