@@ -121,7 +121,7 @@ def _write_onnx(
 
 
 def _name_axes(model: Any) -> None:
-    """Call the axes of an ``onnx_ir.Model`` height, width and detections, in place of s62 and u9."""
+    """Call the axes of an ``onnx_ir.Model`` height, width and detections, not s62 and u9."""
     [image], boxes = model.graph.inputs, model.graph.outputs[0]
     recorded = (image.shape[1], image.shape[2], boxes.shape[0])
     names = zip(map(str, recorded), ("height", "width", "detections"), strict=True)
@@ -129,9 +129,10 @@ def _name_axes(model: Any) -> None:
     computed = (value for node in model.graph.all_nodes() for value in node.outputs)
     for value in (image, *computed):
         for axis, size in enumerate(value.shape or ()):
-            text = renamed = getattr(size, "value", None)
-            if text is None:  # a number, or unknown
+            text = getattr(size, "value", None)
+            if not isinstance(text, str):  # a number, or unknown
                 continue
+            renamed = text
             for pattern, name in patterns:
                 renamed = pattern.sub(name, renamed)  # also within an expression
             if renamed != text:
