@@ -30,6 +30,9 @@ DETECTRON2_NEEDS = [
 ]
 DEMO = ["opencv-python-headless", "scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
+# projects/Detection/app.py. Tested with 6.31.0, which needs a Pillow before 13: it is not in
+# requirements.txt.
+APP = ["gradio>=6"]
 EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/MicroBatch
 
 setup(
@@ -47,6 +50,7 @@ setup(
         *DETECTRON2_NEEDS,
     ],
     extras_require={
+        "app": APP,
         "evidence": EVIDENCE,
         "demo": DEMO,
         "export": EXPORT,

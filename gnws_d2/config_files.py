@@ -16,9 +16,16 @@ class ConfigFileError(GnwsError, FileNotFoundError):
     """Neither a file nor a packaged config has the name."""
 
 
-def config_names() -> list[str]:
-    """The names of all packaged configs that describe a model, relative to ``configs/``."""
-    return sorted(f.relative_to(CONFIG_ROOT).as_posix() for f in CONFIG_ROOT.glob("*/*.yaml"))
+def config_names(lazy: bool = False) -> list[str]:
+    """The names of all packaged configs that describe a model, relative to ``configs/``.
+
+    Args:
+        lazy: LazyConfigs, too.
+    """
+    files = [*CONFIG_ROOT.glob("*/*.yaml")]
+    if lazy:  # lazy_common.py is a part of them
+        files += [file for file in CONFIG_ROOT.glob("*/*.py") if not file.name.startswith("lazy")]
+    return sorted(file.relative_to(CONFIG_ROOT).as_posix() for file in files)
 
 
 def get_config_file(config_path: str) -> str:

@@ -174,7 +174,7 @@ def test_what_would_be_untrained_is_refused(saved, tmp_path):
     with pytest.raises(CheckpointError, match="is a backbone alone"):
         Predictor(cfg, tmp_path / "backbone.pth")
     cfg.MODEL.WEIGHTS = ""
-    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS .* is empty"):
+    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS is empty"):
         Predictor(cfg)
     with pytest.raises(CheckpointError, match="Neither a config nor weights"):
         Predictor()

@@ -108,8 +108,8 @@ class Checkpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self._for_inference and not path:
             raise CheckpointError(
-                "No weights are named: MODEL.WEIGHTS (of a LazyConfig, train.init_checkpoint) is "
-                "empty, and the model would be untrained. Set it to a trained detector's file."
+                "MODEL.WEIGHTS is empty (train.init_checkpoint, of a LazyConfig), and the model "
+                "would be untrained. Set it to a trained detector's file."
             )
         self._loading = path
         try:

@@ -1,4 +1,4 @@
-"""List the published checkpoints, or cache them for a machine without a network.
+"""List published checkpoints and configs, or cache checkpoints for a machine without a network.
 
 python -m gnws_d2.model_zoo list
 python -m gnws_d2.model_zoo prefetch imagenet/resnet50_gn_ws
@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from ..cache import CACHE_VARIABLE, cache_path
 from ..checkpoint import CheckpointError
+from ..config_files import config_names
 from ..errors import add_debug_flag, is_debugging, one_line_errors
 from . import documents
 from .fetch import MIRROR_VARIABLE, cached, fetch
@@ -36,6 +37,10 @@ def list_all() -> None:
     ]
     header = ["name, after gnws://", "config", "box AP", "mask AP", "cached"]
     print(tabulate(rows, header, disable_numparse=True))
+    trained = {e.config: e.name for e in published() if not e.is_backbone}
+    rows = [[name, trained.get(name, "")] for name in config_names(lazy=True)]
+    header = ["config, for --config-file", "trained detector"]
+    print(f"\n{tabulate(rows, header, disable_numparse=True)}")
     print(f"\nCache: {cache_path()} (${CACHE_VARIABLE}); mirror: ${MIRROR_VARIABLE}")
 
 
@@ -61,7 +66,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show all published checkpoints")
+    commands.add_parser("list", help="show all published checkpoints and all configs")
     command = commands.add_parser("prefetch", help="download, verify, convert and cache")
     command.add_argument("names", nargs="+", help="names or configs, or all")
     commands.add_parser("document", help="write MODEL_ZOO.md and configs/metafile.yml")

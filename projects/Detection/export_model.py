@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Export a detector to files that run without Detectron2 and without this package.
 
-    export_model.py --config-file output/digits/config.yaml --input image.png --output exported \\
-        --opts MODEL.WEIGHTS output/digits/model_final.pth
+    export_model.py --weights output/digits/model_final.pth --input image.png --output exported
 
 writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and model.onnx, or
 those that --format names. Standardized weights are stored in plain convolutions. Each file takes
@@ -10,10 +9,12 @@ images of any size and is compared with the model in Detectron2, on every --inpu
 file that does not detect the same is not kept. If a format does not support the model, the exit
 code is 1. run_onnx.py shows how to run the ONNX file.
 
-A file takes a float32 tensor (3, H, W), levels 0 to 255 in the order of INPUT.FORMAT, resized as
-for evaluation, and returns boxes, scores, classes, and masks (N, 1, 28, 28) over the boxes, in
-pixels of that tensor. It stores the sizes, the order of channels and the names of classes: in the
-metadata of ONNX, in facts.json of the others.
+A file takes one image a call: image, a float32 tensor (3, height, width), levels 0 to 255 in the
+order of INPUT.FORMAT, resized as for evaluation. It returns boxes (detections, 4), scores and
+classes (detections), and masks (detections, 1, 28, 28) over the boxes, in pixels of that tensor.
+There is no batch: with GroupNorm, the padding of a batch would change what is computed. Call it in
+several threads to run images at once. It stores the sizes, the order of channels, and the names and
+ids of classes: in the metadata of ONNX, in facts.json of the others.
 """
 
 from __future__ import annotations
@@ -24,19 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.config import CfgNode
 from detectron2.data.transforms import AugInput, AugmentationList
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
+from torch import nn
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, Provenance
+from gnws_d2.data import read_image
 from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
-from gnws_d2.modeling.errors import build_errors
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
 
 
@@ -44,7 +43,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="a path, or a packaged config's name; by default the config that the weights carry",
+    )
+    parser.add_argument("--weights", default="", metavar="FILE", help="a trained detector's file")
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="IMAGE", help="real images, to compare on"
@@ -62,21 +66,32 @@ def parse_args() -> argparse.Namespace:
     return add_debug_flag(parser).parse_args()
 
 
+class Predictor(gnws_d2.Predictor):
+    """Of the keys of projects/Acceleration, only padding changes what a file computes."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        if cfg.INPUT.SIZE_DIVISIBILITY:
+            pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)
+        return model
+
+
 @one_line_errors()
 def main() -> int:
     args = parse_args()
     for name in ("gnws_d2", "fvcore"):
         setup_logger(name=name)
+    if args.config_file and args.config_file.endswith(".py"):
+        sys.exit(
+            "A LazyConfig's model is exported from a script: gnws_d2.export.export(model, ...)."
+        )
     opts = [*args.opts, "MODEL.DEVICE", "cpu"]
-    cfg = gnws_d2.load_config(args.config_file, opts, [add_acceleration_config])
-    if not cfg.MODEL.WEIGHTS:
-        sys.exit("MODEL.WEIGHTS is empty: add --opts MODEL.WEIGHTS and a trained detector's file.")
-    with build_errors(cfg):
-        model = build_model(cfg).eval()
-    # Of the keys of projects/Acceleration, only padding changes what a file computes.
-    if cfg.INPUT.SIZE_DIVISIBILITY:
-        pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)
-    trained = Provenance.read(Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS))
+    add_configs = [add_acceleration_config]
+    predictor = Predictor(
+        args.config_file, args.weights, opts=opts, add_configs=add_configs, folded=False
+    )
+    cfg, model = predictor.cfg, predictor.model
     pictures = [picture for file in args.input for picture in at_two_sizes(file, cfg)]
     args.output.mkdir(parents=True, exist_ok=True)
 
@@ -84,7 +99,7 @@ def main() -> int:
     for name in args.format:
         file = args.output / FORMATS[name].file
         try:
-            results = export(model, name, file, pictures, facts(cfg, trained), args.tolerance)
+            results = export(model, name, file, pictures, facts(predictor), args.tolerance)
         except ExportError as error:
             print(error, file=sys.stderr)
             refused += 1
@@ -112,16 +127,16 @@ def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
     return pictures
 
 
-def facts(cfg: Any, trained: Provenance) -> dict[str, Any]:
+def facts(predictor: Predictor) -> dict[str, Any]:
     """What a program needs to know to prepare images and to name what is found."""
-    dataset = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-    classes = trained.classes or MetadataCatalog.get(dataset[0]).get("thing_classes", [])
+    cfg = predictor.cfg
     return {
         "format": cfg.INPUT.FORMAT,
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "resize": cfg.INPUT.RESIZE_TEST,
-        "classes": list(classes),
+        "classes": predictor.classes,
+        "category_ids": predictor.category_ids,
     }
 
 

@@ -10,11 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
+
+
+def read(file: str) -> Image.Image:
+    """The image as it is looked at: turned as its EXIF data say, 16-bit levels as 8-bit ones."""
+    picture = ImageOps.exif_transpose(Image.open(file))
+    if picture.mode.startswith("I;16"):
+        levels = np.asarray(picture).astype(np.uint32)
+        picture = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        sys.exit(f"{file} has 32-bit pixels, whose range is unknown. Convert it to 8 or 16 bits.")
+    return picture.convert("RGB")
 
 
 def prepare(picture: Image.Image, facts: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +75,7 @@ def main() -> None:
     session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
     stored = session.get_modelmeta().custom_metadata_map
     facts = {name: json.loads(value) for name, value in stored.items()}
-    picture = Image.open(args.image).convert("RGB")
+    picture = read(args.image)
     image, scales = prepare(picture, facts)
     names = [output.name for output in session.get_outputs()]
     found = dict(zip(names, session.run(None, {"image": image}), strict=True))

@@ -344,7 +344,7 @@ def test_training_boxes_on_other_classes_leaves_the_mask_head_out(trained, tiny_
 def test_for_inference_nothing_keeps_its_initial_values(trained, tiny_config, tmp_path):
     model, cfg, file = trained()
     checkpointer = Checkpointer(model, cfg=cfg, for_inference=True)
-    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS .*is empty"):
+    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS is empty"):
         checkpointer.load("")
     tensors = model.backbone.bottom_up.state_dict()
     provenance = Provenance.of(cfg, ["stem", "backbone"]).of_backbone()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -14,6 +15,7 @@ from processes import run
 from tiny import TINY
 
 import gnws_d2
+from gnws_d2.data import read_image
 
 DETECTION = Path(__file__).parents[2] / "projects" / "Detection"
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
@@ -63,6 +65,28 @@ def test_onnx_without_torch_finds_what_the_demo_finds(weights, digits, tmp_path)
     # Scores that are nearly equal may come in another order.
     assert all(any(same(mine, other) for other in theirs) for mine in ours)
     assert all(any(same(mine, other) for mine in ours) for other in theirs)
+
+
+@pytest.mark.parametrize("kind", ["turned.jpg", "deep.png", "plain.png"])
+def test_the_example_reads_images_as_the_package_does(tmp_path, monkeypatch, kind):
+    monkeypatch.syspath_prepend(str(DETECTION))
+    import run_onnx
+
+    file, exif = tmp_path / kind, Image.Exif()
+    exif[0x0112] = 8
+    rng = np.random.default_rng(0)
+    if kind == "deep.png":
+        Image.fromarray(rng.integers(0, 65536, (20, 30), np.uint16)).save(file)
+    else:
+        levels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(levels).save(file, **({"exif": exif} if kind == "turned.jpg" else {}))
+    found = np.asarray(run_onnx.read(str(file)))
+    assert np.array_equal(found, read_image(file, "RGB"))
+    assert found.shape == ((30, 20, 3) if kind == "turned.jpg" else (20, 30, 3))
+
+    Image.fromarray(rng.random((20, 30), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(SystemExit, match="32-bit pixels"):
+        run_onnx.read(str(tmp_path / "float.tiff"))
 
 
 def same(ours: tuple[str, float, list[float]], other: dict) -> bool:
