@@ -136,8 +136,8 @@ def load_config(
     _merge_opts(cfg, opts)
     if cfg.VERSION != defaults.VERSION:
         raise ConfigError(
-            f"VERSION is {shorten(cfg.VERSION)}, a version of Detectron2's configs that is not supported. "
-            f"Set it to {defaults.VERSION} and use the keys of that version."
+            f"VERSION is {shorten(cfg.VERSION)}, a version of Detectron2's configs that is not "
+            f"supported. Set it to {defaults.VERSION} and use the keys of that version."
         )
     check_values(cfg, defaults)
     use_available_device(cfg)
@@ -206,8 +206,8 @@ def check_config(cfg: CfgNode) -> None:
     check_components(cfg)
     if cfg.MODEL.WS.PARTS and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
         raise ConfigError(
-            f"MODEL.WS.PARTS is {shorten(list(cfg.MODEL.WS.PARTS))}, but MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
+            f"MODEL.WS.PARTS is {shorten(list(cfg.MODEL.WS.PARTS))}, but "
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
             f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
             f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
         )
@@ -228,8 +228,8 @@ def check_config(cfg: CfgNode) -> None:
     for key, norm, channels_key, channels in _normalized_widths(cfg):
         if norm not in NORMS:
             raise ConfigError(
-                f"{key} is {shorten(norm)}, which is not a norm of Detectron2 or of this package. Use one "
-                f"of {', '.join(repr(n) for n in NORMS)}."
+                f"{key} is {shorten(norm)}, which is not a norm of Detectron2 or of this "
+                f"package. Use one of {', '.join(repr(n) for n in NORMS)}."
             )
         if norm in ("GN", *BCN_NORMS) and channels % 32:
             raise ConfigError(
@@ -259,8 +259,8 @@ def _check_bcn(cfg: CfgNode) -> None:
         if not component.startswith(("WS", "build_ws_")):
             raise ConfigError(
                 f"MODEL.{section}.NORM is {node.NORM!r}, which Detectron2's own components do not "
-                f"know (MODEL.{named}.NAME is {shorten(component)}). Name the component of this package "
-                f"there, or set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
+                f"know (MODEL.{named}.NAME is {shorten(component)}). Name the component of "
+                f"this package there, or set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
                 f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}."
             )
 
