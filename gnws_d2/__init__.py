@@ -26,4 +26,18 @@ else:
     from .config import add_gnws_config, load_config
     from .modeling import StandardizationReport, standardize
 
-    __all__ = ["StandardizationReport", "add_gnws_config", "load_config", "standardize"]
+    __all__ = [
+        "Predictor",
+        "StandardizationReport",
+        "add_gnws_config",
+        "load_config",
+        "standardize",
+    ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "Predictor":  # imports Detectron2's engine, which nothing else here needs
+        from .predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

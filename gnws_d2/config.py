@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,9 @@ NORMS = (
     *("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"),
     *BCN_NORMS,
 )
+
+# Names of datasets: one, or a tuple of them.
+DATASET_KEYS = ("TRAIN", "TEST", "FINAL_TEST")
 
 # Ignored with a warning where an older config sets them.
 REMOVED_KEYS = {
@@ -68,6 +72,15 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # The same for training. The two differ where images shrink, and by at most one level where they
     # grow, as most of COCO does.
     cfg.INPUT.RESIZE_TRAIN = "pil"
+    # The names of the classes in the predictor's order, and their ids in annotation files and
+    # results. Where a dataset is a COCO file (docs/own-data.md), fit_to_data takes them from it.
+    cfg.DATASETS.CLASSES = []
+    cfg.DATASETS.CATEGORY_IDS = []
+    # Datasets that are evaluated once after training, with the best checkpoint.
+    cfg.DATASETS.FINAL_TEST = ()
+    # Go on without the images and annotations that would train or evaluate wrong, and list them in
+    # OUTPUT_DIR/skipped_annotations.json, instead of refusing the dataset.
+    cfg.DATALOADER.SKIP_BAD_ANNOTATIONS = False
     # Which images and objects are trained on. "mmdetection" drops objects narrower than a pixel and
     # images with a side below 32, and keeps images that only have crowds; "detectron2" drops only
     # the latter. Both drop images without annotations, unless
@@ -131,7 +144,7 @@ def load_config(
     cfg = _with_projects(cfg, named)
     defaults = cfg.clone()
     _check_keys(loaded, cfg, path)
-    with _merging(path):
+    with _merging(path), _single_names_allowed(cfg, loaded.get("DATASETS", {})):
         cfg.merge_from_other_cfg(loaded)
     _merge_opts(cfg, opts)
     if cfg.VERSION != defaults.VERSION:
@@ -207,9 +220,9 @@ def check_config(cfg: CfgNode) -> None:
     if cfg.MODEL.WS.PARTS and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
         raise ConfigError(
             f"MODEL.WS.PARTS is {shorten(list(cfg.MODEL.WS.PARTS))}, but "
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
-            f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. "
+            f"Set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
+            f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
         )
     for key, value, known in (
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
@@ -316,8 +329,30 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
             node = node[word]
         if isinstance(node, CfgNode) and key not in REMOVED_KEYS:
             raise _is_section(key, value, "the command line")
-        with _merging(f"{key} {shorten(value)}"):
+        section, _, name = key.partition(".")
+        names = {name: value} if section == "DATASETS" else {}
+        with _merging(f"{key} {shorten(value)}"), _single_names_allowed(cfg, names):
             cfg.merge_from_list([key, value])
+
+
+@contextmanager
+def _single_names_allowed(cfg: CfgNode, values: Mapping[str, object]) -> Iterator[None]:
+    """Let one dataset's name stand for a tuple of it; a merge accepts only values of one type."""
+    single = {key for key in DATASET_KEYS if key in values and _is_one_name(values[key])}
+    for key in single:
+        cfg.DATASETS[key] = ""
+    yield
+    for key in single:
+        cfg.DATASETS[key] = (cfg.DATASETS[key],)
+
+
+def _is_one_name(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return isinstance(ast.literal_eval(value), str)
+    except (ValueError, SyntaxError):
+        return True
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -26,6 +28,9 @@ PREDICTORS = (
     *("head.cls_score.", "sem_seg_head.predictor."),
 )
 
+# Heads that a config key leaves out.
+SWITCHES = {"mask_head": "MODEL.MASK_ON", "keypoint_head": "MODEL.KEYPOINT_ON"}
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -43,6 +48,8 @@ class Checkpointer(DetectionCheckpointer):
         cfg: the config of ``model``. With it, weights trained with other parts standardized are
             refused, weights trained with other preprocessing or classes cause a warning, and
             ``MODEL.REMAKE_PREDICTORS`` is obeyed.
+        for_inference: refuse what would leave a part of the model at its initial values: no file, a
+            backbone alone, other classes.
     """
 
     def __init__(
@@ -51,11 +58,13 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         cfg: CfgNode | None = None,
+        for_inference: bool = False,
         save_to_disk: bool | None = None,
         **checkpointables: object,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._cfg = cfg
+        self._for_inference = for_inference
         self._loading = ""  # the path that load() was given, for messages
         standardized = StandardizationReport.of(self.model).standardized
         self._own = Provenance(standardized=standardized)
@@ -90,6 +99,11 @@ class Checkpointer(DetectionCheckpointer):
         return read_checkpoint(f)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if self._for_inference and not path:
+            raise CheckpointError(
+                "No weights are named: MODEL.WEIGHTS (of a LazyConfig, train.init_checkpoint) is "
+                "empty, and the model would be untrained. Set it to a trained detector's file."
+            )
         self._loading = path
         try:
             return super().load(path, *args, **kwargs)
@@ -104,8 +118,9 @@ class Checkpointer(DetectionCheckpointer):
             for name, t in self.model.state_dict().items()
             if not _is_of_config(name)
         }
-        asked = "?" in file
-        if checkpoint.get("matching_heuristics") and (asked or KEY not in checkpoint):
+        # Asked for by the user: a file must not switch off its own checks.
+        if parse_qs(urlparse(file).query).get("matching_heuristics") == ["True"]:
+            _check_values(tensors, {}, file)
             return super()._load_model(checkpoint)
 
         found = Provenance.read(checkpoint)
@@ -117,10 +132,17 @@ class Checkpointer(DetectionCheckpointer):
         self._check_standardization(found, tensors, file)
         self._check_input(found, file)
 
+        _check_values(tensors, self.model.state_dict(), file)
+
         if tensors and all(name.startswith(prefix) for name in tensors):
             fresh = {name for name in expected if not name.startswith(prefix)}
             if fresh:
                 parts = ", ".join(dict.fromkeys(part_of(n) for n in expected if n in fresh))
+                if self._for_inference:
+                    raise CheckpointError(
+                        f"{file} is a backbone alone: {parts} would be untrained. Name a trained "
+                        "detector's file in MODEL.WEIGHTS."
+                    )
                 logger.info("%s is a backbone: %s keep their initial values.", file, parts)
         else:
             fresh = self._remade_predictors(found, tensors, expected, file)
@@ -128,10 +150,7 @@ class Checkpointer(DetectionCheckpointer):
             tensors.pop(name, None)
         differences = compare(tensors, {n: s for n, s in expected.items() if n not in fresh})
         if differences:
-            raise CheckpointError(
-                f"{file} does not fit the model: {differences}. Use the config it was trained with"
-                f"{_fix(differences)}."
-            )
+            raise CheckpointError(_refusal(file, differences))
         incompatible = super()._load_model({"model": tensors})
         incompatible.missing_keys.clear()  # they have been logged, by part
         return incompatible
@@ -146,7 +165,8 @@ class Checkpointer(DetectionCheckpointer):
                 )
             return
         own, theirs = set(self._own.standardized or ()), set(found.standardized)
-        parts = dict.fromkeys(map(part_of, tensors))
+        built = set(map(part_of, self.model.state_dict()))
+        parts = [part for part in dict.fromkeys(map(part_of, tensors)) if part in built]
         for wrong, trained, used in (
             ([p for p in parts if p in own - theirs], "without", "with"),
             ([p for p in parts if p in theirs - own], "with", "without"),
@@ -182,9 +202,12 @@ class Checkpointer(DetectionCheckpointer):
         )
         theirs, own = found.classes or [], self._own.classes or []
         renamed = bool(theirs) and bool(own) and theirs != own
+        remakes = self._cfg is not None and self._cfg.MODEL.REMAKE_PREDICTORS
+        if remakes and not self._for_inference:
+            self._drop_unused_heads(tensors, expected, file)
         if not (misshaped or renamed):
             return set()
-        if self._cfg is not None and self._cfg.MODEL.REMAKE_PREDICTORS:
+        if remakes and not self._for_inference:
             modules = dict.fromkeys(n.rpartition(".")[0] for n in expected if n in predictors)
             logger.warning(
                 "%s was trained on other classes: %s keep their initial values.",
@@ -198,6 +221,13 @@ class Checkpointer(DetectionCheckpointer):
                 *(file, ", ".join(theirs[:3]), ", ".join(own[:3])),
             )
         return set()
+
+    def _drop_unused_heads(self, tensors: Tensors, expected: Shapes, file: str) -> None:
+        unused = set(map(part_of, tensors)) - set(map(part_of, expected))
+        for head in [head for head in SWITCHES if head in unused]:
+            logger.warning("%s has a %s, which the model lacks; it is left out.", file, head)
+            for name in [name for name in tensors if part_of(name) == head]:
+                del tensors[name]
 
 
 def _tensors(tensors: Any, file: str) -> Tensors:
@@ -238,10 +268,50 @@ def _backbone_prefix(expected: Shapes) -> str:
     return next((n.removesuffix(stem) for n in expected if n.endswith(stem)), "backbone.")
 
 
-def _fix(differences: Differences) -> str:
-    if any(name.startswith(PREDICTORS) for name in differences.misshaped):
-        return (
-            ", or, to train on other classes than it was trained on, set "
-            "MODEL.REMAKE_PREDICTORS True"
+def _check_values(tensors: Tensors, own: Mapping[str, torch.Tensor], file: str) -> None:
+    """Raise CheckpointError if a tensor has values that no trained model has."""
+    for name, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        floating = own[name].is_floating_point() if name in own else tensor.is_floating_point()
+        if tensor.is_complex() or tensor.is_floating_point() != floating:
+            expected = "real" if name not in own else "floating-point" if floating else "integer"
+            raise CheckpointError(
+                f"{file}: {name} is {kind}, but the model has {expected} values there. Save the "
+                "weights as they were trained."
+            )
+        if tensor.layout != torch.strided:
+            raise CheckpointError(f"{file}: {name} is a sparse tensor. Save it as a dense one.")
+        if floating and not tensor.float().isfinite().all():
+            raise CheckpointError(
+                f"{file}: {name} has NaN or infinite values: its training diverged, or the file is "
+                "damaged. Use an earlier checkpoint."
+            )
+
+
+def _refusal(file: str, differences: Differences) -> str:
+    """Why a file that differs is refused, and the fix; the usual mistakes by their name."""
+    anyway = 'end MODEL.WEIGHTS in "?matching_heuristics=True"'
+    misshaped = differences.misshaped
+    classes = bool(misshaped) and all(name.startswith(PREDICTORS) for name in misshaped)
+    remake = "to train on other classes than it was trained on, set MODEL.REMAKE_PREDICTORS True"
+    for head, key in SWITCHES.items():
+        missing, unexpected = (
+            bool(names) and all(part_of(name) == head for name in names)
+            for names in (differences.missing, differences.unexpected)
         )
-    return ', or end MODEL.WEIGHTS in "?matching_heuristics=True" to load what matches'
+        if (misshaped and not classes) or missing == unexpected:
+            continue
+        if unexpected and not differences.missing:
+            reason = f"{file} has a {head}, and the model has none. Set {key} True, or {anyway} to "
+            reason += "leave it out"
+        elif missing and not differences.unexpected:
+            reason = f"{file} has no {head}, and the model has one. Set {key} False, or {anyway} to"
+            reason += " train it from its initial values"
+        else:
+            continue
+        return f"{reason}; also, {remake}." if classes else f"{reason}."
+    fix = remake if classes else f"{anyway} to load what matches"
+    return (
+        f"{file} does not fit the model: {differences}. Use the config it was trained with, or "
+        f"{fix.removeprefix('or ')}."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def read_checkpoint(file: str | Path) -> Any:
         CheckpointError: it is missing, damaged, or holds more than tensors and plain values.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        _compare_checksums(file)
+        return checkpoint
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist. Correct its path.") from error
     except pickle.UnpicklingError as error:
@@ -41,6 +44,18 @@ def read_checkpoint(file: str | Path) -> Any:
             "another in MODEL.WEIGHTS; to resume, name an earlier checkpoint of the run in "
             "OUTPUT_DIR/last_checkpoint."
         ) from error
+
+
+def _compare_checksums(file: str | Path) -> None:
+    """Raise BadZipFile if a byte has changed. torch.save writes a zip file, with a CRC-32 of each
+    tensor that torch.load does not compare."""
+    if not zipfile.is_zipfile(file):
+        return  # of torch before 1.6
+    with zipfile.ZipFile(file) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            return  # not of torch.save; expanding it may take for ever
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
 
 
 def write_checkpoint(checkpoint: dict[str, Any], file: Path) -> None:

@@ -15,7 +15,7 @@ from ..modeling.errors import build_errors
 
 Shapes = dict[str, tuple[int, ...]]
 
-_LISTED = 20  # names of one kind in a message
+_LISTED = 6  # names of one kind in a message
 
 
 def build_on_meta(cfg: CfgNode) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -122,9 +123,28 @@ def _write_onnx(
             verbose=False,
         )
     assert program is not None  # what an older exporter returned
+    _name_axes(program.model)
     for name, value in facts.items():
         program.model.metadata_props[name] = json.dumps(value)
     program.save(str(file))
+
+
+def _name_axes(model: Any) -> None:
+    """Call the axes of an ``onnx_ir.Model`` height, width and detections, in place of s62 and u9."""
+    [image], boxes = model.graph.inputs, model.graph.outputs[0]
+    recorded = (image.shape[1], image.shape[2], boxes.shape[0])
+    names = zip(map(str, recorded), ("height", "width", "detections"), strict=True)
+    patterns = [(re.compile(rf"\b{re.escape(symbol)}\b"), name) for symbol, name in names]
+    computed = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (image, *computed):
+        for axis, size in enumerate(value.shape or ()):
+            text = renamed = getattr(size, "value", None)
+            if text is None:  # a number, or unknown
+                continue
+            for pattern, name in patterns:
+                renamed = pattern.sub(name, renamed)  # also within an expression
+            if renamed != text:
+                value.shape[axis] = renamed
 
 
 def _load_onnx(file: Path) -> Run:

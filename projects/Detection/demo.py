@@ -1,48 +1,46 @@
 #!/usr/bin/env python3
-"""Detect on images and write the results.
+"""Detect on images or a video and write the results.
 
-    demo.py --config-file output/digits/config.yaml --input photos/ more/*.jpg --output found \\
-        --opts MODEL.WEIGHTS output/digits/model_final.pth
+    demo.py --weights output/digits/model_final.pth --input photos/ more/*.jpg --output found
+    demo.py --weights model_final.pth --video-input clip.mp4 --output found
+    demo.py --config-file Digits/fcos_R_18_FPN_gn_ws.py --weights model_final.pth --input a.png
 
-Inputs are files, folders and globs. The output folder gets each image with boxes, masks and
-class names drawn, and detections.json in COCO's form: images, categories, and annotations with a
-score. An image that cannot be read is reported and skipped; the exit code is then 1.
+Inputs are files, folders and globs. The output folder gets each image with what was found drawn
+(photo.jpg.png for photo.jpg, _frame00000.png for the frames of an animated GIF), and
+detections.json in COCO's form: images, categories with the ids of the dataset that the model was
+trained on, and annotations with a score. --image-ids gives the images the ids that they have in an
+annotation file, so that detections.json scores against it. A semantic model writes the class of
+each pixel to labels/, a panoptic one its segments to panoptic/ and panoptic.json.
+
+An image that cannot be read is reported and skipped; the exit code is then 1. Ctrl-C and a full
+disk end the run; what was detected until then is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import json
 import logging
-import os
+import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
-from detectron2.engine import DefaultPredictor
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
-from PIL import Image
+from detectron2.utils.video_visualizer import VideoVisualizer
+from torch import nn
 from tqdm import tqdm
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, Provenance
-from gnws_d2.data.resize import build_test_augmentation
+from gnws_d2.data.errors import DatasetError
+from gnws_d2.data.images import ImageError
 from gnws_d2.errors import add_debug_flag, one_line_errors
-from gnws_d2.files import atomic_write
+from gnws_d2.predictor import ImageShapeError
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
+from gnws_d2.projects.detection.inputs import find_files, read_frames
+from gnws_d2.projects.detection.results import Results
 
 logger = logging.getLogger("gnws_d2.demo")
-
-MIN_DRAWN = 480  # pixels of the shorter side; smaller images are drawn larger, to be readable
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,125 +48,122 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="a path, or a packaged config's name"
+        "--config-file",
+        metavar="FILE",
+        help="a path, or a packaged config's name; by default the config that the weights carry",
     )
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="files, folders, globs"
+    parser.add_argument("--weights", default="", metavar="FILE", help="a trained detector's file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, globs")
+    source.add_argument("--video-input", metavar="FILE", help="a video")
+    source.add_argument(
+        "--webcam", nargs="?", const="0", metavar="N", help="a camera's number or address"
     )
-    parser.add_argument("--output", default="output/demo", metavar="FOLDER")
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="FOLDER")
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown"
     )
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
+        "--image-ids", metavar="ANNOTATIONS.json", help="take the ids of images from this file"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="KEY VALUE pairs for the config, or key=value for a LazyConfig",
     )
     return add_debug_flag(parser).parse_args()
 
 
-def make_predictor(args: argparse.Namespace) -> DefaultPredictor:
-    cfg = gnws_d2.load_config(args.config_file, args.opts, [add_acceleration_config])
-    weights = cfg.MODEL.WEIGHTS
-    if not weights:
-        sys.exit("MODEL.WEIGHTS is empty: add --opts MODEL.WEIGHTS and a trained detector's file.")
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
-    cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
-    cfg.MODEL.WEIGHTS = ""  # DefaultPredictor would read the file with Detectron2's checkpointer
-    predictor = DefaultPredictor(cfg)
-    accelerate(predictor.model, cfg)
-    (predictor.aug,) = build_test_augmentation(cfg)
-    trained = Provenance.read(Checkpointer(predictor.model, cfg=cfg).load(weights))
-    if trained.classes and trained.classes != predictor.metadata.get("thing_classes"):
-        # The names travel with the weights: the config's dataset may be unknown here.
-        predictor.metadata = Metadata(thing_classes=trained.classes)
-    return predictor
+class Predictor(gnws_d2.Predictor):
+    """Runs the model as the keys of projects/Acceleration say."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        return accelerate(super().build_model(cfg), cfg)
 
 
-def find_images(inputs: list[str]) -> Iterator[Path]:
-    """The files that ``inputs`` name; a folder stands for the images in it."""
-    suffixes = set(Image.registered_extensions())
-    for name in inputs:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            yield from sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-        elif path.exists():
-            yield path
-        else:
-            # A glob that matches nothing counts as a file that cannot be read.
-            yield from sorted(map(Path, glob.glob(os.path.expanduser(name)))) or [path]
+def make_predictor(args: argparse.Namespace) -> Predictor:
+    config, weights, opts = args.config_file, args.weights, list(args.opts)
+    if config is None and not weights and "MODEL.WEIGHTS" in opts[:-1]:
+        weights = opts[opts.index("MODEL.WEIGHTS") + 1]
+    threshold = args.confidence_threshold
+    add_configs = [add_acceleration_config]
+    return Predictor(config, weights, opts=opts, add_configs=add_configs, score_threshold=threshold)
 
 
-class CocoDetections:
-    """Detections of many images in COCO's form, category ids being those of the dataset."""
+def run_on_images(inputs: list[str], results: Results) -> int:
+    """Returns the number of files that could not be used."""
+    skipped = 0
+    for file in tqdm(list(find_files(inputs)), unit="image", disable=None):
+        try:
+            for frame in read_frames(file):
+                results.add(frame)
+        except (ImageError, ImageShapeError) as error:
+            logger.error("%s is skipped: %s", file, str(error).removeprefix(f"{file} "))
+            skipped += 1
+    return skipped
 
-    def __init__(self, metadata: Any) -> None:
-        classes = metadata.get("thing_classes") or []
-        to_class = metadata.get("thing_dataset_id_to_contiguous_id")
-        self._id_of_class = {c: i for i, c in to_class.items()} if to_class else None
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        self.categories = [{"id": self._id(c), "name": name} for c, name in enumerate(classes)]
 
-    def _id(self, index: int) -> int:
-        return self._id_of_class[index] if self._id_of_class else index
-
-    def add(self, file: Path, instances: Instances) -> None:
-        height, width = instances.image_size
-        image_id = len(self.images) + 1
-        self.images.append(
-            {"id": image_id, "file_name": str(file), "width": width, "height": height}
+def run_on_video(source: str, is_live: bool, results: Results) -> None:
+    try:
+        from gnws_d2.projects.detection import video  # it needs OpenCV, which images do not
+    except ImportError as error:
+        sys.exit(
+            f"error: videos need OpenCV, which does not import ({error}). Install "
+            "opencv-python, or opencv-python-headless, which opens no window."
         )
-        for result in instances_to_coco_json(instances, image_id):
-            result["id"] = len(self.annotations) + 1
-            result["category_id"] = self._id(result["category_id"])
-            result["iscrowd"] = 0
-            result["area"] = result["bbox"][2] * result["bbox"][3]
-            self.annotations.append(result)
-
-    def write(self, file: Path) -> None:
-        names = ("images", "annotations", "categories")
-        with atomic_write(file) as partial:
-            partial.write_text(json.dumps({name: getattr(self, name) for name in names}))
-
-
-def draw(bgr: np.ndarray, instances: Instances, metadata: Any) -> Image.Image:
-    scale = max(1.0, MIN_DRAWN / min(bgr.shape[:2]))
-    visualizer = Visualizer(bgr[:, :, ::-1], metadata, scale=scale)
-    return Image.fromarray(visualizer.draw_instance_predictions(instances).get_image())
+    file = Path(f"webcam_{Path(source).name}" if is_live else source)
+    visualizer, window = VideoVisualizer(results.predictor.metadata), video.Window()
+    with video.opened(source) as capture:
+        name = f"{file.name}.mp4"
+        written = video.VideoFile(results.output / name, video.frames_per_second(capture))
+        try:
+            for frame in tqdm(video.frames(capture, file), unit="frame", disable=None):
+                drawn = results.add(frame, visualizer)
+                written.write(drawn)
+                if is_live and window.show(drawn):
+                    break
+        finally:
+            written.close()
+    if not results.detections.images:
+        raise video.VideoError(f"{source} has no frame that can be read.")
 
 
-@one_line_errors()
+def image_ids(file: str | None) -> dict[str, int]:
+    """The ids of images by their file's name."""
+    if not file:
+        return {}
+    try:
+        images = json.loads(Path(file).read_text(encoding="utf-8"))["images"]
+        return {Path(image["file_name"]).name: int(image["id"]) for image in images}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{file} is not a COCO annotation file ({error!r}).") from error
+
+
+@one_line_errors(OSError)
 def main() -> int:
     args = parse_args()
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
+    ids = image_ids(args.image_ids)
     predictor = make_predictor(args)
-    metadata = predictor.metadata
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-
-    found = CocoDetections(metadata)
-    names: Counter[str] = Counter()
-    unreadable = 0
-    for file in tqdm(list(find_images(args.input)), unit="image", disable=None):
-        try:
-            bgr = read_image(str(file), format="BGR")
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
-            logger.error("%s cannot be read and is skipped: %s", file, error)
-            unreadable += 1
-            continue
-        instances = predictor(bgr)["instances"].to("cpu")
-        found.add(file, instances)
-        # Inputs of one name from two folders must not overwrite each other.
-        names[file.stem] += 1
-        suffix = f"_{names[file.stem]}" if names[file.stem] > 1 else ""
-        draw(bgr, instances, metadata).save(output / f"{file.stem}{suffix}.png")
-    found.write(output / "detections.json")
-    logger.info(
-        "%d detections in %d images, in %s", len(found.annotations), len(found.images), output
-    )
-    if unreadable:
-        logger.error("%d images could not be read", unreadable)
-    return 1 if unreadable else 0
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = Results(predictor, args.output, ids)
+    try:
+        if args.input:
+            skipped = run_on_images(args.input, results)
+        else:
+            run_on_video(args.video_input or args.webcam, bool(args.webcam), results)
+            skipped = 0
+    except KeyboardInterrupt:
+        logger.error("Stopped: what was detected until now is written.")
+        return 128 + signal.SIGINT
+    finally:
+        results.write()
+    if skipped:
+        logger.error("%d files could not be used", skipped)
+    return 1 if skipped else 0
 
 
 if __name__ == "__main__":

@@ -245,3 +245,115 @@ def test_a_save_that_fails_leaves_the_file_before_it(tmp_path, monkeypatch):
         checkpointer.save("model")
     assert (tmp_path / "model.pth").read_bytes() == before
     assert sorted(f.name for f in tmp_path.iterdir()) == ["last_checkpoint", "model.pth"]
+
+
+def test_only_the_user_switches_strictness_off(tmp_path):
+    source, model = nn.Linear(3, 2), nn.Linear(3, 2)
+    before = model.weight.clone()
+    file = tmp_path / "lenient.pth"
+    torch.save({"model": {"weight": source.weight.detach()}, "matching_heuristics": True}, file)
+    for path in (str(file), f"{file}?matching_heuristics=False"):
+        with pytest.raises(CheckpointError, match="1 missing: bias"):
+            Checkpointer(model).load(path)
+    assert torch.equal(model.weight, before)
+    Checkpointer(model).load(f"{file}?matching_heuristics=True")
+    assert torch.equal(model.weight, source.weight)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.full((2, 3), torch.nan), "weight has NaN or infinite values"),
+        (torch.tensor([[0.0, 0, 0], [0, 0, -torch.inf]]), "weight has NaN or infinite values"),
+        (torch.full((2, 3), torch.inf).bfloat16(), "weight has NaN or infinite values"),
+        (torch.zeros(2, 3, dtype=torch.complex64), "weight is complex64"),
+        (torch.zeros(2, 3, dtype=torch.int64), "weight is int64, but the model has floating-point"),
+        (torch.zeros(2, 3, dtype=torch.bool), "weight is bool, but the model has floating-point"),
+        (torch.zeros(2, 3).to_sparse(), "weight is a sparse tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
+def test_values_that_no_model_has_are_refused(tmp_path, tensor, message, query):
+    file, model = tmp_path / "odd.pth", nn.Linear(3, 2)
+    if query and tensor.dtype in (torch.int64, torch.bool):
+        pytest.skip("what does not match is left out then")
+    before = model.weight.clone()
+    torch.save({"model": {"weight": tensor, "bias": torch.zeros(2)}}, file)
+    with pytest.raises(CheckpointError, match=rf"odd\.pth.*: {message}"):
+        Checkpointer(model).load(f"{file}{query}")
+    assert torch.equal(model.weight, before)
+
+
+def test_a_changed_byte_is_found(tmp_path):
+    """In the weights and in the trainer's state, where torch.load finds nothing."""
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(64)).sum().backward()
+    optimizer.step()
+    Checkpointer(model, str(tmp_path), optimizer=optimizer).save("model")
+    file = tmp_path / "model.pth"
+    whole = file.read_bytes()
+    momentum = optimizer.state[model.weight]["momentum_buffer"]
+    for tensor in (model.weight.detach(), momentum):
+        at = whole.index(tensor.numpy().tobytes()) + 1000
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        torch.load(file, weights_only=True)
+        with pytest.raises(CheckpointError, match=r"model\.pth.*checksum of .* differs.*damaged"):
+            Checkpointer(nn.Linear(64, 64)).load(str(file))
+    file.write_bytes(whole)
+    Checkpointer(nn.Linear(64, 64)).load(str(file))
+
+
+MASK_OFF = ["MODEL.MASK_ON", "False"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([], MASK_OFF, r"pth has a mask_head, and the model has none\. Set MODEL\.MASK_ON True"),
+        (MASK_OFF, [], r"pth has no mask_head, and the model has one\. Set MODEL\.MASK_ON False"),
+        (
+            [],
+            [*MASK_OFF, "MODEL.ROI_HEADS.NUM_CLASSES", "3"],
+            r"has a mask_head, and .*; also, to train on other classes .*REMAKE_PREDICTORS True",
+        ),
+    ],
+)
+def test_a_head_too_many_or_too_few_is_named(trained, tiny_config, first, second, message):
+    _, _, file = trained(GN_WS, *first)
+    cfg = tiny_config(GN_WS, *second)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Checkpointer(build_model(cfg), cfg=cfg).load(file)
+    assert len(str(caught.value)) - len(file) < 360  # the reason, not a list of tensors
+
+
+def test_training_boxes_on_other_classes_leaves_the_mask_head_out(trained, tiny_config, caplog):
+    source, _, file = trained()
+    opts = [*MASK_OFF, "MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.REMAKE_PREDICTORS", "True"]
+    cfg = tiny_config(GN_WS, *opts)
+    model = build_model(cfg)
+    Checkpointer(model, cfg=cfg).load(file)
+    assert "has a mask_head, which the model lacks; it is left out" in caplog.text
+    theirs = source.state_dict()
+    for name, tensor in model.state_dict().items():
+        remade = name.startswith("roi_heads.box_predictor.")
+        assert remade or torch.equal(tensor, theirs[name]), name
+
+
+def test_for_inference_nothing_keeps_its_initial_values(trained, tiny_config, tmp_path):
+    model, cfg, file = trained()
+    checkpointer = Checkpointer(model, cfg=cfg, for_inference=True)
+    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS .*is empty"):
+        checkpointer.load("")
+    tensors = model.backbone.bottom_up.state_dict()
+    provenance = Provenance.of(cfg, ["stem", "backbone"]).of_backbone()
+    torch.save(detectron2_checkpoint(tensors, provenance), tmp_path / "backbone.pth")
+    with pytest.raises(CheckpointError, match=r"is a backbone alone: fpn, rpn.* untrained"):
+        checkpointer.load(str(tmp_path / "backbone.pth"))
+    # As in the config that a run on other classes saves.
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "MODEL.REMAKE_PREDICTORS", "True"]
+    cfg = tiny_config(GN_WS, *opts)
+    with pytest.raises(CheckpointError, match="cls_score"):
+        Checkpointer(build_model(cfg), cfg=cfg, for_inference=True).load(file)
+    checkpointer.load(file)

@@ -101,6 +101,10 @@ def test_torch_export_and_onnx(tiny_config, tmp_path, monkeypatch, opts, counts)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     names = [output.name for output in session.get_outputs()]
     assert names == ["boxes", "scores", "classes", *(["masks"] if opts is SOME else [])]
+    assert session.get_inputs()[0].shape == [3, "height", "width"]
+    shapes = [output.shape for output in session.get_outputs()]
+    each = [["detections", 4], ["detections"], ["detections"], ["detections", 1, 28, 28]]
+    assert shapes == each[: len(names)]
     assert json.loads(session.get_modelmeta().custom_metadata_map["a"]) == [1, "b"]
     assert {node.domain for node in _nodes(tmp_path / "model.onnx")} <= {"", "ai.onnx"}
 

@@ -1,0 +1,253 @@
+"""Detect on images in a few lines: Detectron2's DefaultPredictor, loading strictly and by name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import SemanticSegmentor, build_model
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from .checkpoint import Checkpointer, CheckpointError, Provenance
+from .checkpoint.files import read_checkpoint
+from .config import ConfigError, load_config
+from .data.resize import build_test_augmentation
+from .errors import GnwsError
+from .layers import fold
+from .lazy_config import load_lazy_config
+
+# The attributes by which Detectron2's models leave out detections of a low score.
+_SCORE_THRESHOLDS = ("test_score_thresh", "combine_instances_score_thresh")
+
+
+class ImageShapeError(GnwsError, ValueError):
+    """An array that is no image, or an image that cannot be resized for the model."""
+
+
+class Predictor(DefaultPredictor):
+    """Detects on images; see ``detectron2.engine.DefaultPredictor``, whose place it takes.
+
+    ::
+
+        predictor = Predictor(weights="output/mine/model_best.pth", score_threshold=0.5)
+        found = predictor(read_image("image.jpg", "BGR"))["instances"]
+        for box, score, index in zip(found.pred_boxes, found.scores, found.pred_classes):
+            print(predictor.classes[index], float(score), box.tolist())
+
+    Weights are loaded strictly, and nothing in their file is executed: each tensor must be there
+    and fit. Convolutions with standardized weights become plain ones, which compute the same.
+
+    Args:
+        config: a config, the path of one, or the name of a packaged one. A path that ends in .py is
+            a LazyConfig, which is a program and runs. None: the config that the weights carry.
+        weights: a file, an address, or a "gnws://" name. "": those that the config names.
+        opts: overrides, flat: KEY VALUE pairs, or "key=value" for a LazyConfig.
+        add_configs: see :func:`~gnws_d2.config.load_config`.
+        score_threshold: detections of a lower score are left out; None: as the config says.
+        folded: whether to store the standardized weights in plain convolutions.
+
+    Attributes:
+        cfg: the config.
+        model: the model, in evaluation mode.
+        metadata: names, and where they are known colors, of the classes, for ``Visualizer``.
+        classes: the names of the classes, in the order of ``pred_classes``.
+        category_ids: their ids in the annotation files that the model was trained on; where those
+            are not known, their indices.
+        aug: resizes an image for the model.
+        input_format: "RGB" or "BGR", the order that the model takes.
+
+    Raises:
+        ConfigError, ConfigFileError: see :func:`~gnws_d2.config.load_config`.
+        CheckpointError: the weights cannot be read or do not fit, they would leave a part of the
+            model untrained, or they carry no config and none is named.
+    """
+
+    def __init__(
+        self,
+        config: CfgNode | str | os.PathLike | None = None,
+        weights: str | os.PathLike = "",
+        *,
+        opts: Sequence[str] = (),
+        add_configs: Sequence[Callable[[CfgNode], None]] = (),
+        score_threshold: float | None = None,
+        folded: bool = True,
+    ) -> None:
+        weights = os.fspath(weights)
+        if isinstance(config, CfgNode):
+            self.cfg = config.clone()
+            self.cfg.defrost()
+            self.cfg.merge_from_list(list(opts))
+        elif config is None:
+            self.cfg = config_of(weights, opts, add_configs)
+        elif os.fspath(config).endswith(".py"):
+            self.cfg = load_lazy_config(os.fspath(config), opts)
+        else:
+            self.cfg = load_config(os.fspath(config), opts, add_configs)
+
+        stuff = 0  # classes of a semantic head
+        if isinstance(self.cfg, CfgNode):
+            weights = weights or self.cfg.MODEL.WEIGHTS
+            model = self.build_model(self.cfg)
+            checkpointer = Checkpointer(model, cfg=self.cfg, for_inference=True)
+            augmentations = build_test_augmentation(self.cfg)
+            self.input_format = self.cfg.INPUT.FORMAT
+            datasets = [*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN]
+            if hasattr(model, "sem_seg_head"):
+                stuff = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        else:
+            weights = weights or self.cfg.train.init_checkpoint
+            model = instantiate(self.cfg.model).to(self.cfg.train.device)
+            checkpointer = Checkpointer(model, for_inference=True)
+            mapper = self.cfg.dataloader.test.mapper
+            augmentations = [instantiate(augmentation) for augmentation in mapper.augmentations]
+            self.input_format = mapper.image_format
+            names = self.cfg.dataloader.test.dataset.names
+            datasets = [names] if isinstance(names, str) else list(names)
+        self.aug: Augmentation = AugmentationList(augmentations)
+        trained = Provenance.read(checkpointer.load(weights))
+        self.model: nn.Module = fold(model) if folded else model.eval()
+        if score_threshold is not None:
+            self.set_score_threshold(score_threshold)
+        semantic = isinstance(model, SemanticSegmentor)
+        self.metadata = _metadata(datasets, trained, semantic, stuff)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of a config, before its weights are loaded. For subclasses to override."""
+        return build_model(cfg)
+
+    def set_score_threshold(self, threshold: float) -> None:
+        """Leave out detections of a lower score from now on."""
+        for module in self.model.modules():
+            for name in _SCORE_THRESHOLDS:
+                if hasattr(module, name):
+                    setattr(module, name, threshold)
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.metadata.get("thing_classes") or self.metadata.get("stuff_classes") or [])
+
+    @property
+    def category_ids(self) -> list[int]:
+        ids = self.metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        by_index = {index: id for id, index in ids.items()}
+        return [by_index.get(index, index) for index in range(len(self.classes))]
+
+    @overload
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]: ...
+    @overload
+    def __call__(self, original_image: Sequence[np.ndarray]) -> list[dict[str, Any]]: ...
+    def __call__(
+        self, original_image: np.ndarray | Sequence[np.ndarray]
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Detect on an image, or on several of any sizes at once.
+
+        The images of a batch are padded to one size, and GroupNorm sees the padding: beside larger
+        images, an image gets slightly other scores than alone, as it is evaluated.
+
+        Args:
+            original_image: (H, W, 3), in the order BGR, levels 0 to 255; or a list of them.
+
+        Returns:
+            The output of the model for one image, a dict: ``instances``, boxes in pixels of that
+            image, and where the model has them ``sem_seg`` (classes, H, W) and ``panoptic_seg``.
+            For a list of images, a list of such dicts.
+
+        Raises:
+            ImageShapeError: an array has another shape, or the image is so long and narrow that
+                nothing would remain of its shorter side.
+        """
+        if isinstance(original_image, np.ndarray):
+            return self([original_image])[0]
+        if not len(original_image):
+            return []
+        with torch.no_grad(), self._precision():
+            return self.model([self._prepare(image) for image in original_image])
+
+    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
+            found = getattr(image, "shape", type(image).__name__)
+            raise ImageShapeError(
+                f"an image is an array (H, W, 3) in the order BGR, not {found}. Read it with "
+                'gnws_d2.data.read_image(file, "BGR").'
+            )
+        height, width = image.shape[:2]
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        resized = AugInput(image)
+        try:
+            self.aug(resized)
+        except ValueError as error:  # a side of 0 pixels
+            raise ImageShapeError(
+                f"an image of {width} x {height} pixels cannot be resized for the model ({error}). "
+                "Cut it into pieces that are less long and narrow."
+            ) from error
+        tensor = torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1))
+        return {"image": tensor, "height": height, "width": width}
+
+    def _precision(self) -> AbstractContextManager:
+        if not isinstance(self.cfg, CfgNode):
+            return nullcontext()
+        from .engine.precision import evaluation_precision  # imports much that this does not need
+
+        return evaluation_precision(self.cfg)
+
+
+def config_of(
+    weights: str, opts: Sequence[str] = (), add_configs: Sequence[Callable[[CfgNode], None]] = ()
+) -> CfgNode:
+    """The config that a checkpoint carries; see :func:`~gnws_d2.config.load_config`.
+
+    Raises:
+        CheckpointError: it carries none.
+        ConfigError: the config has keys that do not exist, or cannot work.
+    """
+    if not weights:
+        raise CheckpointError(
+            "Neither a config nor weights are named. Name the file of a trained detector."
+        )
+    try:
+        file = PathManager.get_local_path(weights.partition("?")[0])
+    except OSError as error:
+        raise CheckpointError(f"{weights} cannot be read ({error}). Correct its path.") from error
+    checkpoint = read_checkpoint(file)
+    stored = Provenance.read(checkpoint).config if isinstance(checkpoint, Mapping) else None
+    if not isinstance(stored, str):
+        raise CheckpointError(
+            f"{weights} does not say which config it was trained with. Name the config, too."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / "config.yaml"
+        named.write_text(stored, encoding="utf-8")
+        try:
+            return load_config(named, opts, add_configs)
+        except ConfigError as error:
+            message = str(error).replace(str(named), f"the config in {weights}")
+            raise ConfigError(message) from error
+
+
+def _metadata(datasets: list[str], trained: Provenance, semantic: bool, stuff: int) -> Metadata:
+    """The dataset's where it is known here and has the classes that the model was trained on, else
+    what the weights say."""
+    known = [name for name in datasets if name in MetadataCatalog.list()]
+    values = dict(MetadataCatalog.get(known[0]).as_dict()) if known else {}
+    kind = "stuff_classes" if semantic else "thing_classes"
+    if trained.classes and trained.classes != values.get(kind):
+        values = {kind: trained.classes}
+    if trained.category_ids:
+        ids = {id: index for index, id in enumerate(trained.category_ids)}
+        values["thing_dataset_id_to_contiguous_id"] = ids
+    if stuff:
+        values.setdefault("stuff_classes", [str(index) for index in range(stuff)])
+    return Metadata(**values)

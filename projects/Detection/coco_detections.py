@@ -1,0 +1,168 @@
+"""What is detected, in COCO's forms: detections.json, label images and panoptic images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from PIL import Image
+from pycocotools import mask as rle
+
+from gnws_d2.errors import GnwsError
+from gnws_d2.files import atomic_write
+from gnws_d2.projects.detection.inputs import Frame
+
+
+class OutputError(GnwsError, OSError):
+    """A file that cannot be written."""
+
+
+class CocoDetections:
+    """Detections of many images, to be scored against annotations of the same dataset.
+
+    Args:
+        classes: names, in the order of the predictor.
+        category_ids: their ids in the annotations.
+        image_ids: ids of images by file name; other images are numbered from 1, or after these.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        image_ids: Mapping[str, int] | None = None,
+    ) -> None:
+        self._ids = dict(enumerate(category_ids))
+        self._image_ids = dict(image_ids or {})
+        self._next_image_id = max(self._image_ids.values(), default=0) + 1
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        named = zip(category_ids, classes, strict=True)
+        self.categories = [{"id": id, "name": name} for id, name in named]
+
+    def category_id(self, index: int) -> int:
+        """The id of a class; its index where the names are not known."""
+        return self._ids.get(index, index)
+
+    def add_image(self, frame: Frame) -> int:
+        """Returns the id of the image."""
+        height, width = frame.bgr.shape[:2]
+        id = self._image_ids.pop(frame.file.name, None) if frame.number is None else None
+        if id is None:
+            id, self._next_image_id = self._next_image_id, self._next_image_id + 1
+        number = {} if frame.number is None else {"frame": frame.number}
+        self.images.append(
+            {"id": id, "file_name": str(frame.file), "width": width, "height": height, **number}
+        )
+        return id
+
+    def add(self, image_id: int, instances: Instances) -> None:
+        for result in instances_to_coco_json(instances, image_id):
+            result["id"] = len(self.annotations) + 1
+            result["category_id"] = self.category_id(result["category_id"])
+            result["iscrowd"] = 0
+            mask = result.get("segmentation")
+            box = result["bbox"]
+            result["area"] = float(rle.area(mask)) if mask else box[2] * box[3]
+            self.annotations.append(result)
+
+    def write(self, file: Path) -> None:
+        """Write what has been added, or nothing if no image has."""
+        if self.images:
+            names = ("images", "annotations", "categories")
+            write_json({name: getattr(self, name) for name in names}, file)
+
+
+class PanopticSegments:
+    """Panoptic results in COCO's form: images whose colors are ids of segments, and a JSON file.
+
+    Args:
+        detections: has the ids of images and things.
+        metadata: of the predictor.
+    """
+
+    def __init__(self, detections: CocoDetections, metadata: Metadata) -> None:
+        self._detections = detections
+        by_id = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
+        self._stuff_ids = {index: id for id, index in by_id.items()}
+        self._stuff_classes = list(metadata.get("stuff_classes") or [])
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(
+        self, image_id: int, file_name: str, segments: torch.Tensor, infos: Sequence[dict[str, Any]]
+    ) -> np.ndarray:
+        """Returns the image, (H, W, 3) uint8: red + 256 green + 65536 blue is the segment's id."""
+        ids = segments.numpy().astype(np.uint32)
+        described = []
+        for info in infos:
+            is_thing, index = bool(info["isthing"]), int(info["category_id"])
+            category = self._detections.category_id(index) if is_thing else self._stuff_id(index)
+            described.append(
+                {
+                    "id": int(info["id"]),
+                    "category_id": category,
+                    "isthing": int(is_thing),
+                    "area": int((ids == info["id"]).sum()),
+                    **({"score": float(info["score"])} if "score" in info else {}),
+                }
+            )
+        self.annotations.append(
+            {"image_id": image_id, "file_name": file_name, "segments_info": described}
+        )
+        return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
+
+    def _stuff_id(self, index: int) -> int:
+        return self._stuff_ids.get(index, index)
+
+    def write(self, file: Path) -> None:
+        """Write what has been added, or nothing if nothing has."""
+        if self.annotations:
+            things = [{**category, "isthing": 1} for category in self._detections.categories]
+            stuff = [
+                {"id": self._stuff_id(index), "name": name, "isthing": 0}
+                for index, name in enumerate(self._stuff_classes)
+            ]
+            content = {"images": self._detections.images, "annotations": self.annotations}
+            write_json({**content, "categories": [*things, *stuff]}, file)
+
+
+def labels_image(scores: torch.Tensor) -> np.ndarray:
+    """The class of each pixel, (H, W) uint8, or uint16 from 257 classes on.
+
+    Args:
+        scores: (classes, H, W).
+    """
+    labels = scores.argmax(0).cpu().numpy()
+    return labels.astype(np.uint8 if len(scores) <= 256 else np.uint16)
+
+
+def write_json(content: object, file: Path) -> None:
+    """Write ``file`` whole or not at all. Raises OutputError."""
+    with _named_errors(file), atomic_write(file) as partial:
+        partial.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_png(pixels: np.ndarray, file: Path) -> None:
+    """Write ``file``, and its folder, whole or not at all. Raises OutputError."""
+    with _named_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as partial:
+            Image.fromarray(pixels).save(partial, format="PNG")
+
+
+@contextmanager
+def _named_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        message = f"{file} cannot be written ({reason}). Make room, or choose another folder"
+        raise OutputError(error.errno, message) from error

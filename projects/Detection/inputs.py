@@ -1,0 +1,99 @@
+"""What demo.py is to look at: files, folders, globs, and every frame of an animation."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from gnws_d2.data.images import ImageError, read_image
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image to detect on.
+
+    Attributes:
+        file: that it is from.
+        bgr: (H, W, 3) uint8.
+        number: of the frame in an animation or video, from 0; None for an image.
+    """
+
+    file: Path
+    bgr: np.ndarray
+    number: int | None = None
+
+
+def find_files(inputs: Sequence[str]) -> Iterator[Path]:
+    """The files that ``inputs`` name; a folder stands for the images in it."""
+    suffixes = set(Image.registered_extensions())
+    for name in inputs:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            yield from sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
+        elif path.exists():
+            yield path
+        else:
+            # A glob that matches nothing counts as a file that cannot be read.
+            yield from sorted(map(Path, glob.glob(os.path.expanduser(name)))) or [path]
+
+
+def read_frames(file: Path) -> Iterator[Frame]:
+    """The image in ``file``, or each frame of an animation.
+
+    Raises:
+        ImageError: see :func:`gnws_d2.data.read_image`.
+    """
+    if _is_animation(file):
+        yield from _animation(file)
+    else:
+        yield Frame(file, read_image(file, "BGR"))
+
+
+def _is_animation(file: Path) -> bool:
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return False
+        with Image.open(file) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # read_image says what is wrong
+        return False
+
+
+def _animation(file: Path) -> Iterator[Frame]:
+    try:
+        with Image.open(file) as image:
+            for number, frame in enumerate(ImageSequence.Iterator(image)):
+                rgb = np.asarray(frame.convert("RGB"))
+                yield Frame(file, np.ascontiguousarray(rgb[:, :, ::-1]), number)
+    except GeneratorExit:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise ImageError(f"{file} cannot be read ({error or type(error).__name__}).") from error
+
+
+class OutputNames:
+    """Names for what is written about each input: photo.jpg -> "photo.jpg", and "photo.jpg_2" for
+    one of this name in another folder. Frames of an animation get "_frame00012" at their end."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._of_file: dict[Path, str] = {}
+
+    def of(self, frame: Frame) -> str:
+        name = self._of_file.get(frame.file)
+        if name is None:
+            name, count = frame.file.name, 1
+            # Some file systems do not tell upper from lower case.
+            while name.lower() in self._taken:
+                count += 1
+                name = f"{frame.file.name}_{count}"
+            self._taken.add(name.lower())
+            self._of_file[frame.file] = name
+        return name if frame.number is None else f"{name}_frame{frame.number:05d}"

@@ -1,0 +1,96 @@
+"""What demo.py finds, kept and written to a folder."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from detectron2.utils.video_visualizer import VideoVisualizer
+
+from gnws_d2 import Predictor
+from gnws_d2.projects.detection.coco_detections import (
+    CocoDetections,
+    OutputError,
+    PanopticSegments,
+    labels_image,
+    write_png,
+)
+from gnws_d2.projects.detection.drawing import draw, draw_frame, to_cpu
+from gnws_d2.projects.detection.inputs import Frame, OutputNames
+
+logger = logging.getLogger("gnws_d2.demo")
+
+
+class Results:
+    """Detects, draws and writes images one by one, and at the end what was detected.
+
+    Args:
+        predictor: of any kind of model.
+        output: the folder to write to.
+        image_ids: see :class:`CocoDetections`.
+    """
+
+    def __init__(
+        self, predictor: Predictor, output: Path, image_ids: Mapping[str, int] | None = None
+    ) -> None:
+        self.predictor = predictor
+        self.output = output
+        classes, category_ids = predictor.classes, predictor.category_ids
+        self.detections = CocoDetections(classes, category_ids, image_ids)
+        self._panoptic = PanopticSegments(self.detections, predictor.metadata)
+        self._names = OutputNames()
+        self._images: list[Path] = []
+
+    def add(self, frame: Frame, visualizer: VideoVisualizer | None = None) -> np.ndarray:
+        """Detect on ``frame``, and write what belongs to it alone.
+
+        Args:
+            visualizer: draws the frames of a video, which are then not written one by one.
+
+        Returns:
+            RGB, (H, W, 3) uint8: the frame with what was found drawn.
+        """
+        found = to_cpu(self.predictor(frame.bgr))
+        name = f"{self._names.of(frame)}.png"
+        image_id = self.detections.add_image(frame)
+        if "instances" in found:
+            self.detections.add(image_id, found["instances"])
+        if "panoptic_seg" in found:
+            segments = self._panoptic.add(image_id, name, *found["panoptic_seg"])
+            self._write(segments, Path("panoptic") / name)
+        elif "sem_seg" in found:
+            self._write(labels_image(found["sem_seg"]), Path("labels") / name)
+        if visualizer:
+            return draw_frame(frame.bgr, found, visualizer)
+        drawn = draw(frame.bgr, found, self.predictor.metadata)
+        self._write(drawn, Path(name))
+        return drawn
+
+    def _write(self, pixels: np.ndarray, name: Path) -> None:
+        write_png(pixels, self.output / name)
+        self._images.append(self.output / name)
+
+    def write(self) -> None:
+        """Write detections.json and panoptic.json; on a full disk, in place of the last images.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        while True:
+            try:
+                self.detections.write(self.output / "detections.json")
+                self._panoptic.write(self.output / "panoptic.json")
+                break
+            except OutputError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._images:
+                    raise
+                removed = self._images.pop()
+                removed.unlink(missing_ok=True)
+                logger.warning("%s is removed to make room for what was detected.", removed)
+        logger.info(
+            "%d detections in %d images, in %s",
+            *(len(self.detections.annotations), len(self.detections.images), self.output),
+        )

@@ -1,0 +1,304 @@
+"""The parts of demo.py: what it takes as inputs, and what it writes for each kind of model."""
+
+import errno
+import json
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image, ImageDraw
+from pycocotools import mask as rle
+
+from gnws_d2 import Predictor
+from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.data.images import read_image
+from gnws_d2.errors import GnwsError
+from gnws_d2.projects.detection import coco_detections, demo, results, video
+from gnws_d2.projects.detection.coco_detections import CocoDetections, OutputError
+from gnws_d2.projects.detection.inputs import Frame, OutputNames, find_files, read_frames
+from gnws_d2.projects.detection.results import Results
+
+ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "5"]
+
+
+@pytest.fixture
+def predictor(tiny_config, tmp_path):
+    """``predictor(config, *opts)``: of an untrained model, which finds something everywhere."""
+
+    def make(name="mask_rcnn_R_18_FPN_gn_ws", *opts):
+        cfg = tiny_config(f"Digits/{name}.yaml", *ALL, *opts)
+        torch.manual_seed(0)
+        Checkpointer(build_model(cfg), str(tmp_path), cfg=cfg).save("model")
+        return Predictor(weights=tmp_path / "model.pth")
+
+    return make
+
+
+class Stub:
+    """A predictor that finds one box in the left half, of the second of two classes."""
+
+    classes, category_ids = ["cat", "dog"], [17, 18]
+
+    def __init__(self):
+        self.metadata = Metadata(thing_classes=self.classes)
+
+    def __call__(self, bgr):
+        height, width = bgr.shape[:2]
+        found = Instances((height, width), pred_boxes=Boxes(torch.tensor([[0, 0, width / 2, 9.0]])))
+        found.scores, found.pred_classes = torch.tensor([0.75]), torch.tensor([1])
+        return {"instances": found}
+
+
+class NarrowStub(Stub):
+    """Refuses what is long and narrow, as a predictor does."""
+
+    def __call__(self, bgr):
+        if bgr.shape[0] == 2:
+            raise demo.ImageShapeError("an image of 20000 x 2 pixels cannot be resized")
+        return super().__call__(bgr)
+
+
+def frame(file, number=None, size=(40, 60)):
+    return Frame(file, np.full((*size, 3), 90, np.uint8), number)
+
+
+def test_every_frame_of_an_animation(tmp_path):
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    first, *others = (Image.new("RGB", (30, 20), color) for color in colors)
+    first.save(tmp_path / "moving.gif", save_all=True, append_images=others)
+    found = list(read_frames(tmp_path / "moving.gif"))
+    assert [f.number for f in found] == [0, 1, 2]
+    for f, rgb in zip(found, colors, strict=True):
+        assert f.bgr.shape == (20, 30, 3) and f.bgr[5, 5].tolist() == list(rgb[::-1])
+
+    [only] = read_frames(save(tmp_path / "still.png"))
+    assert only.number is None and only.bgr.shape == (20, 30, 3)
+
+
+def save(file, size=(30, 20), **how):
+    Image.new("RGB", size, (10, 20, 30)).save(file, **how)
+    return file
+
+
+def test_names_say_which_input_and_never_collide(tmp_path):
+    files = ["a/x.jpg", "b/x.jpg", "a/x.png", "a/X.JPG", "c/x.jpg_2", "d/x.jpg"]
+    names = OutputNames()
+    found = [names.of(frame(tmp_path / file)) for file in files]
+    assert found == ["x.jpg", "x.jpg_2", "x.png", "X.JPG_3", "x.jpg_2_2", "x.jpg_4"]
+    assert len({name.lower() for name in found}) == len(files)
+    moving = tmp_path / "moving.gif"
+    assert [names.of(frame(moving, n)) for n in (0, 12)] == [
+        "moving.gif_frame00000",
+        "moving.gif_frame00012",
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and FIFOs")
+def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
+    folder, output = tmp_path / "photos", tmp_path / "found"
+    folder.mkdir()
+    save(folder / "a_good.png")
+    (folder / "dangling.png").symlink_to(folder / "gone.png")
+    (folder / "folder.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    Image.new("1", (20000, 20000)).save(folder / "bomb.png")
+    save(folder / "narrow.png", (20000, 2))
+    (folder / "cut.png").write_bytes((folder / "a_good.png").read_bytes()[:60])
+    (folder / "text.png").write_text("no image")
+    save(folder / "z_good.png")
+    written = Results(NarrowStub(), output)
+    assert demo.run_on_images([str(folder)], written) == 7
+    written.write()
+    for name in ("dangling", "folder", "pipe", "bomb", "narrow", "cut", "text"):
+        [line] = [r.getMessage() for r in caplog.records if f"{name}.png is" in r.getMessage()]
+        assert "\n" not in line and f"{name}.png is skipped: " in line
+    assert sorted(f.name for f in output.iterdir()) == [
+        *("a_good.png.png", "detections.json", "z_good.png.png"),
+    ]
+
+
+def test_no_image_no_file(tmp_path):
+    (tmp_path / "found").mkdir()
+    written = Results(Stub(), tmp_path / "found")
+    assert demo.run_on_images([str(tmp_path / "nothing.png")], written) == 1
+    written.write()
+    assert not list((tmp_path / "found").iterdir())
+
+
+def test_orientation_and_16_bits(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    [turned] = read_frames(save(tmp_path / "turned.jpg", (40, 20), exif=exif))
+    assert turned.bgr.shape == (40, 20, 3)
+    levels = np.linspace(0, 65535, 600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    [deep] = read_frames(tmp_path / "deep.png")
+    assert np.abs(deep.bgr[:, :, 0] - levels / 257).max() <= 0.51
+
+
+def test_ids_are_those_of_the_dataset():
+    found = CocoDetections(["cat", "dog"], [17, 18], {"b.png": 40})
+    instances = Stub()(np.zeros((40, 60, 3)))["instances"]
+    for file in ("x/a.png", "x/b.png", "y/b.png"):
+        found.add(found.add_image(frame(demo.Path(file))), instances)
+    assert [image["id"] for image in found.images] == [41, 40, 42]
+    assert [a["image_id"] for a in found.annotations] == [41, 40, 42]
+    assert {a["category_id"] for a in found.annotations} == {18}
+    assert found.categories == [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
+    assert found.annotations[0]["area"] == 30 * 9
+
+
+def test_instances_have_the_area_of_their_masks(predictor, tmp_path):
+    written = Results(predictor(), tmp_path / "found")
+    written.add(frame(tmp_path / "a.png"))
+    assert written.detections.annotations
+    for annotation in written.detections.annotations:
+        assert annotation["area"] == rle.decode(annotation["segmentation"]).sum()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_semantic_results(predictor, tmp_path, known):
+    opts = [] if known else ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
+    model = predictor("semantic_R_18_FPN_gn_ws", *opts)
+    written, image = Results(model, tmp_path / "found"), frame(tmp_path / "a.png")
+    written.add(image)
+    written.write()
+    labels = np.asarray(Image.open(tmp_path / "found" / "labels" / "a.png.png"))
+    assert labels.dtype == np.uint8
+    assert np.array_equal(labels, model(image.bgr)["sem_seg"].argmax(0).numpy())
+    assert (tmp_path / "found" / "a.png.png").exists()
+
+
+def test_panoptic_results(predictor, tmp_path):
+    model = predictor("panoptic_fpn_R_18_gn_ws", "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", "1.0")
+    model.set_score_threshold(0.05)
+    written, image = Results(model, tmp_path / "found"), frame(tmp_path / "a.png", size=(64, 64))
+    written.add(image)
+    written.write()
+    segments, infos = model(image.bgr)["panoptic_seg"]
+    colors = np.asarray(Image.open(tmp_path / "found" / "panoptic" / "a.png.png")).astype(int)
+    assert np.array_equal(colors @ [1, 256, 65536], segments.numpy())
+    content = json.loads((tmp_path / "found" / "panoptic.json").read_text())
+    [annotation] = content["annotations"]
+    assert annotation["file_name"] == "a.png.png" and len(infos) > 0
+    assert [s["id"] for s in annotation["segments_info"]] == [info["id"] for info in infos]
+    for segment in annotation["segments_info"]:
+        assert segment["area"] == (segments == segment["id"]).sum()
+        assert any(
+            c["id"] == segment["category_id"] and c["isthing"] == segment["isthing"]
+            for c in content["categories"]
+        )
+
+
+def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, monkeypatch):
+    written, output = Results(Stub(), tmp_path / "found"), tmp_path / "found"
+    for name in "abc":
+        written.add(frame(tmp_path / f"{name}.png"))
+    write, full = coco_detections.json.dumps, OSError(errno.ENOSPC, "No space left on device")
+
+    def dumps(content):
+        if (output / "b.png.png").exists():
+            raise full
+        return write(content)
+
+    monkeypatch.setattr(coco_detections.json, "dumps", dumps)
+    written.write()
+    assert sorted(f.name for f in output.iterdir()) == ["a.png.png", "detections.json"]
+    assert len(json.loads((output / "detections.json").read_text())["images"]) == 3
+
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **how: (_ for _ in ()).throw(full))
+    with pytest.raises(OutputError, match=r"d\.png\.png cannot be written .*Make room"):
+        written.add(frame(tmp_path / "d.png"))
+    assert not (output / "d.png.png").exists()
+    monkeypatch.setattr(results, "write_png", None)  # a disk that is not full, but cannot be used
+    read_only = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(
+        coco_detections.json, "dumps", lambda content: (_ for _ in ()).throw(read_only)
+    )
+    with pytest.raises(OutputError, match="Read-only"):
+        written.write()
+    assert (output / "a.png.png").exists()
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A video of 8 frames, in which a white square moves right by 6 pixels a frame."""
+    file = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
+    assert writer.isOpened()
+    for number in range(8):
+        picture = Image.new("RGB", (96, 64))
+        left = 6 * number
+        ImageDraw.Draw(picture).rectangle((left, 20, left + 20, 40), fill="white")
+        writer.write(np.asarray(picture))
+    writer.release()
+    return file
+
+
+def test_a_video(predictor, clip, tmp_path, monkeypatch):
+    output = tmp_path / "found"
+    output.mkdir()
+    model = predictor()
+    written = Results(model, output)
+    demo.run_on_video(str(clip), is_live=False, results=written)
+    written.write()
+    assert sorted(f.name for f in output.iterdir()) == ["clip.avi.mp4", "detections.json"]
+    with video.opened(str(output / "clip.avi.mp4")) as capture:
+        assert video.frames_per_second(capture) == pytest.approx(12)
+        drawn = list(video.frames(capture, clip))
+    assert [f.bgr.shape for f in drawn] == [(64, 96, 3)] * 8
+    content = json.loads((output / "detections.json").read_text())
+    assert [image["frame"] for image in content["images"]] == list(range(8))
+    with video.opened(str(clip)) as capture:
+        fifth = list(video.frames(capture, clip))[5]
+    assert fifth.bgr[30, 40].min() > 200 > 50 > fifth.bgr[30, 5].max()  # the square is there
+    expected = model(fifth.bgr)["instances"]
+    ours = [a["score"] for a in content["annotations"] if a["image_id"] == 6]
+    assert ours == pytest.approx(expected.scores.tolist())
+
+
+def test_a_camera_is_shown_until_esc(clip, tmp_path, monkeypatch):
+    """A file stands for the camera; and without a window, frames are written all the same."""
+    (tmp_path / "found").mkdir()
+    shown, keys = [], [0, 0, video.ESCAPE]
+    monkeypatch.setattr(cv2, "imshow", lambda name, bgr: shown.append(bgr.shape))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: keys.pop(0))
+    written = Results(Stub(), tmp_path / "found")
+    demo.run_on_video(str(clip), is_live=True, results=written)
+    assert shown == [(64, 96, 3)] * 3 and len(written.detections.images) == 3
+    assert (tmp_path / "found" / "webcam_clip.avi.mp4").stat().st_size
+
+    def headless(name, bgr):
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setattr(cv2, "imshow", headless)
+    written = Results(Stub(), tmp_path / "found")
+    demo.run_on_video(str(clip), is_live=True, results=written)
+    assert len(written.detections.images) == 8
+
+
+def test_a_video_that_cannot_be_read_is_named(tmp_path, clip):
+    written = Results(Stub(), tmp_path)
+    for name, message in (("no.mp4", "is not a file"), ("text.mp4", "cannot be opened")):
+        (tmp_path / "text.mp4").write_text("no video")
+        with pytest.raises(GnwsError, match=rf"{name} {message}"):
+            demo.run_on_video(str(tmp_path / name), is_live=False, results=written)
+    cut = tmp_path / "cut.avi"
+    shutil.copy(clip, cut)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
+    demo.run_on_video(str(cut), is_live=False, results=written)  # as far as it goes
+    assert 0 < len(written.detections.images) < 8
+
+
+def test_find_files(tmp_path):
+    for name in ("a.png", "b.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    found = find_files([str(tmp_path), f"{tmp_path}/*.txt", f"{tmp_path}/no*.gif"])
+    assert [f.name for f in found] == ["a.png", "b.JPG", "notes.txt", "no*.gif"]
+    assert read_image(save(tmp_path / "a.png"), "BGR").shape == (20, 30, 3)

@@ -1,0 +1,212 @@
+"""``gnws_d2.Predictor``: what Detectron2's predictor finds; by config, names or checkpoint."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from tiny import TINY
+
+import gnws_d2
+from gnws_d2 import Predictor
+from gnws_d2.checkpoint import Checkpointer, CheckpointError, Provenance
+from gnws_d2.checkpoint.convert import detectron2_checkpoint
+from gnws_d2.config import ConfigError
+from gnws_d2.config_files import get_config_file
+from gnws_d2.layers.ws_conv import StandardizedConv
+from gnws_d2.model_zoo import path_handler
+from gnws_d2.predictor import ImageShapeError
+
+MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
+ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "20"]
+
+
+def image(height=96, width=128, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture
+def saved(tiny_config, tmp_path):
+    """``saved(config, *opts)``: a config and a checkpoint of its untrained model."""
+
+    def make(name=MASK_RCNN, *opts, **extra):
+        cfg = tiny_config(name, *ALL, *opts)
+        torch.manual_seed(0)
+        Checkpointer(build_model(cfg), str(tmp_path), cfg=cfg).save("model", **extra)
+        cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+        return cfg
+
+    return make
+
+
+def assert_same(found, expected):
+    for name, value in expected["instances"].get_fields().items():
+        ours = getattr(found["instances"].get(name), "tensor", found["instances"].get(name))
+        assert len(ours) and torch.equal(ours, getattr(value, "tensor", value)), name
+
+
+@pytest.mark.parametrize("opts", [[], ["INPUT.FORMAT", "BGR"]], ids=["RGB", "BGR"])
+def test_it_finds_what_detectron2_s_predictor_finds(saved, opts):
+    cfg = saved(MASK_RCNN, *opts)
+    predictor = Predictor(cfg)
+    assert not any(isinstance(module, StandardizedConv) for module in predictor.model.modules())
+    assert_same(predictor(image()), DefaultPredictor(cfg)(image()))
+    assert_same(Predictor(cfg, folded=False)(image()), DefaultPredictor(cfg)(image()))
+    assert isinstance(predictor, DefaultPredictor) and predictor.classes == list("0123456789")
+
+
+def test_several_images_are_one_batch(saved):
+    cfg = saved()
+    predictor, images = Predictor(cfg), [image(seed=1), image(seed=2), image(200, 96, seed=3)]
+    same_size = predictor(images[:2])
+    for one, found in zip(images[:2], same_size, strict=True):
+        assert torch.allclose(found["instances"].scores, predictor(one)["instances"].scores)
+    inputs = [predictor._prepare(one) for one in images]
+    with torch.no_grad():
+        expected = build_loaded(cfg)(inputs)
+    for found, other, one in zip(predictor(images), expected, images, strict=True):
+        assert_same(found, other)
+        assert found["instances"].image_size == one.shape[:2]
+    assert predictor([]) == []
+
+
+def build_loaded(cfg):
+    model = build_model(cfg).eval()
+    Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def test_a_checkpoint_alone(saved):
+    cfg = saved()
+    predictor = Predictor(weights=cfg.MODEL.WEIGHTS)
+    assert_same(predictor(image()), DefaultPredictor(cfg)(image()))
+    fewer = Predictor(weights=cfg.MODEL.WEIGHTS, opts=["TEST.DETECTIONS_PER_IMAGE", "3"])
+    assert len(fewer(image())["instances"]) == 3
+
+
+def test_a_published_detector_by_its_name(monkeypatch, saved, tmp_path):
+    cfg = saved()
+    monkeypatch.setattr(path_handler, "find", lambda path: path)
+    monkeypatch.setattr(path_handler, "fetch", lambda entry: cfg.MODEL.WEIGHTS)
+    predictor = Predictor(weights="gnws://mine")
+    assert_same(predictor(image()), DefaultPredictor(cfg)(image()))
+
+
+def test_config_and_weights_by_name_and_path(saved):
+    cfg = saved()
+    opts = [*TINY, *ALL, "MODEL.DEVICE", "cpu"]
+    predictor = Predictor(MASK_RCNN, cfg.MODEL.WEIGHTS, opts=opts)
+    assert_same(predictor(image()), DefaultPredictor(cfg)(image()))
+
+
+def test_a_lazy_config(tmp_path, tiny_digits):
+    name = "Digits/fcos_R_18_FPN_gn_ws.py"
+    cfg = LazyConfig.load(get_config_file(name))
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).eval()
+    Checkpointer(model, str(tmp_path)).save("model")
+    predictor = Predictor(
+        name, tmp_path / "model.pth", opts=["train.device=cpu"], score_threshold=0.0
+    )
+    model.test_score_thresh = 0.0
+    with torch.no_grad():
+        [expected] = model([predictor._prepare(image())])
+    assert predictor._prepare(image())["image"].shape == (3, 128, 171)  # of the config's mapper
+    assert_same(predictor(image()), expected)
+    with pytest.raises(CheckpointError, match="does not say which config"):
+        Predictor(weights=tmp_path / "model.pth")
+
+
+def test_the_threshold_is_that_of_every_kind_of_model(saved):
+    for name in ("cascade_mask_rcnn_R_18_FPN_gn_ws", "retinanet_R_18_FPN_gn_ws"):
+        opts = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "INPUT.MIN_SIZE_TEST", "128"]
+        predictor = Predictor(saved(f"Digits/{name}.yaml", *opts))
+        scores = predictor(image())["instances"].scores
+        middle = float(scores.median())
+        predictor.set_score_threshold(middle)
+        kept = predictor(image())["instances"].scores
+        assert 0 < len(kept) and kept.min() >= middle > scores.min()
+
+
+def test_names_and_ids_come_with_the_weights(saved, tmp_path):
+    """Also where the dataset is not known, or none is named."""
+    cfg = saved(MASK_RCNN, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()")
+    assert Predictor(cfg).classes == []
+    checkpoint = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)
+    names, ids = list("abcdefghij"), list(range(90, 100))
+    checkpoint["gnws_d2"] |= {"classes": names, "category_ids": ids}
+    torch.save(checkpoint, tmp_path / "mine.pth")
+    predictor = Predictor(weights=tmp_path / "mine.pth")
+    assert predictor.classes == predictor.metadata.thing_classes == names
+    assert predictor.category_ids == ids
+
+
+class Malicious:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("name", ["bad.pkl", "bad.pth"])
+@pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
+def test_nothing_in_a_file_is_run(saved, tmp_path, name, query):
+    cfg, made = saved(), tmp_path / "made"
+    (tmp_path / name).write_bytes(pickle.dumps({"model": Malicious(made)}, protocol=2))
+    for config in (cfg, None):
+        with pytest.raises(CheckpointError, match=r"bad\.p"):
+            Predictor(config, f"{tmp_path / name}{query}")
+    assert not made.exists()
+
+
+def test_what_would_be_untrained_is_refused(saved, tmp_path):
+    cfg = saved()
+    provenance = Provenance.of(cfg, ["stem", "backbone"]).of_backbone()
+    backbone = build_model(cfg).backbone.bottom_up.state_dict()
+    torch.save(detectron2_checkpoint(backbone, provenance), tmp_path / "backbone.pth")
+    with pytest.raises(CheckpointError, match="is a backbone alone"):
+        Predictor(cfg, tmp_path / "backbone.pth")
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS .* is empty"):
+        Predictor(cfg)
+    with pytest.raises(CheckpointError, match="Neither a config nor weights"):
+        Predictor()
+    with pytest.raises(CheckpointError, match=r"no\.pth does not exist"):
+        Predictor(weights=tmp_path / "no.pth")
+
+
+def test_a_stored_config_that_is_not_understood_names_the_checkpoint(saved, tmp_path):
+    cfg = saved()
+    checkpoint = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)
+    checkpoint["gnws_d2"]["config"] += "\nMINE: 3\n"
+    torch.save(checkpoint, tmp_path / "mine.pth")
+    with pytest.raises(ConfigError, match=r"^the config in .*mine\.pth sets MINE to 3"):
+        Predictor(weights=tmp_path / "mine.pth")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), r"not \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.uint8), r"not \(4, 4, 4\)"),
+        (np.zeros((2, 20000, 3), np.uint8), "20000 x 2 pixels cannot be resized"),
+    ],
+)
+def test_what_is_no_image_is_an_error(saved, array, message):
+    with pytest.raises(ImageShapeError, match=message):
+        Predictor(saved())(array)
+
+
+@pytest.mark.slow
+def test_importing_the_package_imports_no_engine():
+    program = "import sys, gnws_d2; print('detectron2.engine' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done
+    assert gnws_d2.Predictor is Predictor
