@@ -38,6 +38,8 @@ _AT_LEAST_1 = {
     *("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
     *("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD"),
 }
+_MOST_LAYERS = 1000
+_LAYERS = (".NUM_CONV", ".NUM_CONVS", ".NUM_FC")
 _FRACTIONS = {
     *("MODEL.RPN.NMS_THRESH", "MODEL.RPN.POSITIVE_FRACTION", "MODEL.ROI_HEADS.POSITIVE_FRACTION"),
     *("MODEL.ROI_HEADS.NMS_THRESH_TEST", "MODEL.RETINANET.NMS_THRESH_TEST"),
@@ -108,12 +110,16 @@ def _check_range(key: str, value: Any, default: Any) -> None:
         *others, last = map(repr, _CHOICES[key])
         raise ConfigError(f"{key} is {shorten(value)}. Set it to {', '.join(others)} or {last}.")
     numbers = [e for e in _elements(value) if _kind(e) == "number"]
-    if not all(math.isfinite(number) for number in numbers):
+    if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
         raise ConfigError(f"{key} is {shorten(value)}, which is not finite. Set it to a number.")
+    if any(abs(number) >= 2**63 for number in numbers):
+        raise ConfigError(f"{key} is {shorten(value)}, which is too large. Set it below 2 ** 63.")
     if not numbers or isinstance(value, (list, tuple, bool)):
         return
     if key in _AT_LEAST_1 and value < 1:
         raise ConfigError(f"{key} is {shorten(value)}. Set it to 1 or more.")
+    if key.endswith(_LAYERS) and value > _MOST_LAYERS:
+        raise ConfigError(f"{key} is {shorten(value)}. Set it to {_MOST_LAYERS} or less.")
     if key in _FRACTIONS and not 0 <= value <= 1:
         raise ConfigError(f"{key} is {shorten(value)}. Set it to a number from 0 to 1.")
     is_count = isinstance(default, (int, float)) and default >= 0

@@ -200,6 +200,8 @@ BAD = {
         ["SOLVER.STEPS is (1000, 'end')", "'end' cannot be there"],
     ),
     "not a number": (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR is inf", "not finite"]),
+    "a long number": (["SOLVER.MAX_ITER", "1" + "0" * 400], ["MAX_ITER is 10", "too large"]),
+    "too many layers": (["MODEL.ROI_MASK_HEAD.NUM_CONV", "1000000"], ["1000 or less"]),
     "no iterations": (["SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER is 0", "1 or more"]),
     "below 0": (["SOLVER.WEIGHT_DECAY", "-0.1"], ["WEIGHT_DECAY is -0.1", "0 or more"]),
     "not a fraction": (["SOLVER.MOMENTUM", "90.0"], ["MOMENTUM is 90.0", "from 0 to 1"]),
