@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import parse_qs, urlparse
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..files import atomic_write
@@ -18,7 +20,7 @@ from ..modeling import StandardizationReport, part_of
 from .files import CheckpointError, read_checkpoint, write_checkpoint
 from .provenance import KEY, Provenance
 from .resuming import check_resumable, from_main_process, last_checkpoint
-from .structure import Differences, Shapes, compare
+from .structure import Differences, Shapes, build_on_meta, compare
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +116,8 @@ class Checkpointer(DetectionCheckpointer):
         self._loading = path
         try:
             return super().load(path, *args, **kwargs)
+        except AssertionError as error:  # of fvcore, for a file that does not exist
+            raise CheckpointError(f"{path}: {error} Correct MODEL.WEIGHTS.") from error
         finally:
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
 
@@ -271,6 +275,19 @@ class Checkpointer(DetectionCheckpointer):
             logger.warning("%s has a %s, which the model lacks; it is left out.", file, head)
             for name in [name for name in tensors if part_of(name) == head]:
                 del tensors[name]
+
+
+def check_weights(cfg: CfgNode) -> None:
+    """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``, without
+    memory for the model, and without logging what loading logs."""
+    PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])  # logs that it downloads
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied
+            Checkpointer(build_on_meta(cfg), cfg=cfg).load(cfg.MODEL.WEIGHTS)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _tensors(tensors: Any, file: str) -> Tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 
 _HERE = "gnws_d2.projects.detection"
@@ -52,12 +53,9 @@ def main() -> int | None:
 
 def _is_lazy(words: list[str]) -> bool:
     """Whether ``--config-file`` names a config in Python."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    return any(
-        (word == "--config-file" and value.endswith(".py"))
-        or (word.startswith("--config-file=") and word.endswith(".py"))
-        for word, value in pairs
-    )
+    values = [value for word, value in itertools.pairwise(words) if word == "--config-file"]
+    values += [word for word in words if word.startswith("--config-file=")]
+    return any(value.endswith(".py") for value in values)
 
 
 if __name__ == "__main__":

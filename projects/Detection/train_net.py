@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from gnws_d2 import engine
-from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.checkpoint import Checkpointer, check_weights
 from gnws_d2.config import explicit_keys, packaged_config, portable_config
 from gnws_d2.data import fit_to_data
 from gnws_d2.data.filter import load_train_dataset
@@ -53,6 +53,7 @@ class Trainer(engine.Trainer):
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, fit it to the data and its schedule to both, and set up Detectron2."""
     cfg, file, opts = read_config(args)
+    args.config_file = file
     if not args.eval_only:
         lock_output(cfg.OUTPUT_DIR)
     setup_loggers(cfg.OUTPUT_DIR)
@@ -60,6 +61,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         explicit = explicit_keys(file, opts)
         start_from_detector(cfg, file, explicit)
+        if not args.resume:
+            check_weights(cfg)
         world_size = comm.get_world_size()
         if any(map(is_source, cfg.DATASETS.TRAIN)):
             images = len(load_train_dataset(cfg))
