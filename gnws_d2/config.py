@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +29,9 @@ NORMS = (
     *("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"),
     *BCN_NORMS,
 )
+
+# Names of datasets: one, or a tuple of them.
+DATASET_KEYS = ("TRAIN", "TEST", "FINAL_TEST")
 
 # Ignored with a warning where an older config sets them.
 REMOVED_KEYS = {
@@ -70,6 +75,15 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # The same for training. The two differ where images shrink, and by at most one level where they
     # grow, as most of COCO does.
     cfg.INPUT.RESIZE_TRAIN = "pil"
+    # The names of the classes in the predictor's order, and their ids in annotation files and
+    # results. Where a dataset is a COCO file (docs/own-data.md), fit_to_data takes them from it.
+    cfg.DATASETS.CLASSES = []
+    cfg.DATASETS.CATEGORY_IDS = []
+    # Datasets that are evaluated once after training, with the best checkpoint.
+    cfg.DATASETS.FINAL_TEST = ()
+    # Go on without the images and annotations that would train or evaluate wrong, and list them in
+    # OUTPUT_DIR/skipped_annotations.json, instead of refusing the dataset.
+    cfg.DATALOADER.SKIP_BAD_ANNOTATIONS = False
     # Which images and objects are trained on. "mmdetection" drops objects narrower than a pixel and
     # images with a side below 32, and keeps images that only have crowds; "detectron2" drops only
     # the latter. Both drop images without annotations, unless
@@ -139,7 +153,8 @@ def load_config(
     if path:
         _check_keys(CfgNode(loaded), cfg, path)
         try:
-            cfg.merge_from_file(path, allow_unsafe=False)
+            with _single_names_allowed(cfg, loaded.get("DATASETS") or {}):
+                cfg.merge_from_file(path, allow_unsafe=False)
         except (ValueError, KeyError) as error:
             raise ConfigError(f"{path}: {error.args[0]}") from error
     _merge_opts(cfg, opts)
@@ -321,9 +336,32 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
                 raise _unknown_key(key, value, cfg, "the command line")
             node = node[word]
         try:
-            cfg.merge_from_list([key, value])
+            section, _, name = key.partition(".")
+            named = {name: value} if section == "DATASETS" else {}
+            with _single_names_allowed(cfg, named):
+                cfg.merge_from_list([key, value])
         except ValueError as error:
             raise ConfigError(f"{key} {value}: {error.args[0]}") from error
+
+
+@contextmanager
+def _single_names_allowed(cfg: CfgNode, values: Mapping[str, object]) -> Iterator[None]:
+    """Let one dataset's name stand for a tuple of it; a merge accepts only values of one type."""
+    single = {key for key in DATASET_KEYS if key in values and _is_one_name(values[key])}
+    for key in single:
+        cfg.DATASETS[key] = ""
+    yield
+    for key in single:
+        cfg.DATASETS[key] = (cfg.DATASETS[key],)
+
+
+def _is_one_name(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        return isinstance(ast.literal_eval(value), str)
+    except (ValueError, SyntaxError):
+        return True
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:

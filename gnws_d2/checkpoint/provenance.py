@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import detectron2
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 
 from ..config import portable_config
 
@@ -36,6 +36,7 @@ class Provenance:
         config: the config as YAML, see :func:`~gnws_d2.config.portable_config`.
         standardized: the parts of the model whose normalized convolutions are standardized.
         classes: the names of the classes, in the order of the predictor.
+        category_ids: their ids in the annotations, in the same order.
         input_format: order of the channels, such as "RGB".
         pixel_mean, pixel_std: what is subtracted from a pixel and what it is divided by.
         source: the published file that it was converted from.
@@ -45,6 +46,7 @@ class Provenance:
     config: str | None = None
     standardized: list[str] | None = None
     classes: list[str] | None = None
+    category_ids: list[int] | None = None
     input_format: str | None = None
     pixel_mean: list[float] | None = None
     pixel_std: list[float] | None = None
@@ -58,6 +60,7 @@ class Provenance:
             config=portable_config(cfg).dump(),
             standardized=standardized,
             classes=_classes(cfg),
+            category_ids=_category_ids(cfg),
             input_format=cfg.INPUT.FORMAT,
             pixel_mean=[float(value) for value in cfg.MODEL.PIXEL_MEAN],
             pixel_std=[float(value) for value in cfg.MODEL.PIXEL_STD],
@@ -67,7 +70,7 @@ class Provenance:
     def of_backbone(self) -> Provenance:
         """That of the backbone alone, before any detector was trained."""
         parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
-        return replace(self, config=None, classes=None, standardized=parts)
+        return replace(self, config=None, classes=None, category_ids=None, standardized=parts)
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Provenance:
@@ -84,9 +87,24 @@ class Provenance:
 
 
 def _classes(cfg: CfgNode) -> list[str] | None:
+    if classes := cfg.DATASETS.get("CLASSES"):
+        return list(classes)
+    for metadata in _metadata(cfg):
+        if classes := metadata.get("thing_classes") or metadata.get("stuff_classes"):
+            return list(classes)
+    return None
+
+
+def _category_ids(cfg: CfgNode) -> list[int] | None:
+    if ids := cfg.DATASETS.get("CATEGORY_IDS"):
+        return list(ids)
+    for metadata in _metadata(cfg):
+        if to_class := metadata.get("thing_dataset_id_to_contiguous_id"):
+            return sorted(to_class, key=to_class.__getitem__)
+    return None
+
+
+def _metadata(cfg: CfgNode) -> Iterator[Metadata]:
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name in MetadataCatalog.list():
-            metadata = MetadataCatalog.get(name)
-            if classes := metadata.get("thing_classes") or metadata.get("stuff_classes"):
-                return list(classes)
-    return None
+            yield MetadataCatalog.get(name)

@@ -11,7 +11,9 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from torch.utils.data import Dataset
 
+from .catalog import is_coco
 from .errors import DatasetError
+from .loading import check_records
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
         min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    if isinstance(dicts, list) and not all(map(is_coco, cfg.DATASETS.TRAIN)):
+        check_records(cfg.DATASETS.TRAIN, dicts)
     # A dataset of the user's own class is filtered by that.
     if by_detectron2 or not isinstance(dicts, list) or "annotations" not in dicts[0]:
         return dicts

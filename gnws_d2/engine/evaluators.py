@@ -4,21 +4,54 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
+from unittest import mock
 
 import numpy as np
 from detectron2 import evaluation
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, coco_evaluation
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..config import ConfigError
+from ..data import coco_truth
+
+
+class CheckedCOCOEvaluator(evaluation.COCOEvaluator):
+    """``COCOEvaluator`` against :func:`~gnws_d2.data.coco_truth`: what of the dataset is used, with
+    its own ids. A dataset whose metadata names no file is evaluated as Detectron2 does.
+
+    Where the truth has boxes alone, masks are not evaluated.
+    """
+
+    def __init__(self, dataset_name: str, **options: Any) -> None:
+        if MetadataCatalog.get(dataset_name).get("json_file"):
+            # It has no argument for the truth.
+            with mock.patch.object(coco_evaluation, "COCO", lambda _: coco_truth(dataset_name)):
+                super().__init__(dataset_name, **options)
+        else:
+            super().__init__(dataset_name, **options)
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
+        tasks = super()._tasks_from_predictions(predictions)
+        truth = self._coco_api.anns.values()
+        if "segm" in tasks and truth and not any("segmentation" in a for a in truth):
+            self._logger.info("The dataset has boxes only: masks are not evaluated.")
+            tasks.remove("segm")
+        return tasks
+
+    def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict:
+        # pycocotools orders classes by their ids in the file, which a predictor need not.
+        if class_names is not None:
+            class_names = [self._coco_api.cats[i]["name"] for i in sorted(self._coco_api.cats)]
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
 
 def _coco(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
     sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    return evaluation.COCOEvaluator(name, output_dir=out, kpt_oks_sigmas=sigmas)
+    return CheckedCOCOEvaluator(name, output_dir=out, kpt_oks_sigmas=sigmas)
 
 
 def _sem_seg(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:

@@ -25,8 +25,9 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data.errors import NamingMapper, dataset_errors
 from ..data.filter import load_train_dataset
+from ..data.images import NamingMapper
+from ..data.loading import dataset_errors
 from ..data.resize import build_train_mapper
 
 

@@ -21,7 +21,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..data.errors import NamingMapper, dataset_errors
+from ..data import fit_to_data
+from ..data.images import NamingMapper
+from ..data.loading import dataset_errors
 from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
@@ -41,6 +43,7 @@ class Trainer(DefaultTrainer):
     """Trains, evaluates and resumes a config; see ``detectron2.engine.DefaultTrainer``."""
 
     def __init__(self, cfg: CfgNode) -> None:
+        cfg = fit_to_data(cfg)
         cfg = scale_schedule(cfg, comm.get_world_size())
         check_batch(cfg, comm.get_world_size())
         check_precision(cfg)

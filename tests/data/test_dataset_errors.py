@@ -44,18 +44,18 @@ def wrong_category(folder: Path) -> str:
     coco = json.loads(file.read_text())
     coco["annotations"][0]["category_id"] = 77
     file.write_text(json.dumps(coco))
-    return r"digits_train\.json is not a COCO .* category_id=77 but this id .* Export it"
+    return r"digits_train\.json: annotation 1 of '000000\.png': its category_id, 77, is no category"
 
 
 def missing_picture(folder: Path) -> str:
     (folder / "train" / "000000.png").unlink()
-    return r"000000\.png cannot be used"
+    return r"000000\.png does not exist"
 
 
 def truncated_picture(folder: Path) -> str:
     file = folder / "train" / "000000.png"
     file.write_bytes(file.read_bytes()[:2000])
-    return r"000000\.png cannot be used"
+    return r"000000\.png cannot be read"
 
 
 SPOILERS = [
@@ -84,6 +84,6 @@ def test_a_dataset_that_is_not_registered(tiny_config):
     cfg = tiny_config()
     cfg.DATASETS.TRAIN = ("digits_trian",)
     with pytest.raises(
-        DatasetError, match=r"'digits_trian', which is not registered.*digits_train"
+        DatasetError, match=r"'digits_trian', which is neither registered.*digits_train"
     ):
         ResumableLoader(cfg)

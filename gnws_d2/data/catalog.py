@@ -1,0 +1,361 @@
+"""COCO files in Detectron2's catalogs: registered, checked, and loaded.
+
+The same for sources (:mod:`~gnws_d2.data.source`) and for what users registered themselves with
+``register_coco_instances``: only what passed :mod:`~gnws_d2.data.coco_check` is trained on and
+evaluated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import builtin
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+from ..files import atomic_write
+from .coco_check import Problem, Verdict, check_coco
+from .coco_file import CocoFile, read_coco
+from .errors import DatasetError
+from .source import Source, is_ours
+from .split import split_names
+
+logger = logging.getLogger(__name__)
+
+SKIPPED_FILE = "skipped_annotations.json"
+# COCO itself has two boxes without height or width, which both filters of training drop.
+_PUBLISHED = {name for split in builtin._PREDEFINED_SPLITS_COCO.values() for name in split}
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How a dataset is checked; see :func:`~gnws_d2.data.coco_check.check_coco`.
+
+    Attributes:
+        skip_bad: leave out what is bad, instead of an error.
+    """
+
+    skip_bad: bool = False
+    needs_masks: bool = False
+
+
+@dataclass
+class _Catalog:
+    """What is known of datasets beside their metadata, and what was found in files."""
+
+    options: dict[str, CheckOptions] = field(default_factory=dict)
+    verdicts: dict[tuple, Verdict] = field(default_factory=dict)
+
+
+_catalog = _Catalog()
+
+
+def register_source(
+    name: str,
+    classes: Sequence[str] | None = None,
+    spare_ids: Sequence[int] = (),
+    options: CheckOptions = CheckOptions(),
+) -> None:
+    """Register the COCO file that ``name`` describes; again, if it is registered already.
+
+    Args:
+        classes: the names of the classes in the predictor's order. None: those of the file that
+            have annotations, by id.
+        spare_ids: the ids that results have for classes that the file lacks, if it does not use
+            them otherwise.
+
+    Raises:
+        DatasetError: the file cannot be read, or two categories with annotations share a name.
+    """
+    source = Source.parse(name)
+    if source is None:
+        raise DatasetError(f"{name!r} names no COCO annotation file (*.json).")
+    coco = read_coco(source.file)
+    ids = used_categories(coco)
+    if classes is None:
+        classes = list(ids)
+    metadata: dict[str, Any] = {
+        "thing_classes": list(classes),
+        "thing_dataset_id_to_contiguous_id": _id_map(coco, classes, ids, spare_ids),
+        "json_file": str(source.file),
+        "image_root": str(source.image_folder([_name(image) for image in coco.images])),
+        "evaluator_type": "coco",
+        "is_source": True,
+        **_keypoint_metadata(coco, classes),
+    }
+    unregister(name)
+    _catalog.options[name] = options
+    DatasetCatalog.register(name, functools.partial(load_dicts, name))
+    MetadataCatalog.get(name).set(**metadata)
+
+
+def unregister(name: str) -> None:
+    """Forget a source."""
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+    _catalog.options.pop(name, None)
+
+
+def is_coco(name: str) -> bool:
+    """Whether a registered dataset is a COCO file, by its metadata."""
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("evaluator_type") == "coco" and bool(metadata.get("json_file"))
+
+
+def set_options(name: str, options: CheckOptions) -> None:
+    """How a dataset that was registered elsewhere is checked. What is bad in it can only be skipped
+    if this package loads it, which then replaces its function in the catalog."""
+    _catalog.options[name] = options
+    if options.skip_bad and is_coco(name) and not is_ours(name) and verdict_of(name).problems:
+        logger.warning("%s is loaded from its file by gnws_d2, without what is bad in it.", name)
+        DatasetCatalog.pop(name)
+        DatasetCatalog.register(name, functools.partial(load_dicts, name))
+
+
+def verdict_of(name: str, coco: CocoFile | None = None) -> Verdict:
+    """What the check finds in the file of a registered COCO dataset, once for each state of it."""
+    metadata = MetadataCatalog.get(name)
+    needs_masks = _catalog.options.get(name, CheckOptions()).needs_masks
+    # The images of a large published dataset are looked at when they are read.
+    folder = Path(metadata.image_root) if is_ours(name) else None
+    coco = coco or read_coco(metadata.json_file)
+    status = os.stat(PathManager.get_local_path(metadata.json_file))
+    key = metadata.json_file, status.st_mtime_ns, status.st_size, folder, needs_masks
+    if key not in _catalog.verdicts:
+        _catalog.verdicts[key] = check_coco(
+            coco, folder, needs_masks=needs_masks, empty_boxes_too=name in _PUBLISHED
+        )
+    return _catalog.verdicts[key]
+
+
+def load_coco(name: str) -> CocoFile:
+    """The images, annotations and categories of a registered COCO dataset that are used: its part,
+    without what is bad if that is to be skipped, and for a source without classes that the
+    predictor does not have.
+
+    Raises:
+        DatasetError: something is bad, or nothing is left.
+    """
+    metadata = MetadataCatalog.get(name)
+    coco = read_coco(metadata.json_file)
+    verdict = verdict_of(name, coco)
+    if verdict.problems and not _catalog.options.get(name, CheckOptions()).skip_bad:
+        raise DatasetError(describe(coco.file, verdict.problems))
+    source = Source.parse(name) if is_ours(name) else None
+    images = [image for i, image in enumerate(coco.images) if i not in verdict.bad_images]
+    annotations = coco.annotations and [
+        a for i, a in enumerate(coco.annotations) if i not in verdict.bad_annotations
+    ]
+    if source and source.part:
+        chosen = split_names([image["file_name"] for image in images], source.part)
+        images = [image for image in images if image["file_name"] in chosen]
+    if not images:
+        raise DatasetError(f"dataset {name}: no image is left. Add some, or repair the file.")
+    if source and annotations:
+        ids, known = {image["id"] for image in images}, metadata.thing_dataset_id_to_contiguous_id
+        annotations = [a for a in annotations if a["image_id"] in ids and a["category_id"] in known]
+    return CocoFile(coco.file, images, annotations, coco.categories)
+
+
+def describe(file: str, problems: list[Problem]) -> str:
+    """One line: the first problem, how many more there are, and what to do."""
+    more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
+    return (
+        f"{file}: {problems[0].reason}.{more} Fix the file (check_data.py lists everything), or go "
+        "on without these images and annotations: --skip-bad-annotations, "
+        "DATALOADER.SKIP_BAD_ANNOTATIONS True."
+    )
+
+
+def load_dicts(name: str) -> list[dict[str, Any]]:
+    """A registered COCO dataset in Detectron2's format; annotations keep their id."""
+    coco = load_coco(name)
+    metadata = MetadataCatalog.get(name)
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id")
+    if to_class is None:
+        ids = sorted(coco.class_names)
+        to_class = {number: i for i, number in enumerate(ids)}
+        names = [coco.class_names[number] for number in ids]
+        metadata.set(thing_classes=names, thing_dataset_id_to_contiguous_id=to_class)
+    objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in coco.images}
+    for annotation in coco.annotations or ():
+        objects[annotation["image_id"]].append(_to_detectron2(annotation, to_class))
+    return [
+        {
+            "file_name": os.path.join(metadata.image_root, image["file_name"]),
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+            "image_id": image["id"],
+            "annotations": objects[image["id"]],
+        }
+        for image in sorted(coco.images, key=lambda image: image["id"])
+    ]
+
+
+def _to_detectron2(annotation: dict[str, Any], to_class: dict[int, int]) -> dict[str, Any]:
+    made = {
+        "id": annotation["id"],
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": to_class[annotation["category_id"]],
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+    }
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict) and isinstance(mask["counts"], list):
+        mask = mask_util.frPyObjects(mask, *mask["size"])
+    if mask:
+        made["segmentation"] = mask
+    if points := annotation.get("keypoints"):
+        # COCO's are indices of pixels, Detectron2's are points: the middles of those pixels.
+        moved = np.asarray(points, np.float64).reshape(-1, 3) + [0.5, 0.5, 0]
+        made["keypoints"] = moved.ravel().tolist()
+    return made
+
+
+def coco_truth(dataset_name: str) -> COCO:
+    """What a registered COCO dataset is evaluated against, in memory and with its own ids: see
+    :func:`load_coco`.
+
+    Raises:
+        DatasetError: something in the file is bad.
+    """
+    coco = load_coco(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    categories = coco.categories
+    if is_ours(dataset_name):
+        by_id = {category["id"]: category for category in categories}
+        names = metadata.thing_classes
+        categories = [
+            {**by_id.get(number, {}), "id": number, "name": names[index]}
+            for number, index in sorted(metadata.thing_dataset_id_to_contiguous_id.items())
+        ]
+    truth = COCO()
+    truth.dataset = {"info": {}, "images": coco.images, "categories": categories}
+    if coco.annotations is not None:
+        truth.dataset["annotations"] = [
+            _to_evaluate(annotation, number)
+            for annotation, number in zip(
+                coco.annotations, _evaluable_ids(coco.annotations), strict=True
+            )
+        ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def _to_evaluate(annotation: dict[str, Any], number: int) -> dict[str, Any]:
+    """With the members that pycocotools takes for granted."""
+    made = {**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
+    mask = annotation.get("segmentation")
+    if not mask:
+        made.pop("segmentation", None)
+    if "area" not in annotation:
+        made["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    if points := annotation.get("keypoints"):
+        made["num_keypoints"] = sum(visibility > 0 for visibility in points[2::3])
+    return made
+
+
+def _evaluable_ids(annotations: list[dict[str, Any]]) -> list[int]:
+    """Their ids, unless pycocotools would misread them: it takes 0 for "not matched", and stores
+    them as floats."""
+    ids = [annotation["id"] for annotation in annotations]
+    usable = all(isinstance(number, int) and 0 < number < 2**53 for number in ids)
+    return ids if usable else list(range(1, len(ids) + 1))
+
+
+def used_categories(coco: CocoFile) -> dict[str, int]:
+    """The ids of the categories that have annotations, by name and in the order of ids.
+
+    Raises:
+        DatasetError: two of them share a name.
+    """
+    used = {a.get("category_id") for a in coco.annotations or () if _is_hashable(a)}
+    found: dict[str, int] = {}
+    for number, name in sorted(coco.class_names.items()):
+        if number not in used:
+            continue
+        if name in found:
+            raise DatasetError(
+                f"{coco.file}: categories {found[name]} and {number} are both named {name!r}. "
+                "Rename one, or give their annotations one id."
+            )
+        found[name] = number
+    return found
+
+
+def _is_hashable(annotation: dict[str, Any]) -> bool:
+    return isinstance(annotation.get("category_id"), int)
+
+
+def _id_map(
+    coco: CocoFile, classes: Sequence[str], used: dict[str, int], spare_ids: Sequence[int]
+) -> dict[int, int]:
+    """The file's id of each class -> its index. Every class needs one, or Detectron2's evaluation
+    refuses the dataset."""
+    by_name = {name: number for number, name in coco.class_names.items()} | used
+    taken = set(coco.class_names)
+    ids = {}
+    for index, name in enumerate(classes):
+        number = by_name.get(name)
+        if number is None:
+            number = spare_ids[index] if index < len(spare_ids) else -1
+            if number < 0 or number in taken:
+                number = max(taken) + 1
+            taken.add(number)
+        ids[number] = index
+    return ids
+
+
+def _keypoint_metadata(coco: CocoFile, classes: Sequence[str]) -> dict[str, Any]:
+    names: Any = next(
+        (c["keypoints"] for c in coco.categories if c["name"] in classes and c.get("keypoints")), []
+    )
+    if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        return {}
+    flips = [
+        (name, name.replace("left", "right"))
+        for name in names
+        if "left" in name and name.replace("left", "right") in names
+    ]
+    return {
+        "keypoint_names": names,
+        "keypoint_flip_map": flips,
+        "keypoint_connection_rules": [],
+    }
+
+
+def _name(image: dict[str, Any]) -> str:
+    name = image.get("file_name")
+    return name if isinstance(name, str) and "\0" not in name else ""
+
+
+def write_skipped(names: Sequence[str], folder: str) -> Path | None:
+    """List what is skipped of datasets in ``folder``/skipped_annotations.json; None: nothing is."""
+    skipped = {}
+    for name in names:
+        skips = _catalog.options.get(name, CheckOptions()).skip_bad and is_coco(name)
+        if skips and (problems := verdict_of(name).problems):
+            skipped[MetadataCatalog.get(name).json_file] = [vars(p) for p in problems]
+    if not skipped:
+        return None
+    file = Path(folder) / SKIPPED_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as partial:
+        partial.write_text(json.dumps(skipped, indent=1), encoding="utf-8")
+    count = sum(map(len, skipped.values()))
+    logger.warning("%d bad images and annotations are skipped; %s lists them.", count, file)
+    return file

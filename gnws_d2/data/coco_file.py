@@ -1,0 +1,120 @@
+"""Reading a COCO annotation file as far as it can be read safely: valid JSON of the right form."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+
+from .errors import DatasetError
+
+EXPORT = "Export it again as COCO JSON."
+
+
+@dataclass
+class CocoFile:
+    """The members of a COCO annotation file that detection uses.
+
+    Attributes:
+        file: where it was read from.
+        images, annotations, categories: as in the file. ``annotations`` is None in a file without
+            that member, a test set's.
+    """
+
+    file: str
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]] | None
+    categories: list[dict[str, Any]]
+
+    @property
+    def class_names(self) -> dict[Any, str]:
+        """The names of the categories by id."""
+        return {category["id"]: category["name"] for category in self.categories}
+
+
+def read_coco(file: str | os.PathLike) -> CocoFile:
+    """Read a COCO annotation file. Images and annotations are only known to be dicts.
+
+    Raises:
+        DatasetError: it is no regular file, no JSON, lacks a member, or its categories are not
+            usable.
+    """
+    content = _read_json(os.fspath(file))
+    if not isinstance(content, dict):
+        raise DatasetError(
+            f"{file} is not a COCO annotation file: it holds a {type(content).__name__} instead of "
+            f"images, annotations and categories. {EXPORT}"
+        )
+    for member in ("images", "categories", "annotations"):
+        if member not in content:
+            if member == "annotations" and content["images"]:
+                continue
+            raise DatasetError(
+                f"{file} is not a COCO annotation file: {member!r} is missing in it. {EXPORT}"
+            )
+        entries = content[member]
+        if not isinstance(entries, list):
+            raise DatasetError(
+                f"{file}: {member!r} is a {type(entries).__name__}, not a list. {EXPORT}"
+            )
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise DatasetError(f"{file}: {member}[{index}] is {entry!r:.60}. {EXPORT}")
+    if not content["images"]:
+        raise DatasetError(f"{file} lists no images. {EXPORT}")
+    _check_categories(file, content["categories"])
+    return CocoFile(
+        os.fspath(file), content["images"], content.get("annotations"), content["categories"]
+    )
+
+
+def _read_json(file: str) -> Any:
+    try:
+        path = PathManager.get_local_path(file)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
+            raise DatasetError(f"{file} is not a regular file. Name the annotation file.")
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{file} does not exist. Put it there, or set DETECTRON2_DATASETS to the folder that "
+            "holds Detectron2's datasets."
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error}. Check the file.") from error
+    except (ValueError, RecursionError) as error:  # DatasetError is a ValueError
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(
+            f"{file} is not valid JSON ({error}): it is damaged or cut off. Fetch it again."
+        ) from error
+
+
+def _check_categories(file: str | os.PathLike, categories: list[dict[str, Any]]) -> None:
+    if not categories:
+        raise DatasetError(f"{file} lists no categories. {EXPORT}")
+    for index, category in enumerate(categories):
+        name, number = category.get("name"), category.get("id")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise DatasetError(
+                f"{file}: categories[{index}] has id {number!r:.60}. Ids are whole numbers from 0."
+            )
+        if not isinstance(name, str) or not name.strip():
+            raise DatasetError(f"{file}: category {number} has name {name!r:.60}. Give it a name.")
+    for number, count in Counter(category["id"] for category in categories).items():
+        if count > 1:
+            names = [c["name"] for c in categories if c["id"] == number]
+            raise DatasetError(
+                f"{file}: category id {number} is used for {', '.join(map(repr, names))}. Give "
+                "each its own id."
+            )
+
+
+def is_id(value: Any) -> bool:
+    """Whether ``value`` can be the id of an image or annotation."""
+    return isinstance(value, (int, str)) and not isinstance(value, bool)

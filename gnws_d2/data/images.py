@@ -1,0 +1,129 @@
+"""Reading images: as Detectron2 does, and refusing by name what would be read wrong."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+
+from .errors import DatasetError
+
+ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+UNSCALED = ("I", "F")  # 32-bit values: nothing says which one is white
+
+
+class ImageError(DatasetError):
+    """An image file that cannot be read, or not as the model needs it."""
+
+
+def read_image(file: str | os.PathLike, format: str | None = None) -> np.ndarray:
+    """``detectron2.data.detection_utils.read_image``, EXIF orientation applied, for any file.
+
+    16-bit grayscale becomes 8-bit, white staying white (Pillow would clip it, and most pixels
+    become white). A PNG's checksums are compared.
+
+    Args:
+        format: "BGR", a mode of Pillow such as "RGB" or "L", or "YUV-BT.601"; None: the file's.
+
+    Returns:
+        (H, W, C) uint8.
+
+    Raises:
+        ImageError: the file is missing, no regular file, damaged, larger than
+            ``PIL.Image.MAX_IMAGE_PIXELS``, or has 32-bit pixels.
+    """
+    with _opened(file) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in SIXTEEN_BITS:
+            values = np.asarray(image).astype(np.uint32)
+            image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        return detection_utils.convert_PIL_to_numpy(image, format)
+
+
+def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
+    """Width and height as :func:`read_image` returns it, and the EXIF orientation (1: none), from
+    the header alone.
+
+    Raises:
+        ImageError: see :func:`read_image`; damage behind the header is not found.
+    """
+    with _opened(file, checksums=False) as image:
+        orientation = image.getexif().get(ORIENTATION, 1)
+        width, height = image.size
+        return (*((height, width) if orientation in (5, 6, 7, 8) else (width, height)), orientation)
+
+
+@contextmanager
+def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.Image]:
+    """A lazily decoded image; whatever Pillow raises on it is an ImageError."""
+    try:
+        path = PathManager.get_local_path(os.fspath(file))
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
+            raise ImageError(f"{file} is not a regular file. Put the image there.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said below
+            image = Image.open(path)
+        with image:
+            _check_header(file, image)
+            if checksums and image.format == "PNG":
+                with Image.open(path) as again:
+                    again.verify()
+            yield image
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{file} does not exist. Put the image there.") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise ImageError(
+            f"{file} cannot be read ({error or type(error).__name__}). Restore the image, or "
+            "remove it and its annotations from the dataset."
+        ) from error
+
+
+def _check_header(file: str | os.PathLike, image: Image.Image) -> None:
+    if image.mode in UNSCALED:
+        raise ImageError(
+            f"{file} has 32-bit pixels (mode {image.mode}), whose range is unknown. Convert it to "
+            "8 or 16 bits."
+        )
+    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+    if most is not None and pixels > most:
+        raise ImageError(
+            f"{file} has {pixels / 1e6:.0f} million pixels, more than {most / 1e6:.0f} million. "
+            "Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS."
+        )
+
+
+class NamingMapper:
+    """A dataset mapper that reads images with :func:`read_image` and whose errors name the image.
+
+    Args:
+        mapper: maps a dict in Detectron2's dataset format.
+    """
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
+        self._mapper = mapper
+
+    def __call__(self, record: dict[str, Any]) -> Any:
+        try:
+            # Detectron2's mappers have no argument for how an image is read.
+            with mock.patch.object(detection_utils, "read_image", read_image):
+                return self._mapper(record)
+        except DatasetError:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DatasetError(
+                f"{record['file_name']} cannot be used ({error}). Restore the image, or remove "
+                "it and its annotations from the dataset."
+            ) from error

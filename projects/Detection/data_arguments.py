@@ -1,0 +1,91 @@
+"""Command-line arguments that name datasets by file, shared by the programs of this folder."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from gnws_d2.data.errors import DatasetError
+from gnws_d2.data.source import Source, find_export, is_source, resolve
+
+SOURCE = (
+    "ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val], a folder with one annotation file, or the name "
+    "of a registered dataset"
+)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add ``--data``, ``--train``, ``--val``, ``--test`` and ``--skip-bad-annotations``."""
+    group = parser.add_argument_group(
+        "data",
+        "COCO annotation files and their images. Without --val, a fixed fifth of the training "
+        "images validates.",
+    )
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="an export of Roboflow, CVAT or COCO: train/_annotations.coco.json and valid/, "
+        "annotations/instances_*.json and images/, or one *.json and its images",
+    )
+    for split, use in (
+        ("train", "train on"),
+        ("val", "evaluate on while training"),
+        ("test", "evaluate on once, after training"),
+    ):
+        group.add_argument(
+            f"--{split}",
+            action="append",
+            default=[],
+            metavar="SOURCE",
+            help=f"{use} this: {SOURCE}; repeatable",
+        )
+    group.add_argument(
+        "--skip-bad-annotations",
+        action="store_true",
+        help="leave out images and annotations that would train wrong, instead of refusing the "
+        "data; OUTPUT_DIR/skipped_annotations.json lists them",
+    )
+    return parser
+
+
+def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The dataset names for "train", "val" and "test" that the arguments name, absolute.
+
+    Raises:
+        DatasetError: a file or folder does not exist, or its form is unknown.
+    """
+    splits = {
+        split: [resolve(word) for word in getattr(args, split)]
+        for split in ("train", "val", "test")
+    }
+    if args.data is not None:
+        if splits["train"]:
+            raise DatasetError("--data and --train both name training data. Use one of them.")
+        for split, names in find_export(args.data).items():
+            splits[split] = splits[split] or names
+    files = [Source.parse(name) for name in splits["train"] if is_source(name)]
+    if files and not splits["val"]:
+        # A part that was asked for stays: its other one validates only if nothing else does.
+        whole = [source for source in files if source and not source.part]
+        splits["val"] = [str(replace(source, part="val")) for source in whole]
+        halves = {str(source): str(replace(source, part="train")) for source in whole}
+        splits["train"] = [halves.get(name, name) for name in splits["train"]]
+    return splits
+
+
+def data_opts(args: argparse.Namespace) -> list[str]:
+    """KEY VALUE pairs for the config of what the arguments name.
+
+    Raises:
+        DatasetError: see :func:`data_splits`.
+    """
+    splits = data_splits(args)
+    opts = []
+    for split, key in (("train", "TRAIN"), ("val", "TEST"), ("test", "FINAL_TEST")):
+        if splits[split]:
+            opts += [f"DATASETS.{key}", repr(tuple(splits[split]))]
+    if args.skip_bad_annotations:
+        opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
+    return opts

@@ -1,0 +1,1 @@
+from coco_files import forget_sources  # noqa: F401
