@@ -42,7 +42,7 @@ setup(
     # Detectron2 is missing here because it is not on PyPI under its name, and has to be compiled
     # against the torch it will run with; importing gnws_d2 says how to get it.
     install_requires=[
-        *("torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "tqdm"),
+        *("torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "jinja2", "tqdm"),
         *("pillow", "pycocotools", "pyyaml", "tabulate"),
         *DETECTRON2_NEEDS,
     ],
@@ -57,5 +57,9 @@ setup(
     # Folders outside gnws_d2/ become subpackages of it. configs/ is one to setuptools only: that
     # takes it into the wheel without copies or links in the source tree.
     package_dir={**PROJECTS, CONFIGS: "configs"},
-    package_data={CONFIGS: ["**/*.yaml", "**/*.py"], "gnws_d2.model_zoo": ["*.csv"]},
+    package_data={
+        CONFIGS: ["**/*.yaml", "**/*.py"],
+        "gnws_d2.model_zoo": ["*.csv"],
+        "gnws_d2.report": ["*.html"],
+    },
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,13 +17,16 @@ from PIL import Image
 
 from ..config import ConfigError
 from ..data import coco_truth
+from ..report.folders import dataset_folder
+from .prediction_images import PredictionImages
 
 
 class CheckedCOCOEvaluator(evaluation.COCOEvaluator):
     """``COCOEvaluator`` against :func:`~gnws_d2.data.coco_truth`: what of the dataset is used, with
     its own ids. A dataset whose metadata names no file is evaluated as Detectron2 does.
 
-    Where the truth has boxes alone, masks are not evaluated.
+    Where the truth has boxes alone, masks are not evaluated. During training, some images go to
+    TensorBoard.
     """
 
     def __init__(self, dataset_name: str, **options: Any) -> None:
@@ -33,6 +36,15 @@ class CheckedCOCOEvaluator(evaluation.COCOEvaluator):
                 super().__init__(dataset_name, **options)
         else:
             super().__init__(dataset_name, **options)
+        self._images = PredictionImages(dataset_name, self._coco_api)
+
+    def reset(self) -> None:
+        super().reset()
+        self._images.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        super().process(inputs, outputs)
+        self._images.process(inputs, outputs)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         tasks = super()._tasks_from_predictions(predictions)
@@ -86,12 +98,15 @@ def build_evaluator(
     """The evaluator for a registered dataset, chosen by its metadata's ``evaluator_type``.
 
     Args:
-        output_folder: where it writes; OUTPUT_DIR/inference by default.
+        output_folder: where it writes; by default OUTPUT_DIR/inference, and of several datasets
+            a folder of it each.
 
     Raises:
         ConfigError: the dataset has no ``evaluator_type``, or one that is not known here.
     """
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    folder = output_folder or str(
+        Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, dataset_name))
+    )
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _EVALUATORS:
         raise ConfigError(

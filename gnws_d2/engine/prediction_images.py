@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from detectron2.utils.colormap import colormap
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from ..report.images import beside, draw
+from ..data import read_image
+from ..errors import GnwsError
+
+logger = logging.getLogger(__name__)
 
 
-class PredictionImages(DatasetEvaluator):
+class PredictionImages:
     """Puts images into the storage of the training that evaluates, from which Detectron2's writer
     for TensorBoard takes them. Outside of a training it does nothing.
 
@@ -34,7 +36,9 @@ class PredictionImages(DatasetEvaluator):
         self._name = dataset_name
         self._truth = truth
         self._number = number
-        self._categories = truth.loadCats(sorted(truth.getCatIds()))
+        metadata = MetadataCatalog.get(dataset_name)
+        self._names = metadata.get("thing_classes") or []
+        self._index = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         self.reset()
 
     def reset(self) -> None:
@@ -47,19 +51,23 @@ class PredictionImages(DatasetEvaluator):
         each = max(1, len(self._truth.imgs) // comm.get_world_size() // self._number)
         for given, output in zip(inputs, outputs, strict=True):
             if self._seen % each == 0 and self._shown < self._number and "instances" in output:
-                self._put(given, output["instances"])
+                try:
+                    self._put(given, output["instances"])
+                except GnwsError as error:  # images are no reason to end an evaluation
+                    logger.warning("No images for TensorBoard: %s", error)
+                    self._shown = self._number
             self._seen += 1
 
-    def evaluate(self) -> dict[str, Any]:
-        return {}
-
     def _put(self, given: dict[str, Any], instances: Any) -> None:
+        from ..report.images import beside  # not at the top: it imports matplotlib
+
         rgb = read_image(given["file_name"], format="RGB")
         objects = self._truth.loadAnns(self._truth.getAnnIds(imgIds=[given["image_id"]]))
-        index = {category["id"]: k for k, category in enumerate(self._categories)}
         instances = instances[instances.scores.argsort(descending=True)[: max(len(objects), 1)]]
         found = instances_to_coco_json(instances.to("cpu"), given["image_id"])
-        truth = self._draw(rgb, objects, [index[a["category_id"]] for a in objects])
+        truth = self._draw(
+            rgb, objects, [self._index.get(a["category_id"], a["category_id"]) for a in objects]
+        )
         prediction = self._draw(rgb, found, [d["category_id"] for d in found])
         image = np.asarray(beside(truth, prediction))
         name = f"{os.path.basename(self._name)}/{self._shown}"
@@ -67,11 +75,10 @@ class PredictionImages(DatasetEvaluator):
         self._shown += 1
 
     def _draw(self, rgb: np.ndarray, annotations: list[dict[str, Any]], classes: list[int]) -> Any:
-        colours = colormap(rgb=True, maximum=1)
-        labels = [
-            " ".join(
-                [self._categories[k]["name"], *([f"{a['score']:.2f}"] if "score" in a else [])]
-            )
-            for a, k in zip(annotations, classes, strict=True)
-        ]
-        return draw(rgb, annotations, labels, [colours[k % len(colours)] for k in classes])
+        from ..report.images import class_colours, draw
+
+        labels = [self._names[k] if k < len(self._names) else str(k) for k in classes]
+        for i, annotation in enumerate(annotations):
+            if "score" in annotation:
+                labels[i] += f" {annotation['score']:.2f}"
+        return draw(rgb, annotations, labels, class_colours(classes))

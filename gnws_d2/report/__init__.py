@@ -1,15 +1,6 @@
-"""The report of an evaluation: plots, images, and one HTML page with all of them."""
+"""The report of an evaluation: plots, images, and one HTML page with all of them.
 
-from .matching import Matches, ReportError, match
-from .run import dataset_folder, report_run, try_report
-from .write import write_report
-
-__all__ = [
-    "Matches",
-    "ReportError",
-    "dataset_folder",
-    "match",
-    "report_run",
-    "try_report",
-    "write_report",
-]
+:func:`~gnws_d2.report.write.write_report` writes one, :func:`~gnws_d2.report.run.report_run` those
+of an output folder. Nothing is imported here, because the engine needs the names of the folders
+alone.
+"""

@@ -41,9 +41,7 @@ def image_results(
     return [ImageResult(i, found[i], missed[i], wrong[i]) for i in image_ids]
 
 
-def choose(
-    results: list[ImageResult], number: int, seed: int = 0
-) -> dict[str, list[ImageResult]]:
+def choose(results: list[ImageResult], number: int, seed: int = 0) -> dict[str, list[ImageResult]]:
     """Up to ``number`` images of each kind, none of them twice.
 
     The worst have the lowest F1 and, of equals, the most errors; the best the highest F1 and, of

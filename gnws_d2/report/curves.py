@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler  # a part of matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,15 +21,26 @@ from .matching import MATCHING_IOU, THRESHOLDS, Matches, f1_score, ratio
 TASKS = {"bbox": "box", "segm": "mask"}
 # Okabe and Ito's colours, told apart by the colour-blind.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-_CYCLE = [BLUE, RED, GREEN, ORANGE, "#56B4E9", "#CC79A7", "#7F7F7F", "#8C6D1F", "#5D3A9B", "#1A1A1A"]
+_CYCLE = [
+    BLUE,
+    RED,
+    GREEN,
+    ORANGE,
+    "#56B4E9",
+    "#CC79A7",
+    "#7F7F7F",
+    "#8C6D1F",
+    "#5D3A9B",
+    "#1A1A1A",
+]
 _GREY = "#B8B8B8"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=_CYCLE),
+    "axes.prop_cycle": cycler(color=_CYCLE),
     "figure.constrained_layout.use": True,
     "legend.framealpha": 0.8,
     "legend.edgecolor": "none",
@@ -55,12 +68,12 @@ def encode(figure: Figure) -> bytes:
 
 def precision_recall(matches: Matches, iou: int) -> Figure:
     """Precision over recall at an IoU of 50 or 75 percent, for each class and their mean."""
-    axes = _axes(f"Precision and recall, {TASKS[matches.task]} IoU {iou / 100}")
+    figure, axes = _axes(f"Precision and recall, {TASKS[matches.task]} IoU {iou / 100}")
     precision = matches.precision[iou]
     present = np.flatnonzero(~np.isnan(precision[0]))
     average = precision.mean(axis=0)
     named = _named(average, present)
-    for k in present:
+    for k in present.tolist():
         if k not in named:
             axes.plot(_RECALLS, precision[:, k], color=_GREY, linewidth=0.6)
     for k in named:
@@ -72,12 +85,12 @@ def precision_recall(matches: Matches, iou: int) -> Figure:
         axes.plot(_RECALLS, mean, color="black", linewidth=2.4, label=label)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
     _legend(axes, f"AP{iou}")
-    return axes.figure
+    return figure
 
 
 def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
     """Precision, recall and F1 of all detections that a score threshold keeps."""
-    axes = _axes(f"F1 over the score threshold, {TASKS[matches.task]} IoU {MATCHING_IOU}")
+    figure, axes = _axes(f"F1 over the score threshold, {TASKS[matches.task]} IoU {MATCHING_IOU}")
     right, wrong = matches.kept()
     for k, objects in enumerate(matches.objects):
         if objects and len(matches.classes) > 1:
@@ -93,20 +106,20 @@ def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
     axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.03))
     _legend(axes)
-    return axes.figure
+    return figure
 
 
 def score_histogram(matches: Matches, threshold: float | None) -> Figure:
     """How many right and wrong detections have which score."""
-    axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
-    bins = np.linspace(0, 1, 21)
+    figure, axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
+    bins = np.linspace(0, 1, 21).tolist()
     for name, colour, mask in (
         ("wrong", RED, ~matches.is_right),
         ("right", BLUE, matches.is_right),
     ):
         values = matches.score[mask]
-        style = {"color": colour, "alpha": 0.55, "label": f"{name} ({len(values)})"}
-        axes.hist(values, bins=bins, **style)
+        label = f"{name} ({len(values)})"
+        axes.hist(values, bins=bins, color=colour, alpha=0.55, label=label)
     if threshold is not None:
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
     if len(matches.score):
@@ -115,7 +128,7 @@ def score_histogram(matches: Matches, threshold: float | None) -> Figure:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="score", ylabel="detections", xlim=(0, 1))
     _legend(axes)
-    return axes.figure
+    return figure
 
 
 def ap_per_class(matches: Matches) -> Figure:
@@ -123,21 +136,23 @@ def ap_per_class(matches: Matches) -> Figure:
     ap, ap50 = matches.class_ap[:, 0], matches.class_ap[:, 1]
     order = np.argsort(np.where(np.isnan(ap), -1, ap), kind="stable")
     height = max(_SIZE[1], 0.19 * len(order) + 1)
-    axes = _axes(f"AP of each class, {TASKS[matches.task]}", (_SIZE[0], height))
+    figure, axes = _axes(f"AP of each class, {TASKS[matches.task]}", (_SIZE[0], height))
     places = np.arange(len(order))
     bars = axes.barh(places, np.nan_to_num(ap[order]), height=0.7, color=BLUE, label="AP")
     axes.plot(ap50[order], places, "|", color="black", markersize=8, label="AP50")
     axes.bar_label(
         bars,
         ["no objects" if np.isnan(v) else f"{v:.1f}" for v in ap[order]],
-        **{"fontsize": 7, "padding": 2, "color": "black"},
+        fontsize=7,
+        padding=2,
+        color="black",
     )
     names = [f"{_short(matches.classes[k])} ({matches.objects[k]})" for k in order]
     axes.set_yticks(places, names, fontsize=8)
     axes.set(xlabel="percent", xlim=(0, 108), ylim=(-0.6, max(len(order), 1) - 0.4))
     axes.set_xticks(range(0, 101, 20))
     _legend(axes, loc="lower right")
-    return axes.figure
+    return figure
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float) -> Figure:
@@ -145,7 +160,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: 
     number = len(classes) + 1
     side = max(_SIZE[0], 0.2 * number + 1.6)
     title = f"Confusion, {TASKS[task]} IoU {MATCHING_IOU}, score {threshold:.2f} or more"
-    axes = _axes(title, (side, side * 0.92))
+    figure, axes = _axes(title, (side, side * 0.92))
     shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = 8 if number <= 14 else 6
@@ -157,7 +172,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: 
     axes.set_yticks(range(number), [*names, "nothing there"], fontsize=size)
     axes.set(xlabel="detected as", ylabel="truth")
     axes.spines[:].set_visible(True)
-    return axes.figure
+    return figure
 
 
 def losses(history: Mapping[str, Series]) -> Figure | None:
@@ -165,14 +180,14 @@ def losses(history: Mapping[str, Series]) -> Figure | None:
     names = [name for name in history if name.startswith("loss")]
     if "total_loss" not in history:
         return None
-    axes = _axes("Training loss")
+    figure, axes = _axes("Training loss")
     for name in names:
         axes.plot(*history[name], linewidth=1, label=_short(name))
     axes.plot(*history["total_loss"], color="black", linewidth=2, label="total")
     axes.set_ylim(bottom=0)
     _iterations(axes)
     _legend(axes)
-    return axes.figure
+    return figure
 
 
 def ap_history(history: Mapping[str, Series]) -> Figure | None:
@@ -182,7 +197,7 @@ def ap_history(history: Mapping[str, Series]) -> Figure | None:
     names = [n for n in history if any(n == w or n.endswith(f"/{w}") for w in wanted)]
     if not names:
         return None
-    axes = _axes("AP during training")
+    figure, axes = _axes("AP during training")
     for name in sorted(names):
         style = "--" if name.endswith("50") else "-"
         axes.plot(*history[name], marker="o", markersize=3, linestyle=style, label=_short(name, 34))
@@ -190,27 +205,27 @@ def ap_history(history: Mapping[str, Series]) -> Figure | None:
     axes.set_ylim(bottom=0)
     _iterations(axes)
     _legend(axes)
-    return axes.figure
+    return figure
 
 
 def learning_rate(history: Mapping[str, Series]) -> Figure | None:
     """The learning rate over the iterations; None if it is not known."""
     if "lr" not in history:
         return None
-    axes = _axes("Learning rate")
+    figure, axes = _axes("Learning rate")
     axes.plot(*history["lr"], color=BLUE)
     axes.set_ylim(bottom=0)
     _iterations(axes)
-    return axes.figure
+    return figure
 
 
-def _axes(title: str, size: tuple[float, float] = _SIZE) -> Axes:
+def _axes(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size)
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.set_title(title)
-    return axes
+    return figure, axes
 
 
 def _iterations(axes: Axes) -> None:
@@ -225,14 +240,16 @@ def _named(average: np.ndarray, present: np.ndarray) -> list[int]:
 
 
 def _short(name: str, most: int = 22) -> str:
-    return plain(name if len(name) <= most else f"{name[: most - 1]}…")
+    """``name``, without its middle if it is long: similar names often differ at an end."""
+    half = (most - 1) // 2
+    return plain(name if len(name) <= most else f"{name[:half]}…{name[-half:]}")
 
 
 def _labels(axes: Axes) -> list[str]:
     return axes.get_legend_handles_labels()[1]
 
 
-def _legend(axes: Axes, title: str | None = None, loc: str = "best") -> None:
+def _legend(axes: Axes, title: str | None = None, loc: Any = "best") -> None:
     if _labels(axes):
         with matplotlib.rc_context(_STYLE):
             axes.legend(title=title, title_fontsize=8, loc=loc)

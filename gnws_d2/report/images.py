@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.utils.colormap import colormap
 from PIL import Image
 from pycocotools import mask as mask_utils
 
@@ -33,12 +34,13 @@ def draw(
     Args:
         rgb: (H, W, 3) uint8.
         annotations: with ``bbox``, XYWH in pixels of ``rgb``, and, if they have masks,
-            ``segmentation`` as polygons or RLE of its size.
+            ``segmentation`` as polygons, RLE of its size, or an (H, W) array; ``keypoints`` are
+            drawn if all have them.
         labels, colours: one for each annotation; colours as matplotlib takes them.
     """
     try:
         # Not at the top: it imports OpenCV, which nothing else here needs.
-        from detectron2.utils.visualizer import Visualizer
+        from detectron2.utils.visualizer import GenericMask, Visualizer
     except ImportError as error:
         raise ReportError(
             f"images cannot be drawn: {error}. Detectron2's Visualizer needs OpenCV: "
@@ -48,19 +50,31 @@ def draw(
     height, width = rgb.shape[:2]
     scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
+    stretch = np.array([size[0] / width, size[1] / height])
     visualizer = Visualizer(np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)))
+    for annotation, colour in zip(annotations, colours, strict=True):
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):
+            for polygon in mask:
+                visualizer.draw_polygon(np.reshape(polygon, (-1, 2)) * stretch, colour, alpha=0.3)
+        elif mask is not None:
+            whole = Image.fromarray(_decode(mask, height, width))
+            binary = np.asarray(whole.resize(size, Image.Resampling.NEAREST))
+            visualizer.draw_soft_mask(binary, colour, alpha=0.3)  # holes stay free
+            for polygon in GenericMask(binary, *binary.shape).polygons:
+                visualizer.draw_polygon(polygon.reshape(-1, 2), colour, alpha=0)
     if annotations:
         corners = np.array([a["bbox"] for a in annotations], dtype=float)
         corners[:, 2:] += corners[:, :2]
         corners = np.clip(corners, 0, [width, height, width, height])  # labels stay inside, too
-        with_masks = any(a.get("segmentation") for a in annotations)
-        masks = [_scaled_mask(a.get("segmentation"), rgb.shape[:2], size) for a in annotations]
+        points: Any = [a.get("keypoints") for a in annotations]
         visualizer.overlay_instances(
-            boxes=corners * np.tile([size[0] / width, size[1] / height], 2),
+            boxes=corners * np.tile(stretch, 2),
             labels=[plain(label) for label in labels],
-            masks=masks if with_masks else None,
+            keypoints=np.reshape(points, (len(points), -1, 3)) * [*stretch, 1]
+            if all(points)
+            else None,
             assigned_colors=list(colours),
-            alpha=0.3,
         )
     with warnings.catch_warnings():
         # The font may lack the letters of a class name.
@@ -96,7 +110,9 @@ def truth_and_prediction(
         return f"{names[annotation['category_id']]}{score}{crowd}"
 
     return (
-        draw(rgb, objects, [label(a) for a in objects], [colour(found.get(a["id"])) for a in objects]),
+        draw(
+            rgb, objects, [label(a) for a in objects], [colour(found.get(a["id"])) for a in objects]
+        ),
         draw(rgb, kept, [label(a) for a in kept], [colour(is_right.get(a["id"])) for a in kept]),
     )
 
@@ -127,16 +143,16 @@ def caption(result: ImageResult) -> str:
     return f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
 
 
-def _scaled_mask(
-    segmentation: Any, shape: tuple[int, int], size: tuple[int, int]
-) -> list[np.ndarray] | np.ndarray:
-    """Polygons, or an array of 0 and 1, for an image scaled from ``shape`` (H, W) to ``size``."""
-    if not segmentation:
-        return []
-    if isinstance(segmentation, list):
-        factor = np.array([size[0] / shape[1], size[1] / shape[0]])
-        return [(np.reshape(p, (-1, 2)) * factor).reshape(-1) for p in segmentation]
-    if isinstance(segmentation["counts"], list):
-        segmentation = mask_utils.frPyObjects(segmentation, *shape)
-    whole = Image.fromarray(mask_utils.decode(segmentation))
-    return np.asarray(whole.resize(size, Image.Resampling.NEAREST))
+def class_colours(categories: Sequence[int]) -> list[np.ndarray]:
+    """A colour for each index of a class, always the same."""
+    colours = colormap(rgb=True, maximum=1)
+    return [colours[k % len(colours)] for k in categories]
+
+
+def _decode(mask: Any, height: int, width: int) -> np.ndarray:
+    """RLE, or (H, W) that is returned as it is, as 0 and 1."""
+    if isinstance(mask, np.ndarray):
+        return mask.astype(np.uint8)
+    if isinstance(mask["counts"], list):
+        mask = mask_utils.frPyObjects(mask, height, width)
+    return mask_utils.decode(mask)

@@ -19,12 +19,12 @@ class Picture:
     Attributes:
         name: what it is; the alternative text.
         content: the bytes of a PNG or JPEG.
-        is_wide: takes the whole width.
+        width: in pixels, below which it would be unreadable; 0 if it may be of any size.
     """
 
     name: str
     content: bytes
-    is_wide: bool = False
+    width: int = 0
 
     @property
     def uri(self) -> str:
@@ -97,4 +97,4 @@ def render(page: Page) -> str:
 
 def number(value: float | None, digits: int = 1) -> str:
     """``value`` with so many digits after the point; a dash if undefined."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "\N{EN DASH}" if value is None or math.isnan(value) else f"{value:.{digits}f}"

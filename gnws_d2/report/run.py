@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
+from ..data import coco_truth
 from ..errors import GnwsError, is_debugging
+from .folders import dataset_folder, evaluated_datasets
 from .matching import ReportError
 from .write import write_report
 
 logger = logging.getLogger(__name__)
 
 RESULTS = "coco_instances_results.json"  # of Detectron2's COCOEvaluator
-
-
-def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
-    """The folder of a dataset's files in ``inference`` and ``report``: "" if the config evaluates
-    only one dataset, else a name made of the dataset's."""
-    names = list(dict.fromkeys([*cfg.DATASETS.TEST, *cfg.DATASETS.get("FINAL_TEST", ())]))
-    if len(names) < 2 or dataset_name not in names:
-        return ""
-    slugs: list[str] = []
-    for name in names:
-        file, _, split = name.partition("#")
-        parts = Path(file.partition("=")[0]).with_suffix("").parts[-2:]
-        slug = re.sub(r"[^\w.-]+", "_", "_".join((*parts, split))).strip("_.") or "dataset"
-        slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
-    return slugs[names.index(dataset_name)]
 
 
 def report_run(
@@ -57,7 +45,7 @@ def report_run(
     """
     output = Path(cfg.OUTPUT_DIR)
     pages = []
-    for name in dict.fromkeys([*cfg.DATASETS.TEST, *cfg.DATASETS.get("FINAL_TEST", ())]):
+    for name in evaluated_datasets(cfg):
         results = output / "inference" / dataset_folder(cfg, name) / RESULTS
         if not results.is_file():
             continue
@@ -65,7 +53,7 @@ def report_run(
             output,
             cfg,
             name,
-            _truth(name),
+            _truth(name, results),
             results,
             output / "report" / dataset_folder(cfg, name),
             weights=weights or _last_weights(output, cfg),
@@ -101,9 +89,12 @@ def try_report(
         return []
 
 
-def _truth(dataset_name: str) -> COCO:
-    DatasetCatalog.get(dataset_name)
-    return COCO(MetadataCatalog.get(dataset_name).json_file)
+def _truth(dataset_name: str, results: Path) -> COCO:
+    if MetadataCatalog.get(dataset_name).get("json_file"):
+        return coco_truth(dataset_name)
+    # Detectron2's evaluator has written one for a dataset that is not in COCO's form.
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(results.with_name(f"{dataset_name}_coco_format.json"))
 
 
 def _last_weights(output: Path, cfg: CfgNode) -> str:

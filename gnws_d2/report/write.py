@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.collect_env import collect_env_info
 from omegaconf import OmegaConf
 from pycocotools.coco import COCO
 
 from ..config import changed_keys
+from ..data import read_image
+from ..data.images import ImageError
 from ..files import atomic_write
 from . import curves
 from .choose import choose, image_results
@@ -99,7 +100,7 @@ def write_report(
     page = Page(
         title=f"{Path(output_dir).resolve().name}: {_short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
-        notes=_notes(truth, detections, threshold, bool(history)),
+        notes=_notes(truth, detections, threshold),
         tasks=sections,
         pairs=pairs if any(pairs.values()) else {},
         training=training,
@@ -165,9 +166,9 @@ def _pairs(
             name = truth.imgs[result.image_id]["file_name"]
             try:
                 rgb = read_image(os.path.join(root, name), format="RGB")
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on bad files
-                logger.warning("%s cannot be read and is not shown: %s", name, error)
-                missing.append(f"{name}: {error}")
+            except ImageError as error:
+                logger.warning("An image of the report is left out. %s", error)
+                missing.append(str(error))
                 continue
             halves = truth_and_prediction(
                 rgb,
@@ -244,8 +245,9 @@ def _save(folder: Path, prefix: str = "", **figures: Any) -> list[Picture]:
         content = curves.encode(figure)
         file = folder / f"{'_'.join(filter(None, [prefix, name]))}.png"
         file.write_bytes(content)
-        is_wide = figure.get_size_inches()[0] > 7
-        pictures.append(Picture(figure.axes[0].get_title(loc="left"), content, is_wide))
+        inches = figure.get_size_inches()[0]
+        width = round(100 * inches) if inches > 7 else 0
+        pictures.append(Picture(figure.axes[0].get_title(loc="left"), content, width))
     return pictures
 
 
@@ -253,9 +255,7 @@ def _short_name(dataset_name: str) -> str:
     return Path(dataset_name).name
 
 
-def _notes(
-    truth: COCO, detections: Sequence[Any], threshold: float | None, is_trained: bool
-) -> list[str]:
+def _notes(truth: COCO, detections: Sequence[Any], threshold: float | None) -> list[str]:
     notes = []
     if not truth.dataset.get("annotations"):
         notes.append("The dataset has no annotations: nothing can be counted as right or missed.")
@@ -263,8 +263,6 @@ def _notes(
         notes.append("The model detects nothing in these images.")
     elif threshold is None:
         notes.append("No detection is right at an IoU of 0.5.")
-    if not is_trained:
-        notes.append("The output folder has no metrics.json, and so no curves of the training.")
     return notes
 
 
@@ -287,9 +285,7 @@ def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
     return summary
 
 
-def _commands(
-    cfg: Any, output_dir: Path, weights: str, threshold: float
-) -> list[tuple[str, str]]:
+def _commands(cfg: Any, output_dir: Path, weights: str, threshold: float) -> list[tuple[str, str]]:
     config = str(output_dir / "config.yaml")
     weights = weights or str(output_dir / "model_final.pth")
     demo = [

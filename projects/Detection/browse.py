@@ -2,7 +2,7 @@
 """Draw images with their annotations as training sees them, after augmentation.
 
     browse.py --config-file Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --num 20 --output output/browse
-    browse.py --config-file ... --split test DATASETS.TEST "('digits_val',)"
+    browse.py --config-file ... --data my_images/ --split test
 
 The images are the same each time, and so is what augmentation makes of them; another SEED gives
 others. They go to the output folder, and all of them on one sheet to its sheet.jpg.
@@ -20,21 +20,26 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.structures import BitMasks
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import gnws_d2
-from gnws_d2.data.errors import NamingMapper, dataset_errors
+from gnws_d2.data import fit_to_data
 from gnws_d2.data.filter import load_train_dataset
+from gnws_d2.data.images import NamingMapper
+from gnws_d2.data.loading import dataset_errors
 from gnws_d2.data.resize import build_test_augmentation, build_train_mapper
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
+from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
+from gnws_d2.report.images import class_colours, draw
 
 logger = logging.getLogger("gnws_d2.browse")
 
-MIN_DRAWN = 480  # pixels of the shorter side; smaller images are drawn larger, to be readable
+MIN_DRAWN = 540  # pixels of the longer side; smaller images are drawn larger, to be readable
 CELL = 320  # pixels of an image on the sheet
 
 
@@ -51,26 +56,33 @@ def load(cfg: CfgNode, split: str) -> tuple[Sequence[dict[str, Any]], Any]:
         return records, NamingMapper(DatasetMapper(**arguments))
 
 
-def draw(mapped: dict[str, Any], cfg: CfgNode, metadata: Any) -> Image.Image:
-    """The image of ``mapped``, what a mapper returns, with its objects."""
-    # Not at the top: it imports OpenCV, which nothing else here needs.
-    from detectron2.utils.visualizer import ColorMode, Visualizer
-
+def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Any) -> Image.Image:
+    """The image of ``mapped``, what a mapper returns, with its objects and labels."""
     rgb = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-    scale = max(1.0, MIN_DRAWN / min(rgb.shape[:2]))
-    visualizer = Visualizer(rgb, metadata, scale, ColorMode.IMAGE)
-    if "instances" in mapped:
-        found = mapped["instances"]
-        names = metadata.get("thing_classes")
-        visualizer.overlay_instances(
-            labels=[names[k] if names else str(k) for k in found.gt_classes.tolist()],
-            boxes=found.gt_boxes if found.has("gt_boxes") else None,
-            masks=found.gt_masks if found.has("gt_masks") else None,
-            keypoints=found.gt_keypoints if found.has("gt_keypoints") else None,
-        )
+    side = max(MIN_DRAWN, *rgb.shape[:2])
     if "sem_seg" in mapped:
-        visualizer.draw_sem_seg(mapped["sem_seg"], area_threshold=0, alpha=0.5)
-    return Image.fromarray(visualizer.output.get_image())
+        # Not at the top: it imports OpenCV, which nothing else here needs.
+        from detectron2.utils.visualizer import Visualizer
+
+        labelled = Visualizer(rgb, metadata).draw_sem_seg(mapped["sem_seg"], 0, alpha=0.5)
+        rgb = labelled.get_image()
+    if "instances" not in mapped:
+        return draw(rgb, [], [], [], side=side)
+    found = mapped["instances"]
+    corners = found.gt_boxes.tensor.numpy()
+    objects = [{"bbox": [*box[:2], *(box[2:] - box[:2])]} for box in corners]
+    if found.has("gt_masks"):
+        masks = found.gt_masks
+        whole = masks.tensor.numpy() if isinstance(masks, BitMasks) else masks.polygons
+        for annotation, mask in zip(objects, whole, strict=True):
+            annotation["segmentation"] = mask
+    if found.has("gt_keypoints"):
+        for annotation, points in zip(objects, found.gt_keypoints.tensor, strict=True):
+            annotation["keypoints"] = points.numpy()
+    names = metadata.get("thing_classes")
+    classes = found.gt_classes.tolist()
+    labels = [names[k] if names else str(k) for k in classes]
+    return draw(rgb, objects, labels, class_colours(classes), side=side)
 
 
 def sheet(images: Sequence[Image.Image], columns: int = 5) -> Image.Image:
@@ -95,10 +107,12 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=20, help="how many images")
     parser.add_argument("--output", type=Path, default=Path("output/browse"), metavar="FOLDER")
     parser.add_argument("--split", choices=["train", "test"], default="train")
+    add_data_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
     args = add_debug_flag(parser).parse_args()
     setup_logger(name="gnws_d2")
-    cfg = gnws_d2.load_config(args.config_file, args.opts, [add_acceleration_config])
+    opts = [*data_opts(args), *args.opts]
+    cfg = fit_to_data(gnws_d2.load_config(args.config_file, opts, [add_acceleration_config]))
 
     records, mapper = load(cfg, args.split)
     names = cfg.DATASETS.TRAIN if args.split == "train" else cfg.DATASETS.TEST
@@ -109,7 +123,7 @@ def main() -> None:
     drawn = []
     for i in tqdm(sorted(chosen), unit="image", disable=None):
         seed_all_rng(seed + i)  # an image is the same however many are drawn
-        image = draw(mapper(records[i]), cfg, metadata)
+        image = show(mapper(records[i]), cfg, metadata)
         stem = Path(records[i]["file_name"]).stem
         image.save(args.output / f"{i:06}_{stem}.jpg", quality=90)
         drawn.append(image)

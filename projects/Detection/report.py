@@ -17,9 +17,10 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 import gnws_d2
+from gnws_d2.data import fit_to_data
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.report import report_run
+from gnws_d2.report.run import report_run
 
 
 @one_line_errors()
@@ -41,7 +42,7 @@ def main() -> None:
         sys.exit(f"error: {config} does not exist. Name the OUTPUT_DIR of a training.")
     setup_logger(name="gnws_d2")
     opts = ["OUTPUT_DIR", str(args.output_dir), *args.opts]
-    cfg = gnws_d2.load_config(config, opts, [add_acceleration_config])
+    cfg = fit_to_data(gnws_d2.load_config(config, opts, [add_acceleration_config]))
     report_run(cfg, args.weights, images=args.images)
 
 

@@ -1,0 +1,29 @@
+"""Where the results and the report of a dataset are, if a config evaluates several."""
+
+from __future__ import annotations
+
+import re
+
+from detectron2.config import CfgNode
+
+from ..data.source import Source
+
+
+def evaluated_datasets(cfg: CfgNode) -> list[str]:
+    """The datasets that a training evaluates, each once."""
+    return list(dict.fromkeys([*cfg.DATASETS.TEST, *cfg.DATASETS.get("FINAL_TEST", ())]))
+
+
+def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """The folder of a dataset's files in ``inference`` and ``report``: "" if the config evaluates
+    only one dataset, else a name made of the dataset's."""
+    names = evaluated_datasets(cfg)
+    if len(names) < 2 or dataset_name not in names:
+        return ""
+    slugs: list[str] = []
+    for name in names:
+        source = Source.parse(name)
+        words = (*source.file.with_suffix("").parts[-2:], source.part) if source else (name,)
+        slug = re.sub(r"[^\w.-]+", "_", "_".join(words)).strip("_.") or "dataset"
+        slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
+    return slugs[names.index(dataset_name)]
