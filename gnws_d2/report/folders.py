@@ -24,6 +24,6 @@ def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
     for name in names:
         source = Source.parse(name)
         words = (*source.file.with_suffix("").parts[-2:], source.part) if source else (name,)
-        slug = re.sub(r"[^\w.-]+", "_", "_".join(words)).strip("_.") or "dataset"
+        slug = re.sub(r"[^\w.-]+|_+", "_", "_".join(words)).strip("_.") or "dataset"
         slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
     return slugs[names.index(dataset_name)]

@@ -203,8 +203,8 @@ def _section(
         precision_recall_75=curves.precision_recall(matches, 75),
         f1=curves.scores_and_f1(matches, threshold),
         scores=curves.score_histogram(matches, threshold),
-        ap_per_class=curves.ap_per_class(matches),
         confusion=curves.confusion(matrix, matches.classes, matches.task, _or_default(threshold)),
+        ap_per_class=curves.ap_per_class(matches),
     )
     at = round(100 * _or_default(threshold))  # its index in THRESHOLDS
     right, wrong = (counts[:, at] for counts in matches.kept())
