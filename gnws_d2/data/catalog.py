@@ -160,7 +160,8 @@ def load_coco(name: str) -> CocoFile:
         a for i, a in enumerate(coco.annotations) if i not in verdict.bad_annotations
     ]
     if source and source.part:
-        chosen = split_names([image["file_name"] for image in images], source.part)
+        # Of all images: repairing those that are skipped moves no other.
+        chosen = split_names([_name(image) for image in coco.images], source.part)
         images = [image for image in images if image["file_name"] in chosen]
     if not images:
         raise DatasetError(f"dataset {name}: no image is left. Add some, or repair the file.")
@@ -344,18 +345,20 @@ def _name(image: dict[str, Any]) -> str:
 
 
 def write_skipped(names: Sequence[str], folder: str) -> Path | None:
-    """List what is skipped of datasets in ``folder``/skipped_annotations.json; None: nothing is."""
+    """List what is skipped of datasets in ``folder``/skipped_annotations.json; None: nothing is, or
+    the list is there already."""
     skipped = {}
     for name in names:
         skips = _catalog.options.get(name, CheckOptions()).skip_bad and is_coco(name)
         if skips and (problems := verdict_of(name).problems):
             skipped[MetadataCatalog.get(name).json_file] = [vars(p) for p in problems]
-    if not skipped:
-        return None
     file = Path(folder) / SKIPPED_FILE
+    text = json.dumps(skipped, indent=1)
+    if not skipped or (file.exists() and file.read_text(encoding="utf-8") == text):
+        return None
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
-        partial.write_text(json.dumps(skipped, indent=1), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
     count = sum(map(len, skipped.values()))
     logger.warning("%d bad images and annotations are skipped; %s lists them.", count, file)
     return file

@@ -10,19 +10,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 
 from ..config import META_ARCHITECTURE, ConfigError
-from .catalog import (
-    CheckOptions,
-    load_coco,
-    register_source,
-    used_categories,
-    write_skipped,
-)
+from .catalog import CheckOptions, load_coco, register_source, used_categories
 from .coco_file import CocoFile, read_coco
 from .errors import DatasetError
 from .source import Source, is_source
+from .summary import shared_images, summary_table
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +75,29 @@ def fit_to_data(cfg: CfgNode) -> CfgNode:
     changes.say(f"{len(classes)} classes in the data: {', '.join(classes)}")
     _fit_masks(changes, training, present, classes, ids, options)
     _fit_keypoints(changes, training, present)
-    if comm.is_main_process():
-        write_skipped(present, cfg.OUTPUT_DIR)
+    _say_what_is_there(fitted, present)
     if cfg.is_frozen():
         fitted.freeze()
     return fitted
+
+
+_described: set[tuple[str, ...]] = set()  # the datasets that were logged in this process
+
+
+def _say_what_is_there(cfg: CfgNode, present: Sequence[str]) -> None:
+    if tuple(present) in _described or not present:
+        return
+    _described.add(tuple(present))
+    logger.info("The data:\n%s", summary_table(present, cfg))
+    for one in present:
+        for other in present[present.index(one) + 1 :]:
+            split = {key for key in KEYS if one in cfg.DATASETS[key]}
+            apart = not split & {key for key in KEYS if other in cfg.DATASETS[key]}
+            if apart and (shared := shared_images(one, other)):
+                logger.warning(
+                    "%d images of %s are in %s too, such as %s: results on them say nothing.",
+                    *(len(shared), one, other, shared[0]),
+                )
 
 
 class _Changes:

@@ -13,13 +13,15 @@ from unittest import mock
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import DatasetError
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 UNSCALED = ("I", "F")  # 32-bit values: nothing says which one is white
+
+RESTORE = "Restore the image, or remove it and its annotations from the dataset."
 
 
 class ImageError(DatasetError):
@@ -84,10 +86,13 @@ def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.I
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{file} does not exist. Put the image there.") from error
+    except UnidentifiedImageError as error:  # its message is the path, or an object's address
+        raise ImageError(f"{file} cannot be read (no known image format). {RESTORE}") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(file) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ImageError(
-            f"{file} cannot be read ({error or type(error).__name__}). Restore the image, or "
-            "remove it and its annotations from the dataset."
+            f"{file} cannot be read ({error or type(error).__name__}). {RESTORE}"
         ) from error
 
 
@@ -97,12 +102,16 @@ def _check_header(file: str | os.PathLike, image: Image.Image) -> None:
             f"{file} has 32-bit pixels (mode {image.mode}), whose range is unknown. Convert it to "
             "8 or 16 bits."
         )
-    pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
-    if most is not None and pixels > most:
-        raise ImageError(
-            f"{file} has {pixels / 1e6:.0f} million pixels, more than {most / 1e6:.0f} million. "
-            "Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS."
-        )
+    # Pillow itself refuses twice as many.
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise _too_large(file)
+
+
+def _too_large(file: str | os.PathLike) -> ImageError:
+    return ImageError(
+        f"{file} has more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels. Cut it "
+        "into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS."
+    )
 
 
 class NamingMapper:
@@ -124,6 +133,5 @@ class NamingMapper:
             raise
         except (OSError, SyntaxError, ValueError) as error:
             raise DatasetError(
-                f"{record['file_name']} cannot be used ({error}). Restore the image, or remove "
-                "it and its annotations from the dataset."
+                f"{record['file_name']} cannot be used ({error}). {RESTORE}"
             ) from error

@@ -12,12 +12,22 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..config import META_ARCHITECTURE
-from .catalog import CheckOptions, describe, is_coco, set_options, verdict_of
+from .catalog import (
+    CheckOptions,
+    describe,
+    is_coco,
+    register_source,
+    set_options,
+    verdict_of,
+    write_skipped,
+)
 from .errors import DatasetError
-from .source import is_ours
+from .fit import dataset_names
+from .source import is_ours, is_source
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +40,14 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
     The annotations of COCO files are checked before Detectron2 reads them.
     """
     for name in names:
+        if is_source(name) and name not in DatasetCatalog.list():
+            register_source(name, options=CheckOptions(cfg.DATALOADER.SKIP_BAD_ANNOTATIONS))
         if name not in DatasetCatalog.list():
             raise DatasetError(_unregistered(name))
         if is_coco(name) and not is_ours(name) and _exists(MetadataCatalog.get(name).json_file):
             _check_registered(cfg, name)
+    if comm.is_main_process():
+        write_skipped(dataset_names(cfg), cfg.OUTPUT_DIR)
     try:
         yield
     except FileNotFoundError as error:

@@ -15,6 +15,7 @@ from gnws_d2.checkpoint import Provenance
 from gnws_d2.config import ConfigError, portable_config
 from gnws_d2.data import coco_truth, fit_to_data
 from gnws_d2.data.errors import DatasetError
+from gnws_d2.data.loading import dataset_errors
 from gnws_d2.engine import Trainer, build_evaluator
 
 BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
@@ -185,7 +186,9 @@ def test_some_without_masks_are_an_error_that_says_which(tmp_path):
         fit_to_data(config(tmp_path, file, (), MASKS))
     assert fit_to_data(config(tmp_path, file)).MODEL.ROI_HEADS.NUM_CLASSES == 2
     cfg = config(tmp_path, file, (), MASKS, "DATALOADER.SKIP_BAD_ANNOTATIONS", "True")
-    fit_to_data(cfg)
+    fitted = fit_to_data(cfg)
+    with dataset_errors(fitted, fitted.DATASETS.TRAIN):
+        pass
     kept = [a["id"] for r in DatasetCatalog.get(str(file)) for a in r["annotations"]]
     assert kept == [100, 101, 102, 104, 106, 107]
     (skipped,) = json.loads((tmp_path / "output/skipped_annotations.json").read_text()).values()

@@ -1,0 +1,123 @@
+"""Images are read as Detectron2 reads them, and what that reads wrong is right or refused."""
+
+import os
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.data import detection_utils
+from PIL import Image
+
+from gnws_d2.data.errors import DatasetError
+from gnws_d2.data.images import NamingMapper, image_size, read_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("format", ["BGR", "RGB", "L", "YUV-BT.601", None])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "YCbCr"])
+def test_it_is_detectron2s(tmp_path, mode, format):
+    file = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
+    Image.fromarray(PIXELS).convert(mode).save(file)
+    expected = detection_utils.read_image(str(file), format)
+    found = read_image(file, format)
+    assert found.dtype == expected.dtype and (found == expected).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    file = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(file, exif=exif)
+    found = read_image(str(file), "BGR")
+    assert (found == detection_utils.read_image(str(file), "BGR")).all()
+    assert (found == cv2.imread(str(file))).all()
+    assert image_size(file) == (found.shape[1], found.shape[0], orientation)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_scaled(tmp_path, suffix):
+    values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+    file = tmp_path / f"a.{suffix}"
+    Image.fromarray(values).save(file)
+    found = read_image(file, "BGR")
+    assert found.dtype == np.uint8 and found.shape == (20, 30, 3)
+    assert np.abs(found[..., 0] - values / 257).max() <= 0.5
+    if suffix == "png":  # OpenCV takes the high byte
+        assert np.abs(found.astype(int) - cv2.imread(str(file)).astype(int)).max() <= 1
+    assert (read_image(file, "L")[..., 0] == found[..., 0]).all()
+
+
+def test_sixteen_bits_a_channel(tmp_path):
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), PIXELS.astype(np.uint16) * 257)
+    assert (read_image(file, "BGR") == PIXELS).all()
+
+
+def bomb(file, width=20000):
+    """A PNG of a few bytes that says it has width x 10000 pixels."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, 10000, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def flipped(file):
+    """One bit of the pixels, which only the checksum tells."""
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, compress_level=0)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def truncated(file):
+    Image.fromarray(PIXELS).save(file)
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def floats(file):
+    Image.fromarray(PIXELS[..., 0].astype(np.float32)).save(file, format="TIFF")
+
+
+BAD = [
+    (lambda file: None, "does not exist"),
+    (lambda file: file.mkdir(), "not a regular file"),
+    (os.mkfifo, "not a regular file"),
+    (lambda file: file.symlink_to("nowhere"), "does not exist"),
+    (lambda file: file.write_bytes(b""), "cannot be read"),
+    (lambda file: file.write_text("<html>"), "cannot be read"),
+    (truncated, "cannot be read"),
+    (flipped, "cannot be read"),
+    (bomb, "more than 89 million pixels"),
+    (lambda file: bomb(file, 9000), r"more than 89 million pixels\. Cut"),
+    (floats, r"32-bit pixels \(mode F\)"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "said"), BAD, ids=[said for _, said in BAD])
+def test_bad_files_are_named(tmp_path, spoil, said):
+    file = tmp_path / "a.png"
+    spoil(file)
+    with pytest.raises(DatasetError, match=rf"a\.png .*{said}") as caught:
+        read_image(file, "BGR")
+    assert "\n" not in str(caught.value)
+
+
+def test_mappers_read_this_way(tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(file)
+    read = NamingMapper(lambda record: detection_utils.read_image(record["file_name"], "BGR"))
+    assert (read({"file_name": str(file)}) == 255).all()
+    assert detection_utils.read_image.__module__ == "detectron2.data.detection_utils"
+    truncated(file)
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read .*Restore"):
+        read({"file_name": str(file)})
