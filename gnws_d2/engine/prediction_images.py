@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..data import read_image
 from ..errors import GnwsError
+from ..report.folders import short_name
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class PredictionImages:
         )
         prediction = self._draw(rgb, found, [d["category_id"] for d in found])
         image = np.asarray(beside(truth, prediction))
-        name = f"{os.path.basename(self._name)}/{self._shown}"
+        name = f"{short_name(self._name)}/{self._shown}"
         get_event_storage().put_image(name, image.transpose(2, 0, 1))
         self._shown += 1
 

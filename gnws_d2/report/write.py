@@ -25,6 +25,7 @@ from ..files import atomic_write
 from . import curves
 from .choose import choose, image_results
 from .confusion import confusion_matrix, most_confused
+from .folders import short_name
 from .history import read_history
 from .images import beside, caption, jpeg, truth_and_prediction
 from .matching import Matches, ReportError, f1_score, match, ratio
@@ -98,7 +99,7 @@ def write_report(
         learning_rate=curves.learning_rate(history),
     )
     page = Page(
-        title=f"{Path(output_dir).resolve().name}: {_short_name(dataset_name)}",
+        title=f"{Path(output_dir).resolve().name}: {short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
         notes=_notes(truth, detections, threshold),
         tasks=sections,
@@ -251,10 +252,6 @@ def _save(folder: Path, prefix: str = "", **figures: Any) -> list[Picture]:
     return pictures
 
 
-def _short_name(dataset_name: str) -> str:
-    return Path(dataset_name).name
-
-
 def _notes(truth: COCO, detections: Sequence[Any], threshold: float | None) -> list[str]:
     notes = []
     if not truth.dataset.get("annotations"):
@@ -286,11 +283,22 @@ def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
 
 
 def _commands(cfg: Any, output_dir: Path, weights: str, threshold: float) -> list[tuple[str, str]]:
-    config = str(output_dir / "config.yaml")
     weights = weights or str(output_dir / "model_final.pth")
-    demo = [
-        ("python", "projects/Detection/demo.py", "--config-file", config),
-        ("--input", "FOLDER", "--output", "found", "--confidence-threshold", f"{threshold:.2f}"),
-        ("--opts", "MODEL.WEIGHTS", weights),
+    demo: list[tuple[str, ...]] = [
+        ("python", "-m", "gnws_d2.projects.detection.demo", "--weights", weights)
     ]
-    return [("On the command line", " \\\n    ".join(map(shlex.join, demo)))]
+    if isinstance(cfg, CfgNode):
+        demo.append(("--config-file", str(output_dir / "config.yaml")))
+    demo.append(("--input", "FOLDER", "--output", "found"))
+    demo.append(("--confidence-threshold", f"{threshold:.2f}"))
+    program = f"""from gnws_d2 import Predictor
+from gnws_d2.data import read_image
+
+predictor = Predictor(weights={weights!r}, score_threshold={threshold:.2f})
+found = predictor(read_image("image.jpg", "BGR"))["instances"]
+for box, score, index in zip(found.pred_boxes, found.scores, found.pred_classes):
+    print(predictor.classes[index], float(score), box.tolist())"""
+    return [
+        ("On the command line", " \\\n    ".join(map(shlex.join, demo))),
+        ("In Python", program),
+    ]

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 import gnws_d2
 from gnws_d2.report import write
-from gnws_d2.report.folders import dataset_folder
+from gnws_d2.report.folders import dataset_folder, short_name
 from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg
 from gnws_d2.report.matching import ReportError, match
 from gnws_d2.report.write import write_report
@@ -118,7 +118,7 @@ def test_config_data_environment_and_commands(digits_report):
     parsed = Parsed(page)
     assert "MODEL.RESNETS.DEPTH 18" in parsed.text  # a key that differs from the defaults
     assert "PyTorch 1.2.3" in parsed.text
-    assert "--opts MODEL.WEIGHTS 'model & best.pth'" in parsed.text
+    assert "--weights 'model & best.pth'" in parsed.text
     assert f"small 3 {EVIL} 4" in parsed.text and EVIL not in parsed.source
 
 
@@ -233,3 +233,5 @@ def test_folders_of_several_datasets(cfg):
     cfg.DATASETS.TEST = sources
     folders = [dataset_folder(cfg, name) for name in sources]
     assert folders == ["valid_annotations.coco", "valid_annotations.coco_val", "coco_x"]
+    assert short_name(sources[1]) == "valid/_annotations.coco.json (val)"
+    assert short_name("coco_x") == "coco_x"
