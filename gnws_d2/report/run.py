@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from ..data import coco_truth, summary
 from ..data.source import is_ours
 from ..errors import GnwsError, is_debugging
-from .folders import dataset_folder, evaluated_datasets
+from .folders import dataset_folder, evaluated_datasets, short_name
 from .matching import ReportError
 from .write import write_report
 
@@ -34,7 +34,7 @@ _LABELS = {
 def report_run(
     cfg: CfgNode,
     weights: str = "",
-    data_summary: Mapping[str, Any] | None = None,
+    data_summary: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     images: int = 3,
 ) -> list[Path]:
@@ -79,7 +79,7 @@ def report_run(
 
 
 def try_report(
-    cfg: CfgNode, weights: str = "", data_summary: Mapping[str, Any] | None = None
+    cfg: CfgNode, weights: str = "", data_summary: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Path]:
     """:func:`report_run` for the end of a training, which a failed report must not turn into a
     failure: what goes wrong is logged, and the pages that were written are returned."""
@@ -97,11 +97,11 @@ def try_report(
         return []
 
 
-def _own_data(cfg: CfgNode) -> dict[str, Any]:
+def _own_data(cfg: CfgNode) -> dict[str, dict[str, Any]]:
     """What the sources of ``cfg`` hold; loading a large published dataset would take too long."""
     names = dict.fromkeys([*cfg.DATASETS.TRAIN, *evaluated_datasets(cfg)])
     return {
-        name: {
+        short_name(name): {
             _LABELS.get(key, key.replace("_", " ")): value
             for key, value in summary.data_summary(name, cfg).items()
         }

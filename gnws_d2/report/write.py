@@ -48,7 +48,7 @@ def write_report(
     folder: str | Path | None = None,
     *,
     weights: str = "",
-    data_summary: Mapping[str, Any] | None = None,
+    data_summary: Mapping[str, Mapping[str, Any]] | None = None,
     image_root: str | Path | None = None,
     images: int = 3,
     seed: int = 0,
@@ -65,7 +65,7 @@ def write_report(
             coco_instances_results.json. Masks are evaluated if detections and truth have them.
         folder: where the report goes, ``output_dir``/report by default.
         weights: the checkpoint that was evaluated, for the commands of the page.
-        data_summary: more about the data for the page: names and values, possibly nested.
+        data_summary: more about the data for the page: tables of names and values, by title.
         image_root: the folder that the ``file_name`` of the images is relative to, if not the one
             in the dataset's metadata.
         images: how many of the worst, of the best and of random images are shown.
@@ -98,6 +98,7 @@ def write_report(
         ap_history=curves.ap_history(history),
         learning_rate=curves.learning_rate(history),
     )
+    is_yaml = isinstance(cfg, CfgNode)
     page = Page(
         title=f"{Path(output_dir).resolve().name}: {short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
@@ -105,10 +106,10 @@ def write_report(
         tasks=sections,
         pairs=pairs if any(pairs.values()) else {},
         training=training,
-        data={**_data(dataset_name, truth), **(data_summary or {})},
+        data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
         commands=_commands(cfg, output_dir, weights, _or_default(threshold)),
-        changed_config=changed_keys(cfg) if isinstance(cfg, CfgNode) else {},
-        config=cfg.dump() if isinstance(cfg, CfgNode) else OmegaConf.to_yaml(cfg),
+        changed_config={k: str(v) for k, v in changed_keys(cfg).items()} if is_yaml else {},
+        config=cfg.dump() if is_yaml else OmegaConf.to_yaml(cfg),
         environment=collect_env_info(),
         missing=missing,
     )
