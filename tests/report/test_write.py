@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coco_cases import coco, detection, jittered, truth_annotation
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -18,6 +19,7 @@ from gnws_d2.report import write
 from gnws_d2.report.folders import dataset_folder, short_name
 from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg
 from gnws_d2.report.matching import ReportError, match
+from gnws_d2.report.run import try_report
 from gnws_d2.report.write import write_report
 
 EVIL = "<script>alert(1)</script> & $x^$"
@@ -193,6 +195,20 @@ def test_eighty_classes(cfg, tmp_path):
     assert all(f"{name} 1 " in parsed.text for name in names)
     for name in ("bbox_confusion.png", "bbox_ap_per_class.png"):
         assert Image.open(tmp_path / "report" / name).height > 15 * 80  # pixels for a class
+
+
+def test_a_lazy_config(tmp_path):
+    lazy = OmegaConf.create({"train": {"output_dir": "out"}, "model": {"name": EVIL}})
+    parsed = write_case(lazy, tmp_path, coco([truth_annotation(1, 1, 1, 0)]), [])
+    assert "output_dir: out" in parsed.text and EVIL in parsed.text
+
+
+def test_a_training_does_not_fail_with_its_report(cfg, tmp_path, caplog):
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    assert try_report(cfg) == []
+    (message,) = caplog.messages
+    assert "coco_instances_results.json" in message and f"--output-dir {tmp_path}" in message
 
 
 def test_missing_results_say_what_to_do(cfg, tmp_path):
