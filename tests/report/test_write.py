@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import gnws_d2
+from gnws_d2.engine.evaluators import build_evaluator
 from gnws_d2.report import write
 from gnws_d2.report.folders import dataset_folder, short_name
 from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg
@@ -242,12 +243,15 @@ def test_a_jpeg_fits_its_limit():
     assert 5_000 < len(jpeg(noise, 30_000)) <= 30_000
 
 
-def test_folders_of_several_datasets(cfg):
+def test_folders_of_several_datasets(cfg, tiny_digits):
     cfg = cfg.clone()
     assert dataset_folder(cfg, cfg.DATASETS.TEST[0]) == ""
     sources = ("/a/valid/_annotations.coco.json", "/a/valid/_annotations.coco.json#val", "coco_x")
     cfg.DATASETS.TEST = sources
     folders = [dataset_folder(cfg, name) for name in sources]
     assert folders == ["valid_annotations.coco", "valid_annotations.coco_val", "coco_x"]
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = ("tiny_digits_val", "coco_x"), "out"
+    results = Path("out", "inference", "tiny_digits_val")
+    assert Path(build_evaluator(cfg, "tiny_digits_val")._output_dir) == results
     assert short_name(sources[1]) == "valid/_annotations.coco.json (val)"
     assert short_name("coco_x") == "coco_x"
