@@ -27,7 +27,7 @@ from .choose import choose, image_results
 from .confusion import confusion_matrix, most_confused
 from .folders import short_name
 from .history import read_history
-from .images import beside, caption, jpeg, truth_and_prediction
+from .images import beside, caption, jpeg, truth_and_prediction, without
 from .matching import Matches, ReportError, f1_score, match, ratio
 from .page import Page, Pair, Picture, TaskSection, render
 
@@ -158,6 +158,7 @@ def _pairs(
 ) -> tuple[dict[str, list[Pair]], list[str]]:
     """The images to show, written to ``folder`` too, and the files that could not be read."""
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+    unpredicted = {"segmentation", "keypoints"}.difference(*detections[:1])
     results = image_results(matches, sorted(truth.imgs), threshold)
     (folder / "images").mkdir(exist_ok=True)
     pairs: dict[str, list[Pair]] = {}
@@ -174,7 +175,7 @@ def _pairs(
                 continue
             halves = truth_and_prediction(
                 rgb,
-                truth.loadAnns(truth.getAnnIds(imgIds=[result.image_id])),
+                without(truth.imgToAnns[result.image_id], unpredicted),
                 [d for d in detections if d["image_id"] == result.image_id],
                 names,
                 matches,

@@ -18,7 +18,7 @@ import gnws_d2
 from gnws_d2.engine.evaluators import build_evaluator
 from gnws_d2.report import write
 from gnws_d2.report.folders import dataset_folder, short_name
-from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg
+from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg, without
 from gnws_d2.report.matching import ReportError, match
 from gnws_d2.report.run import try_report
 from gnws_d2.report.write import write_report
@@ -255,3 +255,13 @@ def test_folders_of_several_datasets(cfg, tiny_digits):
     assert Path(build_evaluator(cfg, "tiny_digits_val")._output_dir) == results
     assert short_name(sources[1]) == "valid/_annotations.coco.json (val)"
     assert short_name("coco_x") == "coco_x"
+
+
+def test_masks_are_drawn_only_for_a_detector_of_masks():
+    annotation = {
+        "bbox": [0, 0, 9, 9],
+        "segmentation": [[0, 0, 9, 0, 9, 9]],
+        "keypoints": [1, 1, 2],
+    }
+    assert without([annotation], {"segmentation", "keypoints"}) == [{"bbox": [0, 0, 9, 9]}]
+    assert "segmentation" in annotation
