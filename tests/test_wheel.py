@@ -58,8 +58,8 @@ def test_the_wheel_has_all_files(source, installed):
         folder = package / "projects" / project.lower()
         assert files(folder, ".py") == files(source / "projects" / project, ".py")
     outside = ("model_zoo/configs/", "projects/acceleration/", "projects/detection/")
-    assert files(source / "gnws_d2", ".py", ".csv") == [
-        name for name in files(package, ".py", ".csv") if not name.startswith(outside)
+    assert files(source / "gnws_d2", ".py", ".csv", ".html") == [
+        name for name in files(package, ".py", ".csv", ".html") if not name.startswith(outside)
     ]
 
 

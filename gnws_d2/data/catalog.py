@@ -22,13 +22,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from ..files import atomic_write
 from .coco_check import Problem, Verdict, check_coco
-from .coco_file import CocoFile, read_coco
+from .coco_file import CocoFile, read_coco, state_of
 from .errors import DatasetError
 from .source import Source, is_ours
 from .split import split_names
@@ -132,8 +131,7 @@ def verdict_of(name: str, coco: CocoFile | None = None) -> Verdict:
     # The images of a large published dataset are looked at when they are read.
     folder = Path(metadata.image_root) if is_ours(name) else None
     coco = coco or read_coco(metadata.json_file)
-    status = os.stat(PathManager.get_local_path(metadata.json_file))
-    key = metadata.json_file, status.st_mtime_ns, status.st_size, folder, needs_masks
+    key = *state_of(metadata.json_file), folder, needs_masks
     if key not in _catalog.verdicts:
         _catalog.verdicts[key] = check_coco(
             coco, folder, needs_masks=needs_masks, empty_boxes_too=name in _PUBLISHED
@@ -168,7 +166,16 @@ def load_coco(name: str) -> CocoFile:
     if source and annotations:
         ids, known = {image["id"] for image in images}, metadata.thing_dataset_id_to_contiguous_id
         annotations = [a for a in annotations if a["image_id"] in ids and a["category_id"] in known]
-    return CocoFile(coco.file, images, annotations, coco.categories)
+    return CocoFile(coco.file, images, _with_keypoints(annotations), coco.categories)
+
+
+def _with_keypoints(annotations: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Where some annotations have keypoints, the others get invisible ones: Detectron2 and
+    pycocotools require them of all."""
+    count = max((len(a.get("keypoints") or ()) for a in annotations or ()), default=0)
+    if not annotations or not count:
+        return annotations
+    return [a if a.get("keypoints") else {**a, "keypoints": [0] * count} for a in annotations]
 
 
 def describe(file: str, problems: list[Problem]) -> str:

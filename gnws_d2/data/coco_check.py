@@ -107,10 +107,19 @@ def check_coco(
         own = good.get(image_id) if is_id(image_id) else None
         reason = check(annotation, own)
         if reason:
-            number = annotation.get("id")
-            named = f"annotation {number!r:.60}" + (f" of {own['file_name']!r}" if own else "")
-            add(index, f"{named}: {reason}", image_id, number)
+            add(index, _named(annotation, own) + reason, image_id, annotation.get("id"))
+    # Of a file with another form of boxes, some are possible in this form too.
+    if reason := check.other_form():
+        for index, annotation in enumerate(coco.annotations or ()):
+            if index not in verdict.bad_annotations:
+                image_id = annotation["image_id"]
+                add(index, _named(annotation, good[image_id]) + reason, image_id, annotation["id"])
     return verdict
+
+
+def _named(annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
+    of_image = f" of {image['file_name']!r}" if image else ""
+    return f"annotation {annotation.get('id')!r:.60}{of_image}: "
 
 
 def header_problem(file: Path, image: dict[str, Any]) -> str:
@@ -170,6 +179,16 @@ class _AnnotationCheck:
         }
         self._needs_masks = needs_masks
         self._empty_boxes_too = empty_boxes_too
+        self._boxes: Counter[str] = Counter()  # by what they could be, and what they were taken for
+
+    def other_form(self) -> str:
+        """The reason why all boxes are bad: some are of another form, and all could be; or ""."""
+        count = self._boxes["all"]
+        if self._boxes["taken for corners"] and self._boxes["corners"] == count > 1:
+            return "its bbox looks like two corners, as all of the file do"
+        if self._boxes["taken for normalized"] and self._boxes["normalized"] == count > 1:
+            return "its bbox looks normalized, as all of the file do"
+        return ""
 
     def __call__(self, annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
         number, category = annotation.get("id"), annotation.get("category_id")
@@ -206,11 +225,16 @@ class _AnnotationCheck:
             if self._empty_boxes_too and min(width, height) == 0:
                 return ""
             return f"its bbox is {_short(box)}, without width or height"
+        self._boxes["all"] += 1
+        self._boxes["normalized"] += max(box) <= NORMALIZED_SIDE
         if width < NORMALIZED_SIDE and height < NORMALIZED_SIDE and 0 <= x < 1 and 0 <= y < 1:
+            self._boxes["taken for normalized"] += 1
             return f"its bbox is {_short(box)}, which looks normalized: store pixels"
         inside = _is_inside((x, y, x + width, y + height), size)
         corners = width > x and height > y and _is_inside((x, y, width, height), size)
+        self._boxes["corners"] += corners
         if not inside and corners:
+            self._boxes["taken for corners"] += 1
             return (
                 f"its bbox is {_short(box)}, which looks like two corners. Store [x, y, width, "
                 "height]"

@@ -13,9 +13,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import META_ARCHITECTURE, ConfigError
 from .catalog import CheckOptions, load_coco, register_source, used_categories
-from .coco_file import CocoFile, read_coco
+from .coco_file import CocoFile, kept_files, read_coco, state_of
 from .errors import DatasetError
-from .source import Source, is_source
+from .source import Source, is_ours, is_source
 from .summary import shared_images, summary_table
 
 logger = logging.getLogger(__name__)
@@ -37,16 +37,36 @@ def fit_to_data(cfg: CfgNode) -> CfgNode:
     files' classes are matched to it by name.
 
     Returns:
-        a new config, as frozen as ``cfg``; ``cfg`` itself if no dataset is a file. Fitting it again
-        changes nothing.
+        a new config, as frozen as ``cfg``; ``cfg`` itself if no dataset is a file, or it was fitted
+        to these files already.
 
     Raises:
         DatasetError: a file cannot be used.
         ConfigError: the model cannot be trained on instances.
     """
     sources = [name for name in dataset_names(cfg) if is_source(name)]
-    if not sources:
+    if not sources or _is_fitted(cfg, sources):
         return cfg
+    with kept_files():
+        fitted = _fit(cfg, sources)
+    _fitted.add(_state(fitted, sources))
+    return fitted
+
+
+_fitted: set[tuple] = set()  # configs and files that were fitted in this process
+
+
+def _is_fitted(cfg: CfgNode, sources: Sequence[str]) -> bool:
+    present = [name for name in sources if _file(name).is_file()]
+    return all(map(is_ours, present)) and _state(cfg, sources) in _fitted
+
+
+def _state(cfg: CfgNode, sources: Sequence[str]) -> tuple:
+    files = sorted({_file(name) for name in sources if _file(name).is_file()})
+    return cfg.dump(), *map(state_of, files)
+
+
+def _fit(cfg: CfgNode, sources: Sequence[str]) -> CfgNode:
     fitted = cfg.clone()
     fitted.defrost()
     _check_architecture(cfg)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from detectron2.utils.events import get_event_storage, has_event_storage
 
 from ..data import read_image
 from ..errors import GnwsError
+from ..report.folders import short_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class PredictionImages:
         self._number = number
         metadata = MetadataCatalog.get(dataset_name)
         self._names = metadata.get("thing_classes") or []
-        self._index = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+        self._index: Any = metadata.get("thing_dataset_id_to_contiguous_id") or {}
         self.reset()
 
     def reset(self) -> None:
@@ -59,22 +60,26 @@ class PredictionImages:
             self._seen += 1
 
     def _put(self, given: dict[str, Any], instances: Any) -> None:
-        from ..report.images import beside  # not at the top: it imports matplotlib
+        from ..report.images import beside, without  # not at the top: it imports matplotlib
 
         rgb = read_image(given["file_name"], format="RGB")
         objects = self._truth.loadAnns(self._truth.getAnnIds(imgIds=[given["image_id"]]))
         instances = instances[instances.scores.argsort(descending=True)[: max(len(objects), 1)]]
         found = instances_to_coco_json(instances.to("cpu"), given["image_id"])
+        fields = {"segmentation": "pred_masks", "keypoints": "pred_keypoints"}
+        objects = without(objects, [k for k, field in fields.items() if not instances.has(field)])
         truth = self._draw(
             rgb, objects, [self._index.get(a["category_id"], a["category_id"]) for a in objects]
         )
         prediction = self._draw(rgb, found, [d["category_id"] for d in found])
         image = np.asarray(beside(truth, prediction))
-        name = f"{os.path.basename(self._name)}/{self._shown}"
+        name = f"{short_name(self._name)}/{self._shown}"
         get_event_storage().put_image(name, image.transpose(2, 0, 1))
         self._shown += 1
 
-    def _draw(self, rgb: np.ndarray, annotations: list[dict[str, Any]], classes: list[int]) -> Any:
+    def _draw(
+        self, rgb: np.ndarray, annotations: Sequence[Mapping[str, Any]], classes: list[int]
+    ) -> Any:
         from ..report.images import class_colours, draw
 
         labels = [self._names[k] if k < len(self._names) else str(k) for k in classes]

@@ -126,6 +126,7 @@ def score_histogram(matches: Matches, threshold: float | None) -> Figure:
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.7)
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.set(xlabel="score", ylabel="detections", xlim=(0, 1))
     _legend(axes)
     return figure

@@ -27,3 +27,13 @@ def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
         slug = re.sub(r"[^\w.-]+|_+", "_", "_".join(words)).strip("_.") or "dataset"
         slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
     return slugs[names.index(dataset_name)]
+
+
+def short_name(dataset_name: str) -> str:
+    """A registered dataset's name; of a source the names of its file and of its part."""
+    source = Source.parse(dataset_name)
+    if source is None:
+        return dataset_name
+    return "/".join((*source.file.parts[-2:-1], source.file.name)) + (
+        f" ({source.part})" if source.part else ""
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,11 @@ def truth_and_prediction(
         ),
         draw(rgb, kept, [label(a) for a in kept], [colour(is_right.get(a["id"])) for a in kept]),
     )
+
+
+def without(annotations: Iterable[Annotation], members: Iterable[str]) -> list[Annotation]:
+    """The annotations without ``members``, such as the masks that a detector does not predict."""
+    return [{k: v for k, v in a.items() if k not in members} for a in annotations]
 
 
 def beside(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.Image:

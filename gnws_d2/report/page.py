@@ -74,7 +74,7 @@ class Page:
     tasks: Sequence[TaskSection]
     pairs: Mapping[str, Sequence[Pair]]
     training: Sequence[Picture]
-    data: Mapping[str, Any]
+    data: Mapping[str, Mapping[str, Any]]
     commands: Sequence[tuple[str, str]]
     changed_config: Mapping[str, Any]
     config: str

@@ -13,21 +13,28 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
-from ..data import coco_truth
+from ..data import coco_truth, summary
+from ..data.source import is_ours
 from ..errors import GnwsError, is_debugging
-from .folders import dataset_folder, evaluated_datasets
+from .folders import dataset_folder, evaluated_datasets, short_name
 from .matching import ReportError
 from .write import write_report
 
 logger = logging.getLogger(__name__)
 
 RESULTS = "coco_instances_results.json"  # of Detectron2's COCOEvaluator
+_LABELS = {
+    "sides": "sides in pixels: 5, 50 and 95 percent are below",
+    "resized_sides": "sides in the model's input: 5, 50 and 95 percent are below",
+    "below_smallest_anchor": "share of boxes below the smallest anchor",
+    "above_largest_anchor": "share of boxes above the largest anchor",
+}
 
 
 def report_run(
     cfg: CfgNode,
     weights: str = "",
-    data_summary: Mapping[str, Any] | None = None,
+    data_summary: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     images: int = 3,
 ) -> list[Path]:
@@ -35,7 +42,8 @@ def report_run(
 
     Args:
         weights: the checkpoint that was evaluated; the folder's last one by default.
-        data_summary, images: see :func:`write_report`.
+        data_summary: see :func:`write_report`; by default about the datasets of the user's own.
+        images: see :func:`write_report`.
 
     Returns:
         The pages.
@@ -57,7 +65,7 @@ def report_run(
             results,
             output / "report" / dataset_folder(cfg, name),
             weights=weights or _last_weights(output, cfg),
-            data_summary=data_summary,
+            data_summary=_own_data(cfg) if data_summary is None else data_summary,
             images=images,
         )
         logger.info("Report: %s", page)
@@ -71,7 +79,7 @@ def report_run(
 
 
 def try_report(
-    cfg: CfgNode, weights: str = "", data_summary: Mapping[str, Any] | None = None
+    cfg: CfgNode, weights: str = "", data_summary: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[Path]:
     """:func:`report_run` for the end of a training, which a failed report must not turn into a
     failure: what goes wrong is logged, and the pages that were written are returned."""
@@ -87,6 +95,19 @@ def try_report(
             exc_info=not isinstance(error, GnwsError),
         )
         return []
+
+
+def _own_data(cfg: CfgNode) -> dict[str, dict[str, Any]]:
+    """What the sources of ``cfg`` hold; loading a large published dataset would take too long."""
+    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *evaluated_datasets(cfg)])
+    return {
+        short_name(name): {
+            _LABELS.get(key, key.replace("_", " ")): value
+            for key, value in summary.data_summary(name, cfg).items()
+        }
+        for name in names
+        if is_ours(name)
+    }
 
 
 def _truth(dataset_name: str, results: Path) -> COCO:

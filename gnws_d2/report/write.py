@@ -25,8 +25,9 @@ from ..files import atomic_write
 from . import curves
 from .choose import choose, image_results
 from .confusion import confusion_matrix, most_confused
+from .folders import short_name
 from .history import read_history
-from .images import beside, caption, jpeg, truth_and_prediction
+from .images import beside, caption, jpeg, truth_and_prediction, without
 from .matching import Matches, ReportError, f1_score, match, ratio
 from .page import Page, Pair, Picture, TaskSection, render
 
@@ -47,7 +48,7 @@ def write_report(
     folder: str | Path | None = None,
     *,
     weights: str = "",
-    data_summary: Mapping[str, Any] | None = None,
+    data_summary: Mapping[str, Mapping[str, Any]] | None = None,
     image_root: str | Path | None = None,
     images: int = 3,
     seed: int = 0,
@@ -64,7 +65,7 @@ def write_report(
             coco_instances_results.json. Masks are evaluated if detections and truth have them.
         folder: where the report goes, ``output_dir``/report by default.
         weights: the checkpoint that was evaluated, for the commands of the page.
-        data_summary: more about the data for the page: names and values, possibly nested.
+        data_summary: more about the data for the page: tables of names and values, by title.
         image_root: the folder that the ``file_name`` of the images is relative to, if not the one
             in the dataset's metadata.
         images: how many of the worst, of the best and of random images are shown.
@@ -97,17 +98,18 @@ def write_report(
         ap_history=curves.ap_history(history),
         learning_rate=curves.learning_rate(history),
     )
+    is_yaml = isinstance(cfg, CfgNode)
     page = Page(
-        title=f"{Path(output_dir).resolve().name}: {_short_name(dataset_name)}",
+        title=f"{Path(output_dir).resolve().name}: {short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
         notes=_notes(truth, detections, threshold),
         tasks=sections,
         pairs=pairs if any(pairs.values()) else {},
         training=training,
-        data={**_data(dataset_name, truth), **(data_summary or {})},
+        data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
         commands=_commands(cfg, output_dir, weights, _or_default(threshold)),
-        changed_config=changed_keys(cfg) if isinstance(cfg, CfgNode) else {},
-        config=cfg.dump() if isinstance(cfg, CfgNode) else OmegaConf.to_yaml(cfg),
+        changed_config={k: str(v) for k, v in changed_keys(cfg).items()} if is_yaml else {},
+        config=cfg.dump() if is_yaml else OmegaConf.to_yaml(cfg),
         environment=collect_env_info(),
         missing=missing,
     )
@@ -156,6 +158,7 @@ def _pairs(
 ) -> tuple[dict[str, list[Pair]], list[str]]:
     """The images to show, written to ``folder`` too, and the files that could not be read."""
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+    unpredicted = {"segmentation", "keypoints"}.difference(*detections[:1])
     results = image_results(matches, sorted(truth.imgs), threshold)
     (folder / "images").mkdir(exist_ok=True)
     pairs: dict[str, list[Pair]] = {}
@@ -172,7 +175,7 @@ def _pairs(
                 continue
             halves = truth_and_prediction(
                 rgb,
-                truth.loadAnns(truth.getAnnIds(imgIds=[result.image_id])),
+                without(truth.imgToAnns[result.image_id], unpredicted),
                 [d for d in detections if d["image_id"] == result.image_id],
                 names,
                 matches,
@@ -251,10 +254,6 @@ def _save(folder: Path, prefix: str = "", **figures: Any) -> list[Picture]:
     return pictures
 
 
-def _short_name(dataset_name: str) -> str:
-    return Path(dataset_name).name
-
-
 def _notes(truth: COCO, detections: Sequence[Any], threshold: float | None) -> list[str]:
     notes = []
     if not truth.dataset.get("annotations"):
@@ -286,11 +285,22 @@ def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
 
 
 def _commands(cfg: Any, output_dir: Path, weights: str, threshold: float) -> list[tuple[str, str]]:
-    config = str(output_dir / "config.yaml")
     weights = weights or str(output_dir / "model_final.pth")
-    demo = [
-        ("python", "projects/Detection/demo.py", "--config-file", config),
-        ("--input", "FOLDER", "--output", "found", "--confidence-threshold", f"{threshold:.2f}"),
-        ("--opts", "MODEL.WEIGHTS", weights),
+    demo: list[tuple[str, ...]] = [
+        ("python", "-m", "gnws_d2.projects.detection.demo", "--weights", weights)
     ]
-    return [("On the command line", " \\\n    ".join(map(shlex.join, demo)))]
+    if isinstance(cfg, CfgNode):
+        demo.append(("--config-file", str(output_dir / "config.yaml")))
+    demo.append(("--input", "FOLDER", "--output", "found"))
+    demo.append(("--confidence-threshold", f"{threshold:.2f}"))
+    program = f"""from gnws_d2 import Predictor
+from gnws_d2.data import read_image
+
+predictor = Predictor(weights={weights!r}, score_threshold={threshold:.2f})
+found = predictor(read_image("image.jpg", "BGR"))["instances"]
+for box, score, index in zip(found.pred_boxes, found.scores, found.pred_classes):
+    print(predictor.classes[index], float(score), box.tolist())"""
+    return [
+        ("On the command line", " \\\n    ".join(map(shlex.join, demo))),
+        ("In Python", program),
+    ]

@@ -229,9 +229,29 @@ def test_keypoints_come_from_the_categories(tmp_path):
     assert len(fitted.TEST.KEYPOINT_OKS_SIGMAS) == 3
     assert MetadataCatalog.get(str(file)).keypoint_flip_map == [("left_eye", "right_eye")]
     assert DatasetCatalog.get(str(file))[0]["annotations"][0]["keypoints"][:3] == [7.5, 8.5, 2]
+    # pycocotools and Detectron2 want keypoints of all objects where some have them.
+    del coco["annotations"][1]["keypoints"]
+    write(file, coco)
+    fit_to_data(cfg)
+    assert coco_truth(str(file)).anns[101]["num_keypoints"] == 0
+    assert DatasetCatalog.get(str(file))[0]["annotations"][1]["keypoints"][2] == 0
     plain = make_coco(tmp_path / "plain")
     with pytest.raises(DatasetError, match=r"no annotation has keypoints, but MODEL\.KEYPOINT_ON"):
         fit_to_data(config(tmp_path, plain, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml"))
+
+
+def test_a_file_is_read_once_to_fit_and_not_again(tmp_path, monkeypatch):
+    from gnws_d2.data import coco_file
+
+    reads = []
+    read_json = coco_file._read_json
+    monkeypatch.setattr(coco_file, "_read_json", lambda f: reads.append(f) or read_json(f))
+    file = make_coco(tmp_path)
+    fitted = fit_to_data(config(tmp_path, f"{file}#train", f"{file}#val"))
+    assert reads == [str(file)]
+    assert fit_to_data(fitted) is fitted and len(reads) == 1
+    write(file, {**read(file), "info": {}})
+    assert fit_to_data(fitted) == fitted and len(reads) == 2
 
 
 def test_a_frozen_config_stays_frozen_and_unchanged(tmp_path):

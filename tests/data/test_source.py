@@ -196,6 +196,8 @@ def test_arguments_become_config_keys(tmp_path, monkeypatch):
     cfg = gnws_d2.load_config("", opts)
     assert cfg.DATASETS.TRAIN == (str(one),) and cfg.DATASETS.TEST == (str(two),)
     assert cfg.DATASETS.FINAL_TEST == ("digits_val",)
+    parts = arguments("--train", f"{one}#train")
+    assert parts == ["DATASETS.TRAIN", f"('{one}#train',)", "DATASETS.TEST", f"('{one}#val',)"]
     assert arguments("--train", "digits_train") == ["DATASETS.TRAIN", "('digits_train',)"]
     assert arguments() == []
 

@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coco_cases import coco, detection, jittered, truth_annotation
+from omegaconf import OmegaConf
 from PIL import Image
 from pycocotools.coco import COCO
 
 import gnws_d2
+from gnws_d2.engine.evaluators import build_evaluator
 from gnws_d2.report import write
-from gnws_d2.report.folders import dataset_folder
-from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg
+from gnws_d2.report.folders import dataset_folder, short_name
+from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg, without
 from gnws_d2.report.matching import ReportError, match
+from gnws_d2.report.run import try_report
 from gnws_d2.report.write import write_report
 
 EVIL = "<script>alert(1)</script> & $x^$"
@@ -118,7 +121,7 @@ def test_config_data_environment_and_commands(digits_report):
     parsed = Parsed(page)
     assert "MODEL.RESNETS.DEPTH 18" in parsed.text  # a key that differs from the defaults
     assert "PyTorch 1.2.3" in parsed.text
-    assert "--opts MODEL.WEIGHTS 'model & best.pth'" in parsed.text
+    assert "--weights 'model & best.pth'" in parsed.text
     assert f"small 3 {EVIL} 4" in parsed.text and EVIL not in parsed.source
 
 
@@ -195,6 +198,20 @@ def test_eighty_classes(cfg, tmp_path):
         assert Image.open(tmp_path / "report" / name).height > 15 * 80  # pixels for a class
 
 
+def test_a_lazy_config(tmp_path):
+    lazy = OmegaConf.create({"train": {"output_dir": "out"}, "model": {"name": EVIL}})
+    parsed = write_case(lazy, tmp_path, coco([truth_annotation(1, 1, 1, 0)]), [])
+    assert "output_dir: out" in parsed.text and EVIL in parsed.text
+
+
+def test_a_training_does_not_fail_with_its_report(cfg, tmp_path, caplog):
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    assert try_report(cfg) == []
+    (message,) = caplog.messages
+    assert "coco_instances_results.json" in message and f"--output-dir {tmp_path}" in message
+
+
 def test_missing_results_say_what_to_do(cfg, tmp_path):
     with pytest.raises(ReportError, match=r"none\.json does not exist.*--eval-only"):
         write_report(tmp_path, cfg, "case", coco([]), tmp_path / "none.json")
@@ -226,10 +243,25 @@ def test_a_jpeg_fits_its_limit():
     assert 5_000 < len(jpeg(noise, 30_000)) <= 30_000
 
 
-def test_folders_of_several_datasets(cfg):
+def test_folders_of_several_datasets(cfg, tiny_digits):
     cfg = cfg.clone()
     assert dataset_folder(cfg, cfg.DATASETS.TEST[0]) == ""
     sources = ("/a/valid/_annotations.coco.json", "/a/valid/_annotations.coco.json#val", "coco_x")
     cfg.DATASETS.TEST = sources
     folders = [dataset_folder(cfg, name) for name in sources]
     assert folders == ["valid_annotations.coco", "valid_annotations.coco_val", "coco_x"]
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = ("tiny_digits_val", "coco_x"), "out"
+    results = Path("out", "inference", "tiny_digits_val")
+    assert Path(build_evaluator(cfg, "tiny_digits_val")._output_dir) == results
+    assert short_name(sources[1]) == "valid/_annotations.coco.json (val)"
+    assert short_name("coco_x") == "coco_x"
+
+
+def test_masks_are_drawn_only_for_a_detector_of_masks():
+    annotation = {
+        "bbox": [0, 0, 9, 9],
+        "segmentation": [[0, 0, 9, 0, 9, 9]],
+        "keypoints": [1, 1, 2],
+    }
+    assert without([annotation], {"segmentation", "keypoints"}) == [{"bbox": [0, 0, 9, 9]}]
+    assert "segmentation" in annotation
