@@ -259,6 +259,21 @@ OF_IDS = {
         "(id 10): its file_name is None",
         (ALL_IMAGES - {10}, ALL - {100, 101}),
     ),
+    "file_name of lines": (
+        change_image(file_name="a\n" * 200),
+        r"image 'a\na\na",
+        (ALL_IMAGES - {10}, ALL - {100, 101}),
+    ),
+    "file_name too long": (
+        change_image(file_name="a" * 300),
+        "image 'aaaaaaaa",
+        (ALL_IMAGES - {10}, ALL - {100, 101}),
+    ),
+    "file_name of half a character": (
+        change_image(file_name="\ud800.png"),
+        "cannot be read",
+        (ALL_IMAGES - {10}, ALL - {100, 101}),
+    ),
     "file_name with a NUL": (
         change_image(file_name="a\0.png"),
         "its file_name is 'a\\x00.png'",
