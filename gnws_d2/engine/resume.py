@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.errors import NamingMapper, dataset_errors
 from ..data.filter import load_train_dataset
 from ..data.resize import build_train_mapper
+from .console import silence_upstream
 from .stopping import outlive_signals
 
 
@@ -79,6 +80,11 @@ class ResumableLoader:
         self._processes = [process_of(i) for i in range(cfg.SOLVER.ACCUMULATION_STEPS)]
         self.seek(seed=max(cfg.SEED, 0), iteration=0)
 
+    @property
+    def images(self) -> int:
+        """The number of images, of all processes."""
+        return len(self._options["dataset"])
+
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
         self._seed, self._iteration = seed, iteration
@@ -103,7 +109,7 @@ class ResumableLoader:
             ),
             num_workers=self._options["num_workers"],
             collate_fn=list,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=start_worker,
             # A loader without a generator takes a number from those of the training step.
             generator=torch.Generator(),
         )
@@ -165,6 +171,12 @@ class _SeededDataset(Dataset):
         process, position, index = key
         with _random_numbers(_hash(self._seed, process, position)):
             return self._mapped[index]
+
+
+def start_worker(worker_id: int) -> None:
+    """Prepare a worker of a data loader: for ``worker_init_fn``."""
+    outlive_signals()
+    silence_upstream()
 
 
 @contextmanager

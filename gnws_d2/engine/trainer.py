@@ -34,9 +34,10 @@ from .moving_speed import MovingSpeed
 from .nonfinite import nonfinite_module_named
 from .output_folder import locked_output
 from .precision import check_precision, evaluation_precision, set_precision
-from .resume import IterationSeed, ResumableLoader
+from .progress import FirstIterations, ProgressBar
+from .resume import IterationSeed, ResumableLoader, start_worker
 from .schedule import scale_schedule
-from .stopping import StopOnSignal, TrainingEnded, outlive_signals
+from .stopping import StopOnSignal, TrainingEnded
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,14 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ has no argument for how it wraps the model.
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
+        if cfg.SOLVER.ACCUMULATION_STEPS > 1:
+            logger.info(
+                "Gradient accumulation: each step of the optimizer runs %d images, as %d "
+                "micro-batches of %d in each of %d processes.",
+                *(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS),
+                cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS // comm.get_world_size(),
+                comm.get_world_size(),
+            )
         steps, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
         # Detectron2's own trainer in mixed precision requires a GPU.
         if steps > 1 or (amp and cfg.MODEL.DEVICE == "cpu"):
@@ -105,7 +114,13 @@ class Trainer(DefaultTrainer):
         theirs = super().build_hooks()
         evaluation = next(i for i, hook in enumerate(theirs) if isinstance(hook, hooks.EvalHook))
         theirs[evaluation + 1 : evaluation + 1] = self._hooks_after_evaluation()
+        if comm.is_main_process():
+            theirs += [FirstIterations(), ProgressBar(self._iterations_of_an_epoch())]
         return [self._iteration_seed, *moving_speed, *theirs, StopOnSignal(self.checkpointer)]
+
+    def _iterations_of_an_epoch(self) -> float:
+        known = isinstance(self.data_loader, ResumableLoader)
+        return self.data_loader.images / self.cfg.SOLVER.IMS_PER_BATCH if known else 0.0
 
     def _hooks_after_evaluation(self) -> list[HookBase]:
         cfg = self.cfg
@@ -137,7 +152,7 @@ class Trainer(DefaultTrainer):
             augmentations = build_test_augmentation(cfg)
             mapper = DatasetMapper(cfg, is_train=False, augmentations=augmentations)
             loader = build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(mapper))
-        loader.worker_init_fn = outlive_signals
+        loader.worker_init_fn = start_worker
         return loader
 
     @classmethod

@@ -15,7 +15,7 @@ import argparse
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, hooks
+from detectron2.engine import default_argument_parser, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -26,7 +26,7 @@ from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import portable_config
 from gnws_d2.config_files import resolve_config_file
-from gnws_d2.engine import launch, lock_output, scale_schedule
+from gnws_d2.engine import default_setup, launch, lock_output, scale_schedule
 from gnws_d2.errors import add_debug_flag
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
