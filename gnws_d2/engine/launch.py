@@ -202,8 +202,9 @@ def _rendezvous(address: str, timeout: timedelta) -> Iterator[None]:
         if isinstance(error, (mp.ProcessRaisedException, dist.DistError)):
             raise LaunchError(
                 f"The processes did not find each other at {address} within {timeout}. Check that "
-                "it is the address of machine 0 and its port can be reached, and that all machines "
-                f"were started with ranks of their own. {TIMEOUT_VARIABLE} sets how many seconds to wait."
+                "it is the address of machine 0, that its port can be reached, and that all "
+                "machines were started, each with its own rank. "
+                f"{TIMEOUT_VARIABLE} sets how many seconds to wait."
             ) from error
         raise
 

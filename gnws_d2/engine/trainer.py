@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import Checkpointer
+from ..config import ConfigError
 from ..data.errors import NamingMapper, dataset_errors
 from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
@@ -124,14 +125,19 @@ class Trainer(DefaultTrainer):
 
     def _hooks_after_evaluation(self) -> list[HookBase]:
         cfg = self.cfg
-        if not cfg.TEST.BEST_METRIC or not cfg.DATASETS.TEST:
+        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+        patience = cfg.SOLVER.EARLY_STOPPING
+        if patience and not (period and cfg.DATASETS.TEST):
+            raise ConfigError(
+                f"SOLVER.EARLY_STOPPING is {patience}, but nothing is evaluated during training: "
+                f"TEST.EVAL_PERIOD is {period}, DATASETS.TEST {cfg.DATASETS.TEST}. Set both."
+            )
+        if not metric or not cfg.DATASETS.TEST:
             return []
         first = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) > 1 else ""
-        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
         best = None
         if comm.is_main_process():
             best = BestCheckpointer(period, self.checkpointer, metric, first)
-        patience = cfg.SOLVER.EARLY_STOPPING
         stopping = EarlyStopping(period, patience, best) if patience else None
         return [hook for hook in (best, stopping) if hook is not None]
 
