@@ -89,7 +89,7 @@ def launch(
                 raise SystemExit(128 + signal.SIGINT) from None
             return
         # It warns that it ends the other processes when one has failed.
-        logging.getLogger(mp.spawn.__name__).setLevel(logging.ERROR)
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
         with _signals_passed_on() as received:
             try:
                 detectron2_launch(

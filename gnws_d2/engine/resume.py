@@ -98,7 +98,7 @@ class ResumableLoader:
         # which images an iteration will get.
         by_shape = self._options["aspect_ratio_grouping"]
         micro_batches = comm.get_world_size() * len(self._processes)
-        yield from DataLoader(
+        loader = DataLoader(
             _SeededDataset(dicts, mapper, self._seed),
             batch_sampler=_BatchOrder(
                 again["sampler"],
@@ -113,6 +113,12 @@ class ResumableLoader:
             # A loader without a generator takes a number from those of the training step.
             generator=torch.Generator(),
         )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            # Now: the traceback of an error keeps them, and so their workers, until the very end.
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 class _BatchOrder(Sampler):

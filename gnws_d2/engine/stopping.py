@@ -101,4 +101,4 @@ def outlive_signals() -> None:
     iteration that is to be finished, and end when its process is killed."""
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))

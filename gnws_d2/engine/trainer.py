@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -98,7 +98,9 @@ class Trainer(DefaultTrainer):
         except TrainingEnded:
             return getattr(self, "_last_eval_results", None)
         finally:
-            self._trainer._data_loader_iter_obj = None  # ends the loader's workers
+            batches, self._trainer._data_loader_iter_obj = self._trainer._data_loader_iter_obj, None
+            if isinstance(batches, Generator):
+                batches.close()  # ends the loader's workers
 
     def run_step(self) -> None:
         with nonfinite_module_named(self.model):
