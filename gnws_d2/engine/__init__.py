@@ -1,18 +1,23 @@
 """Training on top of Detectron2's: launching, data order, trainer, evaluators."""
 
+from .console import default_setup
 from .epochs import schedule_for
 from .evaluators import build_evaluator
 from .launch import create_ddp_model, launch
 from .output_folder import lock_output, locked_output
+from .progress import FirstIterations, ProgressBar
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
 from .trainer import Trainer
 
 __all__ = [
+    "FirstIterations",
+    "ProgressBar",
     "StopOnSignal",
     "Trainer",
     "build_evaluator",
     "create_ddp_model",
+    "default_setup",
     "launch",
     "lock_output",
     "locked_output",

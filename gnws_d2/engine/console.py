@@ -1,30 +1,80 @@
-"""What Detectron2 logs at the start of a program, kept out of the terminal."""
+"""Detectron2's setup of a run, and what of it a user sees: the log file has everything."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from detectron2.config import CfgNode
+from detectron2.engine import defaults
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-# Hundreds of lines in all: environment, arguments, config (in colors) and model.
-_LONG = (
-    *("Rank of current process", "Environment info", "Command line arguments"),
-    *("Contents of args.config_file", "Running with full config", "Model:\n"),
+# Long, and the same in every run.
+IN_LOG_FILE_ONLY = (
+    *("Environment info:", "Contents of args.config_file", "Running with full config:"),
+    "Model:",
 )
+# Of Detectron2's code with today's torch: a user can do nothing about them.
+UPSTREAM_WARNINGS = (
+    "The given NumPy array is not writable",
+    "torch.meshgrid: in an upcoming release",
+    r"`torch\.cuda\.amp\.GradScaler",
+)
+UPSTREAM_LOGGERS = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 
 
-def setup_loggers(output_dir: str) -> None:
-    """Log to the terminal and to log.txt in ``output_dir``. Detectron2's long descriptions of
-    environment, config and model go to the file alone."""
-    rank = comm.get_rank()
-    setup_logger(output_dir, distributed_rank=rank, name="gnws_d2")
-    logger = setup_logger(output_dir, distributed_rank=rank)
-    for handler in logger.handlers:
-        if getattr(handler, "stream", None) is sys.stdout:
-            handler.addFilter(_is_short)
+def default_setup(cfg: Any, args: argparse.Namespace) -> None:
+    """``detectron2.engine.default_setup``, which shows the environment, the config and the model
+    in OUTPUT_DIR/log.txt alone, without colour codes, and no warnings about Detectron2's own code.
+
+    Args:
+        cfg: a CfgNode or LazyConfig.
+    """
+    setup_loggers(cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir)
+    # It colours what goes to the file as well.
+    with mock.patch.object(defaults, "_highlight", lambda code, filename: code):
+        defaults.default_setup(cfg, args)
 
 
-def _is_short(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(_LONG)
+def setup_loggers(output: str) -> None:
+    """Log to the terminal and to log.txt in the folder ``output``, as above; for what is logged
+    before :func:`default_setup`."""
+    silence_upstream()
+    for name in ("fvcore", "gnws_d2", "detectron2"):
+        # With the arguments that default_setup has: the second call returns the same logger.
+        more = {} if name == "detectron2" else {"name": name}
+        logger = setup_logger(output, distributed_rank=comm.get_rank(), **more)
+        for handler in logger.handlers:
+            is_new = not isinstance(handler.formatter, _Shortened)
+            if getattr(handler, "stream", None) is sys.stdout and is_new:
+                handler.setFormatter(_Shortened(handler.formatter, Path(output) / "log.txt"))
+
+
+def silence_upstream() -> None:
+    """Hide warnings about Detectron2's code, in this process."""
+    for message in UPSTREAM_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in UPSTREAM_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class _Shortened(logging.Formatter):
+    """Leaves of ``IN_LOG_FILE_ONLY`` the first line."""
+
+    def __init__(self, formatter: logging.Formatter | None, file: Path) -> None:
+        super().__init__()
+        self._formatter = formatter or logging.Formatter()
+        self._file = file
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = self._formatter.format(record)
+        if not record.getMessage().startswith(IN_LOG_FILE_ONLY) or "\n" not in text:
+            return text
+        first, *rest = text.splitlines()
+        return f"{first} {len(rest)} lines in {self._file}"

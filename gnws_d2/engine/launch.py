@@ -27,11 +27,20 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from ..errors import GnwsError, is_debugging, one_line_errors
 from .stopping import SIGNALS
 
+TIMEOUT_VARIABLE = "GNWS_D2_TIMEOUT"
 _REPORTED = "error_reported"  # a file that the process that reports an error creates
 
 
+# How torch and gloo say that a process waited in vain, or that one it talked to is gone.
+_LOST = (
+    *("Timed out waiting", "Connection closed by peer", "Connection reset by peer"),
+    *("Broken pipe", "Socket Timeout", "timed out after", "collective operation timeout"),
+)
+_FAILED = "failed"  # a file that a process creates before an unexpected error ends it
+
+
 class LaunchError(GnwsError, RuntimeError):
-    """There are more processes on this machine than GPUs."""
+    """The processes cannot start, or lost each other."""
 
 
 def launch(
@@ -41,7 +50,7 @@ def launch(
     machine_rank: int = 0,
     dist_url: str | None = None,
     args: tuple = (),
-    timeout: timedelta = DEFAULT_TIMEOUT,
+    timeout: timedelta | None = None,
 ) -> None:
     """``detectron2.engine.launch``, with the same arguments, also under torchrun and on the CPU.
 
@@ -49,13 +58,22 @@ def launch(
     cores of the CPU. An expected error ends all processes with one line on stderr; see
     :func:`~gnws_d2.errors.one_line_errors`. SIGINT and SIGTERM are passed on to all processes,
     which also end when this one is killed.
+
+    Args:
+        timeout: how long a process waits for the others; by default $GNWS_D2_TIMEOUT seconds, or
+            30 minutes, in which one process may evaluate while the others wait.
+
+    Raises:
+        LaunchError: there are more processes than GPUs, or they did not find or lost each other.
     """
+    with one_line_errors():
+        timeout = timeout or _timeout()
     if dist.is_torchelastic_launched():
         # Where the processes that torchrun starts on this machine write their errors.
         file = os.environ.get("TORCHELASTIC_ERROR_FILE")
         reported = Path(file).parents[1] / _REPORTED if file else None
         _end_with_parent()
-        with one_line_errors(reported_in=reported):
+        with one_line_errors(reported_in=reported), _rendezvous("the address of torchrun", timeout):
             _join_torchrun(timeout)
         _run(main_func, args, reported)
         return
@@ -70,6 +88,8 @@ def launch(
                     raise
                 raise SystemExit(128 + signal.SIGINT) from None
             return
+        # It warns that it ends the other processes when one has failed.
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
         with _signals_passed_on() as received:
             try:
                 detectron2_launch(
@@ -85,7 +105,8 @@ def launch(
                 if received:
                     raise SystemExit(128 + received[0]) from None
                 if not reported.exists():
-                    raise
+                    with _rendezvous(f"--dist-url {dist_url}", timeout):
+                        raise
                 # After all processes have ended: nothing is printed below it.
                 raise SystemExit(reported.read_text(encoding="utf-8")) from None
 
@@ -98,8 +119,6 @@ def _signals_passed_on() -> Iterator[list[int]]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # It warns of ending the slower ones.
-        logging.getLogger(mp.spawn.__name__).setLevel(logging.ERROR)
         for child in mp.active_children():
             with suppress(ProcessLookupError):
                 os.kill(child.pid or 0, number)
@@ -133,11 +152,74 @@ def _run(
     main_func: Callable[..., object], args: tuple, reported: Path | None, is_relayed: bool = False
 ) -> None:
     try:
-        with one_line_errors(reported_in=reported, is_relayed=is_relayed):
+        with (
+            one_line_errors(reported_in=reported, is_relayed=is_relayed),
+            _lost_processes(reported.with_name(_FAILED) if reported else None),
+        ):
             main_func(*args)
     finally:
         # After the report: another process fails as soon as this one leaves the group.
         dist.destroy_process_group()
+
+
+@contextmanager
+def _lost_processes(failed: Path | None) -> Iterator[None]:
+    """Turn the error of waiting for another process into a LaunchError, unless that process itself
+    has an error to show."""
+    try:
+        yield
+    except GnwsError:
+        raise
+    except Exception as error:
+        if not any(sign in str(error) for sign in _LOST) or isinstance(error, OSError):
+            if failed:
+                failed.touch()
+            raise
+        if failed and failed.exists():
+            raise
+        raise LaunchError(
+            f"Lost contact with another process ({str(error).splitlines()[0]}). See in its output "
+            "and log.txt.rankN why it ended or hangs. Between machines, check the link, and that "
+            "GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) names its network interface. "
+            f"{TIMEOUT_VARIABLE} sets how many seconds a process waits."
+        ) from error
+
+
+@contextmanager
+def _rendezvous(address: str, timeout: timedelta) -> Iterator[None]:
+    """Turn the error of processes that do not find each other into a LaunchError."""
+    try:
+        yield
+    except (mp.ProcessRaisedException, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, mp.ProcessRaisedException) and "init_process_group" not in text:
+            raise
+        if "EADDRINUSE" in text or "address already in use" in text:
+            raise LaunchError(
+                f"The port of {address} is in use, perhaps by another run. Wait for it, or choose "
+                "another; --dist-url auto finds one for the processes of one machine."
+            ) from error
+        if isinstance(error, (mp.ProcessRaisedException, dist.DistError)):
+            raise LaunchError(
+                f"The processes did not find each other at {address} within {timeout}. Check that "
+                "it is the address of machine 0, that its port can be reached, and that all "
+                "machines were started, each with its own rank. "
+                f"{TIMEOUT_VARIABLE} sets how many seconds to wait."
+            ) from error
+        raise
+
+
+def _timeout() -> timedelta:
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if not text:
+        return DEFAULT_TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise LaunchError(f"{TIMEOUT_VARIABLE} is {text!r}. Set it to a number of seconds.")
+    return timedelta(seconds=seconds)
 
 
 def _join_torchrun(timeout: timedelta) -> None:

@@ -29,6 +29,7 @@ from ..data.filter import load_train_dataset
 from ..data.images import NamingMapper
 from ..data.loading import dataset_errors
 from ..data.resize import build_train_mapper
+from .console import silence_upstream
 from .stopping import outlive_signals
 
 
@@ -80,6 +81,11 @@ class ResumableLoader:
         self._processes = [process_of(i) for i in range(cfg.SOLVER.ACCUMULATION_STEPS)]
         self.seek(seed=max(cfg.SEED, 0), iteration=0)
 
+    @property
+    def images(self) -> int:
+        """The number of images, of all processes."""
+        return len(self._options["dataset"])
+
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
         self._seed, self._iteration = seed, iteration
@@ -93,7 +99,7 @@ class ResumableLoader:
         # which images an iteration will get.
         by_shape = self._options["aspect_ratio_grouping"]
         micro_batches = comm.get_world_size() * len(self._processes)
-        yield from DataLoader(
+        loader = DataLoader(
             _SeededDataset(dicts, mapper, self._seed),
             batch_sampler=_BatchOrder(
                 again["sampler"],
@@ -104,10 +110,16 @@ class ResumableLoader:
             ),
             num_workers=self._options["num_workers"],
             collate_fn=list,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=start_worker,
             # A loader without a generator takes a number from those of the training step.
             generator=torch.Generator(),
         )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            # Now: the traceback of an error keeps them, and so their workers, until the very end.
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 class _BatchOrder(Sampler):
@@ -166,6 +178,12 @@ class _SeededDataset(Dataset):
         process, position, index = key
         with _random_numbers(_hash(self._seed, process, position)):
             return self._mapped[index]
+
+
+def start_worker(worker_id: int) -> None:
+    """Prepare a worker of a data loader: for ``worker_init_fn``."""
+    outlive_signals()
+    silence_upstream()
 
 
 @contextmanager

@@ -96,10 +96,9 @@ def end_at_once(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def outlive_signals(worker_id: int) -> None:
-    """Let a worker of a data loader, which may get the signals of its process as well, serve the
-    iteration that is to be finished, and end it when its process is killed. For
-    ``worker_init_fn``."""
+def outlive_signals() -> None:
+    """Let this worker of a data loader, which may get the signals of its process as well, serve the
+    iteration that is to be finished, and end when its process is killed."""
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))

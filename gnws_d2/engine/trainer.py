@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import Checkpointer
+from ..config import ConfigError
 from ..data import fit_to_data
 from ..data.images import NamingMapper
 from ..data.loading import dataset_errors
@@ -37,9 +38,10 @@ from .moving_speed import MovingSpeed
 from .nonfinite import nonfinite_module_named
 from .output_folder import locked_output
 from .precision import check_precision, evaluation_precision, set_precision
-from .resume import IterationSeed, ResumableLoader
+from .progress import FirstIterations, ProgressBar
+from .resume import IterationSeed, ResumableLoader, start_worker
 from .schedule import scale_schedule
-from .stopping import StopOnSignal, TrainingEnded, outlive_signals
+from .stopping import StopOnSignal, TrainingEnded
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,14 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ has no argument for how it wraps the model.
         with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
             super().__init__(cfg)
+        if cfg.SOLVER.ACCUMULATION_STEPS > 1:
+            logger.info(
+                "Gradient accumulation: each step of the optimizer runs %d images, as %d "
+                "micro-batches of %d in each of %d processes.",
+                *(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS),
+                cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS // comm.get_world_size(),
+                comm.get_world_size(),
+            )
         steps, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
         # Detectron2's own trainer in mixed precision requires a GPU.
         if steps > 1 or (amp and cfg.MODEL.DEVICE == "cpu"):
@@ -92,7 +102,9 @@ class Trainer(DefaultTrainer):
         except TrainingEnded:
             return getattr(self, "_last_eval_results", None)
         finally:
-            self._trainer._data_loader_iter_obj = None  # ends the loader's workers
+            batches, self._trainer._data_loader_iter_obj = self._trainer._data_loader_iter_obj, None
+            if isinstance(batches, Generator):
+                batches.close()  # ends the loader's workers
 
     def run_step(self) -> None:
         with nonfinite_module_named(self.model):
@@ -109,18 +121,29 @@ class Trainer(DefaultTrainer):
         theirs = super().build_hooks()
         evaluation = next(i for i, hook in enumerate(theirs) if isinstance(hook, hooks.EvalHook))
         theirs[evaluation + 1 : evaluation + 1] = self._hooks_after_evaluation()
+        if comm.is_main_process():
+            theirs += [FirstIterations(), ProgressBar(self._iterations_of_an_epoch())]
         return [self._iteration_seed, *moving_speed, *theirs, StopOnSignal(self.checkpointer)]
+
+    def _iterations_of_an_epoch(self) -> float:
+        known = isinstance(self.data_loader, ResumableLoader)
+        return self.data_loader.images / self.cfg.SOLVER.IMS_PER_BATCH if known else 0.0
 
     def _hooks_after_evaluation(self) -> list[HookBase]:
         cfg = self.cfg
-        if not cfg.TEST.BEST_METRIC or not cfg.DATASETS.TEST:
+        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
+        patience = cfg.SOLVER.EARLY_STOPPING
+        if patience and not (period and cfg.DATASETS.TEST):
+            raise ConfigError(
+                f"SOLVER.EARLY_STOPPING is {patience}, but nothing is evaluated during training: "
+                f"TEST.EVAL_PERIOD is {period}, DATASETS.TEST {cfg.DATASETS.TEST}. Set both."
+            )
+        if not metric or not cfg.DATASETS.TEST:
             return []
         first = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) > 1 else ""
-        period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
         best = None
         if comm.is_main_process():
             best = BestCheckpointer(period, self.checkpointer, metric, first)
-        patience = cfg.SOLVER.EARLY_STOPPING
         stopping = EarlyStopping(period, patience, best) if patience else None
         return [hook for hook in (best, stopping) if hook is not None]
 
@@ -142,7 +165,7 @@ class Trainer(DefaultTrainer):
             augmentations = build_test_augmentation(cfg)
             mapper = DatasetMapper(cfg, is_train=False, augmentations=augmentations)
             loader = build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(mapper))
-        loader.worker_init_fn = outlive_signals
+        loader.worker_init_fn = start_worker
         return loader
 
     @classmethod

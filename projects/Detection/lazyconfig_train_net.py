@@ -22,7 +22,6 @@ from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
     default_argument_parser,
-    default_setup,
     default_writers,
     hooks,
 )
@@ -32,7 +31,15 @@ from torch import nn
 
 from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
-from gnws_d2.engine import StopOnSignal, create_ddp_model, launch, locked_output
+from gnws_d2.engine import (
+    FirstIterations,
+    ProgressBar,
+    StopOnSignal,
+    create_ddp_model,
+    default_setup,
+    launch,
+    locked_output,
+)
 from gnws_d2.engine.console import setup_loggers
 from gnws_d2.errors import add_debug_flag
 from gnws_d2.lazy_config import load_lazy_config
@@ -72,6 +79,7 @@ def train(cfg: Any, resume: bool) -> None:
         train_hooks.insert(2, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
+        train_hooks += [FirstIterations(), ProgressBar()]
     trainer.register_hooks([*train_hooks, StopOnSignal(checkpointer)])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0

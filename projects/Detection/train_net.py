@@ -17,7 +17,7 @@ import argparse
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, hooks
+from detectron2.engine import default_argument_parser, hooks
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch import nn
@@ -28,7 +28,7 @@ from gnws_d2.config import explicit_keys, packaged_config, portable_config
 from gnws_d2.data import fit_to_data
 from gnws_d2.data.filter import load_train_dataset
 from gnws_d2.data.source import is_source
-from gnws_d2.engine import launch, lock_output, scale_schedule, schedule_for
+from gnws_d2.engine import default_setup, launch, lock_output, scale_schedule, schedule_for
 from gnws_d2.engine.console import setup_loggers
 from gnws_d2.errors import add_debug_flag
 from gnws_d2.projects.acceleration import accelerate

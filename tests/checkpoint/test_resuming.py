@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from processes import START_METHOD
 from tiny import FEW_PROPOSALS
+from torch import nn
 
-from gnws_d2.checkpoint import CheckpointError
+from gnws_d2.checkpoint import Checkpointer, CheckpointError
 from gnws_d2.engine import Trainer
 
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
@@ -107,3 +111,46 @@ def test_the_weights_alone_of_a_checkpoint_are_loaded_without_resuming(trainer, 
     )
     other.resume_or_load(resume=False)
     assert other.start_iter == 0
+
+
+class State:
+    """What a trainer saves, small."""
+
+    def __init__(self) -> None:
+        self.iteration = 0
+
+    def state_dict(self):
+        return {"iteration": self.iteration, "optimizer": {"param_groups": [{"lr": 0.1}]}}
+
+    def load_state_dict(self, state):
+        self.iteration = state["iteration"]
+
+
+def resume_in_process(rank: int, folder: Path) -> None:
+    """Each process has a folder of its own, as on machines without a shared one."""
+    options = {"init_method": f"file://{folder}/rendezvous", "rank": rank, "world_size": 2}
+    dist.init_process_group("gloo", **options)
+    try:
+        own = folder / str(rank)
+        torch.manual_seed(rank)
+        model, state = nn.Linear(2, 2), State()
+        found = Checkpointer(model, str(own), trainer=state).resume_or_load("", resume=True)
+        torch.save([model.weight.data, state.iteration, found["note"]], folder / f"found_{rank}")
+        (own / "last_checkpoint").write_text("none.pth")
+        with pytest.raises(CheckpointError, match=r"/0/last_checkpoint names 'none\.pth'"):
+            Checkpointer(model, str(own), trainer=state).resume_or_load("", resume=True)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_processes_resume_what_the_first_one_has(tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    model, state = nn.Linear(2, 2), State()
+    state.iteration = 7
+    Checkpointer(model, str(tmp_path / "0"), trainer=state, save_to_disk=True).save("m", note="n")
+    mp.start_processes(resume_in_process, (tmp_path,), nprocs=2, start_method=START_METHOD)
+    for rank in range(2):
+        weight, iteration, note = torch.load(tmp_path / f"found_{rank}")
+        assert torch.equal(weight, model.weight) and (iteration, note) == (7, "n")

@@ -294,3 +294,11 @@ def test_gradients_are_exchanged_once_a_step(one_process):
     assert len(exchanged) == 1
     whole = fit(SimpleTrainer, iterations=1)
     assert torch.allclose(whole.weights, parts.weights, rtol=1e-13, atol=1e-13)
+
+
+def test_the_log_says_that_gradients_are_accumulated(tiny_config, caplog):
+    with caplog.at_level("INFO", logger="gnws_d2.engine.trainer"):
+        Trainer(tiny_config(CONFIG, STEPS, "2"))
+    assert (
+        "step of the optimizer runs 2 images, as 2 micro-batches of 1 in each of 1" in caplog.text
+    )

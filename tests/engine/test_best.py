@@ -93,6 +93,11 @@ def test_a_run_that_no_longer_improves_ends_as_if_complete(tiny_config):
     assert final["iteration"] == 7 and best(output) == 4
 
 
+def test_early_stopping_needs_evaluations(tiny_config):
+    with pytest.raises(ConfigError, match=r"EARLY_STOPPING is 2, but nothing is evaluated"):
+        Trainer(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "SOLVER.EARLY_STOPPING", "2"))
+
+
 def test_early_stopping_needs_a_metric(tiny_config):
     with pytest.raises(ConfigError, match=r"TEST\.BEST_METRIC is empty"):
         tiny_config(

@@ -14,9 +14,9 @@ HOLD = """
 import sys, time
 from torch.utils.data import DataLoader
 from gnws_d2.engine import lock_output
-from gnws_d2.engine.stopping import outlive_signals
+from gnws_d2.engine.resume import start_worker
 lock_output(sys.argv[1])
-options = {"multiprocessing_context": "fork", "worker_init_fn": outlive_signals}
+options = {"multiprocessing_context": "fork", "worker_init_fn": start_worker}
 loader = iter(DataLoader(range(9), num_workers=1, **options))
 next(loader)  # the worker has the lock's file open as well
 print("held", flush=True)

@@ -1,0 +1,69 @@
+"""How launching fails: processes that do not find, or lose, each other."""
+
+import os
+import re
+import socket
+import time
+
+import pytest
+from processes import run
+
+# Two processes; argv[1] says what happens in the second.
+PROGRAM = """
+import os, sys, time
+import torch.distributed as dist
+from detectron2.utils import comm
+from gnws_d2.engine import launch
+def main(what):
+    if comm.get_rank() == 1:
+        if what == "hang":
+            time.sleep(20)
+        if what == "die":
+            os._exit(3)
+        raise ValueError("the cause")
+    dist.barrier()
+if __name__ == "__main__":
+    launch(main, 2, dist_url=sys.argv[2], args=(sys.argv[1],))
+"""
+pytestmark = pytest.mark.slow
+
+
+def launched(tmp_path, what="fail", url="auto", seconds="30"):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    return run(program, what, url, env={**os.environ, "GNWS_D2_TIMEOUT": seconds})
+
+
+@pytest.mark.parametrize(("what", "seconds"), [("hang", "4"), ("die", "60")])
+def test_a_lost_process_is_an_error_that_says_what_to_check(tmp_path, what, seconds):
+    start = time.time()
+    done = launched(tmp_path, what, seconds=seconds)
+    assert time.time() - start < 50
+    assert done.returncode == 1
+    # Gloo's own lines begin like "[E1124 17:53:33.820000 ...".
+    errors = [line for line in done.stderr.splitlines() if not re.match(r"\[?[WE]\d{4} ", line)]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: Lost contact with another process (")
+    assert "GLOO_SOCKET_IFNAME" in errors[0] and "GNWS_D2_TIMEOUT" in errors[0]
+
+
+def test_the_error_of_a_process_is_shown_and_not_that_it_is_gone(tmp_path):
+    done = launched(tmp_path)
+    assert done.returncode == 1
+    assert "ValueError: the cause" in done.stderr and "Lost contact" not in done.stderr
+
+
+def test_a_port_in_use_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        url = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        done = launched(tmp_path, url=url, seconds="5")
+    assert done.returncode == 1
+    assert f"error: The port of --dist-url {url} is in use" in done.stderr, done.stderr
+
+
+def test_a_timeout_that_is_no_number_is_refused(tmp_path):
+    done = launched(tmp_path, seconds="5 min")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: GNWS_D2_TIMEOUT is '5 min'. Set it to a number of seconds.\n"
