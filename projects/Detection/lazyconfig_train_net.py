@@ -6,7 +6,8 @@
     lazyconfig_train_net.py --config-file ... --num-gpus 2 dataloader.train.total_batch_size=8
 
 The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
-lr_multiplier and train. Overrides are written key=value.
+lr_multiplier and train. Overrides are written key=value, +key=value where
+the config does not have the key.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import logging
 from typing import Any
 
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
@@ -34,6 +35,7 @@ from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config_files import resolve_config_file
 from gnws_d2.engine import create_ddp_model, launch
 from gnws_d2.errors import add_debug_flag
+from gnws_d2.lazy_config import load_lazy_config
 
 
 def build(cfg: Any) -> nn.Module:
@@ -76,12 +78,12 @@ def train(cfg: Any, resume: bool) -> None:
 
 def main(args: argparse.Namespace) -> None:
     args.config_file = resolve_config_file(args.config_file)
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    cfg = load_lazy_config(args.config_file, args.opts)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="gnws_d2")
     default_setup(cfg, args)
     if args.eval_only:
         model = build(cfg)
-        Checkpointer(model).load(cfg.train.init_checkpoint)
+        Checkpointer(model, for_inference=True).load(cfg.train.init_checkpoint)
         test(cfg, model)
     else:
         train(cfg, args.resume)
