@@ -10,10 +10,12 @@ from .errors import DatasetError
 from .fit import fit_to_data
 from .images import read_image
 from .source import is_source
+from .summary import data_summary
 
 __all__ = [
     "DatasetError",
     "coco_truth",
+    "data_summary",
     "fit_to_data",
     "is_source",
     "read_image",

@@ -22,13 +22,12 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import builtin
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from ..files import atomic_write
 from .coco_check import Problem, Verdict, check_coco
-from .coco_file import CocoFile, read_coco
+from .coco_file import CocoFile, read_coco, state_of
 from .errors import DatasetError
 from .source import Source, is_ours
 from .split import split_names
@@ -132,8 +131,7 @@ def verdict_of(name: str, coco: CocoFile | None = None) -> Verdict:
     # The images of a large published dataset are looked at when they are read.
     folder = Path(metadata.image_root) if is_ours(name) else None
     coco = coco or read_coco(metadata.json_file)
-    status = os.stat(PathManager.get_local_path(metadata.json_file))
-    key = metadata.json_file, status.st_mtime_ns, status.st_size, folder, needs_masks
+    key = *state_of(metadata.json_file), folder, needs_masks
     if key not in _catalog.verdicts:
         _catalog.verdicts[key] = check_coco(
             coco, folder, needs_masks=needs_masks, empty_boxes_too=name in _PUBLISHED
@@ -160,14 +158,24 @@ def load_coco(name: str) -> CocoFile:
         a for i, a in enumerate(coco.annotations) if i not in verdict.bad_annotations
     ]
     if source and source.part:
-        chosen = split_names([image["file_name"] for image in images], source.part)
+        # Of all images: repairing those that are skipped moves no other.
+        chosen = split_names([_name(image) for image in coco.images], source.part)
         images = [image for image in images if image["file_name"] in chosen]
     if not images:
         raise DatasetError(f"dataset {name}: no image is left. Add some, or repair the file.")
     if source and annotations:
         ids, known = {image["id"] for image in images}, metadata.thing_dataset_id_to_contiguous_id
         annotations = [a for a in annotations if a["image_id"] in ids and a["category_id"] in known]
-    return CocoFile(coco.file, images, annotations, coco.categories)
+    return CocoFile(coco.file, images, _with_keypoints(annotations), coco.categories)
+
+
+def _with_keypoints(annotations: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Where some annotations have keypoints, the others get invisible ones: Detectron2 and
+    pycocotools require them of all."""
+    count = max((len(a.get("keypoints") or ()) for a in annotations or ()), default=0)
+    if not annotations or not count:
+        return annotations
+    return [a if a.get("keypoints") else {**a, "keypoints": [0] * count} for a in annotations]
 
 
 def describe(file: str, problems: list[Problem]) -> str:
@@ -344,18 +352,20 @@ def _name(image: dict[str, Any]) -> str:
 
 
 def write_skipped(names: Sequence[str], folder: str) -> Path | None:
-    """List what is skipped of datasets in ``folder``/skipped_annotations.json; None: nothing is."""
+    """List what is skipped of datasets in ``folder``/skipped_annotations.json; None: nothing is, or
+    the list is there already."""
     skipped = {}
     for name in names:
         skips = _catalog.options.get(name, CheckOptions()).skip_bad and is_coco(name)
         if skips and (problems := verdict_of(name).problems):
             skipped[MetadataCatalog.get(name).json_file] = [vars(p) for p in problems]
-    if not skipped:
-        return None
     file = Path(folder) / SKIPPED_FILE
+    text = json.dumps(skipped, indent=1)
+    if not skipped or (file.exists() and file.read_text(encoding="utf-8") == text):
+        return None
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
-        partial.write_text(json.dumps(skipped, indent=1), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
     count = sum(map(len, skipped.values()))
     logger.warning("%d bad images and annotations are skipped; %s lists them.", count, file)
     return file

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SAME_AREA = 1e-3  # relative
 LEAST_OVERLAP = 0.1  # intersection over union of a box and the box around its mask
 SAME_BOX = 0.9  # intersection over union
 
+_REAL = {int, float}  # what JSON's numbers are; a bool is none
 Box = tuple[float, float, float, float]  # x, y, width, height
 
 
@@ -105,10 +107,19 @@ def check_coco(
         own = good.get(image_id) if is_id(image_id) else None
         reason = check(annotation, own)
         if reason:
-            number = annotation.get("id")
-            named = f"annotation {number!r:.60}" + (f" of {own['file_name']!r}" if own else "")
-            add(index, f"{named}: {reason}", image_id, number)
+            add(index, _named(annotation, own) + reason, image_id, annotation.get("id"))
+    # Of a file with another form of boxes, some are possible in this form too.
+    if reason := check.other_form():
+        for index, annotation in enumerate(coco.annotations or ()):
+            if index not in verdict.bad_annotations:
+                image_id = annotation["image_id"]
+                add(index, _named(annotation, good[image_id]) + reason, image_id, annotation["id"])
     return verdict
+
+
+def _named(annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
+    of_image = f" of {image['file_name']!r}" if image else ""
+    return f"annotation {annotation.get('id')!r:.60}{of_image}: "
 
 
 def header_problem(file: Path, image: dict[str, Any]) -> str:
@@ -168,6 +179,16 @@ class _AnnotationCheck:
         }
         self._needs_masks = needs_masks
         self._empty_boxes_too = empty_boxes_too
+        self._boxes: Counter[str] = Counter()  # by what they could be, and what they were taken for
+
+    def other_form(self) -> str:
+        """The reason why all boxes are bad: some are of another form, and all could be; or ""."""
+        count = self._boxes["all"]
+        if self._boxes["taken for corners"] and self._boxes["corners"] == count > 1:
+            return "its bbox looks like two corners, as all of the file do"
+        if self._boxes["taken for normalized"] and self._boxes["normalized"] == count > 1:
+            return "its bbox looks normalized, as all of the file do"
+        return ""
 
     def __call__(self, annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
         number, category = annotation.get("id"), annotation.get("category_id")
@@ -194,7 +215,7 @@ class _AnnotationCheck:
         )
 
     def _box(self, box: Any, annotation: dict[str, Any], image: dict[str, Any]) -> str:
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_real, box)):
+        if not isinstance(box, list) or len(box) != 4 or not _are_real(box):
             return f"its bbox is {box!r:.80}, not [x, y, width, height]"
         x, y, width, height = box
         size = image["width"], image["height"]
@@ -204,11 +225,16 @@ class _AnnotationCheck:
             if self._empty_boxes_too and min(width, height) == 0:
                 return ""
             return f"its bbox is {_short(box)}, without width or height"
+        self._boxes["all"] += 1
+        self._boxes["normalized"] += max(box) <= NORMALIZED_SIDE
         if width < NORMALIZED_SIDE and height < NORMALIZED_SIDE and 0 <= x < 1 and 0 <= y < 1:
+            self._boxes["taken for normalized"] += 1
             return f"its bbox is {_short(box)}, which looks normalized: store pixels"
         inside = _is_inside((x, y, x + width, y + height), size)
         corners = width > x and height > y and _is_inside((x, y, width, height), size)
+        self._boxes["corners"] += corners
         if not inside and corners:
+            self._boxes["taken for corners"] += 1
             return (
                 f"its bbox is {_short(box)}, which looks like two corners. Store [x, y, width, "
                 "height]"
@@ -266,29 +292,29 @@ class _AnnotationCheck:
 
 def _check_polygons(polygons: list[Any], image: dict[str, Any]) -> tuple[str, Box | None]:
     """The problem, and else the box around the polygons."""
-    if all(map(_is_real, polygons)):
+    if _are_real(polygons):
         return "its segmentation is one flat list. Store a list of polygons", None
-    parts = []
     for polygon in polygons:
-        if not isinstance(polygon, list) or not all(map(_is_real, polygon)):
+        if not isinstance(polygon, list) or not _are_real(polygon):
             return f"its polygon is {polygon!r:.60}, not [x, y, x, y, ...]", None
         if len(polygon) < 6 or len(polygon) % 2:
             return f"a polygon has {len(polygon)} coordinates, not 3 or more pairs", None
-        parts.append(polygon)
+    values = polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))
     try:
-        points = np.asarray([value for part in parts for value in part], np.float64)
-    except OverflowError:
+        points = np.asarray(values, np.float64).reshape(-1, 2)
+    except OverflowError:  # a whole number that no float can hold
         return "a polygon has coordinates that are not finite", None
-    points = points.reshape(-1, 2)
-    if not np.isfinite(points).all():
+    left, top = points.min(axis=0).tolist()  # NaN if any is
+    right, bottom = points.max(axis=0).tolist()
+    if not all(map(math.isfinite, (left, top, right, bottom))):
         return "a polygon has coordinates that are not finite", None
-    low, high = points.min(axis=0), points.max(axis=0)
-    size = np.array([image["width"], image["height"]])
-    if (low < -size).any() or (high > 2 * size).any():
-        found = f"{low[0]:g}, {low[1]:g} to {high[0]:g}, {high[1]:g}"
-        return f"a polygon reaches from {found}, far outside its image of {_by(size)} pixels", None
-    width, height = high - low
-    return "", (float(low[0]), float(low[1]), float(width), float(height))
+    width, height = image["width"], image["height"]
+    if min(left + width, top + height, 2 * width - right, 2 * height - bottom) < 0:
+        return (
+            f"a polygon reaches from {left:g}, {top:g} to {right:g}, {bottom:g}, far outside its "
+            f"image of {width} x {height} pixels"
+        ), None
+    return "", (left, top, right - left, bottom - top)
 
 
 def _check_rle(mask: dict[str, Any], image: dict[str, Any]) -> tuple[str, Box | None]:
@@ -324,13 +350,13 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return common / (sides[0] * sides[1] + sides[2] * sides[3] - common)
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _are_real(values: list[Any]) -> bool:
+    return set(map(type, values)) <= _REAL
 
 
 def _is_number(value: Any) -> bool:
     # Neither NaN nor infinite, nor a whole number that no float can hold.
-    return _is_real(value) and -sys.float_info.max <= value <= sys.float_info.max
+    return type(value) in _REAL and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _is_name(value: Any) -> bool:
@@ -343,7 +369,3 @@ def _is_close(one: float, other: float) -> bool:
 
 def _short(box: Any) -> str:
     return "[" + ", ".join(f"{v:.6g}" if _is_number(v) else f"{v!r:.12}" for v in box) + "]"
-
-
-def _by(size: np.ndarray) -> str:
-    return f"{size[0]} x {size[1]}"

@@ -6,6 +6,8 @@ import json
 import os
 import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,23 @@ class CocoFile:
         return {category["id"]: category["name"] for category in self.categories}
 
 
+_kept: dict[tuple, CocoFile] | None = None
+
+
+@contextmanager
+def kept_files() -> Iterator[None]:
+    """Read every file once within this context, whose files must not be changed."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
 def read_coco(file: str | os.PathLike) -> CocoFile:
     """Read a COCO annotation file. Images and annotations are only known to be dicts.
 
@@ -45,6 +64,21 @@ def read_coco(file: str | os.PathLike) -> CocoFile:
         DatasetError: it is no regular file, no JSON, lacks a member, or its categories are not
             usable.
     """
+    if _kept is None or not os.path.isfile(file):
+        return _read_coco(file)
+    key = state_of(file)
+    if key not in _kept:
+        _kept[key] = _read_coco(file)
+    return _kept[key]
+
+
+def state_of(file: str | os.PathLike) -> tuple[str, int, int]:
+    """What changes when the file is written: its path, time and size."""
+    status = os.stat(PathManager.get_local_path(os.fspath(file)))
+    return os.fspath(file), status.st_mtime_ns, status.st_size
+
+
+def _read_coco(file: str | os.PathLike) -> CocoFile:
     content = _read_json(os.fspath(file))
     if not isinstance(content, dict):
         raise DatasetError(

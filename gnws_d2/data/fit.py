@@ -10,19 +10,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 
 from ..config import META_ARCHITECTURE, ConfigError
-from .catalog import (
-    CheckOptions,
-    load_coco,
-    register_source,
-    used_categories,
-    write_skipped,
-)
-from .coco_file import CocoFile, read_coco
+from .catalog import CheckOptions, load_coco, register_source, used_categories
+from .coco_file import CocoFile, kept_files, read_coco, state_of
 from .errors import DatasetError
-from .source import Source, is_source
+from .source import Source, is_ours, is_source
+from .summary import shared_images, summary_table
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +37,36 @@ def fit_to_data(cfg: CfgNode) -> CfgNode:
     files' classes are matched to it by name.
 
     Returns:
-        a new config, as frozen as ``cfg``; ``cfg`` itself if no dataset is a file. Fitting it again
-        changes nothing.
+        a new config, as frozen as ``cfg``; ``cfg`` itself if no dataset is a file, or it was fitted
+        to these files already.
 
     Raises:
         DatasetError: a file cannot be used.
         ConfigError: the model cannot be trained on instances.
     """
     sources = [name for name in dataset_names(cfg) if is_source(name)]
-    if not sources:
+    if not sources or _is_fitted(cfg, sources):
         return cfg
+    with kept_files():
+        fitted = _fit(cfg, sources)
+    _fitted.add(_state(fitted, sources))
+    return fitted
+
+
+_fitted: set[tuple] = set()  # configs and files that were fitted in this process
+
+
+def _is_fitted(cfg: CfgNode, sources: Sequence[str]) -> bool:
+    present = [name for name in sources if _file(name).is_file()]
+    return all(map(is_ours, present)) and _state(cfg, sources) in _fitted
+
+
+def _state(cfg: CfgNode, sources: Sequence[str]) -> tuple:
+    files = sorted({_file(name) for name in sources if _file(name).is_file()})
+    return cfg.dump(), *map(state_of, files)
+
+
+def _fit(cfg: CfgNode, sources: Sequence[str]) -> CfgNode:
     fitted = cfg.clone()
     fitted.defrost()
     _check_architecture(cfg)
@@ -81,11 +95,29 @@ def fit_to_data(cfg: CfgNode) -> CfgNode:
     changes.say(f"{len(classes)} classes in the data: {', '.join(classes)}")
     _fit_masks(changes, training, present, classes, ids, options)
     _fit_keypoints(changes, training, present)
-    if comm.is_main_process():
-        write_skipped(present, cfg.OUTPUT_DIR)
+    _say_what_is_there(fitted, present)
     if cfg.is_frozen():
         fitted.freeze()
     return fitted
+
+
+_described: set[tuple[str, ...]] = set()  # the datasets that were logged in this process
+
+
+def _say_what_is_there(cfg: CfgNode, present: Sequence[str]) -> None:
+    if tuple(present) in _described or not present:
+        return
+    _described.add(tuple(present))
+    logger.info("The data:\n%s", summary_table(present, cfg))
+    for one in present:
+        for other in present[present.index(one) + 1 :]:
+            split = {key for key in KEYS if one in cfg.DATASETS[key]}
+            apart = not split & {key for key in KEYS if other in cfg.DATASETS[key]}
+            if apart and (shared := shared_images(one, other)):
+                logger.warning(
+                    "%d images of %s are in %s too, such as %s: results on them say nothing.",
+                    *(len(shared), one, other, shared[0]),
+                )
 
 
 class _Changes:

@@ -26,6 +26,7 @@ from .catalog import (
     write_skipped,
 )
 from .errors import DatasetError
+from .fit import dataset_names
 from .source import is_ours, is_source
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
         if is_coco(name) and not is_ours(name) and _exists(MetadataCatalog.get(name).json_file):
             _check_registered(cfg, name)
     if comm.is_main_process():
-        write_skipped([name for name in names if not is_ours(name)], cfg.OUTPUT_DIR)
+        write_skipped(dataset_names(cfg), cfg.OUTPUT_DIR)
     try:
         yield
     except FileNotFoundError as error:

@@ -65,13 +65,14 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
             raise DatasetError("--data and --train both name training data. Use one of them.")
         for split, names in find_export(args.data).items():
             splits[split] = splits[split] or names
-    files = [Source.parse(name) for name in splits["train"] if is_source(name)]
-    if files and not splits["val"]:
-        # A part that was asked for stays: its other one validates only if nothing else does.
-        whole = [source for source in files if source and not source.part]
-        splits["val"] = [str(replace(source, part="val")) for source in whole]
-        halves = {str(source): str(replace(source, part="train")) for source in whole}
-        splits["train"] = [halves.get(name, name) for name in splits["train"]]
+    files = {name: Source.parse(name) for name in splits["train"] if is_source(name)}
+    if not splits["val"]:
+        halves = {name: source for name, source in files.items() if source and source.part != "val"}
+        splits["val"] = [str(replace(source, part="val")) for source in halves.values()]
+        splits["train"] = [
+            str(replace(halves[name], part="train")) if name in halves else name
+            for name in splits["train"]
+        ]
     return splits
 
 

@@ -44,7 +44,10 @@ OF_ANNOTATION = {
     "bbox zero height": ({"bbox": [4, 6, 16, 0]}, "without width or height"),
     "bbox negative": ({"bbox": [20, 18, -16, -12]}, "without width or height"),
     "bbox normalized": ({"bbox": [0.06, 0.125, 0.25, 0.25]}, "which looks normalized"),
-    "bbox corners": ({"bbox": [40, 30, 60, 44]}, "which looks like two corners"),
+    "bbox corners": (
+        {"bbox": [40, 30, 60, 44], "segmentation": []},
+        "which looks like two corners",
+    ),
     "bbox corners by mask": (
         {"bbox": [10, 8, 20, 14], "segmentation": polygon(10, 8, 10, 6)},
         "which looks like two corners: its mask is in [10, 8, 10, 6]",
@@ -146,7 +149,9 @@ def test_a_damaged_annotation(file, damage):
     coco["annotations"][0].update(members)
     write(file, coco)
     refused(file, said, "annotation 100 of '0.png': ")
-    fit_to_data(config(file, skip=True))
+    cfg = fit_to_data(config(file, skip=True))
+    with dataset_errors(cfg, cfg.DATASETS.TRAIN):
+        pass
     assert [a["id"] for a in DatasetCatalog.get(str(file))[0]["annotations"]] == [101]
     assert sorted(coco_truth(str(file)).anns) == list(range(101, 108))
     (skipped,) = json.loads((file.parent / "output/skipped_annotations.json").read_text()).values()
@@ -362,6 +367,33 @@ def test_damaged_files(file, damage, skip):
     with pytest.raises(DatasetError, match=rf"mine\.json.*{said}") as caught:
         fit_to_data(config(file, skip))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_file_of_corners_is_bad_as_a_whole(tmp_path):
+    """Some boxes are inside their image in either form: skipping the others would train on them."""
+    file = make_coco(tmp_path, masks=False)
+    coco = read(file)
+    for annotation in coco["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+        del annotation["area"]
+    coco["annotations"][1]["bbox"] = [40, 30, 60, 44]
+    write(file, coco)
+    refused(file, "101 of '0.png': its bbox is [40, 30, 60, 44], which looks like two", "7 more")
+    with pytest.raises(DatasetError, match="no annotations"):
+        fit_to_data(config(file, skip=True))
+
+
+def test_a_normalized_file_is_bad_as_a_whole(tmp_path):
+    file = make_coco(tmp_path, masks=False)
+    coco = read(file)
+    for annotation in coco["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x / WIDTH, y / HEIGHT, width / WIDTH, height / HEIGHT]
+        del annotation["area"]
+    coco["annotations"][5]["bbox"] = [0, 0, 1, 1]  # the whole image
+    write(file, coco)
+    refused(file, "There are 7 more", "which looks normalized")
 
 
 FINE = {

@@ -15,6 +15,7 @@ from gnws_d2.checkpoint import Provenance
 from gnws_d2.config import ConfigError, portable_config
 from gnws_d2.data import coco_truth, fit_to_data
 from gnws_d2.data.errors import DatasetError
+from gnws_d2.data.loading import dataset_errors
 from gnws_d2.engine import Trainer, build_evaluator
 
 BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
@@ -185,7 +186,9 @@ def test_some_without_masks_are_an_error_that_says_which(tmp_path):
         fit_to_data(config(tmp_path, file, (), MASKS))
     assert fit_to_data(config(tmp_path, file)).MODEL.ROI_HEADS.NUM_CLASSES == 2
     cfg = config(tmp_path, file, (), MASKS, "DATALOADER.SKIP_BAD_ANNOTATIONS", "True")
-    fit_to_data(cfg)
+    fitted = fit_to_data(cfg)
+    with dataset_errors(fitted, fitted.DATASETS.TRAIN):
+        pass
     kept = [a["id"] for r in DatasetCatalog.get(str(file)) for a in r["annotations"]]
     assert kept == [100, 101, 102, 104, 106, 107]
     (skipped,) = json.loads((tmp_path / "output/skipped_annotations.json").read_text()).values()
@@ -226,9 +229,29 @@ def test_keypoints_come_from_the_categories(tmp_path):
     assert len(fitted.TEST.KEYPOINT_OKS_SIGMAS) == 3
     assert MetadataCatalog.get(str(file)).keypoint_flip_map == [("left_eye", "right_eye")]
     assert DatasetCatalog.get(str(file))[0]["annotations"][0]["keypoints"][:3] == [7.5, 8.5, 2]
+    # pycocotools and Detectron2 want keypoints of all objects where some have them.
+    del coco["annotations"][1]["keypoints"]
+    write(file, coco)
+    fit_to_data(cfg)
+    assert coco_truth(str(file)).anns[101]["num_keypoints"] == 0
+    assert DatasetCatalog.get(str(file))[0]["annotations"][1]["keypoints"][2] == 0
     plain = make_coco(tmp_path / "plain")
     with pytest.raises(DatasetError, match=r"no annotation has keypoints, but MODEL\.KEYPOINT_ON"):
         fit_to_data(config(tmp_path, plain, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml"))
+
+
+def test_a_file_is_read_once_to_fit_and_not_again(tmp_path, monkeypatch):
+    from gnws_d2.data import coco_file
+
+    reads = []
+    read_json = coco_file._read_json
+    monkeypatch.setattr(coco_file, "_read_json", lambda f: reads.append(f) or read_json(f))
+    file = make_coco(tmp_path)
+    fitted = fit_to_data(config(tmp_path, f"{file}#train", f"{file}#val"))
+    assert reads == [str(file)]
+    assert fit_to_data(fitted) is fitted and len(reads) == 1
+    write(file, {**read(file), "info": {}})
+    assert fit_to_data(fitted) == fitted and len(reads) == 2
 
 
 def test_a_frozen_config_stays_frozen_and_unchanged(tmp_path):

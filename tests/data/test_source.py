@@ -1,9 +1,9 @@
 """Dataset names that are COCO files, and exports of annotation tools found by their folders."""
 
+import argparse
 import os
 import random
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from gnws_d2.data import fit_to_data, is_source, register_source
 from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.source import Source, find_export, resolve
 from gnws_d2.data.split import split_names
+from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
 
 
 @pytest.mark.parametrize(
@@ -175,15 +176,7 @@ def test_folders_that_are_no_export(tmp_path):
 
 
 def arguments(*words):
-    sys.path.insert(0, str(Path(__file__).parents[2] / "projects" / "Detection"))
-    try:
-        import argparse
-
-        from data_arguments import add_data_arguments, data_opts
-
-        return data_opts(add_data_arguments(argparse.ArgumentParser()).parse_args(words))
-    finally:
-        sys.path.pop(0)
+    return data_opts(add_data_arguments(argparse.ArgumentParser()).parse_args(words))
 
 
 def test_arguments_become_config_keys(tmp_path, monkeypatch):
@@ -203,6 +196,8 @@ def test_arguments_become_config_keys(tmp_path, monkeypatch):
     cfg = gnws_d2.load_config("", opts)
     assert cfg.DATASETS.TRAIN == (str(one),) and cfg.DATASETS.TEST == (str(two),)
     assert cfg.DATASETS.FINAL_TEST == ("digits_val",)
+    parts = arguments("--train", f"{one}#train")
+    assert parts == ["DATASETS.TRAIN", f"('{one}#train',)", "DATASETS.TEST", f"('{one}#val',)"]
     assert arguments("--train", "digits_train") == ["DATASETS.TRAIN", "('digits_train',)"]
     assert arguments() == []
 

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Check COCO datasets before training: every image is decoded, every annotation looked at.
+
+    check_data.py --data export/
+    check_data.py --train a.json=images/ --val b.json=images/ --config-file ... --output bad.json
+    check_data.py my.json
+
+What would train or evaluate wrong is listed, and the exit code is then 1. The rest is summarized: a
+table of objects by class and size, as the config's input size and anchors see them, and the images
+that two datasets share, by content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+import gnws_d2
+from gnws_d2.data import fit_to_data
+from gnws_d2.data.catalog import is_coco, register_source
+from gnws_d2.data.coco_check import Problem, check_coco, header_problem
+from gnws_d2.data.coco_file import read_coco
+from gnws_d2.data.errors import DatasetError
+from gnws_d2.data.fit import dataset_names
+from gnws_d2.data.images import ImageError, read_image
+from gnws_d2.data.source import is_source, resolve
+from gnws_d2.data.summary import data_summary
+from gnws_d2.errors import add_debug_flag, one_line_errors
+from gnws_d2.files import atomic_write
+from gnws_d2.projects.acceleration import add_acceleration_config
+from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
+
+logger = logging.getLogger("gnws_d2.check_data")
+
+MOST_LISTED = 10  # problems of a file; --output has all
+
+
+def parse_args(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sources", nargs="*", metavar="SOURCE", help="files to check")
+    add_data_arguments(parser)
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="whose input size and anchors the table shows; Detectron2's defaults without",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON of all that was found")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return add_debug_flag(parser).parse_args(words)
+
+
+class Decoder:
+    """``decoder(file, image)`` says what is wrong with an image, and keeps the digest of its
+    content."""
+
+    def __init__(self, total: int) -> None:
+        self.digests: dict[str, str] = {}
+        self._bar = tqdm(total=total, unit="image", disable=None, leave=False)
+
+    def __call__(self, file: Path, image: dict[str, Any]) -> str:
+        self._bar.update()
+        reason = header_problem(file, image)
+        if reason:
+            return reason
+        try:
+            read_image(file, "BGR")
+        except ImageError as error:
+            return str(error)
+        self.digests[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return ""
+
+
+def check(name: str) -> tuple[list[Problem], dict[str, str]]:
+    """The problems of a dataset's file, and the digests of its images by file."""
+    if is_source(name):
+        register_source(name)
+    metadata = MetadataCatalog.get(name)
+    if name not in DatasetCatalog.list() or not is_coco(name):
+        raise DatasetError(f"{name!r} is not a COCO dataset. Name a *.json file.")
+    coco = read_coco(metadata.json_file)
+    decoder = Decoder(len(coco.images))
+    problems = check_coco(coco, Path(metadata.image_root), image_problem=decoder).problems
+    for problem in problems[:MOST_LISTED]:
+        logger.error("%s: %s", metadata.json_file, problem.reason)
+    if len(problems) > MOST_LISTED:
+        logger.error("%s: %d more", metadata.json_file, len(problems) - MOST_LISTED)
+    return problems, decoder.digests
+
+
+def shared_content(digests: dict[str, dict[str, str]]) -> list[list[str]]:
+    """Groups of image files of one content, of different annotation files or of one."""
+    files: dict[str, set[str]] = {}
+    for of_file in digests.values():
+        for file, digest in of_file.items():
+            files.setdefault(digest, set()).add(file)
+    return sorted(sorted(group) for group in files.values() if len(group) > 1)
+
+
+@one_line_errors()
+def main(words: list[str] | None = None) -> int:
+    args = parse_args(words)
+    setup_logger(name="gnws_d2")
+    opts = data_opts(args)
+    if args.sources:
+        named = tuple(resolve(word) for word in args.sources)
+        opts = ["DATASETS.TRAIN", repr(named), "DATASETS.TEST", "()", *opts]
+    if not opts:
+        raise DatasetError("no data is named. Add --data FOLDER, --train SOURCE or a file.")
+    if "DATASETS.TEST" not in opts:
+        opts += ["DATASETS.TEST", "()"]
+    opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
+    cfg = gnws_d2.load_config(args.config_file, [*opts, *args.opts], [add_acceleration_config])
+    names = dataset_names(cfg)
+    found: dict[str, list[Problem]] = {}
+    digests: dict[str, dict[str, str]] = {}
+    for name in names:
+        file = name.partition("#")[0]
+        if file not in found:  # both parts of a split are in one file
+            found[file], digests[file] = check(name)
+    cfg = fit_to_data(cfg)  # logs the table
+    shared = shared_content(digests)
+    if shared:
+        logger.warning(
+            "%d images exist more than once, such as %s", len(shared), " and ".join(shared[0][:2])
+        )
+    bad = sum(map(len, found.values()))
+    if args.output is not None:
+        report = {
+            "problems": {f: [asdict(p) for p in problems] for f, problems in found.items()},
+            "same_content": shared,
+            "summary": {name: data_summary(name, cfg) for name in names},
+        }
+        with atomic_write(args.output) as partial:
+            partial.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        logger.info("%s has all that was found.", args.output)
+    logger.info("%d images and annotations would train or evaluate wrong.", bad)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
