@@ -222,7 +222,8 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.WS.PARTS is {shorten(list(cfg.MODEL.WS.PARTS))}, but "
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. "
             f"Set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
-            f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
+            f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS "
+            "to []."
         )
     for key, value, known in (
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
