@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .config_files import resolve_config_file
-from .errors import GnwsError
+from .config_values import check_components, check_values, leaves
+from .config_yaml import read_config
+from .errors import ConfigError, shorten
 from .norms import BCN_NORMS
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,6 @@ REMOVED_KEYS = {
     "MODEL.GN.REBUILD_ACTIVATIONS",  # projects/Acceleration: RECOMPUTE_ACTIVATIONS
     "MODEL.GN.REBUILD_CONVOLUTIONS",
 }
-
-
-class ConfigError(GnwsError, ValueError):
-    """A config that cannot work; the message names the key, its value and the fix."""
 
 
 def add_gnws_config(cfg: CfgNode) -> None:
@@ -142,22 +139,20 @@ def load_config(
         add_config(cfg)
     _used_add_configs.update(dict.fromkeys(add_configs))
     path = resolve_config_file(str(file))
-    loaded: dict = {}
-    if path:
-        try:
-            loaded = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    named = {key for key, _ in _leaves(CfgNode(loaded))} | set(opts[::2])
+    loaded = CfgNode(read_config(path) if path else {})
+    named = {key for key, _ in leaves(loaded)} | set(opts[::2])
     cfg = _with_projects(cfg, named)
-    if path:
-        _check_keys(CfgNode(loaded), cfg, path)
-        try:
-            with _single_names_allowed(cfg, loaded.get("DATASETS") or {}):
-                cfg.merge_from_file(path, allow_unsafe=False)
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"{path}: {error.args[0]}") from error
+    defaults = cfg.clone()
+    _check_keys(loaded, cfg, path)
+    with _merging(path), _single_names_allowed(cfg, loaded.get("DATASETS", {})):
+        cfg.merge_from_other_cfg(loaded)
     _merge_opts(cfg, opts)
+    if cfg.VERSION != defaults.VERSION:
+        raise ConfigError(
+            f"VERSION is {shorten(cfg.VERSION)}, a version of Detectron2's configs that is not "
+            f"supported. Set it to {defaults.VERSION} and use the keys of that version."
+        )
+    check_values(cfg, defaults)
     use_available_device(cfg)
     check_config(cfg)
     return cfg
@@ -175,11 +170,11 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     program that adds the same keys, reads it in any case.
     """
     defaults = get_cfg()
-    own = {key for key, _ in _leaves(defaults)}
+    own = {key for key, _ in leaves(defaults)}
     for add_config in _used_add_configs:
         add_config(defaults)
-    values = dict(_leaves(cfg))
-    unused = {k for k, v in _leaves(defaults) if k not in own and k in values and values[k] == v}
+    values = dict(leaves(cfg))
+    unused = {k for k, v in leaves(defaults) if k not in own and k in values and values[k] == v}
     return _without(cfg.clone(), unused)
 
 
@@ -195,12 +190,12 @@ def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
     # Only where needed: a config saved with a project's keys can be read only with them.
     for add_project_config in (add_deeplab_config, _add_pointrend_config):
-        unknown = named - {key for key, _ in _leaves(cfg)}
+        unknown = named - {key for key, _ in leaves(cfg)}
         if not unknown:
             break
         extended = cfg.clone()
         add_project_config(extended)
-        if unknown & {key for key, _ in _leaves(extended)}:
+        if unknown & {key for key, _ in leaves(extended)}:
             cfg = extended
     return cfg
 
@@ -221,12 +216,14 @@ def _add_pointrend_config(cfg: CfgNode) -> None:
 
 def check_config(cfg: CfgNode) -> None:
     """Raise ConfigError if ``cfg`` describes what cannot be built, before anything is built."""
+    check_components(cfg)
     if cfg.MODEL.WS.PARTS and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
         raise ConfigError(
-            f"MODEL.WS.PARTS is {list(cfg.MODEL.WS.PARTS)}, but MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
-            f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
+            f"MODEL.WS.PARTS is {shorten(list(cfg.MODEL.WS.PARTS))}, but "
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. "
+            f"Set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
+            f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS "
+            "to []."
         )
     for key, value, known in (
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
@@ -237,14 +234,16 @@ def check_config(cfg: CfgNode) -> None:
     ):
         if value not in known:
             *others, last = (f'"{name}"' for name in known)
-            raise ConfigError(f"{key} is {value!r}. Set it to {', '.join(others)} or {last}.")
+            raise ConfigError(
+                f"{key} is {shorten(value)}. Set it to {', '.join(others)} or {last}."
+            )
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
         if norm not in NORMS:
             raise ConfigError(
-                f"{key} is {norm!r}, which is not a norm of Detectron2 or of this package. Use one "
-                f"of {', '.join(repr(n) for n in NORMS)}."
+                f"{key} is {shorten(norm)}, which is not a norm of Detectron2 or of this "
+                f"package. Use one of {', '.join(repr(n) for n in NORMS)}."
             )
         if norm in ("GN", *BCN_NORMS) and channels % 32:
             raise ConfigError(
@@ -261,7 +260,9 @@ def _check_bcn(cfg: CfgNode) -> None:
             "than 0 and at most 1, or to 0 if no norm has estimates."
         )
     if bcn.SCHEDULE not in ("lr", "constant"):
-        raise ConfigError(f'MODEL.BCN.SCHEDULE is {bcn.SCHEDULE!r}. Set it to "lr" or "constant".')
+        raise ConfigError(
+            f'MODEL.BCN.SCHEDULE is {shorten(bcn.SCHEDULE)}. Set it to "lr" or "constant".'
+        )
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         return
     for section, node in cfg.MODEL.items():
@@ -272,8 +273,8 @@ def _check_bcn(cfg: CfgNode) -> None:
         if not component.startswith(("WS", "build_ws_")):
             raise ConfigError(
                 f"MODEL.{section}.NORM is {node.NORM!r}, which Detectron2's own components do not "
-                f"know (MODEL.{named}.NAME is {component!r}). Name the component of this package "
-                f"there, or set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
+                f"know (MODEL.{named}.NAME is {shorten(component)}). Name the component of "
+                f"this package there, or set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
                 f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}."
             )
 
@@ -316,7 +317,9 @@ def _normalized_widths(cfg: CfgNode) -> Iterator[tuple[str, str, str, int]]:
 
 def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
     if len(opts) % 2:
-        raise ConfigError(f"overrides come in pairs, KEY VALUE; found {len(opts)} words: {opts}")
+        raise ConfigError(
+            f"overrides come in pairs, KEY VALUE; found {len(opts)} words: {shorten(opts)}"
+        )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         node = cfg
         for word in key.split("."):
@@ -325,13 +328,12 @@ def _merge_opts(cfg: CfgNode, opts: Sequence[str]) -> None:
             if not isinstance(node, CfgNode) or word not in node:
                 raise _unknown_key(key, value, cfg, "the command line")
             node = node[word]
-        try:
-            section, _, name = key.partition(".")
-            named = {name: value} if section == "DATASETS" else {}
-            with _single_names_allowed(cfg, named):
-                cfg.merge_from_list([key, value])
-        except ValueError as error:
-            raise ConfigError(f"{key} {value}: {error.args[0]}") from error
+        if isinstance(node, CfgNode) and key not in REMOVED_KEYS:
+            raise _is_section(key, value, "the command line")
+        section, _, name = key.partition(".")
+        names = {name: value} if section == "DATASETS" else {}
+        with _merging(f"{key} {shorten(value)}"), _single_names_allowed(cfg, names):
+            cfg.merge_from_list([key, value])
 
 
 @contextmanager
@@ -355,21 +357,30 @@ def _is_one_name(value: object) -> bool:
 
 
 def _check_keys(loaded: CfgNode, cfg: CfgNode, source: str) -> None:
-    known = {key for key, _ in _leaves(cfg)}
-    for key, value in _leaves(loaded):
-        if key not in known | REMOVED_KEYS and not any(k.startswith(key + ".") for k in known):
+    known = {key for key, _ in leaves(cfg)} | REMOVED_KEYS
+    for key, value in leaves(loaded):
+        if any(k.startswith(key + ".") for k in known):
+            raise _is_section(key, value, source)
+        if key not in known:
             raise _unknown_key(key, value, cfg, source)
 
 
+@contextmanager
+def _merging(source: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # yacs parses values as literals, which can fail in many ways
+        text = shorten(str(error) or repr(error), quote=False)
+        raise ConfigError(f"{source}: {text}") from error
+
+
+def _is_section(key: str, value: object, source: str) -> ConfigError:
+    fix = "Set the keys in it, or remove it."
+    return ConfigError(f"{source} sets {key} to {shorten(value)}, but it is a section. {fix}")
+
+
 def _unknown_key(key: str, value: object, cfg: CfgNode, source: str) -> ConfigError:
-    near = difflib.get_close_matches(key, [name for name, _ in _leaves(cfg)], n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key, [name for name, _ in leaves(cfg)], n=3, cutoff=0.6)
     fix = f"Did you mean {' or '.join(near)}?" if near else "Remove it."
-    return ConfigError(f"{source} sets {key} to {value!r}, a key that does not exist. {fix}")
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+    found = f"{source} sets {shorten(key, quote=False)} to {shorten(value)}"
+    return ConfigError(f"{found}, a key that does not exist. {fix}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from .errors import GnwsError
+from .errors import GnwsError, shorten
 
 _PACKAGED = Path(__file__).parent / "model_zoo" / "configs"  # in a wheel
 _CHECKOUT = Path(__file__).parents[1] / "configs"  # in a source tree
@@ -38,11 +39,11 @@ def get_config_file(config_path: str) -> str:
         FileNotFoundError: there is no such config; the message lists those of its folder.
     """
     file = CONFIG_ROOT / config_path
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike Path.is_file, also where no file can have the name
         folder = config_path.rpartition("/")[0]
         names = [name for name in config_names() if name.startswith(f"{folder}/")]
         raise ConfigFileError(
-            f"{config_path!r} is neither a file nor a config of gnws_d2. "
+            f"{shorten(config_path)} is neither a file nor a config of gnws_d2. "
             f"Its configs: {', '.join(names or config_names())}."
         )
     return str(file)
@@ -54,4 +55,4 @@ def resolve_config_file(file: str) -> str:
     Raises:
         FileNotFoundError: see :func:`get_config_file`.
     """
-    return file if not file or Path(file).is_file() else get_config_file(file)
+    return file if not file or os.path.isfile(file) else get_config_file(file)

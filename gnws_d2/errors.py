@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import reprlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,26 @@ DEBUG_VARIABLE = "GNWS_D2_DEBUG"
 
 class GnwsError(Exception):
     """An expected error: the message names the key, file or tensor, what was found, and the fix."""
+
+
+class ConfigError(GnwsError, ValueError):
+    """A config that cannot work; the message names the key, its value and the fix."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_SHORT.maxlevel = 3
+
+
+def shorten(value: object, *, quote: bool = True) -> str:
+    """The ``repr`` of a value for an error message, or with ``quote=False`` a text itself: in one
+    line, without control characters, of at most 400 characters before escaping."""
+    if quote or not isinstance(value, str):
+        text = _SHORT.repr(value)
+    else:
+        text = " ".join(value[:1000].split())
+    text = text if len(text) <= 400 else f"{text[:400]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def add_debug_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from .data.resize import build_test_augmentation
 from .errors import GnwsError
 from .layers import fold
 from .lazy_config import load_lazy_config
+from .modeling.errors import build_errors
 
 # The attributes by which Detectron2's models leave out detections of a low score.
 _SCORE_THRESHOLDS = ("test_score_thresh", "combine_instances_score_thresh")
@@ -125,7 +126,8 @@ class Predictor(DefaultPredictor):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of a config, before its weights are loaded. For subclasses to override."""
-        return build_model(cfg)
+        with build_errors(cfg):
+            return build_model(cfg)
 
     def set_score_threshold(self, threshold: float) -> None:
         """Leave out detections of a lower score from now on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,8 +39,20 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
-def send(content: bytes, *, cut: int | None = None, ranges: bool = True, kind: str = "", slow=0.0):
-    """Send ``content`` from where the client asks on; all of it, or ``cut`` bytes and hang up."""
+def send(
+    content: bytes,
+    *,
+    cut: int | None = None,
+    ranges: bool = True,
+    kind: str = "",
+    slow=0.0,
+    length: str | None = None,
+    content_range: str | None = None,
+):
+    """Send ``content`` from where the client asks on; all of it, or ``cut`` bytes and hang up.
+
+    ``length`` and ``content_range`` stand in the headers in place of the right ones; "" sends none.
+    """
 
     def answer(handler: Handler) -> None:
         asked = handler.headers.get("Range")
@@ -49,8 +63,10 @@ def send(content: bytes, *, cut: int | None = None, ranges: bool = True, kind: s
         handler.send_response(206 if start else 200)
         if start:
             whole = len(content)
-            handler.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
-        handler.send_header("Content-Length", str(len(content) - start))
+            right = f"bytes {start}-{whole - 1}/{whole}"
+            handler.send_header("Content-Range", right if content_range is None else content_range)
+        if length != "":
+            handler.send_header("Content-Length", length or str(len(content) - start))
         handler.send_header("Content-Type", kind or "application/octet-stream")
         handler.end_headers()
         body = content[start:] if cut is None else content[start : start + cut]
@@ -58,6 +74,21 @@ def send(content: bytes, *, cut: int | None = None, ranges: bool = True, kind: s
             time.sleep(slow)
             handler.wfile.write(body[i : i + (1 << 16)])
         handler.close_connection = True
+
+    return answer
+
+
+def say(*parts: bytes, pause: float = 0.0, forever: bool = False):
+    """Send ``parts`` as they are, headers and all; the last one again and again if ``forever``."""
+
+    def answer(handler: Handler) -> None:
+        handler.close_connection = True
+        with contextlib.suppress(OSError):  # the client has enough
+            for part in itertools.chain(parts, itertools.repeat(parts[-1] if forever else b"")):
+                if not part:
+                    break
+                handler.wfile.write(part)
+                time.sleep(pause)
 
     return answer
 

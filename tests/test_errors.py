@@ -13,7 +13,7 @@ import torch
 from gnws_d2.checkpoint import CheckpointError
 from gnws_d2.config import ConfigError
 from gnws_d2.data.errors import DatasetError
-from gnws_d2.errors import GnwsError, add_debug_flag, one_line_errors
+from gnws_d2.errors import GnwsError, add_debug_flag, one_line_errors, shorten
 from gnws_d2.export import ExportError
 from gnws_d2.model_zoo.download import DownloadError
 from gnws_d2.model_zoo.published import published
@@ -37,6 +37,12 @@ def test_errors_keep_the_builtin_exceptions_they_were():
         (DownloadError, OSError),
     ):
         assert issubclass(kind, GnwsError) and issubclass(kind, builtin)
+
+
+def test_a_text_in_a_message_is_short_and_harmless():
+    assert shorten("a\n  b\x1b[2J\0", quote=False) == r"a b\x1b[2J\x00"
+    assert len(shorten("x" * 10**6, quote=False)) < 500
+    assert len(shorten({"x" * 10**6: [["y" * 10**6] * 10**6]})) < 500
 
 
 def failing(error: Exception, *also: type[Exception], **options: object) -> None:
@@ -167,6 +173,11 @@ COMMANDS = {
         ["lazyconfig_train_net.py", "--config-file", "none.py"],
         {},
         ["'none.py' is neither a file nor a config of gnws_d2"],
+    ),
+    "a YAML file that LazyConfig would execute": (
+        ["lazyconfig_train_net.py", "--config-file", DIGITS],
+        {},
+        ["mask_rcnn_R_18_FPN_gn_ws.yaml is not a .py file. Use train_net.py"],
     ),
     "a config, export_model.py": (
         ["export_model.py", "--config-file", "none.yaml", "--input", "x.png"],

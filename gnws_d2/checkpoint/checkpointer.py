@@ -96,7 +96,10 @@ class Checkpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
-        return read_checkpoint(f)
+        checkpoint = read_checkpoint(f)
+        if not isinstance(checkpoint, dict):
+            raise CheckpointError(f"{f} holds no state dict. Save model.state_dict().")
+        return checkpoint
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self._for_inference and not path:
@@ -107,6 +110,10 @@ class Checkpointer(DetectionCheckpointer):
         self._loading = path
         try:
             return super().load(path, *args, **kwargs)
+        except AssertionError as error:
+            if "not found" not in str(error):
+                raise
+            raise CheckpointError(f"{path} is not a file. Correct its path.") from error
         finally:
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
 

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..modeling import StandardizationReport
+from ..modeling.errors import build_errors
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -23,7 +24,7 @@ def build_on_meta(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    with torch.device("meta"), build_errors(cfg):
         return build_model(cfg)
 
 

@@ -27,6 +27,7 @@ from ..data.loading import dataset_errors
 from ..data.resize import build_test_augmentation
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
+from ..modeling.errors import build_errors
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
 from .evaluators import build_evaluator
 from .launch import create_ddp_model
@@ -93,7 +94,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
+        with build_errors(cfg):
+            model = super().build_model(cfg)
         logger.info("Weight Standardization by part:\n%s", StandardizationReport.of(model))
         return model
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,7 +40,8 @@ def export(
         A comparison for each image.
 
     Raises:
-        ExportError: the format does not support the model, or the file detects something else.
+        ExportError: the format does not support the model, the file cannot be written, or it
+            detects something else.
     """
     chosen = FORMATS[format]
     folded = fold(model)
@@ -48,7 +50,7 @@ def export(
     detector = Detector(folded)
     with torch.no_grad():
         expected = [detector(picture) for picture in pictures]
-    with atomic_write(Path(file)) as partial:
+    with _write_errors(Path(file)), atomic_write(Path(file)) as partial:
         chosen.write(folded, pictures[0], partial, facts or {})
         run = chosen.load(partial)
         with torch.no_grad():
@@ -63,3 +65,13 @@ def export(
                     f"{result.found - result.same} others. It was not kept."
                 )
     return results
+
+
+@contextmanager
+def _write_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(
+            f"{file} cannot be written ({error}). Make room, or choose another folder."
+        ) from error

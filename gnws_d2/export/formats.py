@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from detectron2.export import scripting_with_instances
@@ -44,7 +45,15 @@ def _write_trace(
 ) -> None:
     with _quiet(), torch.no_grad(), patch_builtin_len():
         traced = torch.jit.trace(Detector(model), (image,), check_trace=False)
-        torch.jit.save(traced, str(file), _extra_files={"facts.json": json.dumps(facts)})
+        extra = {"facts.json": json.dumps(facts)}
+        _write(file, lambda stream: torch.jit.save(traced, stream, _extra_files=extra))
+
+
+def _write(file: Path, save: Callable[[IO[bytes]], None]) -> None:
+    """Through Python: torch's own writer ends the process where the disk is full."""
+    buffer = io.BytesIO()
+    save(buffer)
+    file.write_bytes(buffer.getbuffer())
 
 
 class _Scriptable(nn.Module):
@@ -65,7 +74,8 @@ def _write_script(
     fields |= {"scores": tensor, "pred_classes": tensor, "pred_masks": tensor}
     with _quiet():
         scripted = scripting_with_instances(_Scriptable(model).eval(), fields)
-        torch.jit.save(scripted, str(file), _extra_files={"facts.json": json.dumps(facts)})
+        extra = {"facts.json": json.dumps(facts)}
+        _write(file, lambda stream: torch.jit.save(scripted, stream, _extra_files=extra))
 
 
 def _load_torchscript(file: Path) -> Run:
@@ -90,10 +100,9 @@ def _record(model: nn.Module, image: torch.Tensor) -> torch.export.ExportedProgr
 def _write_export(
     model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
 ) -> None:
-    with file.open("wb") as opened:
-        torch.export.save(
-            _record(model, image), opened, extra_files={"facts.json": json.dumps(facts)}
-        )
+    recorded = _record(model, image)
+    extra = {"facts.json": json.dumps(facts)}
+    _write(file, lambda stream: torch.export.save(recorded, stream, extra_files=extra))
 
 
 def _load_export(file: Path) -> Run:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from urllib.parse import quote
-
-from filelock import FileLock
 
 from ..cache import cache_dir, cache_path
 from ..checkpoint import CheckpointError, Provenance, mmdet_to_detectron2
@@ -15,7 +14,9 @@ from ..checkpoint.convert import detectron2_checkpoint, state_dict_of
 from ..checkpoint.files import read_checkpoint, write_checkpoint
 from ..checkpoint.structure import standardized_parts
 from ..config import load_config
-from .download import DownloadError, download, sha256_of
+from ..files import atomic_write
+from ..lock import locked
+from .download import TOTAL, DownloadError, download, sha256_of
 from .published import Published
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 MIRROR_VARIABLE = "GNWS_D2_MIRROR"
 _FOLDER = "checkpoints"
 _DIGITS = 8  # of a SHA-256, in file names
+_WAIT = TOTAL + 600.0  # seconds for a process that downloads and converts
 
 
 def cached(entry: Published) -> Path | None:
@@ -42,6 +44,7 @@ def fetch(entry: Published) -> Path:
 
     Raises:
         DownloadError: the file cannot be downloaded.
+        LockError: the process that does the work does not end.
         CheckpointError: it does not fit the config.
         OSError: the cache folder cannot be written to.
     """
@@ -49,7 +52,7 @@ def fetch(entry: Published) -> Path:
         return file
     folder = cache_dir() / _FOLDER
     folder.mkdir(exist_ok=True)
-    with FileLock(folder / f"{entry.file_name}.lock"):
+    with locked(folder / f"{entry.file_name}.lock", _WAIT):
         return _verified(entry) or _convert(entry, _original(entry, folder), folder)
 
 
@@ -64,29 +67,73 @@ def _verified(entry: Published) -> Path | None:
 
 
 def _original(entry: Published, folder: Path) -> Path:
-    """The published file, verified."""
+    """The published file, verified against its full SHA-256 if the official address has ever sent
+    it here, else against the digits in its name."""
     file = folder / entry.file_name
+    record = folder / f"{entry.file_name}.sha256"
+    known = _recorded(record)
+    sha256 = known or entry.sha256
     if file.exists():
-        if sha256_of(file).startswith(entry.sha256):
+        if sha256_of(file).startswith(sha256):
+            _say_if_unknown(file, known)
             return file
         logger.warning("%s is damaged or another file, and is downloaded again.", file)
     mirror = os.environ.get(MIRROR_VARIABLE, "")
-    url = entry.url
-    if mirror.startswith(("http://", "https://")):
-        url = f"{mirror.rstrip('/')}/{quote(entry.file_name)}"
-    elif mirror:
-        copy = Path(mirror).expanduser() / entry.file_name
-        if copy.is_file():
-            found = sha256_of(copy)
-            if found.startswith(entry.sha256):
-                return copy
-            raise DownloadError(
-                f"{copy}, in the folder that ${MIRROR_VARIABLE} names, is damaged or another file: "
-                f"its SHA-256 begins with {found[:_DIGITS]}, not {entry.sha256}. Replace it."
-            )
+    if mirror and not mirror.startswith(("http://", "https://")):
+        copy = _in_folder(mirror, entry.file_name, sha256)
+        _say_if_unknown(copy, known)
+        return copy
+    url = f"{mirror.rstrip('/')}/{quote(entry.file_name)}" if mirror else entry.url
     logger.info("Downloading %s from %s to %s", entry.name, url, folder)
-    download(url, file, entry.sha256)
+    download(url, file, sha256)
+    if mirror:
+        _say_if_unknown(file, known)
+    elif not known:
+        with atomic_write(record) as partial:  # as `sha256sum --check` reads it
+            partial.write_text(f"{sha256_of(file)}  {file.name}\n", encoding="utf-8")
     return file
+
+
+def _in_folder(mirror: str, name: str, sha256: str) -> Path:
+    if "://" in mirror:
+        raise DownloadError(
+            f"${MIRROR_VARIABLE} is {mirror!r}, which is neither a folder nor an address. Set it "
+            "to a folder, or to an address that begins with http:// or https://."
+        )
+    folder = Path(mirror).expanduser()
+    copy = folder / name
+    if not copy.is_file():
+        missing = copy if folder.is_dir() else folder
+        raise DownloadError(
+            f"{missing}, in or of the folder that ${MIRROR_VARIABLE} names, does not exist. Put it "
+            f"there, or unset ${MIRROR_VARIABLE} to download from the official address."
+        )
+    found = sha256_of(copy)
+    if not found.startswith(sha256):
+        raise DownloadError(
+            f"{copy}, in the folder that ${MIRROR_VARIABLE} names, is damaged or another file: "
+            f"its SHA-256 begins with {found[: len(sha256)]}, not {sha256}. Replace it."
+        )
+    return copy
+
+
+def _recorded(record: Path) -> str:
+    """The full SHA-256 of the file that the official address sent; "" if there is none."""
+    try:
+        found = re.match("[0-9a-f]{64}(?= )", record.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return ""
+    return found[0] if found else ""
+
+
+def _say_if_unknown(file: Path, known: str) -> None:
+    if not known:
+        logger.warning(
+            "%s did not come from the official address and its full SHA-256 is unknown: the %d "
+            "digits in its name show that it is undamaged, not that it is authentic.",
+            file,
+            _DIGITS,
+        )
 
 
 def _convert(entry: Published, original: Path, folder: Path) -> Path:

@@ -9,6 +9,7 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..config import load_config
 from ..config_files import get_config_file
+from ..modeling.errors import build_errors
 from .published import published
 
 
@@ -68,6 +69,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     cfg = get_config(config_path, trained)
     if device is not None:
         cfg.MODEL.DEVICE = device
-    model = build_model(cfg)
+    with build_errors(cfg):
+        model = build_model(cfg)
     Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS)
     return model

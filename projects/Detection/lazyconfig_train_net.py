@@ -5,9 +5,10 @@
     lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=model_final.pth
     lazyconfig_train_net.py --config-file ... --num-gpus 2 dataloader.train.total_batch_size=8
 
-The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
-lr_multiplier and train. Overrides are written key=value, +key=value where
-the config does not have the key.
+A config is a Python program: what it says is executed, so read one of others before its first
+use. The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
+lr_multiplier and train. Overrides are written key=value, or +key=value for a key that the config
+does not have.
 """
 
 from __future__ import annotations

@@ -53,7 +53,11 @@ def test_killed_half_way_leaves_nothing_that_counts(tmp_path):
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     left = {p.name for p in tmp_path.iterdir()}
-    assert left == {"digits_v3_150_1.partial", "digits_v3_150_1.lock"}
+    assert left == {
+        "digits_v3_150_1.partial",
+        "digits_v3_150_1.lock",
+        "digits_v3_150_1.lock.holder",
+    }
     whole = digits.make_digits(tmp_path, num_train=150, num_val=1)
     assert len(json.loads((whole / "digits_train.json").read_text())["images"]) == 150
     assert len(list(tmp_path.rglob("*.png"))) == 3 * 151

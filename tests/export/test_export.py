@@ -1,6 +1,7 @@
 """Exported files detect what the model in Detectron2 detects, in images of several sizes."""
 
 import json
+import resource
 
 import numpy as np
 import onnxruntime
@@ -121,6 +122,22 @@ def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
         export(model, "torchscript-trace", tmp_path / "model.ts", pictures((96, 96)), tolerance=-1)
     assert [file.name for file in tmp_path.iterdir() if file.suffix != ""] == ["model.ts"]
     assert (tmp_path / "model.ts").read_text() == "from before"
+
+
+@pytest.mark.parametrize(
+    "format", ["torchscript-trace", pytest.param("torch-export", marks=pytest.mark.slow)]
+)
+def test_a_full_disk_is_an_error_that_leaves_nothing(tiny_config, tmp_path, format):
+    """The limit of a file's size stands for the disk: torch's writer would end the process."""
+    model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *ALL, *TWO_LEVELS))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(ExportError, match=r"model cannot be written .*too large.* Make room"):
+            export(model, format, tmp_path / "model", pictures((96, 96)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not [file for file in tmp_path.iterdir() if file.is_file()]
 
 
 @pytest.mark.parametrize(

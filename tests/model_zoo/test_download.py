@@ -3,16 +3,20 @@
 import hashlib
 import os
 import shutil
+import time
 
 import pytest
 from processes import run
-from server import fail, redirect, send
+from server import fail, redirect, say, send
 
 from gnws_d2.model_zoo import download as module
 from gnws_d2.model_zoo.download import DownloadError, download
 
 CONTENT = os.urandom(3 << 20)
 SHA = hashlib.sha256(CONTENT).hexdigest()[:8]
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+MOVED = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: %s\r\n\r\n"
 
 
 @pytest.fixture
@@ -39,8 +43,20 @@ def left(file):
         # A server that knows no ranges sends all of it again.
         ([send(CONTENT, cut=1 << 20), send(CONTENT, ranges=False)], [None, "bytes=1048576-"]),
         ([send(CONTENT, slow=0.01)], [None]),
+        ([send(CONTENT, kind="text/html")], [None]),
+        ([send(CONTENT, length="")], [None]),
+        ([send(CONTENT, length="many")], [None]),
+        ([send(CONTENT, length="-5")], [None]),
+        (
+            [send(CONTENT, cut=1 << 20), send(CONTENT, content_range="bytes x-y/z")],
+            [None, "bytes=1048576-"],
+        ),
+        ([say(OK + CONTENT)], [None]),
     ],
-    ids=["good", "500 then good", "cut", "cut twice", "cut, no ranges", "slow"],
+    ids=[
+        *("good", "500 then good", "cut", "cut twice", "cut, no ranges", "slow", "as a page"),
+        *("no length", "length no number", "length below 0", "range no numbers", "old protocol"),
+    ],
 )
 def test_it_arrives_whole(server, file, answers, ranges):
     server.answers["/model.pth"] = answers
@@ -84,11 +100,27 @@ def test_a_beginning_of_another_file_is_thrown_away(server, file):
         ([fail(404)], "404", 1),
         ([fail(403)], "403", 1),
         ([fail(500)], "500", module.ATTEMPTS),
-        ([send(b"<html>", kind="text/html; charset=utf-8")], "text/html, a page instead", 1),
+        ([send(b"<html>", kind="text/html; charset=utf-8")], "sent a page instead", 1),
         ([send(CONTENT[:-1] + b"x")], f"not {SHA}", 1),
         ([send(CONTENT, cut=0)], "IncompleteRead", module.ATTEMPTS),
+        ([send(CONTENT[:1000], length="1000")], f"not {SHA}", 1),
+        ([send(CONTENT, length=str(1 << 40))], "1099511627776 bytes, more than", 1),
+        ([say(b"")], "closed connection without response", module.ATTEMPTS),
+        ([say(b"\0" * 1000)], r"\x00", module.ATTEMPTS),
+        ([say(b"HTTP/1.1 -1 x\r\n\r\n")], "HTTP/1.1 -1 x", module.ATTEMPTS),
+        ([say(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 200)], "more than 100", module.ATTEMPTS),
+        ([say(b"HTTP/1.1 200 OK\r\n" + b"A" * 70_000)], "more than 65536", module.ATTEMPTS),
+        ([say(CHUNKED + b"zz\r\n")], "IncompleteRead", module.ATTEMPTS),
+        ([say(MOVED % b"http://[::1")], "Invalid IPv6", 1),
+        ([say(MOVED % b"http://x:y/")], "nonnumeric port", module.ATTEMPTS),
+        ([say(MOVED % b"file:///etc/passwd")], "not allowed", 1),
+        ([redirect("/model.pth")], "infinite loop", 1),
     ],
-    ids=["404", "403", "500", "a page", "wrong hash", "nothing comes"],
+    ids=[
+        *("404", "403", "500", "a page", "wrong hash", "nothing comes", "too short", "too long"),
+        *("hangs up", "not HTTP", "no status", "many headers", "a long header", "no chunk"),
+        *("no address", "no port", "a local file", "in a circle"),
+    ],
 )
 def test_what_cannot_be_had_is_said_in_a_line_and_costs_nothing(
     server, file, answers, reason, attempts
@@ -103,7 +135,58 @@ def test_what_cannot_be_had_is_said_in_a_line_and_costs_nothing(
     for part in ("model.pth", url, str(file.parent), "GNWS_D2_MIRROR"):
         assert part in message
     assert file.read_bytes() == b"what was there before"
-    assert len(server.requests) == attempts
+    assert len(server.requests) == attempts or reason == "infinite loop"
+
+
+SLOW = {
+    "one byte after the other": say(OK, b"x", pause=0.05, forever=True),
+    "one header after the other": say(OK[:-2], b"A: b\r\n", pause=0.1, forever=True),
+    "bytes of a header": say(OK[:-2], b"A", pause=0.05, forever=True),
+    "bytes of a chunk's length": say(CHUNKED, b"0", pause=0.05, forever=True),
+    "wait, always": say(b"HTTP/1.1 100 Continue\r\n\r\n", pause=0.05, forever=True),
+}
+
+
+@pytest.mark.parametrize("answer", SLOW.values(), ids=SLOW)
+def test_a_server_that_sends_now_and_then_is_given_up(server, file, monkeypatch, answer):
+    monkeypatch.setattr(module, "STALL", 0.3)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    server.answers["/model.pth"] = [answer]
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match=r"fewer than 65536 bytes came in 0\.3 s"):
+        download(f"{server.url}/model.pth", file, SHA)
+    assert time.monotonic() - started < 3 and len(server.requests) == 2
+
+
+def test_all_attempts_together_have_a_limit_and_the_next_call_goes_on(server, file, monkeypatch):
+    server.answers["/model.pth"] = [send(CONTENT, slow=0.05)]
+    with monkeypatch.context() as patch, pytest.raises(DownloadError, match=r"after 0\.3 s"):
+        patch.setattr(module, "TOTAL", 0.3)
+        download(f"{server.url}/model.pth", file, SHA)
+    assert len(server.requests) == 1
+    have = file.with_name("model.pth.part").stat().st_size
+    assert 0 < have < len(CONTENT)
+    server.answers["/model.pth"] = [send(CONTENT)]
+    download(f"{server.url}/model.pth", file, SHA)
+    assert file.read_bytes() == CONTENT and server.requests[1] == ("/model.pth", f"bytes={have}-")
+
+
+@pytest.mark.parametrize("head", [OK, CHUNKED], ids=["no length", "chunks"])
+def test_content_without_an_end_is_given_up(server, file, monkeypatch, head):
+    monkeypatch.setattr(module, "LARGEST", 1 << 20)
+    part = b"10000\r\n%s\r\n" % CONTENT[: 1 << 16]
+    server.answers["/model.pth"] = [say(head, part, forever=True)]
+    with pytest.raises(DownloadError, match="does not end after"):
+        download(f"{server.url}/model.pth", file, SHA)
+    assert len(server.requests) == 1
+    assert file.with_name("model.pth.part").stat().st_size == 0
+
+
+def test_content_beyond_its_length_is_not_read(server, file):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(CONTENT)
+    server.answers["/model.pth"] = [say(head, CONTENT, b"x" * 65536, forever=True)]
+    download(f"{server.url}/model.pth", file, SHA)
+    assert file.read_bytes() == CONTENT
 
 
 def test_a_server_that_stops_sending_is_given_up(server, file, monkeypatch):

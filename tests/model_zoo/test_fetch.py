@@ -164,6 +164,71 @@ def test_a_folder_of_downloaded_files(entry, content, server, monkeypatch, tmp_p
     assert not (empty_cache / "checkpoints" / entry.file_name).exists()  # used where it is
 
 
+@pytest.fixture
+def forged(content, config, server, monkeypatch) -> tuple[Published, bytes]:
+    """A published checkpoint whose name has two digits of its hash, and another file with them."""
+    digest = hashlib.sha256(content)
+    digits = digest.hexdigest()[:2]
+    for i in range(1 << 16):
+        (other := digest.copy()).update(end := i.to_bytes(2, "big"))
+        if other.hexdigest()[:2] == digits:
+            break
+    results = dict.fromkeys(("epochs", "train_mem_gb", "inference_ms", "box_ap", "mask_ap"), "")
+    entry = Published("small", config, **results, url=f"{server.url}/a/b/model-{digits}.pth")
+    server.answers[f"/a/b/{entry.file_name}"] = [send(content)]
+    return entry, content + end
+
+
+def test_the_full_hash_is_recorded_and_checked_from_then_on(
+    forged, content, server, monkeypatch, empty_cache, tmp_path, caplog
+):
+    entry, other = forged
+    converted = fetch(entry)
+    folder = empty_cache / "checkpoints"
+    sha256 = hashlib.sha256(content).hexdigest()
+    record = folder / f"{entry.file_name}.sha256"
+    assert record.read_text() == f"{sha256}  {entry.file_name}\n"
+    assert "authentic" not in caplog.text
+    # A forged file in the cache is replaced.
+    converted.unlink()
+    (folder / entry.file_name).write_bytes(other)
+    assert fetch(entry) == converted and len(server.requests) == 2
+    # One of a mirror is refused, from a folder as from an address.
+    converted.unlink()
+    (folder / entry.file_name).unlink()
+    (tmp_path / entry.file_name).write_bytes(other)
+    server.answers[f"/mirror/{entry.file_name}"] = [send(other)]
+    for mirror in (str(tmp_path), f"{server.url}/mirror"):
+        monkeypatch.setenv("GNWS_D2_MIRROR", mirror)
+        with pytest.raises(DownloadError, match=rf"SHA-256 .*, not {sha256}"):
+            fetch(entry)
+    assert cached(entry) is None
+
+
+@pytest.mark.parametrize("kind", ["a folder", "an address"])
+def test_a_file_of_a_mirror_is_named_where_its_full_hash_is_unknown(
+    entry, content, server, monkeypatch, tmp_path, caplog, kind
+):
+    server.answers = {f"/mirror/{entry.file_name}": [send(content)]}
+    (tmp_path / entry.file_name).write_bytes(content)
+    mirror = str(tmp_path) if kind == "a folder" else f"{server.url}/mirror"
+    monkeypatch.setenv("GNWS_D2_MIRROR", mirror)
+    folder = fetch(entry).parent
+    assert caplog.text.count("full SHA-256 is unknown") == 1
+    assert not (folder / f"{entry.file_name}.sha256").exists()
+
+
+@pytest.mark.parametrize("mirror", ["no folder", "ftp://x/y", "s3://bucket", "https:/one", "."])
+def test_an_unusable_mirror_is_an_error_and_nothing_is_downloaded(
+    entry, server, monkeypatch, tmp_path, mirror
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GNWS_D2_MIRROR", mirror)
+    with pytest.raises(DownloadError, match="GNWS_D2_MIRROR"):
+        fetch(entry)
+    assert server.requests == []
+
+
 def test_a_file_put_into_the_cache_by_hand(entry, content, server, empty_cache):
     server.answers[f"/a/b/{entry.file_name}"] = [fail(404)]
     with pytest.raises(DownloadError) as error:

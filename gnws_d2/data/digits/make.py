@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from ...cache import cache_path, ensure_writable
 from ...errors import GnwsError
+from ...lock import locked
 from .annotation import annotation, categories, semantic
 from .scans import SPLITS, load_scans
 from .scene import SIZE, compose
@@ -31,6 +31,7 @@ SEED = 2020
 NUM_TRAIN = 1200
 NUM_VAL = 200
 SECONDS_PER_IMAGE = 0.012  # for the log
+WAIT = 1800.0  # seconds for another process that makes it
 
 logger = logging.getLogger(__package__)
 
@@ -137,7 +138,7 @@ def make_digits(
     # Before the lock, so that a finished dataset can be used from a read-only place.
     if not is_complete(folder):
         ensure_writable(root)
-        with FileLock(root / f"{folder.name}.lock"):
+        with locked(root / f"{folder.name}.lock", WAIT):
             if not is_complete(folder):
                 seconds = SECONDS_PER_IMAGE * (num_train + num_val)
                 logger.info("Making Digits in %s (takes about %.0f s)", folder, seconds)
