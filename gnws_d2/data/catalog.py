@@ -90,7 +90,7 @@ def register_source(
         "thing_classes": list(classes),
         "thing_dataset_id_to_contiguous_id": _id_map(coco, classes, ids, spare_ids),
         "json_file": str(source.file),
-        "image_root": str(source.image_folder([_name(image) for image in coco.images])),
+        "image_root": str(source.image_folder([n for n in map(_name, coco.images) if n])),
         "evaluator_type": "coco",
         "is_source": True,
         **_keypoint_metadata(coco, classes),
@@ -130,11 +130,13 @@ def verdict_of(name: str, coco: CocoFile | None = None) -> Verdict:
     needs_masks = _catalog.options.get(name, CheckOptions()).needs_masks
     # The images of a large published dataset are looked at when they are read.
     folder = Path(metadata.image_root) if is_ours(name) else None
-    coco = coco or read_coco(metadata.json_file)
     key = *state_of(metadata.json_file), folder, needs_masks
     if key not in _catalog.verdicts:
         _catalog.verdicts[key] = check_coco(
-            coco, folder, needs_masks=needs_masks, empty_boxes_too=name in _PUBLISHED
+            coco or read_coco(metadata.json_file),
+            folder,
+            needs_masks=needs_masks,
+            empty_boxes_too=name in _PUBLISHED,
         )
     return _catalog.verdicts[key]
 

@@ -26,6 +26,7 @@ TOLERANCE = 1.0  # pixels that a box may reach out of its image
 NORMALIZED_SIDE = 1.0  # a box smaller than this, in the first pixel, is a fraction of the image
 SAME_AREA = 1e-3  # relative
 LEAST_OVERLAP = 0.1  # intersection over union of a box and the box around its mask
+MOST_SAID = 300  # characters about a problem
 SAME_BOX = 0.9  # intersection over union
 
 _REAL = {int, float}  # what JSON's numbers are; a bool is none
@@ -83,14 +84,17 @@ def check_coco(
 
     def add(index: int, reason: str, image: Any, *annotation: Any) -> None:
         (verdict.bad_annotations if annotation else verdict.bad_images).add(index)
-        verdict.problems.append(Problem(reason, image, *annotation))
+        # In one line, and printable, whatever a file's name is.
+        line = " ".join(reason.split()).encode(errors="backslashreplace").decode()
+        line = line if len(line) <= MOST_SAID else f"{line[:MOST_SAID]}..."
+        verdict.problems.append(Problem(line, image, *annotation))
 
     look = image_problem or header_problem
     for index, (image, reason) in enumerate(_image_problems(coco.images)):
         if not reason and image_folder is not None:
             reason = look(image_folder / image["file_name"], image)
         if reason:
-            named = f"image {image.get('file_name', index)!r} (id {image.get('id')!r})"
+            named = f"image {image.get('file_name', index)!r:.100} (id {image.get('id')!r})"
             add(index, f"{named}: {reason}", image.get("id"))
     good = {
         image["id"]: image
@@ -118,7 +122,7 @@ def check_coco(
 
 
 def _named(annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
-    of_image = f" of {image['file_name']!r}" if image else ""
+    of_image = f" of {image['file_name']!r:.100}" if image else ""
     return f"annotation {annotation.get('id')!r:.60}{of_image}: "
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import DatasetError
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
+RAW_EXIF = "Raw profile type exif"  # where ImageMagick puts it in a PNG
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 UNSCALED = ("I", "F")  # 32-bit values: nothing says which one is white
 
@@ -61,7 +62,9 @@ def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
         ImageError: see :func:`read_image`; damage behind the header is not found.
     """
     with _opened(file, checksums=False) as image:
-        orientation = image.getexif().get(ORIENTATION, 1)
+        # Pillow would decode a PNG in search of an EXIF chunk behind its pixels.
+        has_exif = image.format != "PNG" or "exif" in image.info or RAW_EXIF in image.info
+        orientation = image.getexif().get(ORIENTATION, 1) if has_exif else 1
         width, height = image.size
         return (*((height, width) if orientation in (5, 6, 7, 8) else (width, height)), orientation)
 

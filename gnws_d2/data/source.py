@@ -6,10 +6,10 @@ two parts of a fixed split, see :mod:`~gnws_d2.data.split`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -73,7 +73,7 @@ class Source:
             return self.folder
         probes = file_names[:PROBED_IMAGES]
         folders = self._candidates()
-        found = [sum((folder / name).exists() for name in probes) for folder in folders]
+        found = [sum(os.path.exists(folder / name) for name in probes) for folder in folders]
         if max(found, default=0) == 0:
             raise DatasetError(
                 f"{self.file}: the images, such as {probes[0] if probes else '...'!r}, are in none "
@@ -99,11 +99,7 @@ def is_source(name: str) -> bool:
 
 def is_ours(name: str) -> bool:
     """Whether ``name`` was registered as a source by this package."""
-    return bool(MetadataCatalog.get(name).get("is_source")) if name in _known() else False
-
-
-def _known() -> Any:
-    return MetadataCatalog.list()
+    return name in MetadataCatalog.list() and bool(MetadataCatalog.get(name).get("is_source"))
 
 
 def split_of(word: str) -> str | None:

@@ -28,4 +28,4 @@ def split_names(file_names: Sequence[str], part: str) -> set[str]:
 
 def _order(name: str) -> str:
     stem = name.replace("\\", "/").partition(".rf.")[0]
-    return hashlib.sha256(stem.encode()).hexdigest()
+    return hashlib.sha256(stem.encode(errors="surrogatepass")).hexdigest()

@@ -137,7 +137,7 @@ def refused(file, said, named):
     with pytest.raises(DatasetError) as caught:
         fit_to_data(config(file))
     message = str(caught.value)
-    assert message.startswith(f"{file}: ") and "\n" not in message and len(message) < 500
+    assert message.startswith(f"{file}: ") and "\n" not in message and len(message) < 600
     assert said in message and named in message, message
     assert "--skip-bad-annotations" in message
 
@@ -257,6 +257,21 @@ OF_IDS = {
     "file_name missing": (
         lambda coco: coco["images"][0].pop("file_name"),
         "(id 10): its file_name is None",
+        (ALL_IMAGES - {10}, ALL - {100, 101}),
+    ),
+    "file_name of lines": (
+        change_image(file_name="a\n" * 200),
+        r"image 'a\na\na",
+        (ALL_IMAGES - {10}, ALL - {100, 101}),
+    ),
+    "file_name too long": (
+        change_image(file_name="a" * 300),
+        "image 'aaaaaaaa",
+        (ALL_IMAGES - {10}, ALL - {100, 101}),
+    ),
+    "file_name of half a character": (
+        change_image(file_name="\ud800.png"),
+        "cannot be read",
         (ALL_IMAGES - {10}, ALL - {100, 101}),
     ),
     "file_name with a NUL": (

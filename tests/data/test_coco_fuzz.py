@@ -76,6 +76,7 @@ def made(tmp_path_factory):
     return folder / "mine.json", coco, sorted(places(coco), key=str)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

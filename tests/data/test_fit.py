@@ -3,17 +3,20 @@
 import copy
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 from coco_files import make_coco, read, write
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from processes import run
+from tiny import FEW_PROPOSALS, TINY
 
 import gnws_d2
 from gnws_d2.checkpoint import Provenance
 from gnws_d2.config import ConfigError, portable_config
-from gnws_d2.data import coco_truth, fit_to_data
+from gnws_d2.data import coco_truth, fit_to_data, register_source
 from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.loading import dataset_errors
 from gnws_d2.engine import Trainer, build_evaluator
@@ -262,6 +265,7 @@ def test_a_frozen_config_stays_frozen_and_unchanged(tmp_path):
     assert fitted.is_frozen() and cfg == before
 
 
+@pytest.mark.slow
 def test_it_trains_and_evaluates(tmp_path, tiny_config):
     file = make_coco(tmp_path, images=6)
     opts = ["SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
@@ -276,3 +280,29 @@ def test_it_trains_and_evaluates(tmp_path, tiny_config):
     assert set(results) == {"bbox", "segm"}
     saved = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert Provenance.read(saved).category_ids == [3, 7]
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_same_data(tmp_path):
+    """Each registers the files itself; the classes are in the checkpoint."""
+    file = make_coco(tmp_path, images=6)
+    opts = [
+        "DATASETS.TRAIN",
+        f"{file}#train",
+        "DATASETS.TEST",
+        f"{file}#val",
+        "MODEL.DEVICE",
+        "cpu",
+    ]
+    opts += ["SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
+    program = Path(__file__).parents[2] / "projects" / "Detection" / "train_net.py"
+    words = [str(program), "--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"]
+    words += ["--num-gpus", "2", "--dist-url", "auto", *TINY, *FEW_PROPOSALS, *opts]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    saved = Provenance.read(torch.load(tmp_path / "model_final.pth", weights_only=False))
+    assert saved.classes == ["dog", "cat"] and saved.category_ids == [3, 7]
+    results = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    register_source(f"{file}#val")
+    images = set(coco_truth(f"{file}#val").imgs)
+    assert {result["image_id"] for result in results} <= images and len(images) == 1
