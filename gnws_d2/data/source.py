@@ -6,6 +6,7 @@ two parts of a fixed split, see :mod:`~gnws_d2.data.split`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..errors import shorten
 from .errors import DatasetError
 
 PARTS = ("train", "val")
@@ -73,10 +75,10 @@ class Source:
             return self.folder
         probes = file_names[:PROBED_IMAGES]
         folders = self._candidates()
-        found = [sum((folder / name).exists() for name in probes) for folder in folders]
+        found = [sum(os.path.exists(folder / name) for name in probes) for folder in folders]
         if max(found, default=0) == 0:
             raise DatasetError(
-                f"{self.file}: the images, such as {probes[0] if probes else '...'!r}, are in none "
+                f"{self.file}: the images, such as {shorten(probes[0] if probes else '...')}, are in none "
                 f"of {', '.join(map(str, folders))}. Name their folder: {self.file}=FOLDER."
             )
         return folders[found.index(max(found))]
