@@ -77,9 +77,10 @@ class Source:
         folders = self._candidates()
         found = [sum(os.path.exists(folder / name) for name in probes) for folder in folders]
         if max(found, default=0) == 0:
+            first = shorten(probes[0] if probes else "...")
             raise DatasetError(
-                f"{self.file}: the images, such as {shorten(probes[0] if probes else '...')}, are in none "
-                f"of {', '.join(map(str, folders))}. Name their folder: {self.file}=FOLDER."
+                f"{self.file}: the images, such as {first}, are in none of "
+                f"{', '.join(map(str, folders))}. Name their folder: {self.file}=FOLDER."
             )
         return folders[found.index(max(found))]
 
