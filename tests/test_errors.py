@@ -131,7 +131,7 @@ COMMANDS = {
     "a dataset, train_net.py": (
         ["train_net.py", "--config-file", DIGITS, "DATASETS.TRAIN", "('digits_trian',)"],
         {},
-        ["'digits_trian', which is not registered"],
+        ["'digits_trian', which is neither registered"],
     ),
     "a checkpoint, train_net.py": (
         ["train_net.py", "--eval-only", "--config-file", DIGITS, "MODEL.WEIGHTS", "cut_off.pth"],
