@@ -161,8 +161,8 @@ def load_config(
     _merge_opts(cfg, opts)
     if cfg.VERSION != defaults.VERSION:
         raise ConfigError(
-            f"VERSION is {cfg.VERSION}, a version of Detectron2's configs that is not supported. "
-            f"Set it to {defaults.VERSION} and use the keys of that version."
+            f"VERSION is {shorten(cfg.VERSION)}, a version of Detectron2's configs that is not "
+            f"supported. Set it to {defaults.VERSION} and use the keys of that version."
         )
     check_values(cfg, defaults)
     use_available_device(cfg)
@@ -272,12 +272,14 @@ def _add_pointrend_config(cfg: CfgNode) -> None:
 
 def check_config(cfg: CfgNode) -> None:
     """Raise ConfigError if ``cfg`` describes what cannot be built, before anything is built."""
+    check_components(cfg)
     if cfg.MODEL.WS.PARTS and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
         raise ConfigError(
-            f"MODEL.WS.PARTS is {list(cfg.MODEL.WS.PARTS)}, but MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. Set "
-            f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
-            f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
+            f"MODEL.WS.PARTS is {shorten(list(cfg.MODEL.WS.PARTS))}, but "
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which does not read it. "
+            f"Set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
+            f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS "
+            "to []."
         )
     for key, value, known in (
         ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
@@ -288,15 +290,16 @@ def check_config(cfg: CfgNode) -> None:
     ):
         if value not in known:
             *others, last = (f'"{name}"' for name in known)
-            raise ConfigError(f"{key} is {value!r}. Set it to {', '.join(others)} or {last}.")
-    check_components(cfg)
+            raise ConfigError(
+                f"{key} is {shorten(value)}. Set it to {', '.join(others)} or {last}."
+            )
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
         if norm not in NORMS:
             raise ConfigError(
-                f"{key} is {norm!r}, which is not a norm of Detectron2 or of this package. Use one "
-                f"of {', '.join(repr(n) for n in NORMS)}."
+                f"{key} is {shorten(norm)}, which is not a norm of Detectron2 or of this "
+                f"package. Use one of {', '.join(repr(n) for n in NORMS)}."
             )
         if norm in ("GN", *BCN_NORMS) and channels % 32:
             raise ConfigError(
@@ -313,7 +316,9 @@ def _check_bcn(cfg: CfgNode) -> None:
             "than 0 and at most 1, or to 0 if no norm has estimates."
         )
     if bcn.SCHEDULE not in ("lr", "constant"):
-        raise ConfigError(f'MODEL.BCN.SCHEDULE is {bcn.SCHEDULE!r}. Set it to "lr" or "constant".')
+        raise ConfigError(
+            f'MODEL.BCN.SCHEDULE is {shorten(bcn.SCHEDULE)}. Set it to "lr" or "constant".'
+        )
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         return
     for section, node in cfg.MODEL.items():
@@ -324,8 +329,8 @@ def _check_bcn(cfg: CfgNode) -> None:
         if not component.startswith(("WS", "build_ws_")):
             raise ConfigError(
                 f"MODEL.{section}.NORM is {node.NORM!r}, which Detectron2's own components do not "
-                f"know (MODEL.{named}.NAME is {component!r}). Name the component of this package "
-                f"there, or set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
+                f"know (MODEL.{named}.NAME is {shorten(component)}). Name the component of "
+                f"this package there, or set MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and "
                 f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}."
             )
 

@@ -28,7 +28,8 @@ def load_lazy_config(file: str, opts: Sequence[str] = ()) -> Any:
     """
     if not file.endswith(".py"):
         raise ConfigError(
-            f"{file} is no LazyConfig, whose name ends in .py. A YAML config is for train_net.py."
+            f"{file} is not a .py file. Use train_net.py for a .yaml config: as a LazyConfig, "
+            "Detectron2 would execute what it says in !!python tags."
         )
     return apply_overrides(LazyConfig.load(resolve_config_file(file)), opts)
 

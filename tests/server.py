@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,10 @@ class Server(ThreadingHTTPServer):
         self.answers: dict[str, list[Callable[[Handler], None]]] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # the client has hung up
+            super().handle_error(request, client_address)
 
 
 def send(

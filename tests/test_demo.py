@@ -135,7 +135,7 @@ def test_a_checkpoint_alone_and_ids_of_the_user_s_dataset(weights, digits, tmp_p
         done = processes.run(
             *(DEMO, "--weights", file, "--input", digits / "val", "--output", output),
             *("--confidence-threshold", "0.0", "--image-ids", shifted),
-            *("--opts", "DATASETS.TEST", "()", "TEST.DETECTIONS_PER_IMAGE", "30"),
+            *("--opts", "DATASETS.TEST", "()"),
         )
         assert done.returncode == 0, done.stderr
         ours = json.loads((output / "detections.json").read_text())

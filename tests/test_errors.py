@@ -120,6 +120,7 @@ def test_the_training_loop_logs_no_traceback_of_it(caplog):
     assert not loop.filters
 
 
+FCOS = "Digits/fcos_R_18_FPN_gn_ws.py"
 # name -> (words of the command, environment, what its last line says)
 COMMANDS = {
     "a config, train_net.py": (
@@ -130,12 +131,37 @@ COMMANDS = {
     "a dataset, train_net.py": (
         ["train_net.py", "--config-file", DIGITS, "DATASETS.TRAIN", "('digits_trian',)"],
         {},
-        ["'digits_trian', which is not registered"],
+        ["'digits_trian', which is neither registered"],
     ),
     "a checkpoint, train_net.py": (
         ["train_net.py", "--eval-only", "--config-file", DIGITS, "MODEL.WEIGHTS", "cut_off.pth"],
         {},
         ["cut_off.pth", "damaged or cut off"],
+    ),
+    "no checkpoint, train_net.py": (
+        ["train_net.py", "--eval-only", "--config-file", DIGITS, "MODEL.WEIGHTS", ""],
+        {},
+        ["MODEL.WEIGHTS is empty"],
+    ),
+    "no checkpoint, lazyconfig_train_net.py": (
+        ["lazyconfig_train_net.py", "--eval-only", "--config-file", FCOS, "train.device=cpu"],
+        {},
+        ["train.init_checkpoint"],
+    ),
+    "an override, lazyconfig_train_net.py": (
+        ["lazyconfig_train_net.py", "--config-file", FCOS, "train.max_itre=3"],
+        {},
+        ["train.max_itre, which the config does not have. Did you mean train.max_iter"],
+    ),
+    "a checkpoint alone, demo.py": (
+        ["demo.py", "--weights", "cut_off.pth", "--input", "."],
+        {},
+        ["cut_off.pth", "damaged or cut off"],
+    ),
+    "a checkpoint alone, export_model.py": (
+        ["export_model.py", "--weights", "none.pth", "--input", "."],
+        {},
+        ["none.pth does not exist"],
     ),
     "a download, demo.py": (
         ["demo.py", "--config-file", DIGITS, "--input", "."]

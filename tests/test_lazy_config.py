@@ -47,6 +47,6 @@ def test_a_plus_adds_a_key():
 def test_yaml_is_refused_unread(tmp_path):
     file, made = tmp_path / "config.yaml", tmp_path / "made"
     file.write_text(f"train: !!python/object/apply:os.mkdir ['{made}']\n")
-    with pytest.raises(ConfigError, match=r"config\.yaml is no LazyConfig"):
+    with pytest.raises(ConfigError, match=r"config\.yaml is not a \.py file"):
         load_lazy_config(str(file))
     assert not made.exists()

@@ -105,7 +105,10 @@ class Checkpointer(DetectionCheckpointer):
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> Any:
-        return read_checkpoint(f)
+        checkpoint = read_checkpoint(f)
+        if not isinstance(checkpoint, dict):
+            raise CheckpointError(f"{f} holds no state dict. Save model.state_dict().")
+        return checkpoint
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self._for_inference and not path:
@@ -116,8 +119,10 @@ class Checkpointer(DetectionCheckpointer):
         self._loading = path
         try:
             return super().load(path, *args, **kwargs)
-        except AssertionError as error:  # of fvcore, for a file that does not exist
-            raise CheckpointError(f"{path}: {error} Correct MODEL.WEIGHTS.") from error
+        except AssertionError as error:
+            if "not found" not in str(error):
+                raise
+            raise CheckpointError(f"{path} is not a file. Correct its path.") from error
         finally:
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
 
@@ -278,8 +283,8 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def check_weights(cfg: CfgNode) -> None:
-    """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``, without
-    memory for the model, and without logging what loading logs."""
+    """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``. Needs
+    no memory for the model, and does not log what loading logs."""
     PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])  # logs that it downloads
     logging.disable(logging.WARNING)
     try:

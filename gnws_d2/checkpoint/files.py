@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from ..errors import GnwsError
+from ..errors import GnwsError, shorten
 from ..files import atomic_write
+
+_EXPANDED = 1 << 28  # bytes
 
 
 class CheckpointError(GnwsError, RuntimeError):
@@ -30,17 +32,20 @@ def read_checkpoint(file: str | Path) -> Any:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         _compare_checksums(file)
+        _check_memory(checkpoint)
         return checkpoint
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist. Correct its path.") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than tensors and plain values, or is not a checkpoint; it was "
-            f"not loaded, because loading it could run a program hidden in it: {error}"
+            "not loaded, because loading it could run a program hidden in it: "
+            f"{shorten(str(error), quote=False)}"
         ) from error
     except Exception as error:  # a damaged pickle stops torch.load in any of many ways
+        reason = shorten(f"{type(error).__name__}: {error}", quote=False)
         raise CheckpointError(
-            f"{file} cannot be read ({error!r}): it is damaged or cut off. Fetch it again, or name "
+            f"{file} cannot be read ({reason}): it is damaged or cut off. Fetch it again, or name "
             "another in MODEL.WEIGHTS; to resume, name an earlier checkpoint of the run in "
             "OUTPUT_DIR/last_checkpoint."
         ) from error
@@ -56,6 +61,20 @@ def _compare_checksums(file: str | Path) -> None:
             return  # not of torch.save; expanding it may take for ever
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of {damaged} differs")
+
+
+def _check_memory(value: Any) -> None:
+    """Raise ValueError for a tensor that is larger than what the file holds of it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for element in value:
+            _check_memory(element)
+    elif isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        size = value.numel() * value.element_size()
+        # Views of one storage that overlap a little are usual, such as expanded buffers.
+        if value.device.type == "meta" or size > max(value.untyped_storage().nbytes(), _EXPANDED):
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} without its content")
 
 
 def write_checkpoint(checkpoint: dict[str, Any], file: Path) -> None:

@@ -25,6 +25,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
+from ..errors import shorten
 from ..files import atomic_write
 from .coco_check import Problem, Verdict, check_coco
 from .coco_file import CocoFile, read_coco, state_of
@@ -183,8 +184,9 @@ def _with_keypoints(annotations: list[dict[str, Any]] | None) -> list[dict[str, 
 def describe(file: str, problems: list[Problem]) -> str:
     """One line: the first problem, how many more there are, and what to do."""
     more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
+    first = shorten(problems[0].reason, quote=False)
     return (
-        f"{file}: {problems[0].reason}.{more} Fix the file (check_data.py lists everything), or go "
+        f"{file}: {first}.{more} Fix the file (check_data.py lists everything), or go "
         "on without these images and annotations: --skip-bad-annotations, "
         "DATALOADER.SKIP_BAD_ANNOTATIONS True."
     )

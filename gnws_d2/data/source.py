@@ -13,6 +13,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..errors import shorten
 from .errors import DatasetError
 
 PARTS = ("train", "val")
@@ -75,9 +76,10 @@ class Source:
         folders = self._candidates()
         found = [sum(os.path.exists(folder / name) for name in probes) for folder in folders]
         if max(found, default=0) == 0:
+            first = shorten(probes[0] if probes else "...")
             raise DatasetError(
-                f"{self.file}: the images, such as {probes[0] if probes else '...'!r}, are in none "
-                f"of {', '.join(map(str, folders))}. Name their folder: {self.file}=FOLDER."
+                f"{self.file}: the images, such as {first}, are in none of "
+                f"{', '.join(map(str, folders))}. Name their folder: {self.file}=FOLDER."
             )
         return folders[found.index(max(found))]
 

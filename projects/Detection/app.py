@@ -162,15 +162,26 @@ def page(models: Mapping[str, str], device: str | None, folder: Path) -> Any:
         gr.Markdown("# Detect on an image")
         with gr.Row():
             with gr.Column(scale=1):
-                file = gr.Image(type="filepath", label="image", sources=["upload", "clipboard"])
+                file = gr.Image(
+                    label="image",
+                    type="filepath",
+                    image_mode=None,  # the file as it is: read_image knows 16 bits
+                    sources=["upload", "clipboard"],
+                )
                 name = gr.Dropdown(list(models), value=next(iter(models)), label="model")
                 threshold = gr.Slider(LOWEST, 1, value=0.5, step=0.05, label="lowest score")
             with gr.Column(scale=2):
-                drawn = gr.Image(label="detections", format="png", interactive=False)
+                buttons = ["download", "fullscreen"]
+                drawn = gr.Image(
+                    label="detections", format="png", interactive=False, buttons=buttons
+                )
                 said = gr.Markdown()
         header = ["class", "score", "x", "y", "width", "height"]
         table = gr.Dataframe(headers=header, label="boxes, in pixels", interactive=False)
-        files = gr.Files(label="detections.json is in COCO's form; masks.png numbers the objects")
+        files = gr.Files(
+            label="detections.json is in COCO's form; masks.png numbers the objects",
+            interactive=False,
+        )
         outputs = [drawn, table, files, said]
         for event in (file.change, name.change, threshold.release):
             event(run, [file, name, threshold], outputs, show_progress_on=drawn)

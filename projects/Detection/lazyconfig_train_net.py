@@ -7,8 +7,8 @@
 
 A config is a Python program: what it says is executed, so read one of others before its first
 use. The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
-lr_multiplier and train. Overrides are written key=value. --train and --val name your own images,
-whose classes the model then has.
+lr_multiplier and train. Overrides are written key=value, or +key=value for a key that the config
+does not have. --train and --val name your own images, whose classes the model then has.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import nn
 
 from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.config_files import resolve_config_file
 from gnws_d2.engine import (
     FirstIterations,
     ProgressBar,
@@ -88,6 +89,7 @@ def train(cfg: Any, resume: bool) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    args.config_file = resolve_config_file(args.config_file)
     cfg = load_lazy_config(args.config_file, args.opts)
     name_data(cfg, data_splits(args), args.eval_only)
     setup_loggers(cfg.train.output_dir)

@@ -26,7 +26,7 @@ from trials import OUTCOMES, SURVIVED, Task, run
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
 
-CORPORA = ("configs", "checkpoints", "downloads", "kills")
+CORPORA = ("configs", "checkpoints", "datasets", "downloads", "kills")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENT, COUNTS = DOCS / "reliability.md", DOCS / "reliability.json"
 

@@ -50,6 +50,28 @@ def test_a_pickle_is_refused_unread(tmp_path, suffix):
     assert not target.exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, 1, [], torch.zeros(2)),
+        {"weight": torch.zeros(1).expand(10**6, 10**6), "bias": torch.zeros(2)},
+        {"weight": torch.zeros(2, 3, device="meta"), "bias": torch.zeros(2)},
+    ],
+    ids=["none", "number", "list", "tensor", "expanded", "meta"],
+)
+def test_what_is_no_checkpoint_is_an_error(tmp_path, content):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"file\.pth (holds no state dict|cannot be read)"):
+        Checkpointer(nn.Linear(3, 2)).load(str(tmp_path / "file.pth"))
+
+
+def test_what_is_no_file_is_an_error(tmp_path):
+    (tmp_path / "link.pth").symlink_to(tmp_path / "none.pth")
+    for name in ("none.pth", "link.pth", ""):
+        with pytest.raises(CheckpointError, match=r"is not a file\. Correct"):
+            Checkpointer(nn.Linear(3, 2)).load(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("size", [0, 10, 600, -20])
 def test_a_damaged_file_is_named(tmp_path, size):
     file = tmp_path / "cut.pth"

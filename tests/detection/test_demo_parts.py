@@ -14,6 +14,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from gnws_d2 import Predictor
 from gnws_d2.checkpoint import Checkpointer
@@ -152,6 +154,32 @@ def test_ids_are_those_of_the_dataset():
     assert {a["category_id"] for a in found.annotations} == {18}
     assert found.categories == [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
     assert found.annotations[0]["area"] == 30 * 9
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [17, 18], [18, 17]])
+def test_detections_score_against_the_dataset_s_own_file(tmp_path, monkeypatch, ids):
+    """COCO's evaluation finds each of them right, whatever ids its classes and images have."""
+    monkeypatch.setattr(Stub, "category_ids", ids)
+    annotation = {"category_id": ids[1], "bbox": [0, 0, 30, 9], "area": 270, "iscrowd": 0}
+    images = [{"id": n, "file_name": f"{n}.png", "width": 60, "height": 40} for n in (70, 9)]
+    truth = {
+        "images": images,
+        "categories": [
+            {"id": id, "name": name} for id, name in zip(ids, Stub.classes, strict=True)
+        ],
+        "annotations": [{**annotation, "id": n, "image_id": n} for n in (70, 9)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    written = Results(Stub(), tmp_path, demo.image_ids(str(tmp_path / "truth.json")))
+    for name in ("9.png", "70.png"):
+        written.add(frame(tmp_path / name))
+    written.write()
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert found["categories"] == truth["categories"]
+    coco = COCO(tmp_path / "truth.json")
+    evaluation = COCOeval(coco, coco.loadRes(found["annotations"]), "bbox")
+    evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
 
 
 def test_instances_have_the_area_of_their_masks(predictor, tmp_path):

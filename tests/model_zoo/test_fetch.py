@@ -307,10 +307,10 @@ def test_prefetch_and_list(entry, server, capsys, monkeypatch):
 
     code, out, _ = run("list")
     assert code == 0 and "small" in out and "yes" not in out
+    assert "Digits/fcos_R_18_FPN_gn_ws.py" in out and "lazy_common" not in out
     code, out, _ = run("prefetch", "all")
     assert code == 0 and str(cached(entry)) in out
     assert "yes" in run("list")[1]
-    assert "Digits/fcos_R_18_FPN_gn_ws.py" in out and "lazy_common" not in out
     shutil.rmtree(cached(entry).parent)
     server.answers[f"/a/b/{entry.file_name}"] = [fail(404)]
     code, _, err = run("prefetch", "small")

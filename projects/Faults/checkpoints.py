@@ -1,0 +1,212 @@
+"""Checkpoints that are damaged, hostile or of something else, loaded into a model."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from trials import Trial, Wrong
+
+from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.checkpoint.convert import convert_file
+from gnws_d2.layers import WSConv2d
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(WSConv2d(3, 32, 3), nn.GroupNorm(32, 32), nn.Conv2d(32, 8, 1))
+
+
+@functools.cache
+def saved() -> bytes:
+    stream = io.BytesIO()
+    content = {"model": good(), "iteration": 7, "optimizer": {"state": {}, "param_groups": []}}
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+@functools.cache
+def good() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {name: torch.randn_like(t) for name, t in model().state_dict().items()}
+
+
+def load(file: Path, expected: dict[str, torch.Tensor] | None = None) -> str:
+    """Load, and compare with the good tensors."""
+    built = model()
+    Checkpointer(built).load(str(file))
+    expected = good() if expected is None else expected
+    for name, tensor in built.state_dict().items():
+        if not torch.equal(tensor, expected[name]):
+            return f"{name} differs from the file that was saved"
+    return ""
+
+
+def damaged(rng: random.Random, folder: Path) -> str:
+    """Bits and bytes changed, removed, added, or the end cut off."""
+    content = bytearray(saved())
+    for _ in range(rng.choice((1, 1, 1, 3, 20))):
+        i = rng.randrange(len(content))
+        match rng.randrange(5):
+            case 0 | 1:
+                content[i] ^= 1 << rng.randrange(8)
+            case 2:
+                content[i : i + rng.choice((1, 100))] = rng.randbytes(rng.choice((1, 100)))
+            case 3:
+                del content[i : i + rng.choice((1, 100, 10_000))]
+            case 4:
+                del content[i:]
+        content = content or bytearray(b"x")
+    file = folder / "model.pth"
+    file.write_bytes(content)
+    return load(file)
+
+
+class Program:
+    def __init__(self, file: Path, how: int) -> None:
+        self._file, self._how = str(file), how
+
+    def __reduce__(self) -> Any:
+        return (
+            (os.mkdir, (self._file,)),
+            (exec, (f"import os; os.mkdir({self._file!r})",)),
+            (eval, (f"__import__('os').mkdir({self._file!r})",)),
+            (os.system, (f"mkdir '{self._file}'",)),
+            (torch.load, (self._file,)),
+        )[self._how]
+
+
+def program(rng: random.Random, folder: Path) -> str:
+    """A program in a pickle, in any form that torch has had, at any place in the file."""
+    hidden: Any = Program(folder / "made", rng.randrange(5))
+    match rng.randrange(6):
+        case 0:
+            hidden = {"model": {**good(), "2.bias": hidden}}
+        case 1:
+            hidden = {"model": good(), "optimizer": [hidden]}
+        case 2:
+            hidden = {"model": good(), rng.choice(("gnws_d2", "matching_heuristics", "x")): hidden}
+        case 3:
+            hidden = {"model": hidden}
+        case 4:
+            tensor = torch.nn.Parameter(good()["2.bias"])
+            tensor.hidden = hidden  # type: ignore[attr-defined]
+            hidden = {"model": {**good(), "2.bias": tensor}}
+    file = folder / rng.choice(("model.pth", "model.pth", "model.pkl", "model.pyth", "model"))
+    with file.open("wb") as stream:
+        if rng.random() < 0.3:
+            pickle.dump(hidden, stream, protocol=rng.randrange(6))
+        else:
+            new = rng.random() < 0.7
+            torch.save(hidden, stream, _use_new_zipfile_serialization=new)
+    name = str(file) + rng.choice(("", "", "?matching_heuristics=True"))
+    try:
+        if rng.random() < 0.3:
+            convert_file(file, folder / "new.pth", rng.choice(("detectron2", "mmdet")))
+        else:
+            return load(Path(name)) if "?" not in name else _load_query(name)
+    finally:
+        if (folder / "made").exists():
+            raise Wrong("a program in the file was executed")
+    return ""
+
+
+def _load_query(name: str) -> str:
+    Checkpointer(model()).load(name)
+    return ""
+
+
+def tensors(rng: random.Random, folder: Path) -> str:
+    """Tensors missing, left over, of another shape or type, not finite, or not tensors at all."""
+    content: dict[Any, Any] = dict(good())
+    name = rng.choice(sorted(content))
+    tensor = content[name]
+    index = tuple(rng.randrange(size) for size in tensor.shape)
+    holed = tensor.clone()
+    holed[index] = rng.choice((float("nan"), float("inf"), -float("inf")))
+    others: tuple[Any, ...] = (
+        *(holed, tensor.to(torch.complex64), tensor.to(torch.int32), tensor > 0, tensor[:1]),
+        *(tensor.unsqueeze(0), tensor.to_sparse(), torch.zeros(1).expand(10**6, 10**6)),
+        *(tensor.to("meta"), None, 1.0, "x", [1.0], {"a": tensor}, tensor.flatten()[:0]),
+        torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    )
+    model: Any = content
+    match rng.randrange(5):
+        case 0:
+            del content[name]
+        case 1:
+            content[rng.choice(("more", "module." + name, name.upper(), "0.weights"))] = tensor
+        case 2 | 3:
+            content[name] = rng.choice(others)
+        case 4:
+            model = rng.choice((None, [], {}, 1, "x", list(content.items()), {1: tensor}, tensor))
+    top = rng.choice(({}, {"matching_heuristics": True}, {"gnws_d2": 1}, {"__author__": "x"}))
+    torch.save({"model": model, **top}, folder / "model.pth")
+    return load(folder / "model.pth")
+
+
+def archive(rng: random.Random, folder: Path) -> str:
+    """The zip archive of a checkpoint with a record repeated, empty, cut, or a bomb."""
+    file = folder / "model.pth"
+    how = rng.randrange(6)
+    with zipfile.ZipFile(io.BytesIO(saved())) as source, zipfile.ZipFile(file, "w") as target:
+        names = source.namelist()
+        chosen = rng.choice(names)
+        for name in names:
+            data = source.read(name)
+            if name == chosen:
+                if how == 0:
+                    continue
+                if how == 1:
+                    data = b""
+                elif how == 2:
+                    data = data[: len(data) // 2]
+                elif how == 3:
+                    name = f"../{name}"
+                elif how == 4:
+                    target.writestr(name, b"first")
+                else:
+                    zeros = bytes(16 << 20)
+                    target.writestr(name, zeros, compress_type=zipfile.ZIP_DEFLATED)
+                    continue
+            target.writestr(name, data)
+    return load(file)
+
+
+def other(rng: random.Random, folder: Path) -> str:
+    """Files that are no checkpoint, and the good one, which has to be loaded."""
+    file = folder / "model.pth"
+    match rng.randrange(6):
+        case 0:
+            file.write_bytes(rng.randbytes(rng.choice((0, 1, 100, 10_000))))
+        case 1:
+            file.write_text(rng.choice(("<html>", "{}", "[]", "PK", "version https://git-lfs")))
+        case 2:
+            file.mkdir()
+        case 3:
+            file.symlink_to(folder / "none.pth")
+        case 4:
+            torch.save(rng.choice((None, [], 1, good()["2.bias"])), file)
+        case 5:
+            file.write_bytes(saved())
+            if wrong := load(file):
+                return wrong
+            Path(file).unlink()
+    return load(file)
+
+
+CLASSES: dict[str, tuple[int, Trial]] = {
+    "damaged bytes": (200, damaged),
+    "programs": (100, program),
+    "tensors": (120, tensors),
+    "archives": (60, archive),
+    "other files": (40, other),
+}

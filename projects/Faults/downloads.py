@@ -1,0 +1,180 @@
+"""Servers and mirrors that misbehave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # whose server this is
+from server import fail, redirect, running, say, send
+from trials import Trial
+
+from gnws_d2.model_zoo import download as module
+from gnws_d2.model_zoo import fetch as fetching
+from gnws_d2.model_zoo.download import DownloadError, download
+from gnws_d2.model_zoo.published import published
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CONTENT = random.Random(0).randbytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+LIMITS = {"TIMEOUT": 0.3, "STALL": 0.4, "BACKOFF": 0.01, "TOTAL": 3.0, "LARGEST": 1 << 20}
+NUMBERS = (
+    "",
+    "x",
+    "-1",
+    "0",
+    "1",
+    "300001",
+    "1e3",
+    "9" * 30,
+    "99999999999999",
+    "0x10",
+    " 5 ",
+    "\xb2",
+)
+
+
+def good(rng: random.Random) -> Callable[[Any], None]:
+    """Answers with which the file arrives in the end."""
+    return rng.choice(
+        (
+            send(CONTENT),
+            send(CONTENT, ranges=False, kind=rng.choice(("text/html", "", "x"))),
+            send(CONTENT, length=rng.choice(("", "x", "-1", "0x10")), slow=0.01),
+            send(CONTENT, content_range=rng.choice(NUMBERS)),
+        )
+    )
+
+
+def bad(rng: random.Random) -> Callable[[Any], None]:
+    half = CONTENT[: rng.randrange(len(CONTENT))]
+    pause = rng.choice((0.05, 0.2))
+    other = bytearray(CONTENT)
+    other[rng.randrange(len(other))] ^= 1
+    line = rng.choice(
+        (b"Content-Length", b"Content-Range", b"Location", b"Transfer-Encoding", b"A")
+    )
+    header = (
+        line + b": " + rng.choice((b"", b"x", b"-5", b"chunked", b"\xff", b"5, 6", b"A" * 70_000))
+    )
+    return rng.choice(
+        (
+            fail(rng.choice((400, 401, 403, 404, 410, 416, 418, 429, 500, 502, 503, 511))),
+            send(CONTENT, cut=len(half)),
+            send(CONTENT, cut=len(half), length=rng.choice(NUMBERS)),
+            send(bytes(other), ranges=rng.random() < 0.5),
+            send(CONTENT, content_range=rng.choice(NUMBERS), length=rng.choice(NUMBERS)),
+            send(b"<html>", kind="text/html"),
+            redirect(
+                rng.choice(("/file", "/none", "file:///etc/passwd", "http://[", "ftp://x", "//"))
+            ),
+            say(
+                b"HTTP/1.1 " + rng.choice((b"200", b"-1", b"999999", b"abc", b"")) + b"\r\n\r\n",
+                half,
+            ),
+            say(OK + header + b"\r\n\r\n", half),
+            say(OK + rng.choice((b"A: b\r\n", b"\r", b"\xff")) * 200 + b"\r\n", CONTENT),
+            say(rng.randbytes(rng.choice((0, 1, 1000)))),
+            say(OK + b"\r\n", rng.choice((b"x", half[:100] or b"x")), pause=pause, forever=True),
+            say(OK, rng.choice((b"A: b\r\n", b"A")), pause=pause, forever=True),
+            say(b"HTTP/1.1 100 Continue\r\n\r\n", pause=pause, forever=True),
+            say(OK + b"\r\n", bytes(65536), forever=True),
+            say(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10\r\n" + bytes(16), forever=True),
+            say(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"0", pause=pause, forever=True),
+            say(OK + b"Content-Length: 300000\r\n\r\n", CONTENT, bytes(65536), forever=True),
+        )
+    )
+
+
+def servers(rng: random.Random, folder: Path) -> str:
+    """One to four bad answers, and sometimes a good one at the end."""
+    ends_well = rng.random() < 0.3
+    answers = [bad(rng) for _ in range(rng.randint(1, 4))]
+    answers += [good(rng)] if ends_well else []
+    return _download(rng, folder, answers)
+
+
+def tolerable(rng: random.Random, folder: Path) -> str:
+    """Interruptions and headers with which the file has to arrive."""
+    answers = [fail(503), send(CONTENT, cut=rng.randrange(1, len(CONTENT)))]
+    answers = [*rng.sample(answers, rng.randint(0, 2)), good(rng)]
+    try:
+        return _download(rng, folder, answers)
+    except DownloadError as error:
+        return f"did not arrive: {error}"
+
+
+def _download(rng: random.Random, folder: Path, answers: list[Callable[[Any], None]]) -> str:
+    file = folder / "model.pth"
+    before = rng.choice((None, b"before"))
+    if before:
+        file.write_bytes(before)
+    if rng.random() < 0.3:
+        part = rng.choice((CONTENT[:1000], b"other", CONTENT, CONTENT + b"x"))
+        file.with_name("model.pth.part").write_bytes(part)
+    with running() as server, mock.patch.multiple(module, **LIMITS):
+        server.answers = {"/file": answers, "/none": [fail(404)]}
+        try:
+            download(f"{server.url}/file", file, SHA256[: rng.choice((8, 64))])
+        except DownloadError:
+            if (file.read_bytes() if file.exists() else None) != before:
+                return "a failed download changed the file"
+            raise
+    return "" if file.read_bytes() == CONTENT else "another file was accepted"
+
+
+def mirrors(rng: random.Random, folder: Path) -> str:
+    """A mirror that is not usable: nothing may come from the official address instead."""
+    entry = rng.choice(published())
+    (folder / "file").write_text("")
+    (folder / "other").mkdir()
+    (folder / "other" / entry.file_name).write_bytes(rng.randbytes(rng.choice((0, 10, 1000))))
+    mirror = rng.choice(
+        (
+            *(str(folder / "none"), str(folder / "file"), str(folder), str(folder / "other")),
+            *(
+                "ftp://x/y",
+                "s3://bucket",
+                "HTTP",
+                "http:/one",
+                "https:one",
+                "file:///x",
+                "x://",
+                " ",
+            ),
+            *("http://", "http://[", "http://x:y/", "http://127.0.0.1:9", "~nobody/x", "\x01"),
+        )
+    )
+    asked: list[str] = []
+    limits = {**LIMITS, "ATTEMPTS": 1}
+
+    def download_noted(url: str, *others: Any) -> None:
+        asked.append(url)
+        download(url, *others)
+
+    environment = {"GNWS_D2_MIRROR": mirror, "GNWS_D2_CACHE": str(folder / "cache")}
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.multiple(module, **limits),
+        mock.patch.object(fetching, "download", download_noted),
+    ):
+        try:
+            fetching.fetch(entry)
+        except DownloadError:
+            if entry.url in asked:
+                return "the official address was asked"
+            raise
+    return "something was fetched"
+
+
+CLASSES: dict[str, tuple[int, Trial]] = {
+    "servers": (150, servers),
+    "tolerable servers": (60, tolerable),
+    "mirrors": (60, mirrors),
+}
