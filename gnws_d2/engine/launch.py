@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -36,7 +37,7 @@ _LOST = (
     *("Timed out waiting", "Connection closed by peer", "Connection reset by peer"),
     *("Broken pipe", "Socket Timeout", "timed out after", "collective operation timeout"),
 )
-_FAILED = "failed"  # a file that a process creates before an unexpected error ends it
+_FAILED = "failed"  # a file with the traceback of an unexpected error
 
 
 class LaunchError(GnwsError, RuntimeError):
@@ -101,10 +102,20 @@ def launch(
                     args=(main_func, args, reported, num_gpus_per_machine),
                     timeout=timeout,
                 )
-            except (mp.ProcessExitedException, mp.ProcessRaisedException):
+            except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
                 if received:
                     raise SystemExit(128 + received[0]) from None
                 if not reported.exists():
+                    cause = reported.with_name(_FAILED)
+                    if cause.exists():  # the others fail as well, and one of them may be first
+                        text = cause.read_text(encoding="utf-8")
+                        index, pid = error.error_index, error.error_pid
+                        raise mp.ProcessRaisedException(f"\n\n{text}", index, pid) from None
+                    if isinstance(error, mp.ProcessExitedException):
+                        raise LaunchError(
+                            f"Without an error of its own, {error}. SIGKILL often means that "
+                            "memory ran out; see the lines above and log.txt.rankN."
+                        ) from error
                     with _rendezvous(f"--dist-url {dist_url}", timeout):
                         raise
                 # After all processes have ended: nothing is printed below it.
@@ -172,8 +183,8 @@ def _lost_processes(failed: Path | None) -> Iterator[None]:
         raise
     except Exception as error:
         if not any(sign in str(error) for sign in _LOST) or isinstance(error, OSError):
-            if failed:
-                failed.touch()
+            if failed and not failed.exists():
+                failed.write_text(traceback.format_exc(), encoding="utf-8")
             raise
         if failed and failed.exists():
             raise
