@@ -28,11 +28,12 @@ DETECTRON2_NEEDS = [
     *("setuptools<81", "cloudpickle", "hydra-core", "matplotlib", "omegaconf>=2.1", "packaging"),
     *("tensorboard", "termcolor", "yacs"),
 ]
-DEMO = ["opencv-python-headless", "scikit-learn"]
+DEMO = ["scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
 # projects/Detection/app.py. Tested with 6.31.0, which needs a Pillow before 13: it is not in
 # requirements.txt.
 APP = ["gradio>=6"]
+NOTEBOOK = ["ipykernel", "nbclient", "nbformat"]  # docs/tutorial.ipynb
 EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/MicroBatch
 
 setup(
@@ -46,7 +47,7 @@ setup(
     # against the torch it will run with; importing gnws_d2 says how to get it.
     install_requires=[
         *("torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "jinja2", "tqdm"),
-        *("pillow", "pycocotools", "pyyaml", "tabulate"),
+        *("opencv-python-headless", "pillow", "pycocotools", "pyyaml", "tabulate"),
         *DETECTRON2_NEEDS,
     ],
     extras_require={
@@ -54,7 +55,7 @@ setup(
         "evidence": EVIDENCE,
         "demo": DEMO,
         "export": EXPORT,
-        "test": ["hypothesis", "pytest", "pytest-xdist", *DEMO, *EXPORT, *EVIDENCE],
+        "test": ["hypothesis", "pytest", "pytest-xdist", *NOTEBOOK, *DEMO, *EXPORT, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
     entry_points={"console_scripts": ["gnws = gnws_d2.projects.detection.cli:main"]},
