@@ -29,7 +29,7 @@ for split in ("train", "val"):
 sys.path.insert(0, TRAIN_NET)
 import train_net
 if __name__ == "__main__":
-    args = train_net.add_debug_flag(train_net.default_argument_parser()).parse_args()
+    args = train_net.argument_parser().parse_args()
     train_net.launch(train_net.main, args.num_gpus, dist_url=args.dist_url, args=(args,))
 """
 
@@ -152,5 +152,5 @@ def test_an_image_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and lines[0].startswith(f"error: {file} cannot be used")
+    assert len(lines) == 1 and lines[0].startswith(f"error: {file} cannot be read")
     assert done.stderr.strip().endswith(lines[0])

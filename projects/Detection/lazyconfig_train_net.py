@@ -103,8 +103,12 @@ def main(args: argparse.Namespace) -> None:
         train(cfg, args.resume)
 
 
+def argument_parser() -> argparse.ArgumentParser:
+    return add_data_arguments(add_debug_flag(default_argument_parser(__doc__)))
+
+
 def invoke_main() -> None:
-    args = add_data_arguments(add_debug_flag(default_argument_parser(__doc__))).parse_args()
+    args = argument_parser().parse_args()
     launch(
         main,
         args.num_gpus,

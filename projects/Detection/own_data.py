@@ -16,6 +16,8 @@ from torch import nn
 
 import gnws_d2
 from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.checkpoint.files import read_checkpoint
+from gnws_d2.checkpoint.resuming import from_main_process
 from gnws_d2.config_files import CONFIG_ROOT, resolve_config_file
 from gnws_d2.data.coco_file import read_coco
 from gnws_d2.data.source import Source, is_source
@@ -111,10 +113,12 @@ def finish(trainer: Trainer, cfg: CfgNode) -> None:
     evaluated, and on DATASETS.FINAL_TEST. Then write the report."""
     weights = Path(cfg.OUTPUT_DIR, "model_final.pth")
     best = weights.with_name("model_best.pth")
+    # The main process alone is sure to see its file.
+    checkpoint = from_main_process(lambda: _weights_of(best) if best.is_file() else None)
     names = list(cfg.DATASETS.FINAL_TEST)
-    if best.is_file():
-        loaded = Checkpointer(trainer.model, cfg=cfg).load(str(best))
-        if loaded.get("iteration") != trainer.max_iter - 1:
+    if checkpoint is not None:
+        Checkpointer(trainer.model).model.load_state_dict(checkpoint["model"])
+        if checkpoint["iteration"] != trainer.max_iter - 1:
             names += cfg.DATASETS.TEST
             logger.info("Evaluating %s", best)
         weights = best

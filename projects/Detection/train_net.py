@@ -102,9 +102,13 @@ def main(args: argparse.Namespace) -> None:
     finish(trainer, cfg)
 
 
-def invoke_main() -> None:
+def argument_parser() -> argparse.ArgumentParser:
     parser = add_debug_flag(default_argument_parser(__doc__))
-    args = add_data_arguments(add_training_arguments(parser)).parse_args()
+    return add_data_arguments(add_training_arguments(parser))
+
+
+def invoke_main() -> None:
+    args = argument_parser().parse_args()
     launch(
         main,
         args.num_gpus,
