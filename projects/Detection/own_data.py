@@ -125,6 +125,11 @@ def finish(trainer: Trainer, cfg: CfgNode) -> None:
     evaluate(trainer.model, cfg, names, str(weights))
 
 
+def _weights_of(file: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(str(file))
+    return {name: checkpoint[name] for name in ("model", "iteration")}
+
+
 def evaluate(model: nn.Module, cfg: CfgNode, names: Sequence[str], weights: str) -> dict[str, Any]:
     """Evaluate ``model`` on the datasets ``names``, and report on all that have been evaluated."""
     evaluated = cfg.clone()
