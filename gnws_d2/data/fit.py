@@ -11,7 +11,14 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config import META_ARCHITECTURE, ConfigError
+from ..config import (
+    DATASET_KEYS,
+    ConfigError,
+    built_architecture,
+    dataset_names,
+    get_key,
+    set_key,
+)
 from .catalog import CheckOptions, load_coco, register_source, used_categories
 from .coco_file import CocoFile, kept_files, read_coco, state_of
 from .errors import DatasetError
@@ -19,13 +26,6 @@ from .source import Source, is_ours, is_source
 from .summary import shared_images, summary_table
 
 logger = logging.getLogger(__name__)
-
-KEYS = ("TRAIN", "TEST", "FINAL_TEST")  # of DATASETS
-
-
-def dataset_names(cfg: CfgNode) -> list[str]:
-    """The datasets that ``cfg`` names, each once."""
-    return list(dict.fromkeys(name for key in KEYS for name in cfg.DATASETS.get(key, ())))
 
 
 def fit_to_data(cfg: CfgNode) -> CfgNode:
@@ -111,9 +111,8 @@ def _say_what_is_there(cfg: CfgNode, present: Sequence[str]) -> None:
     logger.info("The data:\n%s", summary_table(present, cfg))
     for one in present:
         for other in present[present.index(one) + 1 :]:
-            split = {key for key in KEYS if one in cfg.DATASETS[key]}
-            apart = not split & {key for key in KEYS if other in cfg.DATASETS[key]}
-            if apart and (shared := shared_images(one, other)):
+            together = any({one, other} <= set(get_key(cfg, key)) for key in DATASET_KEYS)
+            if not together and (shared := shared_images(one, other)):
                 logger.warning(
                     "%d images of %s are in %s too, such as %s: results on them say nothing.",
                     *(len(shared), one, other, shared[0]),
@@ -127,18 +126,10 @@ class _Changes:
         self.cfg = cfg
         self._made: list[str] = []
 
-    def get(self, key: str) -> Any:
-        node = self.cfg
-        for word in key.split("."):
-            node = node[word]
-        return node
-
     def set(self, key: str, value: Any) -> None:
-        if self.get(key) == value:
-            return
-        section, _, word = key.rpartition(".")
-        self.get(section)[word] = value
-        self._made.append(f"{key} {value}")
+        if get_key(self.cfg, key) != value:
+            set_key(self.cfg, key, value)
+            self._made.append(f"{key} {value}")
 
     def say(self, reason: str) -> None:
         if self._made:
@@ -153,10 +144,7 @@ def _file(name: str) -> Path:
 
 
 def _check_architecture(cfg: CfgNode) -> None:
-    model = cfg.MODEL
-    built = model.META_ARCHITECTURE
-    if built == META_ARCHITECTURE:
-        built = model.WS.META_ARCHITECTURE
+    built = built_architecture(cfg)
     if built in ("SemanticSegmentor", "PanopticFPN"):
         raise ConfigError(
             f"{built} needs label images, which a COCO instance file lacks. Choose a config of "

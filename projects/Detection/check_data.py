@@ -26,12 +26,12 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 import gnws_d2
+from gnws_d2.config import dataset_names
 from gnws_d2.data import fit_to_data
 from gnws_d2.data.catalog import is_coco, register_source
 from gnws_d2.data.coco_check import Problem, check_coco, header_problem
 from gnws_d2.data.coco_file import read_coco
 from gnws_d2.data.errors import DatasetError
-from gnws_d2.data.fit import dataset_names
 from gnws_d2.data.images import ImageError, read_image
 from gnws_d2.data.source import is_source, resolve
 from gnws_d2.data.summary import data_summary
