@@ -38,7 +38,11 @@ from gnws_d2.data.summary import data_summary
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
+from gnws_d2.projects.detection.data_arguments import (
+    add_data_arguments,
+    data_opts,
+    program_parser,
+)
 
 logger = logging.getLogger("gnws_d2.check_data")
 
@@ -46,9 +50,7 @@ MOST_LISTED = 10  # problems of a file; --output has all
 
 
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = program_parser(__doc__)
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="files to check")
     add_data_arguments(parser)
     parser.add_argument(
