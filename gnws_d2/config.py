@@ -22,7 +22,7 @@ from .norms import BCN_NORMS
 
 logger = logging.getLogger(__name__)
 
-META_ARCHITECTURE = "WeightStandardizedModel"
+META_ARCHITECTURE = "WeightStandardizedModel"  # a wrapper around another one
 
 # Those of detectron2.layers.get_norm, which raises a bare KeyError for any other, and ours.
 NORMS = (
@@ -33,6 +33,13 @@ NORMS = (
 
 # Names of datasets: one, or a tuple of them.
 DATASET_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.FINAL_TEST")
+
+# Lengths in epochs -> what they determine, in iterations.
+EPOCH_KEYS = {
+    "SOLVER.EPOCHS": {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
+    "SOLVER.CHECKPOINT_EPOCHS": {"SOLVER.CHECKPOINT_PERIOD"},
+    "TEST.EVAL_EPOCHS": {"TEST.EVAL_PERIOD"},
+}
 
 # Ignored with a warning where an older config sets them.
 REMOVED_KEYS = {
@@ -190,14 +197,6 @@ def explicit_keys(file: str | Path, opts: Sequence[str] = ()) -> set[str]:
     return keys | given
 
 
-# Lengths in epochs -> what they determine, in iterations.
-EPOCH_KEYS = {
-    "SOLVER.EPOCHS": {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
-    "SOLVER.CHECKPOINT_EPOCHS": {"SOLVER.CHECKPOINT_PERIOD"},
-    "TEST.EVAL_EPOCHS": {"TEST.EVAL_PERIOD"},
-}
-
-
 def packaged_config(file: str | Path) -> CfgNode:
     """The packaged config that ``file`` is or builds on, without anything that a user set;
     Detectron2's defaults where there is none."""
@@ -215,23 +214,25 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     Detectron2's plain ``get_cfg()`` reads it where no such key is set; :func:`load_config`, and any
     program that adds the same keys, reads it in any case.
     """
-    defaults = get_cfg()
-    own = {key for key, _ in leaves(defaults)}
-    for add_config in _used_add_configs:
-        add_config(defaults)
+    own = {key for key, _ in leaves(get_cfg())}
     values = dict(leaves(cfg))
-    unused = {k for k, v in leaves(defaults) if k not in own and k in values and values[k] == v}
+    defaults = _all_defaults().items()
+    unused = {k for k, v in defaults if k not in own and k in values and values[k] == v}
     return _without(cfg.clone(), unused)
 
 
 def changed_keys(cfg: CfgNode) -> dict[str, object]:
     """The keys of ``cfg`` whose values are not the defaults, with their values. The defaults are
     Detectron2's, this package's, and those of the ``add_configs`` of :func:`load_config`."""
+    known = _all_defaults()
+    return {k: v for k, v in leaves(cfg) if k not in known or known[k] != v}
+
+
+def _all_defaults() -> dict[str, object]:
     defaults = get_cfg()
     for add_config in _used_add_configs:
         add_config(defaults)
-    known = dict(leaves(defaults))
-    return {k: v for k, v in leaves(cfg) if k not in known or known[k] != v}
+    return dict(leaves(defaults))
 
 
 def _without(node: CfgNode, keys: set[str], prefix: str = "") -> CfgNode:
@@ -341,7 +342,7 @@ def _check_batch(cfg: CfgNode) -> None:
         *(("SOLVER.ACCUMULATION_STEPS", 1), ("SOLVER.SCALE_TO_BATCH", 0)),
         *(("SOLVER.EARLY_STOPPING", 0), *((key, 0) for key in EPOCH_KEYS)),
     ):
-        if not get_key(cfg, key) >= least:
+        if not get_key(cfg, key) >= least:  # NaN is not
             raise ConfigError(f"{key} is {get_key(cfg, key)}. Set it to {least} or more.")
     key = "SCALE_TO_BATCH" if solver.SCALE_TO_BATCH else "IMS_PER_BATCH"
     if solver[key] % solver.ACCUMULATION_STEPS:
@@ -453,6 +454,17 @@ def get_key(cfg: CfgNode, key: str) -> Any:
     for word in key.split("."):
         node = node.get(word) if isinstance(node, CfgNode) else None
     return node
+
+
+def dataset_names(cfg: CfgNode, keys: Sequence[str] = DATASET_KEYS) -> list[str]:
+    """The datasets that ``keys`` of ``cfg`` name, each once."""
+    return list(dict.fromkeys(name for key in keys for name in get_key(cfg, key) or ()))
+
+
+def built_architecture(cfg: CfgNode) -> str:
+    """MODEL.META_ARCHITECTURE, seen through this package's wrapper."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    return cfg.MODEL.WS.META_ARCHITECTURE if name == META_ARCHITECTURE else name
 
 
 def set_key(cfg: CfgNode, key: str, value: object) -> None:

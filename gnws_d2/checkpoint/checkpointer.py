@@ -282,15 +282,20 @@ class Checkpointer(DetectionCheckpointer):
                 del tensors[name]
 
 
-def check_weights(cfg: CfgNode) -> None:
+def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
     """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``. Needs
-    no memory for the model, and does not log what loading logs."""
+    no memory for the model, and does not log what loading logs.
+
+    Args:
+        for_inference: see :class:`Checkpointer`.
+    """
     PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])  # logs that it downloads
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that nothing is copied
-            Checkpointer(build_on_meta(cfg), cfg=cfg).load(cfg.MODEL.WEIGHTS)
+            model = build_on_meta(cfg)
+            Checkpointer(model, cfg=cfg, for_inference=for_inference).load(cfg.MODEL.WEIGHTS)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -295,7 +295,8 @@ def used_categories(coco: CocoFile) -> dict[str, int]:
     Raises:
         DatasetError: two of them share a name.
     """
-    used = {a.get("category_id") for a in coco.annotations or () if _is_hashable(a)}
+    ids = (annotation.get("category_id") for annotation in coco.annotations or ())
+    used = {number for number in ids if isinstance(number, int)}  # others need not be hashable
     found: dict[str, int] = {}
     for number, name in sorted(coco.class_names.items()):
         if number not in used:
@@ -307,10 +308,6 @@ def used_categories(coco: CocoFile) -> dict[str, int]:
             )
         found[name] = number
     return found
-
-
-def _is_hashable(annotation: dict[str, Any]) -> bool:
-    return isinstance(annotation.get("category_id"), int)
 
 
 def _id_map(

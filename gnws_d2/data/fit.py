@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config import META_ARCHITECTURE, ConfigError
+from ..config import (
+    DATASET_KEYS,
+    ConfigError,
+    built_architecture,
+    dataset_names,
+    get_key,
+    set_key,
+)
 from .catalog import CheckOptions, load_coco, register_source, used_categories
 from .coco_file import CocoFile, kept_files, read_coco, state_of
 from .errors import DatasetError
@@ -20,21 +26,18 @@ from .summary import shared_images, summary_table
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("TRAIN", "TEST", "FINAL_TEST")  # of DATASETS
 
-
-def dataset_names(cfg: CfgNode) -> list[str]:
-    """The datasets that ``cfg`` names, each once."""
-    return list(dict.fromkeys(name for key in KEYS for name in cfg.DATASETS.get(key, ())))
-
-
-def fit_to_data(cfg: CfgNode) -> CfgNode:
+def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) -> CfgNode:
     """Register the COCO files among ``cfg``'s datasets, check them, and fit ``cfg`` to them.
 
     Sets DATASETS.CLASSES and CATEGORY_IDS, NUM_CLASSES of every head, MODEL.REMAKE_PREDICTORS, and
     what depends on masks and keypoints: MODEL.MASK_ON, INPUT.MASK_FORMAT, NUM_KEYPOINTS. Each
     change is logged with its reason. Where DATASETS.CLASSES is set, as in a saved config, the
     files' classes are matched to it by name.
+
+    Args:
+        check: called with the new config before anything is logged, so that its error is not the
+            last of many lines.
 
     Returns:
         a new config, as frozen as ``cfg``; ``cfg`` itself if no dataset is a file, or it was fitted
@@ -46,9 +49,17 @@ def fit_to_data(cfg: CfgNode) -> CfgNode:
     """
     sources = [name for name in dataset_names(cfg) if is_source(name)]
     if not sources or _is_fitted(cfg, sources):
+        if check:
+            check(cfg)
         return cfg
     with kept_files():
-        fitted = _fit(cfg, sources)
+        changes = _fit(cfg, sources)
+        fitted = changes.cfg
+        if check:
+            check(fitted)
+        for change in changes.said:
+            logger.info(change)
+        _describe(fitted, sources)
     _fitted.add(_state(fitted, sources))
     return fitted
 
@@ -66,12 +77,16 @@ def _state(cfg: CfgNode, sources: Sequence[str]) -> tuple:
     return cfg.dump(), *map(state_of, files)
 
 
-def _fit(cfg: CfgNode, sources: Sequence[str]) -> CfgNode:
+def _present(sources: Sequence[str]) -> list[str]:
+    """Those with a file: a saved config is used for prediction where its files are missing."""
+    return [name for name in sources if _file(name).exists()]
+
+
+def _fit(cfg: CfgNode, sources: Sequence[str]) -> _Changes:
     fitted = cfg.clone()
     fitted.defrost()
     _check_architecture(cfg)
-    # A saved config is used for prediction where its files are missing.
-    present = [name for name in sources if _file(name).exists()]
+    present = _present(sources)
     if not cfg.DATASETS.get("CLASSES") and present != sources:
         missing = next(name for name in sources if name not in present)
         raise DatasetError(f"{_file(missing)} does not exist. Check the path in DATASETS.")
@@ -80,14 +95,12 @@ def _fit(cfg: CfgNode, sources: Sequence[str]) -> CfgNode:
     for name in present:
         register_source(name, classes, ids, options)
     training = [name for name in present if name in cfg.DATASETS.TRAIN]
-    loaded = {name: load_coco(name) for name in present}
-    for name in training:
-        if not loaded[name].annotations:
+    for name in present:
+        if not load_coco(name).annotations and name in training:
             raise DatasetError(f"{name} has no annotations to train on. Add some.")
     changes = _Changes(fitted)
     changes.set("DATASETS.CLASSES", classes)
     changes.set("DATASETS.CATEGORY_IDS", ids)
-    _say_what_is_left_out(present, training, classes, loaded)
     for section, node in fitted.MODEL.items():
         if isinstance(node, CfgNode) and "NUM_CLASSES" in node and section != "SEM_SEG_HEAD":
             changes.set(f"MODEL.{section}.NUM_CLASSES", len(classes))
@@ -95,25 +108,27 @@ def _fit(cfg: CfgNode, sources: Sequence[str]) -> CfgNode:
     changes.say(f"{len(classes)} classes in the data: {', '.join(classes)}")
     _fit_masks(changes, training, present, classes, ids, options)
     _fit_keypoints(changes, training, present)
-    _say_what_is_there(fitted, present)
     if cfg.is_frozen():
         fitted.freeze()
-    return fitted
+    return changes
 
 
-_described: set[tuple[str, ...]] = set()  # the datasets that were logged in this process
+_described: set[tuple] = set()  # datasets, their classes and files that were logged
 
 
-def _say_what_is_there(cfg: CfgNode, present: Sequence[str]) -> None:
-    if tuple(present) in _described or not present:
+def _describe(cfg: CfgNode, sources: Sequence[str]) -> None:
+    """Log once what the datasets hold, and what of it is left out."""
+    present = _present(sources)
+    described = (*present, *cfg.DATASETS.CLASSES, *(state_of(_file(name)) for name in present))
+    if described in _described or not present:
         return
-    _described.add(tuple(present))
+    _described.add(described)
+    _say_what_is_left_out(cfg, present)
     logger.info("The data:\n%s", summary_table(present, cfg))
     for one in present:
         for other in present[present.index(one) + 1 :]:
-            split = {key for key in KEYS if one in cfg.DATASETS[key]}
-            apart = not split & {key for key in KEYS if other in cfg.DATASETS[key]}
-            if apart and (shared := shared_images(one, other)):
+            together = any({one, other} <= set(get_key(cfg, key)) for key in DATASET_KEYS)
+            if not together and (shared := shared_images(one, other)):
                 logger.warning(
                     "%d images of %s are in %s too, such as %s: results on them say nothing.",
                     *(len(shared), one, other, shared[0]),
@@ -121,28 +136,21 @@ def _say_what_is_there(cfg: CfgNode, present: Sequence[str]) -> None:
 
 
 class _Changes:
-    """Sets keys of a config and says which have changed."""
+    """Sets keys of a config, and collects in ``said`` which have changed and why."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
+        self.said: list[str] = []
         self._made: list[str] = []
 
-    def get(self, key: str) -> Any:
-        node = self.cfg
-        for word in key.split("."):
-            node = node[word]
-        return node
-
     def set(self, key: str, value: Any) -> None:
-        if self.get(key) == value:
-            return
-        section, _, word = key.rpartition(".")
-        self.get(section)[word] = value
-        self._made.append(f"{key} {value}")
+        if get_key(self.cfg, key) != value:
+            set_key(self.cfg, key, value)
+            self._made.append(f"{key} {value}")
 
     def say(self, reason: str) -> None:
         if self._made:
-            logger.info("%s. Set: %s", reason, ", ".join(self._made))
+            self.said.append(f"{reason}. Set: {', '.join(self._made)}")
         self._made = []
 
 
@@ -153,10 +161,7 @@ def _file(name: str) -> Path:
 
 
 def _check_architecture(cfg: CfgNode) -> None:
-    model = cfg.MODEL
-    built = model.META_ARCHITECTURE
-    if built == META_ARCHITECTURE:
-        built = model.WS.META_ARCHITECTURE
+    built = built_architecture(cfg)
     if built in ("SemanticSegmentor", "PanopticFPN"):
         raise ConfigError(
             f"{built} needs label images, which a COCO instance file lacks. Choose a config of "
@@ -231,28 +236,26 @@ def _check_known(
             )
 
 
-def _say_what_is_left_out(
-    present: Sequence[str],
-    training: Sequence[str],
-    classes: Sequence[str],
-    loaded: dict[str, CocoFile],
-) -> None:
-    trained: Counter[str] = Counter()
+def _say_what_is_left_out(cfg: CfgNode, present: Sequence[str]) -> None:
+    classes = cfg.DATASETS.CLASSES
+    training = [name for name in present if name in cfg.DATASETS.TRAIN]
+    trained: set[str] = set()
     for name in training:
-        names = loaded[name].class_names
-        trained.update(names[a["category_id"]] for a in loaded[name].annotations or ())
+        coco = load_coco(name)
+        trained |= {coco.class_names[a["category_id"]] for a in coco.annotations or ()}
+    unused: set[str] = set()
     for name in present:
         coco = read_coco(_file(name))
         used = used_categories(coco)
-        unused = sorted(set(coco.class_names.values()) - set(used) - set(classes))
-        if unused:
-            logger.info("%s: categories without annotations are left out: %s", name, _list(unused))
+        unused |= set(coco.class_names.values()) - set(used) - set(classes)
         if other := [c for c in used if c not in classes]:
             logger.warning(
                 "%s: annotations of %s are left out, which DATASETS.CLASSES does not have.",
                 *(name, _list(other)),
             )
-    if training and (untrained := [c for c in classes if not trained[c]]):
+    if unused:
+        logger.info("Categories without annotations are left out: %s", _list(sorted(unused)))
+    if training and (untrained := [c for c in classes if c not in trained]):
         logger.warning(
             "No training image has an object of %s. The model will not find any.", _list(untrained)
         )

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from ..config import META_ARCHITECTURE
+from ..config import built_architecture, dataset_names
 from .catalog import (
     CheckOptions,
     describe,
@@ -26,7 +26,6 @@ from .catalog import (
     write_skipped,
 )
 from .errors import DatasetError
-from .fit import dataset_names
 from .source import is_ours, is_source
 
 logger = logging.getLogger(__name__)
@@ -109,15 +108,12 @@ def _check_registered(cfg: CfgNode, name: str) -> None:
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
-    built = cfg.MODEL.META_ARCHITECTURE
-    if built == META_ARCHITECTURE:  # see through the wrapper
-        built = cfg.MODEL.WS.META_ARCHITECTURE
     section, kind = {
         "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
         "PanopticFPN": ("ROI_HEADS", "thing_classes"),
         "RetinaNet": ("RETINANET", "thing_classes"),
         "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
-    }.get(built, ("", ""))
+    }.get(built_architecture(cfg), ("", ""))
     classes = MetadataCatalog.get(name).get(kind) or [] if kind else []
     if not classes:
         return

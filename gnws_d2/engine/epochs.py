@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from ..config import EPOCH_KEYS, ConfigError, get_key, set_key
 from ..data.filter import load_train_dataset
+from ..data.source import is_source
 from .schedule import SCALED, scaled_from
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def schedule_for(
     _check_lengths(cfg, explicit)
     packaged = packaged or cfg
     solver = cfg.SOLVER
-    is_own = any(".json" in name for name in cfg.DATASETS.TRAIN)
+    is_own = any(map(is_source, cfg.DATASETS.TRAIN))
     batch, why = _batch(cfg, world_size, explicit, is_own)
     meant = solver.IMS_PER_BATCH if why == AS_WRITTEN else packaged.SOLVER.IMS_PER_BATCH
     scaled = scaled_from(cfg, meant, batch)
@@ -186,10 +187,11 @@ class _Schedule:
             return self._cfg
         rows = []
         for key in SCALED:
+            if key == "SOLVER.REFERENCE_WORLD_SIZE":
+                continue
             scaled = "scaled with the batch" if self[key] != get_key(self._cfg, key) else AS_WRITTEN
             why = EXPLICIT if key in self._explicit else self._why.get(key, scaled)
             rows.append((key, self[key], why))
-        rows.remove(next(row for row in rows if row[0] == "SOLVER.REFERENCE_WORLD_SIZE"))
         table = tabulate(rows, ["key", "value", "reason"], tablefmt="pipe", disable_numparse=True)
         logger.info("The schedule of this run:\n%s", table)
         if self._cfg.is_frozen():

@@ -6,12 +6,13 @@ import re
 
 from detectron2.config import CfgNode
 
+from ..config import DATASET_KEYS, dataset_names
 from ..data.source import Source
 
 
 def evaluated_datasets(cfg: CfgNode) -> list[str]:
     """The datasets that a training evaluates, each once."""
-    return list(dict.fromkeys([*cfg.DATASETS.TEST, *cfg.DATASETS.get("FINAL_TEST", ())]))
+    return dataset_names(cfg, DATASET_KEYS[1:])
 
 
 def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:

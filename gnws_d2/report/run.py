@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from pycocotools.coco import COCO
 
+from ..config import dataset_names
 from ..data import coco_truth, summary
 from ..data.source import is_ours
 from ..errors import GnwsError, is_debugging
@@ -99,13 +100,12 @@ def try_report(
 
 def _own_data(cfg: CfgNode) -> dict[str, dict[str, Any]]:
     """What the sources of ``cfg`` hold; loading a large published dataset would take too long."""
-    names = dict.fromkeys([*cfg.DATASETS.TRAIN, *evaluated_datasets(cfg)])
     return {
         short_name(name): {
             _LABELS.get(key, key.replace("_", " ")): value
             for key, value in summary.data_summary(name, cfg).items()
         }
-        for name in names
+        for name in dataset_names(cfg)
         if is_ours(name)
     }
 

@@ -28,6 +28,7 @@ from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError, add_debug_flag, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.coco_detections import CocoDetections, labels_image, write_png
+from gnws_d2.projects.detection.data_arguments import program_parser
 from gnws_d2.projects.detection.drawing import draw, to_cpu
 from gnws_d2.projects.detection.inputs import Frame
 
@@ -36,9 +37,7 @@ Found = tuple[np.ndarray, list[list[Any]], list[str]]
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = program_parser(__doc__)
     parser.add_argument("models", nargs="+", metavar="[NAME=]CHECKPOINT")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")
     parser.add_argument("--port", type=int, default=7860)

@@ -34,7 +34,11 @@ from gnws_d2.data.loading import dataset_errors
 from gnws_d2.data.resize import build_test_augmentation, build_train_mapper
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
+from gnws_d2.projects.detection.data_arguments import (
+    add_data_arguments,
+    data_opts,
+    program_parser,
+)
 from gnws_d2.report.images import class_colours, draw
 
 logger = logging.getLogger("gnws_d2.browse")
@@ -98,9 +102,7 @@ def sheet(images: Sequence[Image.Image], columns: int = 5) -> Image.Image:
 
 @one_line_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = program_parser(__doc__)
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a path, or a packaged config's name"
     )

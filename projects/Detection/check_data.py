@@ -26,19 +26,23 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 import gnws_d2
+from gnws_d2.config import dataset_names
 from gnws_d2.data import fit_to_data
 from gnws_d2.data.catalog import is_coco, register_source
 from gnws_d2.data.coco_check import Problem, check_coco, header_problem
 from gnws_d2.data.coco_file import read_coco
 from gnws_d2.data.errors import DatasetError
-from gnws_d2.data.fit import dataset_names
 from gnws_d2.data.images import ImageError, read_image
 from gnws_d2.data.source import is_source, resolve
 from gnws_d2.data.summary import data_summary
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
+from gnws_d2.projects.detection.data_arguments import (
+    add_data_arguments,
+    data_opts,
+    program_parser,
+)
 
 logger = logging.getLogger("gnws_d2.check_data")
 
@@ -46,9 +50,7 @@ MOST_LISTED = 10  # problems of a file; --output has all
 
 
 def parse_args(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = program_parser(__doc__)
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="files to check")
     add_data_arguments(parser)
     parser.add_argument(

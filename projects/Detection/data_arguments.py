@@ -1,4 +1,4 @@
-"""Command-line arguments that name datasets by file, shared by the programs of this folder."""
+"""Command-line arguments that the programs of this folder share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ SOURCE = (
     "ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val], a folder with one annotation file, or the name "
     "of a registered dataset"
 )
+
+
+def program_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a module's docstring as it is written."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=formatter)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add ``--config-file`` and ``--weights``, which name a trained detector."""
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="a path, or a packaged config's name; by default the config that the weights carry",
+    )
+    parser.add_argument("--weights", default="", metavar="FILE", help="a trained detector's file")
+    return parser
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -37,6 +37,7 @@ from gnws_d2.data.images import ImageError
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.predictor import ImageShapeError
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
+from gnws_d2.projects.detection.data_arguments import add_model_arguments, program_parser
 from gnws_d2.projects.detection.inputs import find_files, read_frames
 from gnws_d2.projects.detection.results import Results
 
@@ -44,15 +45,7 @@ logger = logging.getLogger("gnws_d2.demo")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="a path, or a packaged config's name; by default the config that the weights carry",
-    )
-    parser.add_argument("--weights", default="", metavar="FILE", help="a trained detector's file")
+    parser = add_model_arguments(program_parser(__doc__))
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, globs")
     source.add_argument("--video-input", metavar="FILE", help="a video")

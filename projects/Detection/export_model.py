@@ -37,18 +37,11 @@ from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
+from gnws_d2.projects.detection.data_arguments import add_model_arguments, program_parser
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="a path, or a packaged config's name; by default the config that the weights carry",
-    )
-    parser.add_argument("--weights", default="", metavar="FILE", help="a trained detector's file")
+    parser = add_model_arguments(program_parser(__doc__))
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="IMAGE", help="real images, to compare on"
@@ -92,14 +85,14 @@ def main() -> int:
         args.config_file, args.weights, opts=opts, add_configs=add_configs, folded=False
     )
     cfg, model = predictor.cfg, predictor.model
-    pictures = [picture for file in args.input for picture in at_two_sizes(file, cfg)]
+    images = [image for file in args.input for image in at_two_sizes(file, cfg)]
     args.output.mkdir(parents=True, exist_ok=True)
 
     rows, refused = [], 0
     for name in args.format:
         file = args.output / FORMATS[name].file
         try:
-            results = export(model, name, file, pictures, facts(predictor), args.tolerance)
+            results = export(model, name, file, images, facts(predictor), args.tolerance)
         except ExportError as error:
             print(error, file=sys.stderr)
             refused += 1
@@ -115,16 +108,17 @@ def main() -> int:
 
 
 def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
-    """The image as the model sees it in evaluation, and at three quarters of that."""
+    """The image as the model sees it in evaluation, and at three quarters of that: (3, H, W) each,
+    float32, levels 0 to 255."""
     smaller = cfg.clone()
     smaller.INPUT.MIN_SIZE_TEST = cfg.INPUT.MIN_SIZE_TEST * 3 // 4
-    bgr = read_image(file, format=cfg.INPUT.FORMAT)
-    pictures = []
+    pixels = read_image(file, format=cfg.INPUT.FORMAT)
+    images = []
     for config in (cfg, smaller):
-        resized = AugInput(bgr)
+        resized = AugInput(pixels)
         AugmentationList(build_test_augmentation(config))(resized)
-        pictures.append(torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1)))
-    return pictures
+        images.append(torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1)))
+    return images
 
 
 def facts(predictor: Predictor) -> dict[str, Any]:

@@ -20,14 +20,13 @@ import gnws_d2
 from gnws_d2.data import fit_to_data
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
+from gnws_d2.projects.detection.data_arguments import program_parser
 from gnws_d2.report.run import report_run
 
 
 @one_line_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = program_parser(__doc__)
     parser.add_argument("--output-dir", required=True, type=Path, metavar="FOLDER")
     parser.add_argument(
         "--weights", default="", metavar="FILE", help="what was evaluated; the last checkpoint"

@@ -14,6 +14,7 @@ number of processes that it was published for to the actual number.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 
 from detectron2.config import CfgNode
@@ -57,12 +58,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if not args.eval_only:
         lock_output(cfg.OUTPUT_DIR)
     setup_loggers(cfg.OUTPUT_DIR)
-    cfg = fit_to_data(cfg)
+    explicit = explicit_keys(file, opts)
     if not args.eval_only:
-        explicit = explicit_keys(file, opts)
         start_from_detector(cfg, file, explicit)
-        if not args.resume:
-            check_weights(cfg)
+    check = functools.partial(check_weights, for_inference=args.eval_only)
+    cfg = fit_to_data(cfg, check=None if args.resume else check)
+    if not args.eval_only:
         world_size = comm.get_world_size()
         if any(map(is_source, cfg.DATASETS.TRAIN)):
             images = len(load_train_dataset(cfg))

@@ -1,6 +1,7 @@
 """A config that names COCO files is fitted to them: classes, heads, masks, evaluation."""
 
 import copy
+import functools
 import json
 import logging
 from pathlib import Path
@@ -14,7 +15,7 @@ from processes import run
 from tiny import FEW_PROPOSALS, TINY
 
 import gnws_d2
-from gnws_d2.checkpoint import Provenance
+from gnws_d2.checkpoint import CheckpointError, Provenance, check_weights
 from gnws_d2.config import ConfigError, portable_config
 from gnws_d2.data import coco_truth, fit_to_data, register_source
 from gnws_d2.data.errors import DatasetError
@@ -47,9 +48,34 @@ def test_classes_come_from_the_data_by_id(tmp_path, caplog):
     assert fit_to_data(fitted) == fitted and not caplog.text
 
 
+def test_an_error_of_the_check_comes_before_what_is_logged(tmp_path, caplog):
+    cfg = config(tmp_path, make_coco(tmp_path), (), BOXES, "MODEL.WEIGHTS", "")
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    with pytest.raises(CheckpointError, match=r"^MODEL\.WEIGHTS is empty"):
+        fit_to_data(cfg, functools.partial(check_weights, for_inference=True))
+    assert not caplog.text
+    fit_to_data(cfg, check_weights)
+    assert "The data:" in caplog.text
+
+
+def test_what_a_second_fit_finds_is_not_logged_again(tmp_path, caplog):
+    """As the trainer's fit finds it, after the schedule has changed the config."""
+    file = make_coco(tmp_path)
+    coco = read(file)
+    coco["categories"].append({"id": 5, "name": "never"})
+    write(file, coco)
+    fitted = fit_to_data(config(tmp_path, file))
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    fitted.SOLVER.MAX_ITER += 1
+    assert fit_to_data(fitted) == fitted and not caplog.text
+
+
 def test_a_config_without_files_stays_itself(tmp_path):
     cfg = gnws_d2.load_config(BOXES)
-    assert fit_to_data(cfg) is cfg
+    checked = []
+    assert fit_to_data(cfg, checked.append) is cfg and checked == [cfg]
 
 
 def test_dicts_are_detectron2s_with_ids(tmp_path):
@@ -122,7 +148,7 @@ def test_an_unused_supercategory_is_left_out(tmp_path, caplog):
     write(file, coco)
     cfg = fit_to_data(config(tmp_path, file, file))
     assert cfg.DATASETS.CLASSES == ["cell"] and cfg.DATASETS.CATEGORY_IDS == [1]
-    assert "categories without annotations are left out: 'never'" in caplog.text
+    assert caplog.text.count("Categories without annotations are left out: 'never'\n") == 1
     assert evaluate(cfg, str(file))["bbox"]["AP"] == 100
 
 
