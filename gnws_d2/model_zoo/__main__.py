@@ -61,7 +61,7 @@ def prefetch(names: list[str]) -> int:
 @one_line_errors(OSError)
 def main() -> int:
     parser = argparse.ArgumentParser(
-        "python -m gnws_d2.model_zoo",
+        sys.argv[0] if sys.argv[0].startswith("gnws ") else "python -m gnws_d2.model_zoo",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
