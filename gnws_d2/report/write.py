@@ -107,7 +107,7 @@ def write_report(
         pairs=pairs if any(pairs.values()) else {},
         training=training,
         data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
-        commands=_commands(cfg, output_dir, weights, _or_default(threshold)),
+        commands=_commands(output_dir, weights, _or_default(threshold)),
         changed_config={k: str(v) for k, v in changed_keys(cfg).items()} if is_yaml else {},
         config=cfg.dump() if is_yaml else OmegaConf.to_yaml(cfg),
         environment=collect_env_info(),
@@ -284,15 +284,12 @@ def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
     return summary
 
 
-def _commands(cfg: Any, output_dir: Path, weights: str, threshold: float) -> list[tuple[str, str]]:
+def _commands(output_dir: Path, weights: str, threshold: float) -> list[tuple[str, str]]:
     weights = weights or str(output_dir / "model_final.pth")
-    demo: list[tuple[str, ...]] = [
-        ("python", "-m", "gnws_d2.projects.detection.demo", "--weights", weights)
+    demo = [
+        ("gnws", "predict", "--weights", weights, "--input", "FOLDER", "--output", "found"),
+        ("--confidence-threshold", f"{threshold:.2f}"),
     ]
-    if isinstance(cfg, CfgNode):
-        demo.append(("--config-file", str(output_dir / "config.yaml")))
-    demo.append(("--input", "FOLDER", "--output", "found"))
-    demo.append(("--confidence-threshold", f"{threshold:.2f}"))
     program = f"""from gnws_d2 import Predictor
 from gnws_d2.data import read_image
 
