@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 
 from detectron2.checkpoint import Checkpointer
@@ -63,6 +64,10 @@ class BestCheckpointer(hooks.BestCheckpointer):
         for iteration, value in self._scores:
             if self.best_metric is None or self._compare(value, self.best_metric):
                 self._update_best(value, iteration)
+
+    def _update_best(self, val: float, iteration: int) -> bool:
+        # A detector that finds nothing has no AP; without any better, that is kept, too.
+        return super()._update_best(0.0 if math.isnan(val) else val, iteration)
 
     def _best_checking(self) -> None:
         latest = self.trainer.storage.latest()

@@ -24,6 +24,7 @@ import logging
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
@@ -85,12 +86,30 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
     return Predictor(config, weights, opts=opts, add_configs=add_configs, score_threshold=threshold)
 
 
-def run_on_images(inputs: list[str], results: Results) -> int:
+class Interrupted:
+    """Becomes true at the first Ctrl-C, so that the image at hand is finished; the second one
+    raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self._received = False
+        signal.signal(signal.SIGINT, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __bool__(self) -> bool:
+        return self._received
+
+
+def run_on_images(inputs: list[str], results: Results, interrupted: Interrupted) -> int:
     """Returns the number of files that could not be used."""
     skipped = 0
     for file in tqdm(list(find_files(inputs)), unit="image", disable=None):
         try:
             for frame in read_frames(file):
+                if interrupted:
+                    return skipped
                 results.add(frame)
         except (ImageError, ImageShapeError) as error:
             logger.error("%s is skipped: %s", file, str(error).removeprefix(f"{file} "))
@@ -98,7 +117,7 @@ def run_on_images(inputs: list[str], results: Results) -> int:
     return skipped
 
 
-def run_on_video(source: str, is_live: bool, results: Results) -> None:
+def run_on_video(source: str, is_live: bool, results: Results, interrupted: Interrupted) -> None:
     try:
         from gnws_d2.projects.detection import video  # it needs OpenCV, which images do not
     except ImportError as error:
@@ -115,7 +134,7 @@ def run_on_video(source: str, is_live: bool, results: Results) -> None:
             for frame in tqdm(video.frames(capture, file), unit="frame", disable=None):
                 drawn = results.add(frame, visualizer)
                 written.write(drawn)
-                if is_live and window.show(drawn):
+                if interrupted or (is_live and window.show(drawn)):
                     break
         finally:
             written.close()
@@ -143,17 +162,18 @@ def main() -> int:
     predictor = make_predictor(args)
     args.output.mkdir(parents=True, exist_ok=True)
     results = Results(predictor, args.output, ids)
+    interrupted, skipped = Interrupted(), 0
     try:
         if args.input:
-            skipped = run_on_images(args.input, results)
+            skipped = run_on_images(args.input, results, interrupted)
         else:
-            run_on_video(args.video_input or args.webcam, bool(args.webcam), results)
-            skipped = 0
-    except KeyboardInterrupt:
-        logger.error("Stopped: what was detected until now is written.")
-        return 128 + signal.SIGINT
+            source = args.video_input or args.webcam
+            run_on_video(source, bool(args.webcam), results, interrupted)
     finally:
         results.write()
+    if interrupted:
+        logger.error("Stopped: what was detected until now is written.")
+        return 128 + signal.SIGINT
     if skipped:
         logger.error("%d files could not be used", skipped)
     return 1 if skipped else 0

@@ -115,7 +115,7 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
     (folder / "text.png").write_text("no image")
     save(folder / "z_good.png")
     written = Results(NarrowStub(), output)
-    assert demo.run_on_images([str(folder)], written) == 7
+    assert demo.run_on_images([str(folder)], written, []) == 7
     written.write()
     for name in ("dangling", "folder", "pipe", "bomb", "narrow", "cut", "text"):
         [line] = [r.getMessage() for r in caplog.records if f"{name}.png is" in r.getMessage()]
@@ -128,7 +128,7 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
 def test_no_image_no_file(tmp_path):
     (tmp_path / "found").mkdir()
     written = Results(Stub(), tmp_path / "found")
-    assert demo.run_on_images([str(tmp_path / "nothing.png")], written) == 1
+    assert demo.run_on_images([str(tmp_path / "nothing.png")], written, []) == 1
     written.write()
     assert not list((tmp_path / "found").iterdir())
 
@@ -274,7 +274,7 @@ def test_a_video(predictor, clip, tmp_path, monkeypatch):
     output.mkdir()
     model = predictor()
     written = Results(model, output)
-    demo.run_on_video(str(clip), is_live=False, results=written)
+    demo.run_on_video(str(clip), is_live=False, results=written, interrupted=[])
     written.write()
     assert sorted(f.name for f in output.iterdir()) == ["clip.avi.mp4", "detections.json"]
     with video.opened(str(output / "clip.avi.mp4")) as capture:
@@ -298,7 +298,7 @@ def test_a_camera_is_shown_until_esc(clip, tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "imshow", lambda name, bgr: shown.append(bgr.shape))
     monkeypatch.setattr(cv2, "waitKey", lambda delay: keys.pop(0))
     written = Results(Stub(), tmp_path / "found")
-    demo.run_on_video(str(clip), is_live=True, results=written)
+    demo.run_on_video(str(clip), is_live=True, results=written, interrupted=[])
     assert shown == [(64, 96, 3)] * 3 and len(written.detections.images) == 3
     assert (tmp_path / "found" / "webcam_clip.avi.mp4").stat().st_size
 
@@ -307,7 +307,7 @@ def test_a_camera_is_shown_until_esc(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cv2, "imshow", headless)
     written = Results(Stub(), tmp_path / "found")
-    demo.run_on_video(str(clip), is_live=True, results=written)
+    demo.run_on_video(str(clip), is_live=True, results=written, interrupted=[])
     assert len(written.detections.images) == 8
 
 
@@ -316,11 +316,11 @@ def test_a_video_that_cannot_be_read_is_named(tmp_path, clip):
     for name, message in (("no.mp4", "is not a file"), ("text.mp4", "cannot be opened")):
         (tmp_path / "text.mp4").write_text("no video")
         with pytest.raises(GnwsError, match=rf"{name} {message}"):
-            demo.run_on_video(str(tmp_path / name), is_live=False, results=written)
+            demo.run_on_video(str(tmp_path / name), is_live=False, results=written, interrupted=[])
     cut = tmp_path / "cut.avi"
     shutil.copy(clip, cut)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
-    demo.run_on_video(str(cut), is_live=False, results=written)  # as far as it goes
+    demo.run_on_video(str(cut), is_live=False, results=written, interrupted=[])  # as far as it goes
     assert 0 < len(written.detections.images) < 8
 
 

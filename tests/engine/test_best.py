@@ -49,6 +49,11 @@ def test_the_best_evaluation_is_kept_and_the_last_one_resumed(tiny_config):
     assert [value for _, value in scores[:2]] == [1.0, 3.0] and len(scores) == 4
 
 
+def test_a_detector_that_finds_nothing_is_kept_until_one_does(tiny_config):
+    output = train(tiny_config, [math.nan, math.nan, 2.0, 1.0])
+    assert best(output) == 2
+
+
 @pytest.mark.slow
 def test_a_resumed_run_knows_the_best(tiny_config):
     output = train(tiny_config, [1.0, 3.0, 5.0, 0.0])
