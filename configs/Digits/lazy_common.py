@@ -14,10 +14,11 @@ from detectron2.data import (
     get_detection_dataset_dicts,
 )
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
+
+from gnws_d2.engine.evaluators import CheckedCOCOEvaluator
 
 
 def detectron2_model(name):
@@ -61,7 +62,7 @@ dataloader = dict(
         ),
         num_workers=0,
     ),
-    evaluator=L(COCOEvaluator)(dataset_name="digits_val"),
+    evaluator=L(CheckedCOCOEvaluator)(dataset_name="digits_val"),
 )
 
 optimizer = L(torch.optim.SGD)(
