@@ -87,6 +87,7 @@ Files:
   model     {args.output / "model_final.pth"}
   config    {args.output / "config.yaml"}
   images    {overview}, and one by one with detections.json in {args.output / "pictures"}
+  report    {args.output / "report" / "report.html"}
   log       {args.output / "log.txt"}, and for TensorBoard the same folder
 
 Next:
@@ -94,8 +95,8 @@ Next:
     python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_gn.yaml
     python {HERE}/train_net.py --config-file Digits/mask_rcnn_R_18_FPN_bn.yaml
   your own images:
-    python {HERE}/demo.py --config-file {args.output / "config.yaml"} --input FOLDER \\
-      --opts MODEL.WEIGHTS {args.output / "model_final.pth"}
+    gnws predict --weights {args.output / "model_final.pth"} --input FOLDER   # detect in them
+    gnws train --data FOLDER   # train on them: docs/own-data.md
   the published detectors on COCO: see README.md""")
 
 
