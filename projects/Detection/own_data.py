@@ -113,8 +113,12 @@ def finish(trainer: Trainer, cfg: CfgNode) -> None:
     evaluated, and on DATASETS.FINAL_TEST. Then write the report."""
     weights = Path(cfg.OUTPUT_DIR, "model_final.pth")
     best = weights.with_name("model_best.pth")
+    # A file that this run has not kept is of an earlier one in the folder.
+    is_kept = bool(cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST)
     # The main process alone is sure to see its file.
-    checkpoint = from_main_process(lambda: _weights_of(best) if best.is_file() else None)
+    checkpoint = from_main_process(
+        lambda: _weights_of(best) if is_kept and best.is_file() else None
+    )
     names = list(cfg.DATASETS.FINAL_TEST)
     if checkpoint is not None:
         Checkpointer(trainer.model).model.load_state_dict(checkpoint["model"])
