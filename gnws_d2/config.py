@@ -34,6 +34,8 @@ NORMS = (
 # Names of datasets: one, or a tuple of them.
 DATASET_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.FINAL_TEST")
 
+LONGEST_TIMEOUT = 7 * 24 * 3600  # seconds
+
 # Lengths in epochs -> what they determine, in iterations.
 EPOCH_KEYS = {
     "SOLVER.EPOCHS": {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
@@ -116,6 +118,9 @@ def add_gnws_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = "auto"
     # Stop after this many evaluations in a row without a better TEST.BEST_METRIC. 0 never stops.
     cfg.SOLVER.EARLY_STOPPING = 0
+    # How many seconds a process waits for another before it ends with an error: one evaluates while
+    # the others wait.
+    cfg.SOLVER.PROCESS_TIMEOUT = 1800.0
     for key in REMOVED_KEYS - cfg.__dict__[CfgNode.DEPRECATED_KEYS]:
         cfg.register_deprecated_key(key)
 
@@ -344,6 +349,11 @@ def _check_batch(cfg: CfgNode) -> None:
     ):
         if not get_key(cfg, key) >= least:  # NaN is not
             raise ConfigError(f"{key} is {get_key(cfg, key)}. Set it to {least} or more.")
+    if not 1 <= solver.PROCESS_TIMEOUT <= LONGEST_TIMEOUT:
+        raise ConfigError(
+            f"SOLVER.PROCESS_TIMEOUT is {solver.PROCESS_TIMEOUT}. Set it to a number of seconds "
+            f"from 1 to {LONGEST_TIMEOUT}."
+        )
     key = "SCALE_TO_BATCH" if solver.SCALE_TO_BATCH else "IMS_PER_BATCH"
     if solver[key] % solver.ACCUMULATION_STEPS:
         raise ConfigError(

@@ -184,6 +184,8 @@ BAD = {
         ["SOLVER.ACCUMULATION_STEPS", "8", "SOLVER.SCALE_TO_BATCH", "4"],
         ["ACCUMULATION_STEPS is 8", "SOLVER.SCALE_TO_BATCH, 4"],
     ),
+    "a timeout of none": (["SOLVER.PROCESS_TIMEOUT", "0"], ["PROCESS_TIMEOUT is 0", "from 1 to"]),
+    "an endless timeout": (["SOLVER.PROCESS_TIMEOUT", "1e30"], ["PROCESS_TIMEOUT is 1e+30"]),
     "a batch below 0": (["SOLVER.SCALE_TO_BATCH", "-1"], ["SCALE_TO_BATCH is -1", "0 or more"]),
     "a precision that does not exist": (
         ["SOLVER.AMP.DTYPE", "fp8"],

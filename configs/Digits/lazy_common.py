@@ -88,5 +88,6 @@ train = dict(
     checkpointer=dict(period=200, max_to_keep=100),
     eval_period=750,
     log_period=20,
+    process_timeout=1800,  # seconds, as SOLVER.PROCESS_TIMEOUT
     device="cuda" if torch.cuda.is_available() else "cpu",
 )

@@ -6,13 +6,16 @@ from .evaluators import build_evaluator
 from .launch import create_ddp_model, launch
 from .output_folder import lock_output, locked_output
 from .progress import FirstIterations, ProgressBar
+from .resume import IterationSeed, ResumableLoader, seek_data
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
 from .trainer import Trainer
 
 __all__ = [
     "FirstIterations",
+    "IterationSeed",
     "ProgressBar",
+    "ResumableLoader",
     "StopOnSignal",
     "Trainer",
     "build_evaluator",
@@ -23,4 +26,5 @@ __all__ = [
     "locked_output",
     "scale_schedule",
     "schedule_for",
+    "seek_data",
 ]

@@ -15,6 +15,8 @@ from detectron2.engine import defaults
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from .launch import limit_waiting
+
 # Long, and the same in every run.
 IN_LOG_FILE_ONLY = (
     *("Environment info:", "Contents of args.config_file", "Running with full config:"),
@@ -32,11 +34,17 @@ UPSTREAM_LOGGERS = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     """``detectron2.engine.default_setup``, which shows the environment, the config and the model
     in OUTPUT_DIR/log.txt alone, without colour codes, and no warnings about Detectron2's own code.
+    From here on, processes wait for each other as long as the config says.
 
     Args:
         cfg: a CfgNode or LazyConfig.
     """
-    setup_loggers(cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir)
+    is_lazy = not isinstance(cfg, CfgNode)
+    # A saved config lacks the keys that have their default values.
+    timeout = cfg.train.get("process_timeout") if is_lazy else cfg.SOLVER.get("PROCESS_TIMEOUT")
+    if timeout is not None:
+        limit_waiting(timeout)
+    setup_loggers(cfg.train.output_dir if is_lazy else cfg.OUTPUT_DIR)
     # It colours what goes to the file as well.
     with mock.patch.object(defaults, "_highlight", lambda code, filename: code):
         defaults.default_setup(cfg, args)

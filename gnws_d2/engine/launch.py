@@ -7,7 +7,9 @@ import os
 import signal
 import tempfile
 import threading
+import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -28,7 +30,6 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from ..errors import GnwsError, is_debugging, one_line_errors
 from .stopping import SIGNALS
 
-TIMEOUT_VARIABLE = "GNWS_D2_TIMEOUT"
 _REPORTED = "error_reported"  # a file that the process that reports an error creates
 
 
@@ -51,7 +52,7 @@ def launch(
     machine_rank: int = 0,
     dist_url: str | None = None,
     args: tuple = (),
-    timeout: timedelta | None = None,
+    timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
     """``detectron2.engine.launch``, with the same arguments, also under torchrun and on the CPU.
 
@@ -61,14 +62,12 @@ def launch(
     which also end when this one is killed.
 
     Args:
-        timeout: how long a process waits for the others; by default $GNWS_D2_TIMEOUT seconds, or
-            30 minutes, in which one process may evaluate while the others wait.
+        timeout: how long a process waits for the others, to start and later, until
+            :func:`limit_waiting` changes it; 30 minutes by default.
 
     Raises:
         LaunchError: there are more processes than GPUs, or they did not find or lost each other.
     """
-    with one_line_errors():
-        timeout = timeout or _timeout()
     if dist.is_torchelastic_launched():
         # Where the processes that torchrun starts on this machine write their errors.
         file = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -192,7 +191,8 @@ def _lost_processes(failed: Path | None) -> Iterator[None]:
             f"Lost contact with another process ({str(error).splitlines()[0]}). See in its output "
             "and log.txt.rankN why it ended or hangs. Between machines, check the link, and that "
             "GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) names its network interface. "
-            f"{TIMEOUT_VARIABLE} sets how many seconds a process waits."
+            "SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets how many seconds "
+            "a process waits."
         ) from error
 
 
@@ -214,23 +214,17 @@ def _rendezvous(address: str, timeout: timedelta) -> Iterator[None]:
             raise LaunchError(
                 f"The processes did not find each other at {address} within {timeout}. Check that "
                 "it is the address of machine 0, that its port can be reached, and that all "
-                "machines were started, each with its own rank. "
-                f"{TIMEOUT_VARIABLE} sets how many seconds to wait."
+                "machines were started, each with its own rank."
             ) from error
         raise
 
 
-def _timeout() -> timedelta:
-    text = os.environ.get(TIMEOUT_VARIABLE)
-    if not text:
-        return DEFAULT_TIMEOUT
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise LaunchError(f"{TIMEOUT_VARIABLE} is {text!r}. Set it to a number of seconds.")
-    return timedelta(seconds=seconds)
+def limit_waiting(seconds: float) -> None:
+    """Let operations between processes fail when one waits longer than this for the others."""
+    if comm.get_world_size() > 1:
+        for group in (None, comm._LOCAL_PROCESS_GROUP, comm._get_global_gloo_group()):
+            # torch's own setter is private; torchtitan uses it in the same way.
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _join_torchrun(timeout: timedelta) -> None:
@@ -238,8 +232,34 @@ def _join_torchrun(timeout: timedelta) -> None:
     _check_gpus(local_size)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = dist.PrefixStore("gnws_d2", store)  # torchrun has keys of its own in it
+    store = dist.PrefixStore(_name_of_start(store, rank, world_size, timeout), store)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     comm.create_local_process_group(local_size)
+
+
+def _name_of_start(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name that the processes of this start of torchrun agree on.
+
+    torchrun may keep the store when it restarts processes; the new ones would find the addresses of
+    the old ones in it (TORCHELASTIC_RESTART_COUNT can differ between machines). The old ones have
+    ended, so that what arrives after rank 0 has removed their answers is of this start.
+    """
+    name = uuid.uuid4().hex
+    if rank == 0:
+        for other in map(str, range(1, world_size)):
+            store.delete_key(other)
+            store.set(store.get(other).decode(), name)
+        return name
+    deadline = time.monotonic() + timeout.total_seconds()
+    while not store.check([name]):
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError("Timed out waiting for rank 0")
+        store.set(str(rank), name)
+        time.sleep(0.1)
+    return store.get(name).decode()
 
 
 def _check_gpus(processes: int) -> None:

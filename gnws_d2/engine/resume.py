@@ -11,16 +11,19 @@ stands for, see :func:`process_of`: accumulating runs compute what more processe
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -31,6 +34,8 @@ from ..data.loading import dataset_errors
 from ..data.resize import build_train_mapper
 from .console import silence_upstream
 from .stopping import outlive_signals
+
+logger = logging.getLogger(__name__)
 
 
 def process_of(micro_batch: int) -> int:
@@ -72,43 +77,73 @@ class ResumableLoader:
     batch is the concatenation of its SOLVER.ACCUMULATION_STEPS micro-batches.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    @configurable
+    def __init__(
+        self,
+        *,
+        dataset: list[dict],
+        mapper: Callable[[dict], dict],
+        build_sampler: Callable[[], Sampler] | None = None,
+        total_batch_size: int,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        seed: int = -1,
+        accumulation_steps: int = 1,
+    ) -> None:
+        """``ResumableLoader(cfg)``, or the arguments of ``build_detection_train_loader``.
+
+        Args:
+            build_sampler: makes its sampler, by default a ``TrainingSampler``; called for each
+                start, because some samplers draw a seed when they are built.
+        """
+        self._dicts, self._mapper = dataset, mapper
+        self._build_sampler = build_sampler or functools.partial(TrainingSampler, len(dataset))
+        self._processes = [process_of(i) for i in range(accumulation_steps)]
+        self._batch_size = total_batch_size // (comm.get_world_size() * accumulation_steps)
+        self._by_shape = aspect_ratio_grouping
+        self._num_workers = num_workers
+        self.seek(seed=max(seed, 0), iteration=0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         with dataset_errors(cfg, cfg.DATASETS.TRAIN):
-            self._options = build_detection_train_loader.from_config(
+            options = build_detection_train_loader.from_config(
                 cfg, build_train_mapper(cfg), dataset=load_train_dataset(cfg)
             )
-        self._cfg = cfg.clone()
-        self._processes = [process_of(i) for i in range(cfg.SOLVER.ACCUMULATION_STEPS)]
-        self.seek(seed=max(cfg.SEED, 0), iteration=0)
+        del options["sampler"]
+        cfg, dicts, mapper = cfg.clone(), options["dataset"], options["mapper"]
+
+        def build_sampler() -> Sampler:
+            return build_detection_train_loader.from_config(cfg, mapper, dataset=dicts)["sampler"]
+
+        steps = cfg.SOLVER.ACCUMULATION_STEPS
+        more = {"build_sampler": build_sampler, "seed": cfg.SEED, "accumulation_steps": steps}
+        return options | more
 
     @property
     def images(self) -> int:
         """The number of images, of all processes."""
-        return len(self._options["dataset"])
+        return len(self._dicts)
 
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
         self._seed, self._iteration = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        dicts, mapper = self._options["dataset"], self._options["mapper"]
-        # Again, because some samplers draw a seed when they are built.
         with _random_numbers(self._seed):
-            again = build_detection_train_loader.from_config(self._cfg, mapper, dataset=dicts)
+            sampler = self._build_sampler()
         # Images are grouped before loading. Detectron2 groups them after it, where nothing can tell
         # which images an iteration will get.
-        by_shape = self._options["aspect_ratio_grouping"]
-        micro_batches = comm.get_world_size() * len(self._processes)
         loader = DataLoader(
-            _SeededDataset(dicts, mapper, self._seed),
+            _SeededDataset(self._dicts, self._mapper, self._seed),
             batch_sampler=_BatchOrder(
-                again["sampler"],
-                groups=[by_shape and d["width"] > d["height"] for d in dicts],
-                batch_size=self._options["total_batch_size"] // micro_batches,
+                sampler,
+                groups=[self._by_shape and d["width"] > d["height"] for d in self._dicts],
+                batch_size=self._batch_size,
                 start=self._iteration,
                 processes=self._processes,
             ),
-            num_workers=self._options["num_workers"],
+            num_workers=self._num_workers,
             collate_fn=list,
             worker_init_fn=start_worker,
             # A loader without a generator takes a number from those of the training step.
@@ -120,6 +155,19 @@ class ResumableLoader:
         finally:
             # Now: the traceback of an error keeps them, and so their workers, until the very end.
             getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def seek_data(loader: Iterable, seed: int, iteration: int) -> None:
+    """Let a train loader start at ``iteration``, or say that it cannot."""
+    if isinstance(loader, ResumableLoader):
+        loader.seek(seed, iteration)
+        return
+    logger.log(
+        logging.WARNING if iteration else logging.INFO,
+        "The train loader is a %s, which cannot start in the middle: a resumed run continues "
+        "weights, optimizer and schedule exactly, but reads the data from the start.",
+        type(loader).__name__,
+    )
 
 
 class _BatchOrder(Sampler):

@@ -39,7 +39,7 @@ from .nonfinite import nonfinite_module_named
 from .output_folder import locked_output
 from .precision import check_precision, evaluation_precision, set_precision
 from .progress import FirstIterations, ProgressBar
-from .resume import IterationSeed, ResumableLoader, start_worker
+from .resume import IterationSeed, ResumableLoader, seek_data, start_worker
 from .schedule import scale_schedule
 from .stopping import StopOnSignal, TrainingEnded
 
@@ -86,16 +86,7 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1  # the iteration that the checkpoint has finished
 
     def train(self) -> OrderedDict | None:
-        if isinstance(self.data_loader, ResumableLoader):
-            self.data_loader.seek(self._iteration_seed.seed, self.start_iter)
-        else:
-            logger.log(
-                logging.WARNING if self.start_iter else logging.INFO,
-                "The train loader is a %s, which cannot start in the middle: a resumed run "
-                "continues weights, optimizer and schedule exactly, but reads the data from the "
-                "start.",
-                type(self.data_loader).__name__,
-            )
+        seek_data(self.data_loader, self._iteration_seed.seed, self.start_iter)
         try:
             with locked_output(self.cfg.OUTPUT_DIR):
                 return super().train()

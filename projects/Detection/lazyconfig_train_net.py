@@ -14,10 +14,13 @@ does not have. --train and --val name your own images, whose classes the model t
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
@@ -27,6 +30,7 @@ from detectron2.engine import (
 )
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.registry import locate
 from torch import nn
 
 from gnws_d2 import StandardizationReport
@@ -34,12 +38,15 @@ from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config_files import resolve_config_file
 from gnws_d2.engine import (
     FirstIterations,
+    IterationSeed,
     ProgressBar,
+    ResumableLoader,
     StopOnSignal,
     create_ddp_model,
     default_setup,
     launch,
     locked_output,
+    seek_data,
 )
 from gnws_d2.engine.console import setup_loggers
 from gnws_d2.errors import add_debug_flag
@@ -64,26 +71,44 @@ def test(cfg: Any, model: nn.Module) -> dict[str, Any]:
     return results
 
 
+def build_train_loader(node: Any) -> Iterable[list[dict[str, Any]]]:
+    """The loader of ``cfg.dataloader.train``; one that resumes exactly where it describes
+    Detectron2's own."""
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    known = {"dataset", "mapper", "sampler", "total_batch_size"}
+    known |= {"aspect_ratio_grouping", "num_workers"}
+    target = locate(node._target_) if isinstance(node._target_, str) else node._target_
+    if target is not build_detection_train_loader or arguments.keys() - known:
+        return instantiate(node)
+    sampler = arguments.pop("sampler", None)
+    built = {name: instantiate(value) for name, value in arguments.items()}
+    build_sampler = functools.partial(instantiate, sampler) if sampler else None
+    return ResumableLoader(**built, build_sampler=build_sampler)
+
+
 def train(cfg: Any, resume: bool) -> None:
     model = build(cfg)
     cfg.optimizer.params.model = model
     kind = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
-    loader = instantiate(cfg.dataloader.train)
+    loader = build_train_loader(cfg.dataloader.train)
+    seed = IterationSeed(cfg.train.get("seed", -1))
     trainer = kind(model, loader, instantiate(cfg.optimizer))
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     train_hooks = [
+        seed,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         hooks.EvalHook(cfg.train.eval_period, lambda: test(cfg, model)),
     ]
     if comm.is_main_process():
-        train_hooks.insert(2, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+        train_hooks.insert(3, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
         train_hooks += [FirstIterations(), ProgressBar()]
     trainer.register_hooks([*train_hooks, StopOnSignal(checkpointer)])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
+    seek_data(loader, seed.seed, start)
     with locked_output(cfg.train.output_dir):
         trainer.train(start, cfg.train.max_iter)
 
