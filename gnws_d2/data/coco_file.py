@@ -113,7 +113,7 @@ def _read_json(file: str) -> Any:
         path = PathManager.get_local_path(file)
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise DatasetError(f"{file} is not a regular file. Name the annotation file.")
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=_members)
     except FileNotFoundError as error:
         raise DatasetError(
             f"{file} does not exist. Put it there, or set DETECTRON2_DATASETS to the folder that "
@@ -127,6 +127,14 @@ def _read_json(file: str) -> Any:
         raise DatasetError(
             f"{file} is not valid JSON ({error}): it is damaged or cut off. Fetch it again."
         ) from error
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):  # Python would take the last one
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r:.60} appears twice in an object")
+    return members
 
 
 def _check_categories(file: str | os.PathLike, categories: list[dict[str, Any]]) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from trials import Trial, Wrong
 
 from gnws_d2 import load_config
 from gnws_d2.data import coco_truth, digits, fit_to_data
 from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.filter import load_train_dataset
-from gnws_d2.data.images import NamingMapper
+from gnws_d2.data.images import NamingMapper, read_image
 from gnws_d2.data.loading import dataset_errors
 from gnws_d2.data.resize import build_train_mapper
 
@@ -47,6 +48,19 @@ MEMBERS: dict[str, tuple[Any, ...]] = {
     "id": (None, "x", 0.5, [], NAN),
     "area": (NAN, -1, "x", []),
 }
+# Format of Pillow, mode, options of saving.
+FORMATS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    *(("JPEG", "RGB", {}), ("JPEG", "RGB", {"progressive": True}), ("JPEG", "CMYK", {})),
+    *(
+        ("JPEG", "L", {}),
+        ("GIF", "P", {}),
+        ("WEBP", "RGB", {}),
+        ("WEBP", "RGB", {"lossless": True}),
+    ),
+    *(("TIFF", "RGB", {}), ("TIFF", "RGB", {"compression": "tiff_lzw"}), ("TIFF", "I;16", {})),
+    *(("PNG", "I;16", {}), ("PNG", "P", {}), ("PNG", "1", {}), ("PNG", "RGBA", {})),
+    *(("BMP", "RGB", {}), ("PPM", "RGB", {})),
+)
 
 
 @functools.cache
@@ -192,9 +206,150 @@ def files(rng: random.Random, folder: Path) -> str:
     return "" if found <= count else f"{found} objects, the file has {count}"
 
 
+def formats(rng: random.Random, folder: Path) -> str:
+    """An image in another format, perhaps damaged: it shows the same, or is refused. Only PNG has
+    checksums: of the others, a flipped bit may show anything of the same size."""
+    file = copy(folder)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    chosen = rng.choice(content["images"])
+    with Image.open(folder / "images" / chosen["file_name"]) as opened:
+        image = opened.convert("RGB")
+    kind, mode, options = rng.choice(FORMATS)
+    converted = sixteen_bits(image) if mode == "I;16" else image.convert(mode)
+    exif = Image.Exif()
+    if kind in ("JPEG", "WEBP", "PNG", "TIFF") and rng.random() < 0.3:
+        exif[0x0112] = rng.choice((0, 1, 9, 65535))  # none of these turns an image
+        options = options | {"exif": exif}
+    suffix = rng.choice((kind.lower(), kind.lower(), "png", "JPG", "txt"))
+    chosen["file_name"] = f"{rng.choice(('other', 'ärger 図', 'a.b c#%20'))}.{suffix}"
+    path = folder / "images" / chosen["file_name"]
+    converted.save(path, kind, **options)
+    with Image.open(path) as opened:
+        opened.seek(0)
+        eight = opened.convert("L") if mode != "I;16" else image.convert("L")
+        expected = np.asarray(eight, dtype=float)
+    damage = rng.choice(("none", "cut", "flip", "empty", "appended"))
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        del data[rng.randrange(len(data)) :]
+    elif damage == "flip":
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif damage == "empty":
+        data.clear()
+    elif damage == "appended":
+        data += rng.randbytes(100)
+    path.write_bytes(data)
+    other = folder / "other.json"
+    other.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        use(other)
+        found = read_image(path, "L")[..., 0].astype(float)
+    except DatasetError as error:
+        if damage in ("none", "appended"):
+            raise Wrong(f"{kind} {mode} {options} refused: {error}") from error
+        raise
+    if found.shape != expected.shape:
+        return f"{kind} {mode}, {damage}: of size {found.shape}"
+    exact = damage != "flip" or kind == "PNG"
+    return (
+        f"{kind} {mode}, {damage}: shows something else"
+        if exact and differ(found, expected)
+        else ""
+    )
+
+
+def sixteen_bits(image: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> bool:
+    """Not by the rounding of a conversion."""
+    return bool(np.abs(one - other).max() > 3)
+
+
+def encodings(rng: random.Random, folder: Path) -> str:
+    """JSON that says the same in another way, or something that readers disagree on: used as it
+    was meant, or refused."""
+    file = copy(folder)
+    expected = use(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    image = rng.choice(content["images"])
+    chosen = rng.choice([a for a in content["annotations"] if a["image_id"] == image["id"]])
+    encoding, twice = "utf-8", None
+    match rng.randrange(10):
+        case 0:
+            encoding = rng.choice(("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7"))
+        case 1:  # the first of two is the right one
+            twice = rng.choice(
+                (
+                    ('"bbox": ', '"bbox": [1, 1, 9, 9], "bbox": '),
+                    ('"annotations": ', '"annotations": [], "annotations": '),
+                    ('"category_id": ', '"category_id": 3, "category_id": '),
+                )
+            )
+        case 2:
+            number = rng.choice((2**31, 2**63, 2**64, 10**30))
+            for entry in content["annotations"]:
+                if entry["image_id"] == image["id"]:
+                    entry["image_id"] = number
+            image["id"] = number
+        case 3:
+            entry = rng.choice((image, chosen))
+            member = rng.choice(sorted(entry.keys() - {"file_name", "segmentation", "bbox"}))
+            entry[member] = rng.choice((str(entry[member]), float(entry[member]), 10**400))
+        case 4:
+            chosen["bbox"] = [str(value) for value in chosen["bbox"]]
+        case 5:
+            text = json.dumps(content)[:-1]
+            depth = rng.choice((10, 500, 100_000))
+            file = folder / "deep.json"
+            file.write_text(f'{text}, "info": {"[" * depth}null{"]" * depth}}}', encoding="utf-8")
+            return "" if same(use(file), expected) else "something else"
+        case 6:
+            entry = rng.choice((image, chosen, content))
+            entry[rng.choice(("info", "attributes", "licenses", "x" * 10_000))] = rng.choice(
+                (None, [None], {"a": {"b": [None, {"c": None}]}}, {"": ""}, "\u0000", "\ud800")
+            )
+        case 7:
+            name = rng.choice(("図 ü.png", "a\nb.png", "%s {} $HOME.png", "a" * 200 + ".png"))
+            (folder / "images" / image["file_name"]).rename(folder / "images" / name)
+            image["file_name"] = name
+        case 8:
+            path = folder / "images" / image["file_name"]
+            image["file_name"] = rng.choice(
+                (f"../images/{path.name}", str(path), f"./{path.name}", f"..//images/{path.name}")
+            )
+        case 9:
+            path = folder / "images" / image["file_name"]
+            image["file_name"] = rng.choice(
+                (
+                    "",
+                    ".",
+                    "..",
+                    "\u0000.png",
+                    "../mine.json",
+                    "/dev/zero",
+                    "/proc/self/mem",
+                    "\ud800",
+                )
+            )
+    text = json.dumps(content)
+    if twice:
+        at = text.index(twice[0])
+        text = text[:at] + twice[1] + text[at + len(twice[0]) :]
+    other = folder / "other.json"
+    other.write_bytes(text.encode(encoding))
+    found = use(other)
+    if twice:
+        return f"accepted, with two of {twice[0]}"
+    return "" if same(found, expected) else "accepted, but it says something else"
+
+
 CLASSES: dict[str, tuple[int, Trial]] = {
     "good datasets": (20, good),
     "annotations": (150, annotations),
     "images": (60, images),
+    "image formats": (150, formats),
     "annotation files": (60, files),
+    "encodings": (100, encodings),
 }

@@ -26,18 +26,22 @@ from trials import OUTCOMES, SURVIVED, Task, run
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
 
-CORPORA = ("configs", "checkpoints", "datasets", "downloads", "kills")
+CORPORA = ("configs", "checkpoints", "datasets", "downloads", "kills", "machines")
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENT, COUNTS = DOCS / "reliability.md", DOCS / "reliability.json"
 
 
 def tasks_of(corpora: list[str], scale: float) -> list[Task]:
-    return [
-        Task(corpus, kind, index)
-        for corpus in corpora
-        for kind, (count, _) in importlib.import_module(corpus).CLASSES.items()
-        for index in range(max(1, round(count * scale)))
-    ]
+    """The trials of all corpora that can run here; a corpus may have a function ``unavailable``."""
+    tasks = []
+    for corpus in corpora:
+        module = importlib.import_module(corpus)
+        if reason := getattr(module, "unavailable", str)():
+            print(f"{corpus} skipped: {reason}", file=sys.stderr)
+            continue
+        for kind, (count, _) in module.CLASSES.items():
+            tasks += [Task(corpus, kind, i) for i in range(max(1, round(count * scale)))]
+    return tasks
 
 
 def table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
@@ -95,6 +99,7 @@ def main() -> int:
         found.setdefault((task.corpus, task.kind), Counter())[result.outcome] += 1
         if result.outcome not in SURVIVED:
             print(f"{result.outcome}: {task}: {result.detail}", flush=True)
+    corpora = [corpus for corpus in corpora if any(corpus == tried for tried, _ in found)]
     counts = {} if args.dry_run or not COUNTS.exists() else json.loads(COUNTS.read_text())
     for corpus in corpora:
         kinds = importlib.import_module(corpus).CLASSES

@@ -1,14 +1,17 @@
-"""Processes killed (SIGKILL) while they write checkpoints."""
+"""Processes killed while they write checkpoints, and whole trainings, which are then resumed."""
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
+import tempfile
 import time
 from pathlib import Path
 
 import torch
+import training
 from trials import Trial
 
 from gnws_d2 import files
@@ -41,4 +44,35 @@ def _content(number: int, size: int) -> dict[str, object]:
     return {"number": number, "tensor": torch.full((size,), float(number))}
 
 
-CLASSES: dict[str, tuple[int, Trial]] = {"while a checkpoint is written": (100, while_writing)}
+@functools.cache
+def undisturbed() -> tuple[dict, float]:
+    """What a training ends with, and the seconds it takes."""
+    output = Path(tempfile.mkdtemp(prefix="faults_training_")) / "output"
+    began = time.monotonic()
+    if training.wait(training.start(output)) != 0:
+        raise RuntimeError(training.said(output)[-1000:])
+    return training.final(output), time.monotonic() - began
+
+
+def whole_trainings(rng: random.Random, folder: Path) -> str:
+    """Stopped once or twice at any moment and resumed, it ends with the same checkpoint."""
+    expected, seconds = undisturbed()
+    output = folder / "output"
+    for _ in range(rng.randint(1, 2)):
+        number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+        child = training.start(output)
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(child, number)
+        code = training.wait(child)
+        if code not in (0, -number, 128 + number):
+            return f"{number.name} ends it with code {code}: {training.said(output)[-500:]}"
+    if code := training.wait(training.start(output)):
+        return f"resuming ends with code {code}: {training.said(output)[-500:]}"
+    return "" if training.same(training.final(output), expected) else "another checkpoint"
+
+
+LIMIT = 600.0
+CLASSES: dict[str, tuple[int, Trial]] = {
+    "while a checkpoint is written": (100, while_writing),
+    "whole trainings": (10, whole_trainings),
+}

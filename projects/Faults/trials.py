@@ -21,7 +21,9 @@ import torch
 
 from gnws_d2.errors import GnwsError
 
-LIMIT = 60.0  # seconds a trial; the first of a process also makes what all need
+# Seconds a trial, unless its corpus has another LIMIT; the first of a process also makes what all
+# need.
+LIMIT = 60.0
 MEMORY = 16 << 30  # bytes of address space of a process
 LONGEST = 2000  # characters of a message
 SURVIVED = ("right", "refused")
@@ -84,7 +86,8 @@ class _Worker:
         self.is_dead = False
 
     def give(self, task: Task) -> None:
-        self.task, self._until = task, time.monotonic() + LIMIT
+        self.task, self._limit = task, getattr(importlib.import_module(task.corpus), "LIMIT", LIMIT)
+        self._until = time.monotonic() + self._limit
         self.connection.send(task)
 
     def result(self) -> Result | None:
@@ -102,7 +105,7 @@ class _Worker:
             return Result(task, outcome, detail)
         if time.monotonic() > self._until:
             self.end()
-            return Result(task, "hang", f"not at an end after {LIMIT:g} s")
+            return Result(task, "hang", f"not at an end after {self._limit:g} s")
         return None
 
     def end(self) -> None:

@@ -344,6 +344,10 @@ FILES = {
     "empty": (lambda file: file.write_text(""), r"not valid JSON.*Fetch it again"),
     "cut off": (lambda file: file.write_text(file.read_text()[:500]), r"not valid JSON"),
     "trailing": (lambda file: file.write_text(file.read_text() + "}"), r"not valid JSON"),
+    "two of a member": (
+        lambda file: file.write_text(file.read_text().replace('"bbox"', '"bbox": 1, "bbox"', 1)),
+        r"'bbox' appears twice",
+    ),
     "binary": (lambda file: file.write_bytes(b"\xff\xfe\x00\x80" * 9), r"not valid JSON"),
     "deep": (lambda file: file.write_text("[" * 100_000), r"not valid JSON"),
     "long number": (lambda file: file.write_text("9" * 10_000), r"not valid JSON"),
@@ -472,7 +476,7 @@ def test_a_registered_dataset_is_otherwise_detectron2s(registered):
     from detectron2.data.datasets import load_coco_json
 
     (theirs,) = [load_coco_json(str(registered), str(registered.parent / "images"), "mine")]
-    assert ResumableLoader(config(registered, name="mine"))._options["dataset"] == theirs
+    assert ResumableLoader(config(registered, name="mine"))._dicts == theirs
     truth, plain = coco_truth("mine"), COCO(str(registered))
     assert truth.anns == plain.anns and truth.imgs == plain.imgs and truth.cats == plain.cats
 

@@ -84,10 +84,33 @@ def test_eight_processes_make_it_once(tmp_path):
     assert len(list((tmp_path / "digits_v3_20_5").rglob("*.png"))) == 3 * 25
 
 
-def test_damaged_folder_is_an_error(tmp_path):
+def replace(folder: Path, make) -> None:
+    shutil.rmtree(folder)
+    make(folder)
+
+
+def flip_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "missing": lambda folder: (folder / "digits_val.json").unlink(),
+    "flipped": lambda folder: flip_bit(folder / "digits_train.json"),
+    "cut off": lambda folder: os.truncate(folder / "digits_val.json", 100),
+    "a file": lambda folder: replace(folder, Path.touch),
+    "a FIFO": lambda folder: replace(folder, os.mkfifo),
+    "empty": lambda folder: replace(folder, Path.mkdir),
+    "a link": lambda folder: replace(folder, lambda path: path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_folder_is_an_error(tmp_path, damage):
     made = digits.make_digits(tmp_path, num_train=1, num_val=1)
-    (made / "digits_val.json").unlink()
-    with pytest.raises(RuntimeError, match=r"digits_val\.json is missing.*Delete the folder"):
+    damage(made)
+    with pytest.raises(digits.make.IncompleteDigitsError, match=rf"{made}.*Delete it"):
         digits.make_digits(tmp_path, num_train=1, num_val=1)
 
 

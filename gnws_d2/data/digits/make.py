@@ -9,6 +9,7 @@ ground, as Detectron2's panoptic models expect.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 import shutil
@@ -31,6 +32,7 @@ SEED = 2020
 NUM_TRAIN = 1200
 NUM_VAL = 200
 SECONDS_PER_IMAGE = 0.012  # for the log
+DIGEST = "annotations.sha256"  # not in folders of older versions
 WAIT = 1800.0  # seconds for another process that makes it
 
 logger = logging.getLogger(__package__)
@@ -91,17 +93,32 @@ def is_complete(folder: Path) -> bool:
     """Whether ``folder`` holds Digits; it gets its name only when everything is written.
 
     Raises:
-        IncompleteDigitsError: the folder exists, but its annotation files do not.
+        IncompleteDigitsError: what has the folder's name is something else, or its annotation files
+            are missing or changed.
     """
+    fix = "Delete it; it will be made again."
+    if folder.is_symlink() and not folder.exists():
+        raise IncompleteDigitsError(f"{folder} should hold Digits, but links to nothing. {fix}")
     if not folder.exists():
         return False
     for split in SPLITS:
         if not json_file(folder, split).is_file():
             raise IncompleteDigitsError(
                 f"{folder} should hold Digits, but {json_file(folder, split).name} is missing from "
-                "it. Delete the folder; it will be made again."
+                f"it. {fix}"
             )
+    digest = folder / DIGEST
+    if digest.is_file() and digest.read_bytes() != annotations_digest(folder):
+        raise IncompleteDigitsError(
+            f"The annotations in {folder} are not those that were made. {fix}"
+        )
     return True
+
+
+def annotations_digest(folder: Path) -> bytes:
+    """The SHA-256 of the annotation files; every PNG has checksums of its own."""
+    content = b"".join(json_file(folder, split).read_bytes() for split in SPLITS)
+    return hashlib.sha256(content).hexdigest().encode()
 
 
 @functools.cache
@@ -148,6 +165,7 @@ def make_digits(
                 partial.mkdir()
                 for split, count in zip(SPLITS, (num_train, num_val), strict=True):
                     write_split(partial, split, count)
+                (partial / DIGEST).write_bytes(annotations_digest(partial))
                 partial.rename(folder)
     log_found(folder)
     return folder
