@@ -7,9 +7,7 @@ evaluated.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import json
 import logging
 import os
@@ -28,7 +26,7 @@ from pycocotools.coco import COCO
 from ..errors import shorten
 from ..files import atomic_write
 from .coco_check import Problem, Verdict, check_coco
-from .coco_file import CocoFile, read_coco, state_of
+from .coco_file import CocoFile, coco_api, read_coco, state_of
 from .errors import DatasetError
 from .source import Source, is_ours
 from .split import split_names
@@ -254,18 +252,15 @@ def coco_truth(dataset_name: str) -> COCO:
             {**by_id.get(number, {}), "id": number, "name": names[index]}
             for number, index in sorted(metadata.thing_dataset_id_to_contiguous_id.items())
         ]
-    truth = COCO()
-    truth.dataset = {"info": {}, "images": coco.images, "categories": categories}
+    truth: dict[str, Any] = {"info": {}, "images": coco.images, "categories": categories}
     if coco.annotations is not None:
-        truth.dataset["annotations"] = [
+        truth["annotations"] = [
             _to_evaluate(annotation, number)
             for annotation, number in zip(
                 coco.annotations, _evaluable_ids(coco.annotations), strict=True
             )
         ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-    return truth
+    return coco_api(truth)
 
 
 def _to_evaluate(annotation: dict[str, Any], number: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import stat
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 
 from .errors import DatasetError
 
@@ -152,3 +155,12 @@ def _check_categories(file: str | os.PathLike, categories: list[dict[str, Any]])
 def is_id(value: Any) -> bool:
     """Whether ``value`` can be the id of an image or annotation."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def coco_api(dataset: dict[str, Any]) -> COCO:
+    """pycocotools' ``COCO`` of a dataset in memory, without what it prints."""
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,9 +58,7 @@ def plain(text: str) -> str:
 def encode(figure: Figure) -> bytes:
     """A PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
-        # The font may lack the letters of a class name. The page has the name in any case.
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+    with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()
 
@@ -88,10 +85,10 @@ def precision_recall(matches: Matches, iou: int) -> Figure:
     return figure
 
 
-def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
+def scores_and_f1(matches: Matches) -> Figure:
     """Precision, recall and F1 of all detections that a score threshold keeps."""
     figure, axes = _axes(f"F1 over the score threshold, {TASKS[matches.task]} IoU {MATCHING_IOU}")
-    right, wrong = matches.kept()
+    right, wrong = matches.kept
     for k, objects in enumerate(matches.objects):
         if objects and len(matches.classes) > 1:
             f1 = f1_score(right[k], wrong[k], objects)
@@ -101,7 +98,7 @@ def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
     axes.plot(THRESHOLDS, ratio(right, right + wrong), color=GREEN, label="precision")
     axes.plot(THRESHOLDS, ratio(right, objects), color=ORANGE, label="recall")
     axes.plot(THRESHOLDS, f1_score(right, wrong, objects), color=BLUE, linewidth=2.4, label="F1")
-    if threshold is not None:
+    if (threshold := matches.suggested_threshold) is not None:
         label = f"highest F1: {threshold:.2f}"
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
     axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.03))
@@ -109,7 +106,7 @@ def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
     return figure
 
 
-def score_histogram(matches: Matches, threshold: float | None) -> Figure:
+def score_histogram(matches: Matches) -> Figure:
     """How many right and wrong detections have which score."""
     figure, axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
     bins = np.linspace(0, 1, 21).tolist()
@@ -120,7 +117,7 @@ def score_histogram(matches: Matches, threshold: float | None) -> Figure:
         values = matches.score[mask]
         label = f"{name} ({len(values)})"
         axes.hist(values, bins=bins, color=colour, alpha=0.55, label=label)
-    if threshold is not None:
+    if (threshold := matches.suggested_threshold) is not None:
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
     if len(matches.score):
         axes.set_yscale("log")

@@ -35,6 +35,7 @@ from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.images import ImageError, read_image
 from gnws_d2.data.source import is_source, resolve
 from gnws_d2.data.summary import data_summary
+from gnws_d2.engine.console import silence_upstream
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.acceleration import add_acceleration_config
@@ -114,6 +115,7 @@ def shared_content(digests: dict[str, dict[str, str]]) -> list[list[str]]:
 @one_line_errors()
 def main(words: list[str] | None = None) -> int:
     args = parse_args(words)
+    silence_upstream()
     setup_logger(name="gnws_d2")
     opts = data_opts(args)
     if args.sources:
