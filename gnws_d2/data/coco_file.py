@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -37,10 +38,42 @@ class CocoFile:
     annotations: list[dict[str, Any]] | None
     categories: list[dict[str, Any]]
 
-    @property
+    @functools.cached_property
     def class_names(self) -> dict[Any, str]:
         """The names of the categories by id."""
         return {category["id"]: category["name"] for category in self.categories}
+
+    @functools.cached_property
+    def used_categories(self) -> dict[str, int]:
+        """The ids of the categories that have annotations, by name and in the order of ids.
+
+        Raises:
+            DatasetError: two of them share a name.
+        """
+        ids = (annotation.get("category_id") for annotation in self.annotations or ())
+        used = {number for number in ids if isinstance(number, int)}  # others need not be hashable
+        found: dict[str, int] = {}
+        for number, name in sorted(self.class_names.items()):
+            if number not in used:
+                continue
+            if name in found:
+                raise DatasetError(
+                    f"{self.file}: categories {found[name]} and {number} are both named {name!r}. "
+                    "Rename one, or give their annotations one id."
+                )
+            found[name] = number
+        return found
+
+    @property
+    def category_ids(self) -> dict[str, int]:
+        """The ids of all categories by name; where two share one, of that with annotations."""
+        return {name: number for number, name in self.class_names.items()} | self.used_categories
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether an object, crowds aside, has a mask."""
+        objects = (a for a in self.annotations or () if not a.get("iscrowd"))
+        return any(a.get("segmentation") for a in objects)
 
 
 _kept: dict[tuple, CocoFile] | None = None
