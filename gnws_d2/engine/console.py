@@ -64,6 +64,11 @@ def silence_upstream() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in UPSTREAM_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("detectron2.engine.defaults").addFilter(_is_not_the_scaling)
+
+
+def _is_not_the_scaling(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Auto-scaling")  # a table of ours says more
 
 
 class _Shortened(logging.Formatter):

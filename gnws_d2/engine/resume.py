@@ -74,41 +74,39 @@ class ResumableLoader:
 
     def __init__(self, cfg: CfgNode) -> None:
         with dataset_errors(cfg, cfg.DATASETS.TRAIN):
-            self._options = build_detection_train_loader.from_config(
-                cfg, build_train_mapper(cfg), dataset=load_train_dataset(cfg)
-            )
+            self.dataset: Any = load_train_dataset(cfg)
         self._cfg = cfg.clone()
+        self._mapper = build_train_mapper(cfg)
         self._processes = [process_of(i) for i in range(cfg.SOLVER.ACCUMULATION_STEPS)]
         self.seek(seed=max(cfg.SEED, 0), iteration=0)
 
     @property
     def images(self) -> int:
         """The number of images, of all processes."""
-        return len(self._options["dataset"])
+        return len(self.dataset)
 
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
         self._seed, self._iteration = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        dicts, mapper = self._options["dataset"], self._options["mapper"]
-        # Again, because some samplers draw a seed when they are built.
-        with _random_numbers(self._seed):
-            again = build_detection_train_loader.from_config(self._cfg, mapper, dataset=dicts)
+        dicts, mapper = self.dataset, self._mapper
+        with _random_numbers(self._seed):  # some samplers draw a seed when they are built
+            options = build_detection_train_loader.from_config(self._cfg, mapper, dataset=dicts)
         # Images are grouped before loading. Detectron2 groups them after it, where nothing can tell
         # which images an iteration will get.
-        by_shape = self._options["aspect_ratio_grouping"]
+        by_shape = options["aspect_ratio_grouping"]
         micro_batches = comm.get_world_size() * len(self._processes)
         loader = DataLoader(
             _SeededDataset(dicts, mapper, self._seed),
             batch_sampler=_BatchOrder(
-                again["sampler"],
+                options["sampler"],
                 groups=[by_shape and d["width"] > d["height"] for d in dicts],
-                batch_size=self._options["total_batch_size"] // micro_batches,
+                batch_size=options["total_batch_size"] // micro_batches,
                 start=self._iteration,
                 processes=self._processes,
             ),
-            num_workers=self._options["num_workers"],
+            num_workers=options["num_workers"],
             collate_fn=list,
             worker_init_fn=start_worker,
             # A loader without a generator takes a number from those of the training step.

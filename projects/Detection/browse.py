@@ -43,6 +43,7 @@ from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.data_arguments import (
     add_data_arguments,
     data_opts,
+    data_splits,
     program_parser,
 )
 from gnws_d2.projects.detection.drawing import sheet
@@ -102,7 +103,7 @@ def main() -> None:
     args = add_debug_flag(parser).parse_args()
     silence_upstream()
     setup_logger(name="gnws_d2")
-    opts = [*data_opts(args), *args.opts]
+    opts = [*data_opts(args, data_splits(args)), *args.opts]
     cfg = fit_to_data(gnws_d2.load_config(args.config_file, opts, [add_acceleration_config]))
 
     records, mapper = load(cfg, args.split)

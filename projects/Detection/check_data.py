@@ -42,6 +42,7 @@ from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.data_arguments import (
     add_data_arguments,
     data_opts,
+    data_splits,
     program_parser,
 )
 
@@ -117,7 +118,7 @@ def main(words: list[str] | None = None) -> int:
     args = parse_args(words)
     silence_upstream()
     setup_logger(name="gnws_d2")
-    opts = data_opts(args)
+    opts = data_opts(args, data_splits(args))
     if args.sources:
         named = tuple(resolve(word) for word in args.sources)
         opts = ["DATASETS.TRAIN", repr(named), "DATASETS.TEST", "()", *opts]

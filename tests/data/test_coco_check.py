@@ -462,7 +462,7 @@ def test_what_users_register_themselves_is_checked_too(registered, damage):
         pass
     cfg = config(registered, skip=True, name="mine")
     loader = ResumableLoader(cfg)
-    ids = [a["id"] for record in loader._options["dataset"] for a in record["annotations"]]
+    ids = [a["id"] for record in loader.dataset for a in record["annotations"]]
     assert ids == list(range(101, 108))
     skipped = json.loads((registered.parent / "output/skipped_annotations.json").read_text())
     assert [s["annotation"] for s in skipped[str(registered)]] == [100]
@@ -472,7 +472,7 @@ def test_a_registered_dataset_is_otherwise_detectron2s(registered):
     from detectron2.data.datasets import load_coco_json
 
     (theirs,) = [load_coco_json(str(registered), str(registered.parent / "images"), "mine")]
-    assert ResumableLoader(config(registered, name="mine"))._options["dataset"] == theirs
+    assert ResumableLoader(config(registered, name="mine")).dataset == theirs
     truth, plain = coco_truth("mine"), COCO(str(registered))
     assert truth.anns == plain.anns and truth.imgs == plain.imgs and truth.cats == plain.cats
 

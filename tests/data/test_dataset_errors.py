@@ -47,12 +47,12 @@ def wrong_category(folder: Path) -> str:
     return r"digits_train\.json: annotation 1 of '000000\.png': its category_id, 77, is no category"
 
 
-def missing_picture(folder: Path) -> str:
+def missing_image(folder: Path) -> str:
     (folder / "train" / "000000.png").unlink()
     return r"000000\.png does not exist"
 
 
-def truncated_picture(folder: Path) -> str:
+def truncated_image(folder: Path) -> str:
     file = folder / "train" / "000000.png"
     file.write_bytes(file.read_bytes()[:2000])
     return r"000000\.png cannot be read"
@@ -60,7 +60,7 @@ def truncated_picture(folder: Path) -> str:
 
 SPOILERS = [
     *(broken_json, missing_annotations, not_coco),
-    *(wrong_category, missing_picture, truncated_picture),
+    *(wrong_category, missing_image, truncated_image),
 ]
 
 
