@@ -43,7 +43,6 @@ from gnws_d2.projects.detection.own_data import (
     start_from_detector,
 )
 
-
 logger = logging.getLogger("gnws_d2")
 
 
