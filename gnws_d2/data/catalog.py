@@ -29,7 +29,7 @@ from ..files import atomic_write
 from .coco_check import Verdict, check_coco
 from .coco_file import CocoFile, coco_api, read_coco, state_of
 from .errors import DatasetError
-from .source import Source, is_ours
+from .source import Source, is_source
 from .split import split_names
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def _check(name: str, coco: CocoFile | None = None) -> Verdict:
     """What the check finds in the file of a registered COCO dataset, once for each state of it."""
     metadata, options = MetadataCatalog.get(name), _options[name]
     # The images of a large published dataset are looked at when they are read.
-    folder = Path(metadata.image_root) if is_ours(name) else None
+    folder = Path(metadata.image_root) if is_source(name) else None
     key = *state_of(metadata.json_file), folder, options.needs_masks
     if key not in _verdicts:
         _verdicts[key] = check_coco(
@@ -154,7 +154,7 @@ def load_coco(name: str) -> CocoFile:
     metadata = MetadataCatalog.get(name)
     coco = read_coco(metadata.json_file)
     verdict = _check(name, coco)
-    source = Source.parse(name) if is_ours(name) else None
+    source = Source.parse(name) if is_source(name) else None
     images = [image for i, image in enumerate(coco.images) if i not in verdict.bad_images]
     annotations = coco.annotations and [
         _compressed(a) for i, a in enumerate(coco.annotations) if i not in verdict.bad_annotations
@@ -240,7 +240,7 @@ def coco_truth(dataset_name: str) -> COCO:
     coco = load_coco(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     categories = coco.categories
-    if is_ours(dataset_name):
+    if is_source(dataset_name):
         by_id = {category["id"]: category for category in categories}
         names = metadata.thing_classes
         categories = [

@@ -22,7 +22,7 @@ from ..config import (
 from .catalog import CheckOptions, load_coco, register_source
 from .coco_file import CocoFile, kept_files, read_coco, state_of
 from .errors import DatasetError
-from .source import Source, is_ours, is_source
+from .source import Source, is_source
 from .summary import summary_table
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,9 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
     sources = [name for name in dataset_names(cfg) if is_source(name)]
     # Not all: a saved config is used for prediction where its files are missing.
     present = [name for name in sources if _file(name).exists()]
-    if not sources or (_state(cfg, present) in _fitted and all(map(is_ours, present))):
+    if not sources or (
+        _state(cfg, present) in _fitted and all(name in DatasetCatalog for name in present)
+    ):
         check(cfg)
         return cfg
     _check_architecture(cfg)
@@ -141,7 +143,7 @@ def _classes(cfg: CfgNode, files: Files) -> tuple[list[str], list[int]]:
 
 def _registered_classes(cfg: CfgNode) -> list[str] | None:
     for name in cfg.DATASETS.TRAIN:
-        if is_source(name) or name not in DatasetCatalog.list():
+        if is_source(name) or name not in DatasetCatalog:
             continue
         if classes := MetadataCatalog.get(name).get("thing_classes"):
             return list(classes)

@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from ..config import built_architecture, dataset_names
 from .catalog import CheckOptions, check_registered, is_coco, register_source, write_skipped
 from .errors import DatasetError
-from .source import is_ours, is_source
+from .source import is_source
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,11 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
     """
     skip_bad = cfg.DATALOADER.SKIP_BAD_ANNOTATIONS
     for name in names:
-        if is_source(name) and name not in DatasetCatalog.list():
+        if is_source(name) and name not in DatasetCatalog:
             register_source(name, options=CheckOptions(skip_bad))
-        if name not in DatasetCatalog.list():
+        if name not in DatasetCatalog:
             raise DatasetError(_unregistered(name))
-        if is_coco(name) and not is_ours(name) and _exists(MetadataCatalog.get(name).json_file):
+        if is_coco(name) and not is_source(name) and _exists(MetadataCatalog.get(name).json_file):
             check_registered(name, skip_bad)
     if comm.is_main_process():
         write_skipped(dataset_names(cfg), cfg.OUTPUT_DIR)

@@ -176,16 +176,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: 
 def losses(history: Mapping[str, Series]) -> Figure | None:
     """The losses over the iterations; None without any."""
     names = [name for name in history if name.startswith("loss")]
-    if "total_loss" not in history:
-        return None
-    figure, axes = _axes("Training loss")
-    for name in names:
-        axes.plot(*history[name], linewidth=1, label=_short(name))
-    axes.plot(*history["total_loss"], color="black", linewidth=2, label="total")
-    axes.set_ylim(bottom=0)
-    _iterations(axes)
-    _legend(axes)
-    return figure
+    return _over_iterations("Training loss", history, [*names, "total_loss"])
 
 
 def ap_history(history: Mapping[str, Series]) -> Figure | None:
@@ -193,27 +184,29 @@ def ap_history(history: Mapping[str, Series]) -> Figure | None:
     wanted = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "keypoints/AP")
     # With several test datasets, names start with that of the dataset.
     names = [n for n in history if any(n == w or n.endswith(f"/{w}") for w in wanted)]
-    if not names:
-        return None
-    figure, axes = _axes("AP during training")
-    for name in sorted(names):
-        style = "--" if name.endswith("50") else "-"
-        axes.plot(*history[name], marker="o", markersize=3, linestyle=style, label=_short(name, 34))
-    axes.set_ylabel("percent")
-    axes.set_ylim(bottom=0)
-    _iterations(axes)
-    _legend(axes)
-    return figure
+    return _over_iterations("AP during training (percent)", history, sorted(names), marker="o")
 
 
 def learning_rate(history: Mapping[str, Series]) -> Figure | None:
     """The learning rate over the iterations; None if it is not known."""
-    if "lr" not in history:
+    return _over_iterations("Learning rate", history, ["lr"])
+
+
+def _over_iterations(
+    title: str, history: Mapping[str, Series], names: Sequence[str], marker: str = ""
+) -> Figure | None:
+    if not names or names[-1] not in history:
         return None
-    figure, axes = _axes("Learning rate")
-    axes.plot(*history["lr"], color=BLUE)
+    figure, axes = _axes(title)
+    for name in names:
+        style: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
+        if name == "total_loss":
+            style |= {"color": "black", "linewidth": 2}
+        axes.plot(*history[name], marker=marker, markersize=3, label=_short(name, 34), **style)
     axes.set_ylim(bottom=0)
-    _iterations(axes)
+    axes.set_xlabel("iterations")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _legend(axes)
     return figure
 
 
@@ -224,11 +217,6 @@ def _axes(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
         axes = figure.add_subplot()
         axes.set_title(title)
     return figure, axes
-
-
-def _iterations(axes: Axes) -> None:
-    axes.set_xlabel("iterations")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _named(average: np.ndarray, present: np.ndarray) -> list[int]:

@@ -8,13 +8,13 @@ import logging
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
 from ..config import dataset_names
 from ..data import coco_truth, summary
 from ..data.coco_file import coco_api
-from ..data.source import is_ours
+from ..data.source import is_source
 from ..errors import GnwsError, is_debugging
 from .folders import dataset_folder, evaluated_datasets, short_name
 from .matching import ReportError
@@ -100,7 +100,7 @@ def _own_data(cfg: CfgNode) -> dict[str, dict[str, object]]:
             for key, value in summary.data_summary(name, cfg).items()
         }
         for name in dataset_names(cfg)
-        if is_ours(name)
+        if is_source(name) and name in DatasetCatalog
     }
 
 

@@ -92,7 +92,7 @@ def check(name: str) -> tuple[list[Problem], dict[str, str]]:
     if is_source(name):
         register_source(name)
     metadata = MetadataCatalog.get(name)
-    if name not in DatasetCatalog.list() or not is_coco(name):
+    if name not in DatasetCatalog or not is_coco(name):
         raise DatasetError(f"{name!r} is not a COCO dataset. Name a *.json file.")
     coco = read_coco(metadata.json_file)
     decoder = Decoder(len(coco.images))
