@@ -287,18 +287,6 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.WS.META_ARCHITECTURE to {cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS "
             "to []."
         )
-    for key, value, known in (
-        ("INPUT.RESIZE_TEST", cfg.INPUT.RESIZE_TEST, ("pil", "cv2")),
-        ("INPUT.RESIZE_TRAIN", cfg.INPUT.RESIZE_TRAIN, ("pil", "cv2")),
-        ("DATALOADER.FILTER", cfg.DATALOADER.FILTER, ("mmdetection", "detectron2")),
-        ("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("float16", "bfloat16")),
-        ("TEST.PRECISION", cfg.TEST.PRECISION, ("float32", "bfloat16", "float16")),
-    ):
-        if value not in known:
-            *others, last = (f'"{name}"' for name in known)
-            raise ConfigError(
-                f"{key} is {shorten(value)}. Set it to {', '.join(others)} or {last}."
-            )
     _check_bcn(cfg)
     _check_batch(cfg)
     for key, norm, channels_key, channels in _normalized_widths(cfg):
@@ -320,10 +308,6 @@ def _check_bcn(cfg: CfgNode) -> None:
         raise ConfigError(
             f"MODEL.BCN.MOVING_SPEED is {bcn.MOVING_SPEED}, but it is a fraction. Set it to more "
             "than 0 and at most 1, or to 0 if no norm has estimates."
-        )
-    if bcn.SCHEDULE not in ("lr", "constant"):
-        raise ConfigError(
-            f'MODEL.BCN.SCHEDULE is {shorten(bcn.SCHEDULE)}. Set it to "lr" or "constant".'
         )
     if cfg.MODEL.META_ARCHITECTURE == META_ARCHITECTURE:
         return

@@ -20,6 +20,7 @@ from detectron2.modeling import (
     SEM_SEG_HEADS_REGISTRY,
 )
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.utils.registry import Registry
 
 from .errors import ConfigError, shorten
 
@@ -50,8 +51,14 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RESIZE_TRAIN": ("pil", "cv2"),
+    "INPUT.RESIZE_TEST": ("pil", "cv2"),
     "INPUT.CROP.TYPE": ("relative_range", "relative", "absolute", "absolute_range"),
+    "DATALOADER.FILTER": ("mmdetection", "detectron2"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
+    "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
+    "TEST.PRECISION": ("float32", "bfloat16", "float16"),
+    "MODEL.BCN.SCHEDULE": ("lr", "constant"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
@@ -69,6 +76,17 @@ _OF_DETECTRON2: Mapping[str, tuple[str, ...]] = {
     "ProposalNetwork": _RPN,
     "RetinaNet": ("BACKBONE", "ANCHOR_GENERATOR"),
     "SemanticSegmentor": ("BACKBONE", "SEM_SEG_HEAD"),
+}
+_REGISTRIES: Mapping[str, Registry] = {
+    "BACKBONE": BACKBONE_REGISTRY,
+    "ANCHOR_GENERATOR": ANCHOR_GENERATOR_REGISTRY,
+    "PROPOSAL_GENERATOR": PROPOSAL_GENERATOR_REGISTRY,
+    "RPN": RPN_HEAD_REGISTRY,
+    "ROI_HEADS": ROI_HEADS_REGISTRY,
+    "ROI_BOX_HEAD": ROI_BOX_HEAD_REGISTRY,
+    "ROI_MASK_HEAD": ROI_MASK_HEAD_REGISTRY,
+    "ROI_KEYPOINT_HEAD": ROI_KEYPOINT_HEAD_REGISTRY,
+    "SEM_SEG_HEAD": SEM_SEG_HEADS_REGISTRY,
 }
 
 
@@ -107,7 +125,7 @@ def _check_kind(key: str, value: Any, default: Any) -> None:
 
 def _check_range(key: str, value: Any, default: Any) -> None:
     if key in _CHOICES and value not in _CHOICES[key]:
-        *others, last = map(repr, _CHOICES[key])
+        *others, last = (f'"{choice}"' for choice in _CHOICES[key])
         raise ConfigError(f"{key} is {shorten(value)}. Set it to {', '.join(others)} or {last}.")
     numbers = [e for e in _elements(value) if _kind(e) == "number"]
     if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
@@ -148,26 +166,16 @@ def check_components(cfg: CfgNode) -> None:
     _check_registered("MODEL.META_ARCHITECTURE", architecture, META_ARCH_REGISTRY)
     if architecture not in _OF_DETECTRON2:  # what another one reads is its own affair
         architecture = model.WS.META_ARCHITECTURE
-    parts = _OF_DETECTRON2.get(architecture, ())
-    for key, name, registry in (
-        ("BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
-        ("ANCHOR_GENERATOR.NAME", model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
-        ("PROPOSAL_GENERATOR.NAME", model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATOR_REGISTRY),
-        ("RPN.HEAD_NAME", model.RPN.HEAD_NAME, RPN_HEAD_REGISTRY),
-        ("ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
-        ("ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY),
-        ("ROI_MASK_HEAD.NAME", model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY),
-        ("ROI_KEYPOINT_HEAD.NAME", model.ROI_KEYPOINT_HEAD.NAME, ROI_KEYPOINT_HEAD_REGISTRY),
-        ("SEM_SEG_HEAD.NAME", model.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
-    ):
-        section = key.partition(".")[0]
+    for section in _OF_DETECTRON2.get(architecture, ()):
+        key = "HEAD_NAME" if section == "RPN" else "NAME"
+        name = model[section][key]
         switch = {"ROI_MASK_HEAD": "MASK_ON", "ROI_KEYPOINT_HEAD": "KEYPOINT_ON"}.get(section)
         is_off = switch is not None and not model[switch]
         needs_none = (section == "PROPOSAL_GENERATOR" and name == "PrecomputedProposals") or (
             section == "ROI_BOX_HEAD" and name == ""  # Res5ROIHeads
         )
-        if section in parts and not is_off and not needs_none:
-            _check_registered(f"MODEL.{key}", name, registry)
+        if not is_off and not needs_none:
+            _check_registered(f"MODEL.{section}.{key}", name, _REGISTRIES[section])
     if "resnet" in model.BACKBONE.NAME:
         depths = _DEEPLAB_DEPTHS if "deeplab" in model.BACKBONE.NAME else _DEPTHS
         if model.RESNETS.DEPTH not in depths:
@@ -177,7 +185,7 @@ def check_components(cfg: CfgNode) -> None:
             )
 
 
-def _check_registered(key: str, name: str, registry: Any) -> None:
+def _check_registered(key: str, name: str, registry: Registry) -> None:
     if name not in registry:
         known = sorted(known for known, _ in registry)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,33 +30,34 @@ def read_config(file: str) -> dict[str, Any]:
         ConfigError: a file is missing, is not a mapping in valid YAML, sets a key twice, is too
             large once its aliases are expanded, or is based on itself.
     """
-    return _read(Path(file), ())
+    merged: dict[str, Any] = {}
+    for path, loaded in _files(Path(file)):
+        _merge(loaded, merged, path)
+    return merged
 
 
 def own_files(file: str) -> tuple[list[dict[str, Any]], str]:
-    """The contents of a config file and of its bases, each alone, down to packaged ones, and the
-    path of the packaged one; "" where there is none."""
-    path = resolve_config_file(file)
-    if not path or Path(path).resolve().is_relative_to(CONFIG_ROOT.resolve()):
-        return [], path
-    loaded = _load(Path(path))
-    own, packaged = [loaded], ""
-    for base in _bases(loaded, Path(path)):
-        more, found = own_files(str(_find_base(base, Path(path))))
-        own, packaged = own + more, found or packaged
+    """The contents of a config file and of its bases, each alone, without packaged ones, and the
+    path of the packaged one that it is or builds on; "" where there is none."""
+    found = resolve_config_file(file)
+    own, packaged = [], ""
+    for path, loaded in _files(Path(found)) if found else ():
+        if path.resolve().is_relative_to(CONFIG_ROOT.resolve()):
+            packaged = str(path)
+        else:
+            own.append(loaded)
     return own, packaged
 
 
-def _read(file: Path, based_on_it: tuple[Path, ...]) -> dict[str, Any]:
+def _files(file: Path, based_on_it: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The content of each file that ``file`` is based on, and then its own."""
     if any(os.path.samefile(file, other) for other in based_on_it):
         chain = " -> ".join(str(f) for f in (*based_on_it, file))
         raise ConfigError(f"{chain}: {BASE_KEY} leads back to a file it started from. Remove it.")
     loaded = _load(file)
-    merged: dict[str, Any] = {}
     for base in _bases(loaded, file):
-        _merge(_read(_find_base(base, file), (*based_on_it, file)), merged, file)
-    _merge(loaded, merged, file)
-    return merged
+        yield from _files(_find_base(base, file), (*based_on_it, file))
+    yield file, loaded
 
 
 def _bases(loaded: dict[str, Any], file: Path) -> list[str]:

@@ -209,7 +209,7 @@ BAD = {
     "not a fraction": (["SOLVER.MOMENTUM", "90.0"], ["MOMENTUM is 90.0", "from 0 to 1"]),
     "a choice that does not exist": (
         ["INPUT.MASK_FORMAT", "rle"],
-        ["INPUT.MASK_FORMAT is 'rle'", "'polygon' or 'bitmask'"],
+        ["INPUT.MASK_FORMAT is 'rle'", '"polygon" or "bitmask"'],
     ),
     "a depth that does not exist": (["MODEL.RESNETS.DEPTH", "17"], ["DEPTH is 17", "34, 50"]),
     "an older version": (["VERSION", "1"], ["VERSION is 1", "Set it to 2"]),

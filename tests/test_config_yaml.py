@@ -87,10 +87,10 @@ BAD = {
 def test_what_is_not_a_config_is_said_in_a_line_and_in_time(tmp_path, text, said):
     (tmp_path / "mine.yaml").write_text(text)
     (tmp_path / "other.yaml").write_text("_BASE_: ./mine.yaml\n")
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigError, match=said) as error:
         load_config(tmp_path / "mine.yaml")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert len(str(error.value)) < 1000
 
 

@@ -7,14 +7,13 @@ evaluated.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,10 @@ from pycocotools.coco import COCO
 
 from ..errors import shorten
 from ..files import atomic_write
-from .coco_check import Problem, Verdict, check_coco
-from .coco_file import CocoFile, read_coco, state_of
+from .coco_check import Verdict, check_coco
+from .coco_file import CocoFile, coco_api, read_coco, state_of
 from .errors import DatasetError
-from .source import Source, is_ours
+from .source import Source, is_source
 from .split import split_names
 
 logger = logging.getLogger(__name__)
@@ -52,15 +51,8 @@ class CheckOptions:
     needs_masks: bool = False
 
 
-@dataclass
-class _Catalog:
-    """What is known of datasets beside their metadata, and what was found in files."""
-
-    options: dict[str, CheckOptions] = field(default_factory=dict)
-    verdicts: dict[tuple, Verdict] = field(default_factory=dict)
-
-
-_catalog = _Catalog()
+_options: defaultdict[str, CheckOptions] = defaultdict(CheckOptions)  # by dataset name
+_verdicts: dict[tuple, Verdict] = {}  # by the state of a file, and how it was checked
 
 
 def register_source(
@@ -84,12 +76,11 @@ def register_source(
     if source is None:
         raise DatasetError(f"{name!r} names no COCO annotation file (*.json).")
     coco = read_coco(source.file)
-    ids = used_categories(coco)
     if classes is None:
-        classes = list(ids)
+        classes = list(coco.used_categories)
     metadata: dict[str, Any] = {
         "thing_classes": list(classes),
-        "thing_dataset_id_to_contiguous_id": _id_map(coco, classes, ids, spare_ids),
+        "thing_dataset_id_to_contiguous_id": _id_map(coco, classes, spare_ids),
         "json_file": str(source.file),
         "image_root": str(source.image_folder([n for n in map(_name, coco.images) if n])),
         "evaluator_type": "coco",
@@ -97,16 +88,15 @@ def register_source(
         **_keypoint_metadata(coco, classes),
     }
     unregister(name)
-    _catalog.options[name] = options
+    _options[name] = options
     DatasetCatalog.register(name, functools.partial(load_dicts, name))
     MetadataCatalog.get(name).set(**metadata)
 
 
 def unregister(name: str) -> None:
     """Forget a source."""
-    DatasetCatalog.pop(name, None)
-    MetadataCatalog.pop(name, None)
-    _catalog.options.pop(name, None)
+    for catalog in (DatasetCatalog, MetadataCatalog, _options):
+        catalog.pop(name, None)
 
 
 def is_coco(name: str) -> bool:
@@ -115,31 +105,42 @@ def is_coco(name: str) -> bool:
     return metadata.get("evaluator_type") == "coco" and bool(metadata.get("json_file"))
 
 
-def set_options(name: str, options: CheckOptions) -> None:
-    """How a dataset that was registered elsewhere is checked. What is bad in it can only be skipped
-    if this package loads it, which then replaces its function in the catalog."""
-    _catalog.options[name] = options
-    if options.skip_bad and is_coco(name) and not is_ours(name) and verdict_of(name).problems:
+def check_registered(name: str, skip_bad: bool) -> None:
+    """Check a COCO dataset that was registered elsewhere. What is bad in it can only be skipped if
+    this package loads it, which then replaces its function in the catalog.
+
+    Raises:
+        DatasetError: something is bad, and not to be skipped.
+    """
+    _options[name] = CheckOptions(skip_bad)
+    if _check(name).problems:
         logger.warning("%s is loaded from its file by gnws_d2, without what is bad in it.", name)
         DatasetCatalog.pop(name)
         DatasetCatalog.register(name, functools.partial(load_dicts, name))
 
 
-def verdict_of(name: str, coco: CocoFile | None = None) -> Verdict:
+def _check(name: str, coco: CocoFile | None = None) -> Verdict:
     """What the check finds in the file of a registered COCO dataset, once for each state of it."""
-    metadata = MetadataCatalog.get(name)
-    needs_masks = _catalog.options.get(name, CheckOptions()).needs_masks
+    metadata, options = MetadataCatalog.get(name), _options[name]
     # The images of a large published dataset are looked at when they are read.
-    folder = Path(metadata.image_root) if is_ours(name) else None
-    key = *state_of(metadata.json_file), folder, needs_masks
-    if key not in _catalog.verdicts:
-        _catalog.verdicts[key] = check_coco(
+    folder = Path(metadata.image_root) if is_source(name) else None
+    key = *state_of(metadata.json_file), folder, options.needs_masks
+    if key not in _verdicts:
+        _verdicts[key] = check_coco(
             coco or read_coco(metadata.json_file),
             folder,
-            needs_masks=needs_masks,
+            needs_masks=options.needs_masks,
             empty_boxes_too=name in _PUBLISHED,
         )
-    return _catalog.verdicts[key]
+    problems = _verdicts[key].problems
+    if problems and not options.skip_bad:
+        more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
+        raise DatasetError(
+            f"{metadata.json_file}: {shorten(problems[0].reason, quote=False)}.{more} Fix the file "
+            "(check_data.py lists everything), or go on without these images and annotations: "
+            "--skip-bad-annotations, DATALOADER.SKIP_BAD_ANNOTATIONS True."
+        )
+    return _verdicts[key]
 
 
 def load_coco(name: str) -> CocoFile:
@@ -152,13 +153,11 @@ def load_coco(name: str) -> CocoFile:
     """
     metadata = MetadataCatalog.get(name)
     coco = read_coco(metadata.json_file)
-    verdict = verdict_of(name, coco)
-    if verdict.problems and not _catalog.options.get(name, CheckOptions()).skip_bad:
-        raise DatasetError(describe(coco.file, verdict.problems))
-    source = Source.parse(name) if is_ours(name) else None
+    verdict = _check(name, coco)
+    source = Source.parse(name) if is_source(name) else None
     images = [image for i, image in enumerate(coco.images) if i not in verdict.bad_images]
     annotations = coco.annotations and [
-        a for i, a in enumerate(coco.annotations) if i not in verdict.bad_annotations
+        _compressed(a) for i, a in enumerate(coco.annotations) if i not in verdict.bad_annotations
     ]
     if source and source.part:
         # Of all images: repairing those that are skipped moves no other.
@@ -172,6 +171,14 @@ def load_coco(name: str) -> CocoFile:
     return CocoFile(coco.file, images, _with_keypoints(annotations), coco.categories)
 
 
+def _compressed(annotation: dict[str, Any]) -> dict[str, Any]:
+    """The same, but a mask that is a list of runs as compressed RLE: Detectron2 takes no other."""
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict) and isinstance(mask["counts"], list):
+        return {**annotation, "segmentation": mask_util.frPyObjects(mask, *mask["size"])}
+    return annotation
+
+
 def _with_keypoints(annotations: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     """Where some annotations have keypoints, the others get invisible ones: Detectron2 and
     pycocotools require them of all."""
@@ -179,17 +186,6 @@ def _with_keypoints(annotations: list[dict[str, Any]] | None) -> list[dict[str, 
     if not annotations or not count:
         return annotations
     return [a if a.get("keypoints") else {**a, "keypoints": [0] * count} for a in annotations]
-
-
-def describe(file: str, problems: list[Problem]) -> str:
-    """One line: the first problem, how many more there are, and what to do."""
-    more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
-    first = shorten(problems[0].reason, quote=False)
-    return (
-        f"{file}: {first}.{more} Fix the file (check_data.py lists everything), or go "
-        "on without these images and annotations: --skip-bad-annotations, "
-        "DATALOADER.SKIP_BAD_ANNOTATIONS True."
-    )
 
 
 def load_dicts(name: str) -> list[dict[str, Any]]:
@@ -225,10 +221,7 @@ def _to_detectron2(annotation: dict[str, Any], to_class: dict[int, int]) -> dict
         "category_id": to_class[annotation["category_id"]],
         "iscrowd": int(annotation.get("iscrowd", 0)),
     }
-    mask = annotation.get("segmentation")
-    if isinstance(mask, dict) and isinstance(mask["counts"], list):
-        mask = mask_util.frPyObjects(mask, *mask["size"])
-    if mask:
+    if mask := annotation.get("segmentation"):
         made["segmentation"] = mask
     if points := annotation.get("keypoints"):
         # COCO's are indices of pixels, Detectron2's are points: the middles of those pixels.
@@ -247,32 +240,27 @@ def coco_truth(dataset_name: str) -> COCO:
     coco = load_coco(dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     categories = coco.categories
-    if is_ours(dataset_name):
+    if is_source(dataset_name):
         by_id = {category["id"]: category for category in categories}
         names = metadata.thing_classes
         categories = [
             {**by_id.get(number, {}), "id": number, "name": names[index]}
             for number, index in sorted(metadata.thing_dataset_id_to_contiguous_id.items())
         ]
-    truth = COCO()
-    truth.dataset = {"info": {}, "images": coco.images, "categories": categories}
+    truth: dict[str, Any] = {"info": {}, "images": coco.images, "categories": categories}
     if coco.annotations is not None:
-        truth.dataset["annotations"] = [
-            _to_evaluate(annotation, number)
-            for annotation, number in zip(
-                coco.annotations, _evaluable_ids(coco.annotations), strict=True
-            )
-        ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-    return truth
+        ids = [annotation["id"] for annotation in coco.annotations]
+        # pycocotools takes 0 for "not matched", and stores ids as floats.
+        if not all(isinstance(number, int) and 0 < number < 2**53 for number in ids):
+            ids = list(range(1, len(ids) + 1))
+        truth["annotations"] = list(map(_to_evaluate, coco.annotations, ids))
+    return coco_api(truth)
 
 
 def _to_evaluate(annotation: dict[str, Any], number: int) -> dict[str, Any]:
     """With the members that pycocotools takes for granted."""
     made = {**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
-    mask = annotation.get("segmentation")
-    if not mask:
+    if not annotation.get("segmentation"):
         made.pop("segmentation", None)
     if "area" not in annotation:
         made["area"] = annotation["bbox"][2] * annotation["bbox"][3]
@@ -281,45 +269,13 @@ def _to_evaluate(annotation: dict[str, Any], number: int) -> dict[str, Any]:
     return made
 
 
-def _evaluable_ids(annotations: list[dict[str, Any]]) -> list[int]:
-    """Their ids, unless pycocotools would misread them: it takes 0 for "not matched", and stores
-    them as floats."""
-    ids = [annotation["id"] for annotation in annotations]
-    usable = all(isinstance(number, int) and 0 < number < 2**53 for number in ids)
-    return ids if usable else list(range(1, len(ids) + 1))
-
-
-def used_categories(coco: CocoFile) -> dict[str, int]:
-    """The ids of the categories that have annotations, by name and in the order of ids.
-
-    Raises:
-        DatasetError: two of them share a name.
-    """
-    ids = (annotation.get("category_id") for annotation in coco.annotations or ())
-    used = {number for number in ids if isinstance(number, int)}  # others need not be hashable
-    found: dict[str, int] = {}
-    for number, name in sorted(coco.class_names.items()):
-        if number not in used:
-            continue
-        if name in found:
-            raise DatasetError(
-                f"{coco.file}: categories {found[name]} and {number} are both named {name!r}. "
-                "Rename one, or give their annotations one id."
-            )
-        found[name] = number
-    return found
-
-
-def _id_map(
-    coco: CocoFile, classes: Sequence[str], used: dict[str, int], spare_ids: Sequence[int]
-) -> dict[int, int]:
+def _id_map(coco: CocoFile, classes: Sequence[str], spare_ids: Sequence[int]) -> dict[int, int]:
     """The file's id of each class -> its index. Every class needs one, or Detectron2's evaluation
     refuses the dataset."""
-    by_name = {name: number for number, name in coco.class_names.items()} | used
-    taken = set(coco.class_names)
+    known, taken = coco.category_ids, set(coco.class_names)
     ids = {}
     for index, name in enumerate(classes):
-        number = by_name.get(name)
+        number = known.get(name)
         if number is None:
             number = spare_ids[index] if index < len(spare_ids) else -1
             if number < 0 or number in taken:
@@ -352,21 +308,18 @@ def _name(image: dict[str, Any]) -> str:
     return name if isinstance(name, str) and "\0" not in name else ""
 
 
-def write_skipped(names: Sequence[str], folder: str) -> Path | None:
-    """List what is skipped of datasets in ``folder``/skipped_annotations.json; None: nothing is, or
-    the list is there already."""
+def write_skipped(names: Sequence[str], folder: str) -> None:
+    """List what is skipped of datasets in ``folder``/skipped_annotations.json, if anything is."""
     skipped = {}
     for name in names:
-        skips = _catalog.options.get(name, CheckOptions()).skip_bad and is_coco(name)
-        if skips and (problems := verdict_of(name).problems):
+        if _options[name].skip_bad and is_coco(name) and (problems := _check(name).problems):
             skipped[MetadataCatalog.get(name).json_file] = [vars(p) for p in problems]
     file = Path(folder) / SKIPPED_FILE
     text = json.dumps(skipped, indent=1)
     if not skipped or (file.exists() and file.read_text(encoding="utf-8") == text):
-        return None
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
         partial.write_text(text, encoding="utf-8")
     count = sum(map(len, skipped.values()))
     logger.warning("%d bad images and annotations are skipped; %s lists them.", count, file)
-    return file

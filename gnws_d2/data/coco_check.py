@@ -181,7 +181,12 @@ class _AnnotationCheck:
             for c in coco.categories
             if isinstance(c.get("keypoints"), list)
         }
-        self._needs_masks = needs_masks
+        objects = [a for a in annotations if not a.get("iscrowd")]
+        masks = sum(bool(a.get("segmentation")) for a in objects)
+        self._without_mask = needs_masks and (
+            f"it has no segmentation, and {masks} of {len(objects)} objects have. MODEL.MASK_ON "
+            "False trains on all boxes"
+        )
         self._empty_boxes_too = empty_boxes_too
         self._boxes: Counter[str] = Counter()  # by what they could be, and what they were taken for
 
@@ -258,8 +263,7 @@ class _AnnotationCheck:
     def _segmentation(self, annotation: dict[str, Any], image: dict[str, Any]) -> str:
         mask = annotation.get("segmentation")
         if mask is None or mask == [] or mask == {}:
-            lacks = self._needs_masks and not annotation.get("iscrowd")
-            return "it has no segmentation, but others have" if lacks else ""
+            return "" if annotation.get("iscrowd") else self._without_mask or ""
         if isinstance(mask, list):
             reason, around = _check_polygons(mask, image)
         elif isinstance(mask, dict):

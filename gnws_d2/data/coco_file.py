@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
 import stat
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
 
 from .errors import DatasetError
 
@@ -34,10 +38,42 @@ class CocoFile:
     annotations: list[dict[str, Any]] | None
     categories: list[dict[str, Any]]
 
-    @property
+    @functools.cached_property
     def class_names(self) -> dict[Any, str]:
         """The names of the categories by id."""
         return {category["id"]: category["name"] for category in self.categories}
+
+    @functools.cached_property
+    def used_categories(self) -> dict[str, int]:
+        """The ids of the categories that have annotations, by name and in the order of ids.
+
+        Raises:
+            DatasetError: two of them share a name.
+        """
+        ids = (annotation.get("category_id") for annotation in self.annotations or ())
+        used = {number for number in ids if isinstance(number, int)}  # others need not be hashable
+        found: dict[str, int] = {}
+        for number, name in sorted(self.class_names.items()):
+            if number not in used:
+                continue
+            if name in found:
+                raise DatasetError(
+                    f"{self.file}: categories {found[name]} and {number} are both named {name!r}. "
+                    "Rename one, or give their annotations one id."
+                )
+            found[name] = number
+        return found
+
+    @property
+    def category_ids(self) -> dict[str, int]:
+        """The ids of all categories by name; where two share one, of that with annotations."""
+        return {name: number for number, name in self.class_names.items()} | self.used_categories
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether an object, crowds aside, has a mask."""
+        objects = (a for a in self.annotations or () if not a.get("iscrowd"))
+        return any(a.get("segmentation") for a in objects)
 
 
 _kept: dict[tuple, CocoFile] | None = None
@@ -160,3 +196,12 @@ def _check_categories(file: str | os.PathLike, categories: list[dict[str, Any]])
 def is_id(value: Any) -> bool:
     """Whether ``value`` can be the id of an image or annotation."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def coco_api(dataset: dict[str, Any]) -> COCO:
+    """pycocotools' ``COCO`` of a dataset in memory, without what it prints."""
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

@@ -9,13 +9,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
+from detectron2.utils.logger import log_first_n
 from torch.utils.data import Dataset
 
 from .catalog import is_coco
 from .errors import DatasetError
 from .loading import check_records
-
-logger = logging.getLogger(__name__)
 
 MIN_IMAGE_SIDE = 32  # pixels
 MIN_OBJECT_SIDE = 1  # pixels of the image file
@@ -74,9 +73,13 @@ def filter_dataset(dicts: Sequence[dict[str, Any]], empty_too: bool = False) -> 
         kept.append({**record, "annotations": usable})
         objects[0] += len(annotations)
         objects[1] += len(usable)
-    logger.info(
-        "Training on %d of %d images and on %d of their %d objects, crowds among them",
-        *(len(kept), len(dicts), objects[1], objects[0]),
+    # Once, as Detectron2 logs its own table of these images: the schedule counts them first.
+    log_first_n(
+        logging.INFO,
+        f"Training on {len(kept)} of {len(dicts)} images and on {objects[1]} of their {objects[0]} "
+        "objects, crowds among them",
+        name=__name__,
+        key="message",
     )
     return kept
 

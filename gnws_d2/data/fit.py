@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -18,13 +19,15 @@ from ..config import (
     get_key,
     set_key,
 )
-from .catalog import CheckOptions, load_coco, register_source, used_categories
+from .catalog import CheckOptions, load_coco, register_source
 from .coco_file import CocoFile, kept_files, read_coco, state_of
 from .errors import DatasetError
-from .source import Source, is_ours, is_source
-from .summary import shared_images, summary_table
+from .source import Source, is_source
+from .summary import summary_table
 
 logger = logging.getLogger(__name__)
+
+Files = Mapping[str, CocoFile]  # by dataset name
 
 
 def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) -> CfgNode:
@@ -47,92 +50,138 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
         DatasetError: a file cannot be used.
         ConfigError: the model cannot be trained on instances.
     """
+    check = check or (lambda cfg: None)
     sources = [name for name in dataset_names(cfg) if is_source(name)]
-    if not sources or _is_fitted(cfg, sources):
-        if check:
-            check(cfg)
+    # Not all: a saved config is used for prediction where its files are missing.
+    present = [name for name in sources if _file(name).exists()]
+    if not sources or (
+        _state(cfg, present) in _fitted and all(name in DatasetCatalog for name in present)
+    ):
+        check(cfg)
         return cfg
-    with kept_files():
-        changes = _fit(cfg, sources)
-        fitted = changes.cfg
-        if check:
-            check(fitted)
-        for change in changes.said:
-            logger.info(change)
-        _describe(fitted, sources)
-    _fitted.add(_state(fitted, sources))
-    return fitted
-
-
-_fitted: set[tuple] = set()  # configs and files that were fitted in this process
-
-
-def _is_fitted(cfg: CfgNode, sources: Sequence[str]) -> bool:
-    present = [name for name in sources if _file(name).is_file()]
-    return all(map(is_ours, present)) and _state(cfg, sources) in _fitted
-
-
-def _state(cfg: CfgNode, sources: Sequence[str]) -> tuple:
-    files = sorted({_file(name) for name in sources if _file(name).is_file()})
-    return cfg.dump(), *map(state_of, files)
-
-
-def _present(sources: Sequence[str]) -> list[str]:
-    """Those with a file: a saved config is used for prediction where its files are missing."""
-    return [name for name in sources if _file(name).exists()]
-
-
-def _fit(cfg: CfgNode, sources: Sequence[str]) -> _Changes:
-    fitted = cfg.clone()
-    fitted.defrost()
     _check_architecture(cfg)
-    present = _present(sources)
-    if not cfg.DATASETS.get("CLASSES") and present != sources:
+    if not cfg.DATASETS.CLASSES and present != sources:
         missing = next(name for name in sources if name not in present)
         raise DatasetError(f"{_file(missing)} does not exist. Check the path in DATASETS.")
-    classes, ids = _classes(cfg, present)
-    options = CheckOptions(skip_bad=cfg.DATALOADER.SKIP_BAD_ANNOTATIONS)
-    for name in present:
-        register_source(name, classes, ids, options)
-    training = [name for name in present if name in cfg.DATASETS.TRAIN]
-    for name in present:
-        if not load_coco(name).annotations and name in training:
-            raise DatasetError(f"{name} has no annotations to train on. Add some.")
-    changes = _Changes(fitted)
-    changes.set("DATASETS.CLASSES", classes)
-    changes.set("DATASETS.CATEGORY_IDS", ids)
-    for section, node in fitted.MODEL.items():
-        if isinstance(node, CfgNode) and "NUM_CLASSES" in node and section != "SEM_SEG_HEAD":
-            changes.set(f"MODEL.{section}.NUM_CLASSES", len(classes))
-    changes.set("MODEL.REMAKE_PREDICTORS", True)
-    changes.say(f"{len(classes)} classes in the data: {', '.join(classes)}")
-    _fit_masks(changes, training, present, classes, ids, options)
-    _fit_keypoints(changes, training, present)
-    if cfg.is_frozen():
-        fitted.freeze()
-    return changes
+    with kept_files():
+        files = {name: read_coco(_file(name)) for name in present}
+        classes, ids = _classes(cfg, files)
+        used = _register(cfg, files, classes, ids)
+        changes = _fit(cfg, used, classes, ids)
+        check(changes.cfg)
+        for change in changes.said:
+            logger.info(change)
+        if present:
+            _say_what_is_left_out(changes.cfg, files, used)
+            logger.info("The data:\n%s", summary_table(present, changes.cfg))
+            _warn_of_shared_images(changes.cfg, present)
+    _fitted.add(_state(changes.cfg, present))
+    return changes.cfg
 
 
-_described: set[tuple] = set()  # datasets, their classes and files that were logged
+_fitted: set[tuple] = set()  # what was fitted in this process
 
 
-def _describe(cfg: CfgNode, sources: Sequence[str]) -> None:
-    """Log once what the datasets hold, and what of it is left out."""
-    present = _present(sources)
-    described = (*present, *cfg.DATASETS.CLASSES, *(state_of(_file(name)) for name in present))
-    if described in _described or not present:
-        return
-    _described.add(described)
-    _say_what_is_left_out(cfg, present)
-    logger.info("The data:\n%s", summary_table(present, cfg))
-    for one in present:
-        for other in present[present.index(one) + 1 :]:
-            together = any({one, other} <= set(get_key(cfg, key)) for key in DATASET_KEYS)
-            if not together and (shared := shared_images(one, other)):
-                logger.warning(
-                    "%d images of %s are in %s too, such as %s: results on them say nothing.",
-                    *(len(shared), one, other, shared[0]),
+def _state(cfg: CfgNode, present: Sequence[str]) -> tuple:
+    """All that the fit to the files ``present`` depends on."""
+    keys = cfg.DATASETS.dump(), cfg.MODEL.dump(), cfg.INPUT.MASK_FORMAT
+    files = sorted({_file(name) for name in present})
+    return *keys, cfg.DATALOADER.SKIP_BAD_ANNOTATIONS, *map(state_of, files)
+
+
+def _file(name: str) -> Any:
+    source = Source.parse(name)
+    assert source is not None
+    return source.file
+
+
+def _training(cfg: CfgNode, files: Files) -> list[str]:
+    return [name for name in files if name in cfg.DATASETS.TRAIN]
+
+
+def _check_architecture(cfg: CfgNode) -> None:
+    built = built_architecture(cfg)
+    if built in ("SemanticSegmentor", "PanopticFPN"):
+        raise ConfigError(
+            f"{built} needs label images, which a COCO instance file lacks. Choose a config of "
+            "Faster R-CNN, Mask R-CNN or RetinaNet, or register a dataset with label images."
+        )
+
+
+def _classes(cfg: CfgNode, files: Files) -> tuple[list[str], list[int]]:
+    """The classes in the predictor's order, and their ids in results."""
+    training = _training(cfg, files)
+    order = [*training, *(name for name in files if name not in training)]
+    classes = list(cfg.DATASETS.CLASSES)
+    registered = _registered_classes(cfg)
+    if classes:
+        _check_known(classes, training, files)
+    else:
+        classes = list(dict.fromkeys(c for name in order for c in files[name].used_categories))
+        if registered is not None and (training or set(classes) <= set(registered)):
+            if new := [c for c in classes if c not in registered]:
+                raise DatasetError(
+                    f"{', '.join(training or files)}: class {new[0]!r} is not one of the "
+                    f"registered dataset's in DATASETS.TRAIN: {', '.join(registered)}. Rename it, "
+                    "or train on files alone."
                 )
+            classes = registered
+    if not classes:
+        raise DatasetError(f"{', '.join(files)}: no annotations. Add some.")
+    ids = [int(number) for number in cfg.DATASETS.CATEGORY_IDS]
+    if len(ids) == len(set(ids)) == len(classes):
+        return classes, ids
+    ids = []
+    known = [files[name].category_ids for name in order]
+    highest = max((number for of_file in known for number in of_file.values()), default=0)
+    for c in classes:
+        # Of the first file that has the class; two files may use one id for two classes.
+        wanted = next((of_file[c] for of_file in known if c in of_file), None)
+        ids.append(max([highest, *ids]) + 1 if wanted is None or wanted in ids else wanted)
+    return classes, ids
+
+
+def _registered_classes(cfg: CfgNode) -> list[str] | None:
+    for name in cfg.DATASETS.TRAIN:
+        if is_source(name) or name not in DatasetCatalog:
+            continue
+        if classes := MetadataCatalog.get(name).get("thing_classes"):
+            return list(classes)
+    return None
+
+
+def _check_known(classes: Sequence[str], training: Sequence[str], files: Files) -> None:
+    in_training = {c for name in training for c in files[name].category_ids}
+    if training and (missing := [c for c in classes if c not in in_training]):
+        raise DatasetError(
+            f"{', '.join(training)}: DATASETS.CLASSES has {missing[0]!r}, which is no category "
+            f"there. Its categories: {', '.join(sorted(in_training))}. Correct DATASETS.CLASSES, "
+            "or set it to [] to take them from the data."
+        )
+    for name, coco in files.items():
+        if not set(coco.category_ids) & set(classes):
+            raise DatasetError(
+                f"{name} has none of the classes in DATASETS.CLASSES ({', '.join(classes)}), but "
+                f"{', '.join(coco.category_ids)}. Correct DATASETS.CLASSES."
+            )
+
+
+def _register(
+    cfg: CfgNode, files: Files, classes: Sequence[str], ids: Sequence[int]
+) -> dict[str, CocoFile]:
+    """Register the files, and return what of them is used."""
+    training = _training(cfg, files)
+    masks_on = cfg.MODEL.MASK_ON and (not training or any(files[n].has_masks for n in training))
+    used = {}
+    for name, coco in files.items():
+        # An evaluation set of boxes alone is evaluated for boxes alone.
+        needs_masks = masks_on and (name in training or coco.has_masks)
+        options = CheckOptions(cfg.DATALOADER.SKIP_BAD_ANNOTATIONS, needs_masks)
+        register_source(name, classes, ids, options)
+        used[name] = load_coco(name)
+        if name in training and not used[name].annotations:
+            raise DatasetError(f"{name} has no annotations to train on. Add some.")
+    return used
 
 
 class _Changes:
@@ -154,107 +203,76 @@ class _Changes:
         self._made = []
 
 
-def _file(name: str) -> Path:
-    source = Source.parse(name)
-    assert source is not None
-    return source.file
+def _fit(cfg: CfgNode, used: Files, classes: list[str], ids: list[int]) -> _Changes:
+    fitted = cfg.clone()
+    fitted.defrost()
+    changes = _Changes(fitted)
+    changes.set("DATASETS.CLASSES", classes)
+    changes.set("DATASETS.CATEGORY_IDS", ids)
+    for section, node in fitted.MODEL.items():
+        if isinstance(node, CfgNode) and "NUM_CLASSES" in node and section != "SEM_SEG_HEAD":
+            changes.set(f"MODEL.{section}.NUM_CLASSES", len(classes))
+    changes.set("MODEL.REMAKE_PREDICTORS", True)
+    changes.say(f"{len(classes)} classes in the data: {', '.join(classes)}")
+    training = {name: used[name] for name in _training(cfg, used)}
+    if cfg.MODEL.MASK_ON and training:
+        _fit_masks(changes, training)
+    if cfg.MODEL.KEYPOINT_ON and training:
+        _fit_keypoints(changes, training)
+    if cfg.is_frozen():
+        fitted.freeze()
+    return changes
 
 
-def _check_architecture(cfg: CfgNode) -> None:
-    built = built_architecture(cfg)
-    if built in ("SemanticSegmentor", "PanopticFPN"):
-        raise ConfigError(
-            f"{built} needs label images, which a COCO instance file lacks. Choose a config of "
-            "Faster R-CNN, Mask R-CNN or RetinaNet, or register a dataset with label images."
-        )
+def _objects(coco: CocoFile) -> list[dict[str, Any]]:
+    """The annotations that are trained on: all but crowds."""
+    return [a for a in coco.annotations or () if not a.get("iscrowd")]
 
 
-def _classes(cfg: CfgNode, present: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The classes in the predictor's order, and their ids in results."""
-    files = {name: read_coco(_file(name)) for name in present}
-    used = {name: used_categories(coco) for name, coco in files.items()}
-    known = {name: _ids_by_name(coco) | used[name] for name, coco in files.items()}
-    training = [name for name in present if name in cfg.DATASETS.TRAIN]
-    classes = list(cfg.DATASETS.get("CLASSES", ()))
-    registered = _registered_classes(cfg)
-    if classes:
-        _check_known(classes, training, known)
-    else:
-        first = dict.fromkeys(c for name in training for c in used[name])
-        classes = list(dict.fromkeys([*first, *(c for name in present for c in used[name])]))
-        if registered is not None and (training or set(classes) <= set(registered)):
-            if new := [c for c in classes if c not in registered]:
-                raise DatasetError(
-                    f"{', '.join(training or present)}: class {new[0]!r} is not one of the "
-                    f"registered dataset's in DATASETS.TRAIN: {', '.join(registered)}. Rename it, "
-                    "or train on files alone."
-                )
-            classes = registered
-    if not classes:
-        raise DatasetError(f"{', '.join(present)}: no annotations. Add some.")
-    ids = [int(number) for number in cfg.DATASETS.get("CATEGORY_IDS", ())]
-    if len(ids) == len(set(ids)) == len(classes):
-        return classes, ids
-    ids = []
-    for c in classes:
-        # Of the first file that has the class; two files may use one id for two classes.
-        wanted = next((known[n][c] for n in [*training, *present] if c in known[n]), -1)
-        taken = wanted < 0 or wanted in ids
-        highest = max((i for n in present for i in known[n].values()), default=0)
-        ids.append(max([highest, *ids]) + 1 if taken else wanted)
-    return classes, ids
+def _fit_masks(changes: _Changes, training: Files) -> None:
+    if not any(coco.has_masks for coco in training.values()):
+        changes.set("MODEL.MASK_ON", False)
+        changes.say("The training data has boxes only")
+    objects = itertools.chain.from_iterable(map(_objects, training.values()))
+    if any(isinstance(o.get("segmentation"), dict) for o in objects):
+        changes.set("INPUT.MASK_FORMAT", "bitmask")
+        changes.say("The training data has masks as RLE")
 
 
-def _ids_by_name(coco: CocoFile) -> dict[str, int]:
-    return {name: number for number, name in coco.class_names.items()}
-
-
-def _registered_classes(cfg: CfgNode) -> list[str] | None:
-    for name in cfg.DATASETS.TRAIN:
-        if is_source(name) or name not in DatasetCatalog.list():
-            continue
-        if classes := MetadataCatalog.get(name).get("thing_classes"):
-            return list(classes)
-    return None
-
-
-def _check_known(
-    classes: Sequence[str], training: Sequence[str], known: dict[str, dict[str, int]]
-) -> None:
-    in_training = {c for name in training for c in known[name]}
-    if training and (missing := [c for c in classes if c not in in_training]):
+def _fit_keypoints(changes: _Changes, training: Files) -> None:
+    lacking = [n for n, c in training.items() if not any(o.get("keypoints") for o in _objects(c))]
+    if lacking:
         raise DatasetError(
-            f"{', '.join(training)}: DATASETS.CLASSES has {missing[0]!r}, which is no category "
-            f"there. Its categories: {', '.join(sorted(in_training))}. Correct DATASETS.CLASSES, "
-            "or set it to [] to take them from the data."
+            f"{', '.join(lacking)}: no annotation has keypoints, but MODEL.KEYPOINT_ON is True. "
+            "Choose a config without keypoints, or set it to False."
         )
-    for name, ids in known.items():
-        if not set(ids) & set(classes):
-            raise DatasetError(
-                f"{name} has none of the classes in DATASETS.CLASSES ({', '.join(classes)}), but "
-                f"{', '.join(ids)}. Correct DATASETS.CLASSES."
-            )
+    first = next(iter(training))
+    names = MetadataCatalog.get(first).get("keypoint_names")
+    if not names:
+        raise DatasetError(
+            f"{first}: its categories do not name their keypoints. Add the member keypoints "
+            "to them, a list of names."
+        )
+    changes.set("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", len(names))
+    if len(changes.cfg.TEST.KEYPOINT_OKS_SIGMAS) != len(names):
+        changes.set("TEST.KEYPOINT_OKS_SIGMAS", [1 / len(names)] * len(names))
+    changes.say(f"{len(names)} keypoints in the data: {', '.join(names)}")
 
 
-def _say_what_is_left_out(cfg: CfgNode, present: Sequence[str]) -> None:
+def _say_what_is_left_out(cfg: CfgNode, files: Files, used: Files) -> None:
     classes = cfg.DATASETS.CLASSES
-    training = [name for name in present if name in cfg.DATASETS.TRAIN]
-    trained: set[str] = set()
-    for name in training:
-        coco = load_coco(name)
-        trained |= {coco.class_names[a["category_id"]] for a in coco.annotations or ()}
     unused: set[str] = set()
-    for name in present:
-        coco = read_coco(_file(name))
-        used = used_categories(coco)
-        unused |= set(coco.class_names.values()) - set(used) - set(classes)
-        if other := [c for c in used if c not in classes]:
+    for name, coco in files.items():
+        unused |= set(coco.class_names.values()) - set(coco.used_categories) - set(classes)
+        if other := [c for c in coco.used_categories if c not in classes]:
             logger.warning(
                 "%s: annotations of %s are left out, which DATASETS.CLASSES does not have.",
                 *(name, _list(other)),
             )
     if unused:
         logger.info("Categories without annotations are left out: %s", _list(sorted(unused)))
+    training = _training(cfg, used)
+    trained = {c for name in training for c in used[name].used_categories}
     if training and (untrained := [c for c in classes if c not in trained]):
         logger.warning(
             "No training image has an object of %s. The model will not find any.", _list(untrained)
@@ -265,66 +283,15 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _fit_masks(
-    changes: _Changes,
-    training: Sequence[str],
-    present: Sequence[str],
-    classes: Sequence[str],
-    ids: Sequence[int],
-    options: CheckOptions,
-) -> None:
-    cfg = changes.cfg
-    if not cfg.MODEL.MASK_ON:
-        return
-    objects = {name: _objects(name) for name in present}
-    with_masks = {n: sum(bool(o.get("segmentation")) for o in objects[n]) for n in present}
-    if training and not any(with_masks[name] for name in training):
-        changes.set("MODEL.MASK_ON", False)
-        changes.say("The training data has boxes only")
-        return
-    for name in present:
-        # An evaluation set of boxes alone is evaluated for boxes alone.
-        partly = name in training or with_masks[name]
-        if partly and with_masks[name] < len(objects[name]):
-            register_source(
-                name, classes, ids, CheckOptions(skip_bad=options.skip_bad, needs_masks=True)
+def _warn_of_shared_images(cfg: CfgNode, present: Sequence[str]) -> None:
+    images = {
+        name: {os.path.realpath(record["file_name"]) for record in DatasetCatalog.get(name)}
+        for name in present
+    }
+    for one, other in itertools.combinations(present, 2):
+        together = any({one, other} <= set(get_key(cfg, key)) for key in DATASET_KEYS)
+        if not together and (shared := images[one] & images[other]):
+            logger.warning(
+                "%d images of %s are in %s too, such as %s: results on them say nothing.",
+                *(len(shared), one, other, min(shared)),
             )
-            try:
-                load_coco(name)
-            except DatasetError as error:
-                lacking = len(objects[name]) - with_masks[name]
-                raise DatasetError(
-                    f"{error} {lacking} of {len(objects[name])} objects have boxes only: "
-                    "MODEL.MASK_ON False trains on all boxes."
-                ) from error
-    if any(isinstance(o.get("segmentation"), dict) for n in training for o in objects[n]):
-        changes.set("INPUT.MASK_FORMAT", "bitmask")
-        changes.say("The training data has masks as RLE")
-
-
-def _objects(name: str) -> list[dict[str, Any]]:
-    """The annotations that are trained on: all but crowds."""
-    return [a for a in load_coco(name).annotations or () if not a.get("iscrowd")]
-
-
-def _fit_keypoints(changes: _Changes, training: Sequence[str], present: Sequence[str]) -> None:
-    cfg = changes.cfg
-    if not cfg.MODEL.KEYPOINT_ON or not training:
-        return
-    lacking = [n for n in training if not any(o.get("keypoints") for o in _objects(n))]
-    if lacking:
-        raise DatasetError(
-            f"{', '.join(lacking)}: no annotation has keypoints, but MODEL.KEYPOINT_ON is True. "
-            "Choose a config without keypoints, or set it to False."
-        )
-    names = MetadataCatalog.get(training[0]).get("keypoint_names")
-    if not names:
-        raise DatasetError(
-            f"{training[0]}: its categories do not name their keypoints. Add the member keypoints "
-            "to them, a list of names."
-        )
-    changes.set("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", len(names))
-    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    if len(sigmas) != len(names):
-        changes.set("TEST.KEYPOINT_OKS_SIGMAS", [1 / len(names)] * len(names))
-    changes.say(f"{len(names)} keypoints in the data: {', '.join(names)}")

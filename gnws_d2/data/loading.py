@@ -16,17 +16,9 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..config import built_architecture, dataset_names
-from .catalog import (
-    CheckOptions,
-    describe,
-    is_coco,
-    register_source,
-    set_options,
-    verdict_of,
-    write_skipped,
-)
+from .catalog import CheckOptions, check_registered, is_coco, register_source, write_skipped
 from .errors import DatasetError
-from .source import is_ours, is_source
+from .source import is_source
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +30,14 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
 
     The annotations of COCO files are checked before Detectron2 reads them.
     """
+    skip_bad = cfg.DATALOADER.SKIP_BAD_ANNOTATIONS
     for name in names:
-        if is_source(name) and name not in DatasetCatalog.list():
-            register_source(name, options=CheckOptions(cfg.DATALOADER.SKIP_BAD_ANNOTATIONS))
-        if name not in DatasetCatalog.list():
+        if is_source(name) and name not in DatasetCatalog:
+            register_source(name, options=CheckOptions(skip_bad))
+        if name not in DatasetCatalog:
             raise DatasetError(_unregistered(name))
-        if is_coco(name) and not is_ours(name) and _exists(MetadataCatalog.get(name).json_file):
-            _check_registered(cfg, name)
+        if is_coco(name) and not is_source(name) and _exists(MetadataCatalog.get(name).json_file):
+            check_registered(name, skip_bad)
     if comm.is_main_process():
         write_skipped(dataset_names(cfg), cfg.OUTPUT_DIR)
     try:
@@ -97,14 +90,6 @@ def _unregistered(name: str) -> str:
 
 def _exists(file: str) -> bool:
     return os.path.exists(PathManager.get_local_path(file))
-
-
-def _check_registered(cfg: CfgNode, name: str) -> None:
-    skip_bad = cfg.DATALOADER.SKIP_BAD_ANNOTATIONS
-    set_options(name, CheckOptions(skip_bad=skip_bad))
-    problems = verdict_of(name).problems
-    if problems and not skip_bad:
-        raise DatasetError(describe(MetadataCatalog.get(name).json_file, problems))
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:

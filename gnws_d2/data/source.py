@@ -94,14 +94,9 @@ class Source:
 
 def is_source(name: str) -> bool:
     """Whether ``name`` names a COCO file, rather than a dataset that was registered elsewhere."""
-    if name in DatasetCatalog.list() and not is_ours(name):
-        return False
+    if name in DatasetCatalog:
+        return bool(MetadataCatalog.get(name).get("is_source"))
     return Source.parse(name) is not None
-
-
-def is_ours(name: str) -> bool:
-    """Whether ``name`` was registered as a source by this package."""
-    return name in MetadataCatalog.list() and bool(MetadataCatalog.get(name).get("is_source"))
 
 
 def split_of(word: str) -> str | None:
@@ -117,7 +112,7 @@ def resolve(word: str) -> str:
     Raises:
         DatasetError: no such file or dataset.
     """
-    if word in DatasetCatalog.list() and not is_ours(word):
+    if word in DatasetCatalog and not is_source(word):
         return word
     path = Path(word).expanduser()
     if path.is_dir():

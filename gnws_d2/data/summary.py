@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -74,15 +73,6 @@ def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
         "below_smallest_anchor": float((resized < min(anchors)).mean()) if len(side) else None,
         "above_largest_anchor": float((resized > max(anchors)).mean()) if len(side) else None,
     }
-
-
-def shared_images(one: str, other: str) -> list[str]:
-    """The image files that two registered datasets both have."""
-    files = [
-        {os.path.realpath(record["file_name"]) for record in DatasetCatalog.get(name)}
-        for name in (one, other)
-    ]
-    return sorted(files[0] & files[1])
 
 
 def summary_table(names: Sequence[str], cfg: CfgNode) -> str:

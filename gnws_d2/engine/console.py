@@ -22,11 +22,13 @@ IN_LOG_FILE_ONLY = (
     *("Environment info:", "Contents of args.config_file", "Running with full config:"),
     "Model:",
 )
-# Of Detectron2's code with today's torch: a user can do nothing about them.
+# A user can do nothing about them: of Detectron2's code with today's torch, and of matplotlib where
+# its font lacks the letters of a class.
 UPSTREAM_WARNINGS = (
     "The given NumPy array is not writable",
     "torch.meshgrid: in an upcoming release",
     r"`torch\.cuda\.amp\.GradScaler",
+    "Glyph .* missing",
 )
 UPSTREAM_LOGGERS = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 
@@ -65,11 +67,16 @@ def setup_loggers(output: str) -> None:
 
 
 def silence_upstream() -> None:
-    """Hide warnings about Detectron2's code, in this process."""
+    """Hide warnings about code that is not the user's, in this process."""
     for message in UPSTREAM_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in UPSTREAM_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("detectron2.engine.defaults").addFilter(_is_not_the_scaling)
+
+
+def _is_not_the_scaling(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Auto-scaling")  # a table of ours says more
 
 
 class _Shortened(logging.Formatter):

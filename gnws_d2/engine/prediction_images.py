@@ -72,7 +72,7 @@ class PredictionImages:
             rgb, objects, [self._index.get(a["category_id"], a["category_id"]) for a in objects]
         )
         prediction = self._draw(rgb, found, [d["category_id"] for d in found])
-        image = np.asarray(beside(truth, prediction))
+        image = beside(truth, prediction)
         name = f"{short_name(self._name)}/{self._shown}"
         get_event_storage().put_image(name, image.transpose(2, 0, 1))
         self._shown += 1

@@ -96,7 +96,7 @@ class ResumableLoader:
             build_sampler: makes its sampler, by default a ``TrainingSampler``; called for each
                 start, because some samplers draw a seed when they are built.
         """
-        self._dicts, self._mapper = dataset, mapper
+        self.dataset, self._mapper = dataset, mapper
         self._build_sampler = build_sampler or functools.partial(TrainingSampler, len(dataset))
         self._processes = [process_of(i) for i in range(accumulation_steps)]
         self._batch_size = total_batch_size // (comm.get_world_size() * accumulation_steps)
@@ -107,23 +107,27 @@ class ResumableLoader:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         with dataset_errors(cfg, cfg.DATASETS.TRAIN):
-            options = build_detection_train_loader.from_config(
-                cfg, build_train_mapper(cfg), dataset=load_train_dataset(cfg)
-            )
-        del options["sampler"]
-        cfg, dicts, mapper = cfg.clone(), options["dataset"], options["mapper"]
+            dataset = load_train_dataset(cfg)
+        cfg, mapper = cfg.clone(), build_train_mapper(cfg)
 
         def build_sampler() -> Sampler:
-            return build_detection_train_loader.from_config(cfg, mapper, dataset=dicts)["sampler"]
+            return build_detection_train_loader.from_config(cfg, mapper, dataset=dataset)["sampler"]
 
-        steps = cfg.SOLVER.ACCUMULATION_STEPS
-        more = {"build_sampler": build_sampler, "seed": cfg.SEED, "accumulation_steps": steps}
-        return options | more
+        return {
+            "dataset": dataset,
+            "mapper": mapper,
+            "build_sampler": build_sampler,
+            "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+            "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            "num_workers": cfg.DATALOADER.NUM_WORKERS,
+            "seed": cfg.SEED,
+            "accumulation_steps": cfg.SOLVER.ACCUMULATION_STEPS,
+        }
 
     @property
     def images(self) -> int:
         """The number of images, of all processes."""
-        return len(self._dicts)
+        return len(self.dataset)
 
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
@@ -135,10 +139,10 @@ class ResumableLoader:
         # Images are grouped before loading. Detectron2 groups them after it, where nothing can tell
         # which images an iteration will get.
         loader = DataLoader(
-            _SeededDataset(self._dicts, self._mapper, self._seed),
+            _SeededDataset(self.dataset, self._mapper, self._seed),
             batch_sampler=_BatchOrder(
                 sampler,
-                groups=[self._by_shape and d["width"] > d["height"] for d in self._dicts],
+                groups=[self._by_shape and d["width"] > d["height"] for d in self.dataset],
                 batch_size=self._batch_size,
                 start=self._iteration,
                 processes=self._processes,

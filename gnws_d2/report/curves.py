@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,9 +58,7 @@ def plain(text: str) -> str:
 def encode(figure: Figure) -> bytes:
     """A PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context(_STYLE):
-        # The font may lack the letters of a class name. The page has the name in any case.
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+    with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=160)
     return buffer.getvalue()
 
@@ -88,10 +85,10 @@ def precision_recall(matches: Matches, iou: int) -> Figure:
     return figure
 
 
-def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
+def scores_and_f1(matches: Matches) -> Figure:
     """Precision, recall and F1 of all detections that a score threshold keeps."""
     figure, axes = _axes(f"F1 over the score threshold, {TASKS[matches.task]} IoU {MATCHING_IOU}")
-    right, wrong = matches.kept()
+    right, wrong = matches.kept
     for k, objects in enumerate(matches.objects):
         if objects and len(matches.classes) > 1:
             f1 = f1_score(right[k], wrong[k], objects)
@@ -101,7 +98,7 @@ def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
     axes.plot(THRESHOLDS, ratio(right, right + wrong), color=GREEN, label="precision")
     axes.plot(THRESHOLDS, ratio(right, objects), color=ORANGE, label="recall")
     axes.plot(THRESHOLDS, f1_score(right, wrong, objects), color=BLUE, linewidth=2.4, label="F1")
-    if threshold is not None:
+    if (threshold := matches.suggested_threshold) is not None:
         label = f"highest F1: {threshold:.2f}"
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
     axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.03))
@@ -109,7 +106,7 @@ def scores_and_f1(matches: Matches, threshold: float | None) -> Figure:
     return figure
 
 
-def score_histogram(matches: Matches, threshold: float | None) -> Figure:
+def score_histogram(matches: Matches) -> Figure:
     """How many right and wrong detections have which score."""
     figure, axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
     bins = np.linspace(0, 1, 21).tolist()
@@ -120,7 +117,7 @@ def score_histogram(matches: Matches, threshold: float | None) -> Figure:
         values = matches.score[mask]
         label = f"{name} ({len(values)})"
         axes.hist(values, bins=bins, color=colour, alpha=0.55, label=label)
-    if threshold is not None:
+    if (threshold := matches.suggested_threshold) is not None:
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
     if len(matches.score):
         axes.set_yscale("log")
@@ -179,16 +176,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: 
 def losses(history: Mapping[str, Series]) -> Figure | None:
     """The losses over the iterations; None without any."""
     names = [name for name in history if name.startswith("loss")]
-    if "total_loss" not in history:
-        return None
-    figure, axes = _axes("Training loss")
-    for name in names:
-        axes.plot(*history[name], linewidth=1, label=_short(name))
-    axes.plot(*history["total_loss"], color="black", linewidth=2, label="total")
-    axes.set_ylim(bottom=0)
-    _iterations(axes)
-    _legend(axes)
-    return figure
+    return _over_iterations("Training loss", history, [*names, "total_loss"])
 
 
 def ap_history(history: Mapping[str, Series]) -> Figure | None:
@@ -196,27 +184,29 @@ def ap_history(history: Mapping[str, Series]) -> Figure | None:
     wanted = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "keypoints/AP")
     # With several test datasets, names start with that of the dataset.
     names = [n for n in history if any(n == w or n.endswith(f"/{w}") for w in wanted)]
-    if not names:
-        return None
-    figure, axes = _axes("AP during training")
-    for name in sorted(names):
-        style = "--" if name.endswith("50") else "-"
-        axes.plot(*history[name], marker="o", markersize=3, linestyle=style, label=_short(name, 34))
-    axes.set_ylabel("percent")
-    axes.set_ylim(bottom=0)
-    _iterations(axes)
-    _legend(axes)
-    return figure
+    return _over_iterations("AP during training (percent)", history, sorted(names), marker="o")
 
 
 def learning_rate(history: Mapping[str, Series]) -> Figure | None:
     """The learning rate over the iterations; None if it is not known."""
-    if "lr" not in history:
+    return _over_iterations("Learning rate", history, ["lr"])
+
+
+def _over_iterations(
+    title: str, history: Mapping[str, Series], names: Sequence[str], marker: str = ""
+) -> Figure | None:
+    if not names or names[-1] not in history:
         return None
-    figure, axes = _axes("Learning rate")
-    axes.plot(*history["lr"], color=BLUE)
+    figure, axes = _axes(title)
+    for name in names:
+        style: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
+        if name == "total_loss":
+            style |= {"color": "black", "linewidth": 2}
+        axes.plot(*history[name], marker=marker, markersize=3, label=_short(name, 34), **style)
     axes.set_ylim(bottom=0)
-    _iterations(axes)
+    axes.set_xlabel("iterations")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _legend(axes)
     return figure
 
 
@@ -227,11 +217,6 @@ def _axes(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
         axes = figure.add_subplot()
         axes.set_title(title)
     return figure, axes
-
-
-def _iterations(axes: Axes) -> None:
-    axes.set_xlabel("iterations")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def _named(average: np.ndarray, present: np.ndarray) -> list[int]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.data.detection_utils import transform_instance_annotations
+from detectron2.data.transforms import ResizeTransform
+from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
 from PIL import Image
-from pycocotools import mask as mask_utils
 
-from .choose import ImageResult
 from .curves import plain
 from .matching import Matches, ReportError
 
@@ -28,15 +28,18 @@ def draw(
     colours: Sequence[Any],
     *,
     side: int = SIDE,
-) -> Image.Image:
+) -> np.ndarray:
     """Draw boxes, masks and labels, after scaling the image to ``side`` pixels.
 
     Args:
         rgb: (H, W, 3) uint8.
         annotations: with ``bbox``, XYWH in pixels of ``rgb``, and, if they have masks,
-            ``segmentation`` as polygons, RLE of its size, or an (H, W) array; ``keypoints`` are
-            drawn if all have them.
+            ``segmentation`` as polygons or compressed RLE; ``keypoints`` are drawn if all have
+            them.
         labels, colours: one for each annotation; colours as matplotlib takes them.
+
+    Returns:
+        (H', W', 3) uint8.
     """
     try:
         # Not at the top: it imports OpenCV, which nothing else here needs.
@@ -47,39 +50,28 @@ def draw(
             "pip install opencv-python-headless"
         ) from error
 
-    height, width = rgb.shape[:2]
-    scale = side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    stretch = np.array([size[0] / width, size[1] / height])
-    visualizer = Visualizer(np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)))
-    for annotation, colour in zip(annotations, colours, strict=True):
-        mask = annotation.get("segmentation")
-        if isinstance(mask, list):
-            for polygon in mask:
-                visualizer.draw_polygon(np.reshape(polygon, (-1, 2)) * stretch, colour, alpha=0.3)
-        elif mask is not None:
-            whole = Image.fromarray(_decode(mask, height, width))
-            binary = np.asarray(whole.resize(size, Image.Resampling.NEAREST))
-            visualizer.draw_soft_mask(binary, colour, alpha=0.3)  # holes stay free
-            for polygon in GenericMask(binary, *binary.shape).polygons:
-                visualizer.draw_polygon(polygon.reshape(-1, 2), colour, alpha=0)
-    if annotations:
-        corners = np.array([a["bbox"] for a in annotations], dtype=float)
-        corners[:, 2:] += corners[:, :2]
-        corners = np.clip(corners, 0, [width, height, width, height])  # labels stay inside, too
-        points: Any = [a.get("keypoints") for a in annotations]
+    old = rgb.shape[:2]
+    new = tuple(max(1, round(length * side / max(old))) for length in old)
+    resize = ResizeTransform(*old, *new)
+    # It changes its argument.
+    placed = [
+        transform_instance_annotations({**a, "bbox_mode": BoxMode.XYWH_ABS}, [resize], new)
+        for a in annotations
+    ]
+    visualizer = Visualizer(resize.apply_image(rgb))
+    for annotation, colour in zip(placed, colours, strict=True):
+        if len(mask := annotation.get("segmentation", ())):
+            binary = GenericMask(mask, *new).mask
+            visualizer.draw_binary_mask(binary, colour, alpha=0.3)  # holes stay free
+    if placed:
+        points = [a.get("keypoints") for a in placed]
         visualizer.overlay_instances(
-            boxes=corners * np.tile(stretch, 2),
+            boxes=[a["bbox"] for a in placed],
             labels=[plain(label) for label in labels],
-            keypoints=np.reshape(points, (len(points), -1, 3)) * [*stretch, 1]
-            if all(points)
-            else None,
+            keypoints=None if any(p is None for p in points) else np.array(points),
             assigned_colors=list(colours),
         )
-    with warnings.catch_warnings():
-        # The font may lack the letters of a class name.
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        return Image.fromarray(visualizer.output.get_image())
+    return visualizer.output.get_image()
 
 
 def truth_and_prediction(
@@ -89,7 +81,7 @@ def truth_and_prediction(
     names: Mapping[int, str],
     matches: Matches,
     threshold: float,
-) -> tuple[Image.Image, Image.Image]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The objects of an image and what is detected in it, in colours that say what is right.
 
     Args:
@@ -101,20 +93,17 @@ def truth_and_prediction(
     is_right = dict(zip(matches.detection_id, matches.is_right, strict=True))
     kept = [d for d in detections if d["score"] >= threshold]
 
-    def colour(verdict: bool | None) -> str:
-        return LEFT_OUT if verdict is None else RIGHT if verdict else WRONG
-
     def label(annotation: Annotation) -> str:
         crowd = " (crowd)" if annotation.get("iscrowd") else ""
         score = f" {annotation['score']:.2f}" if "score" in annotation else ""
         return f"{names[annotation['category_id']]}{score}{crowd}"
 
-    return (
-        draw(
-            rgb, objects, [label(a) for a in objects], [colour(found.get(a["id"])) for a in objects]
-        ),
-        draw(rgb, kept, [label(a) for a in kept], [colour(is_right.get(a["id"])) for a in kept]),
-    )
+    def drawn(annotations: Sequence[Annotation], verdicts: Mapping[int, bool]) -> np.ndarray:
+        colours = {True: RIGHT, False: WRONG, None: LEFT_OUT}
+        chosen = [colours[verdicts.get(a["id"])] for a in annotations]
+        return draw(rgb, annotations, [label(a) for a in annotations], chosen)
+
+    return drawn(objects, found), drawn(kept, is_right)
 
 
 def without(annotations: Iterable[Annotation], members: Iterable[str]) -> list[Annotation]:
@@ -122,18 +111,14 @@ def without(annotations: Iterable[Annotation], members: Iterable[str]) -> list[A
     return [{k: v for k, v in a.items() if k not in members} for a in annotations]
 
 
-def beside(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.Image:
-    """Two images side by side."""
-    joined = Image.new(
-        "RGB", (left.width + gap + right.width, max(left.height, right.height)), "white"
-    )
-    joined.paste(left, (0, 0))
-    joined.paste(right, (left.width + gap, 0))
-    return joined
+def beside(left: np.ndarray, right: np.ndarray, gap: int = 8) -> np.ndarray:
+    """Two images of one height side by side."""
+    return np.hstack([left, np.full((len(left), gap, 3), 255, np.uint8), right])
 
 
-def jpeg(image: Image.Image, most_bytes: int) -> bytes:
+def jpeg(rgb: np.ndarray, most_bytes: int) -> bytes:
     """A JPEG of at most ``most_bytes``, of lower quality, and then smaller, where needed."""
+    image = Image.fromarray(rgb)
     while True:
         for quality in (88, 75, 60):
             buffer = io.BytesIO()
@@ -143,21 +128,7 @@ def jpeg(image: Image.Image, most_bytes: int) -> bytes:
         image = image.reduce(2)
 
 
-def caption(result: ImageResult) -> str:
-    """ "3 found, 1 missed, 2 wrong"."""
-    return f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
-
-
 def class_colours(categories: Sequence[int]) -> list[np.ndarray]:
     """A colour for each index of a class, always the same."""
     colours = colormap(rgb=True, maximum=1)
     return [colours[k % len(colours)] for k in categories]
-
-
-def _decode(mask: Any, height: int, width: int) -> np.ndarray:
-    """RLE, or (H, W) that is returned as it is, as 0 and 1."""
-    if isinstance(mask, np.ndarray):
-        return mask.astype(np.uint8)
-    if isinstance(mask["counts"], list):
-        mask = mask_utils.frPyObjects(mask, height, width)
-    return mask_utils.decode(mask)

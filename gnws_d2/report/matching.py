@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data.coco_file import coco_api
 from ..errors import GnwsError
 
 MATCHING_IOU = 0.5  # the first of COCOeval's IoU thresholds
@@ -59,22 +61,25 @@ class Matches:
     object_image_id: np.ndarray
     found_score: np.ndarray
 
+    @functools.cached_property
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
         """(K, 101) each: right and wrong detections of each class kept at THRESHOLDS."""
 
         def count(mask: np.ndarray) -> np.ndarray:
-            scores = [np.sort(self.score[mask & (self.category == k)]) for k in self._indices]
+            classes = range(len(self.classes))
+            scores = [np.sort(self.score[mask & (self.category == k)]) for k in classes]
             kept = [len(s) - np.searchsorted(s, THRESHOLDS) for s in scores]
             return np.array(kept).reshape(len(self.classes), len(THRESHOLDS))
 
         return count(self.is_right), count(~self.is_right)
 
+    @functools.cached_property
     def suggested_threshold(self) -> float | None:
         """The score threshold with the highest F1 over all detections; None if none is right.
 
         Where several thresholds share the highest F1, the middle of the longest run of them.
         """
-        right, wrong = (counts.sum(axis=0) for counts in self.kept())
+        right, wrong = (counts.sum(axis=0) for counts in self.kept)
         f1 = f1_score(right, wrong, self.objects.sum())
         if not right.any():
             return None
@@ -82,10 +87,6 @@ class Matches:
         runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
         longest = max(runs, key=len)
         return float(THRESHOLDS[longest[len(longest) // 2]])
-
-    @property
-    def _indices(self) -> range:
-        return range(len(self.classes))
 
 
 def f1_score(right: np.ndarray, wrong: np.ndarray, objects: np.ndarray) -> np.ndarray:
@@ -114,7 +115,7 @@ def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
         evaluation.summarize()
     index = {id_: k for k, id_ in enumerate(evaluation.params.catIds)}
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    stats = _percent(np.asarray(evaluation.stats[: len(names)]))
+    stats = 100 * _defined(np.asarray(evaluation.stats[: len(names)]))
     # (IoU thresholds, recalls, classes)
     precision = _defined(evaluation.eval["precision"][..., _ALL_AREAS, _MOST_DETECTIONS])
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
@@ -166,7 +167,7 @@ def evaluate(
     """
     # COCOeval writes into the annotations, and loadRes into the results.
     annotations = [dict(a) for a in truth.dataset.get("annotations", [])]
-    copied = _indexed({**truth.dataset, "annotations": annotations})
+    copied = coco_api({**truth.dataset, "annotations": annotations})
     # Without boxes, loadRes takes the area of the mask, as Detectron2's evaluator does.
     dropped = "bbox" if task == "segm" else "segmentation"
     rows = [{k: v for k, v in row.items() if k != dropped} for row in results]
@@ -180,7 +181,7 @@ def evaluate(
         with _silence():
             detected = copied.loadRes(rows)
     else:
-        detected = _indexed({**truth.dataset, "annotations": []})
+        detected = coco_api({**truth.dataset, "annotations": []})
     evaluation = COCOeval(copied, detected, task)
     evaluation.params.useCats = by_class
     with _silence():
@@ -194,24 +195,12 @@ def per_image(evaluation: COCOeval) -> Iterator[dict[str, Any]]:
     return (e for e in evaluation.evalImgs if e is not None and e["aRng"] == every_size)
 
 
-def _indexed(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = dataset
-    with _silence():
-        coco.createIndex()
-    return coco
-
-
 def _columns(rows: list[tuple], width: int) -> list[np.ndarray]:
     return [np.array(c) for c in zip(*rows, strict=True)] if rows else [np.empty(0)] * width
 
 
 def _defined(values: np.ndarray) -> np.ndarray:
     return np.where(values < 0, np.nan, values)  # COCOeval writes -1
-
-
-def _percent(values: np.ndarray) -> np.ndarray:
-    return 100 * _defined(values)
 
 
 @contextlib.contextmanager

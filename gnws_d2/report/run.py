@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import datetime
+import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools.coco import COCO
 
 from ..config import dataset_names
 from ..data import coco_truth, summary
-from ..data.source import is_ours
+from ..data.coco_file import coco_api
+from ..data.source import is_source
 from ..errors import GnwsError, is_debugging
 from .folders import dataset_folder, evaluated_datasets, short_name
 from .matching import ReportError
@@ -32,18 +31,11 @@ _LABELS = {
 }
 
 
-def report_run(
-    cfg: CfgNode,
-    weights: str = "",
-    data_summary: Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    images: int = 3,
-) -> list[Path]:
+def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path]:
     """Write the report of each dataset whose results are in the folder of ``cfg``.
 
     Args:
         weights: the checkpoint that was evaluated; the folder's last one by default.
-        data_summary: see :func:`write_report`; by default about the datasets of the user's own.
         images: see :func:`write_report`.
 
     Returns:
@@ -53,39 +45,41 @@ def report_run(
         ReportError: no dataset has results.
     """
     output = Path(cfg.OUTPUT_DIR)
-    pages = []
-    for name in evaluated_datasets(cfg):
-        results = output / "inference" / dataset_folder(cfg, name) / RESULTS
-        if not results.is_file():
-            continue
-        page = write_report(
-            output,
-            cfg,
-            name,
-            _truth(name, results),
-            results,
-            output / "report" / dataset_folder(cfg, name),
-            weights=weights or _last_weights(output, cfg),
-            data_summary=_own_data(cfg) if data_summary is None else data_summary,
-            images=images,
-        )
-        logger.info("Report: %s", page)
-        pages.append(page)
-    if not pages:
+    files = {
+        name: output / "inference" / dataset_folder(cfg, name) / RESULTS
+        for name in evaluated_datasets(cfg)
+    }
+    files = {name: file for name, file in files.items() if file.is_file()}
+    if not files:
         raise ReportError(
             f"{output / 'inference'} has no {RESULTS} of {', '.join(cfg.DATASETS.TEST)}. Evaluate "
             "instances first: train_net.py --eval-only MODEL.WEIGHTS FILE."
         )
+    data = _own_data(cfg)
+    pages = []
+    for name, file in files.items():
+        date = datetime.datetime.fromtimestamp(file.stat().st_mtime)
+        page = write_report(
+            output / "report" / dataset_folder(cfg, name),
+            cfg,
+            name,
+            _truth(name, file),
+            json.loads(file.read_text(encoding="utf-8")),
+            weights=weights or _last_weights(output, cfg),
+            date=f"evaluated {date:%Y-%m-%d %H:%M}",
+            data_summary=data,
+            images=images,
+        )
+        logger.info("Report: %s", page)
+        pages.append(page)
     return pages
 
 
-def try_report(
-    cfg: CfgNode, weights: str = "", data_summary: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Path]:
+def try_report(cfg: CfgNode, weights: str) -> list[Path]:
     """:func:`report_run` for the end of a training, which a failed report must not turn into a
     failure: what goes wrong is logged, and the pages that were written are returned."""
     try:
-        return report_run(cfg, weights, data_summary)
+        return report_run(cfg, weights)
     except Exception as error:
         if is_debugging():
             raise
@@ -98,7 +92,7 @@ def try_report(
         return []
 
 
-def _own_data(cfg: CfgNode) -> dict[str, dict[str, Any]]:
+def _own_data(cfg: CfgNode) -> dict[str, dict[str, object]]:
     """What the sources of ``cfg`` hold; loading a large published dataset would take too long."""
     return {
         short_name(name): {
@@ -106,7 +100,7 @@ def _own_data(cfg: CfgNode) -> dict[str, dict[str, Any]]:
             for key, value in summary.data_summary(name, cfg).items()
         }
         for name in dataset_names(cfg)
-        if is_ours(name)
+        if is_source(name) and name in DatasetCatalog
     }
 
 
@@ -114,10 +108,11 @@ def _truth(dataset_name: str, results: Path) -> COCO:
     if MetadataCatalog.get(dataset_name).get("json_file"):
         return coco_truth(dataset_name)
     # Detectron2's evaluator has written one for a dataset that is not in COCO's form.
-    with contextlib.redirect_stdout(io.StringIO()):
-        return COCO(results.with_name(f"{dataset_name}_coco_format.json"))
+    file = results.with_name(f"{dataset_name}_coco_format.json")
+    return coco_api(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _last_weights(output: Path, cfg: CfgNode) -> str:
     last = output / "last_checkpoint"
-    return str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS
+    saved = str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS
+    return saved or str(output / "model_final.pth")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import os
 import shlex
@@ -15,7 +13,6 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.collect_env import collect_env_info
-from omegaconf import OmegaConf
 from pycocotools.coco import COCO
 
 from ..config import changed_keys
@@ -27,9 +24,9 @@ from .choose import choose, image_results
 from .confusion import confusion_matrix, most_confused
 from .folders import short_name
 from .history import read_history
-from .images import beside, caption, jpeg, truth_and_prediction, without
-from .matching import Matches, ReportError, f1_score, match, ratio
-from .page import Page, Pair, Picture, TaskSection, render
+from .images import beside, jpeg, truth_and_prediction, without
+from .matching import Matches, f1_score, match, ratio
+from .page import data_uri, render
 
 logger = logging.getLogger(__name__)
 
@@ -40,98 +37,66 @@ _KINDS = {"worst": "Worst images", "best": "Best images", "random": "Random imag
 
 
 def write_report(
-    output_dir: str | Path,
-    cfg: Any,
+    folder: Path,
+    cfg: CfgNode,
     dataset_name: str,
     truth: COCO,
-    results: Sequence[Mapping[str, Any]] | str | Path,
-    folder: str | Path | None = None,
+    results: Sequence[Mapping[str, Any]],
     *,
-    weights: str = "",
+    weights: str,
+    date: str = "",
     data_summary: Mapping[str, Mapping[str, Any]] | None = None,
-    image_root: str | Path | None = None,
     images: int = 3,
-    seed: int = 0,
 ) -> Path:
     """Write report.html, its plots as PNG and its images as JPEG.
 
     Args:
-        output_dir: the training's folder; its metrics.json gives the course of the training, if
-            it exists.
-        cfg: the config, Detectron2's CfgNode or a LazyConfig.
+        folder: where the report goes.
+        cfg: the config. metrics.json in its OUTPUT_DIR gives the course of the training, if it
+            exists.
         dataset_name: what was evaluated; its metadata says where the images are.
         truth: its images, annotations and categories.
-        results: detections in COCO's form, or the file of them that Detectron2's evaluator writes,
-            coco_instances_results.json. Masks are evaluated if detections and truth have them.
-        folder: where the report goes, ``output_dir``/report by default.
+        results: detections in COCO's form. Masks are evaluated if detections and truth have them.
         weights: the checkpoint that was evaluated, for the commands of the page.
+        date: of the evaluation, for the page.
         data_summary: more about the data for the page: tables of names and values, by title.
-        image_root: the folder that the ``file_name`` of the images is relative to, if not the one
-            in the dataset's metadata.
         images: how many of the worst, of the best and of random images are shown.
-        seed: chooses the random images.
 
     Returns:
         The page.
 
     Raises:
-        ReportError: ``results`` does not exist, or is not of this dataset.
+        ReportError: ``results`` are not of this dataset.
     """
-    output_dir = Path(output_dir)
-    folder = Path(folder or output_dir / "report")
     folder.mkdir(parents=True, exist_ok=True)
-    detections, date = _read_results(results)
-    tasks = _tasks(truth, detections)
-    all_matches = [match(truth, detections, task) for task in tasks]
+    detections = [{**row, "id": i} for i, row in enumerate(results, 1)]  # as pycocotools does
+    all_matches = [match(truth, detections, task) for task in _tasks(truth, detections)]
     boxes = all_matches[0]
-    threshold = boxes.suggested_threshold()
-
-    root = image_root or MetadataCatalog.get(dataset_name).get("image_root") or ""
-    pairs, missing = _pairs(
-        truth, detections, boxes, _or_default(threshold), str(root), folder, images, seed
-    )
-    history = read_history(output_dir / "metrics.json")
-    sections = [_section(truth, detections, matches, folder) for matches in all_matches]
-    training = _save(
-        folder,
-        loss=curves.losses(history),
-        ap_history=curves.ap_history(history),
-        learning_rate=curves.learning_rate(history),
-    )
-    is_yaml = isinstance(cfg, CfgNode)
-    page = Page(
-        title=f"{Path(output_dir).resolve().name}: {short_name(dataset_name)}",
+    pairs, missing = _pairs(truth, detections, boxes, dataset_name, folder, images)
+    history = read_history(Path(cfg.OUTPUT_DIR, "metrics.json"))
+    page = render(
+        title=f"{Path(cfg.OUTPUT_DIR).resolve().name}: {short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
-        notes=_notes(truth, detections, threshold),
-        tasks=sections,
-        pairs=pairs if any(pairs.values()) else {},
-        training=training,
-        data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
-        commands=_commands(output_dir, weights, _or_default(threshold)),
-        changed_config={k: str(v) for k, v in changed_keys(cfg).items()} if is_yaml else {},
-        config=cfg.dump() if is_yaml else OmegaConf.to_yaml(cfg),
-        environment=collect_env_info(),
+        notes=_notes(truth, detections, boxes),
+        tasks=[_task(truth, detections, matches, folder) for matches in all_matches],
+        pairs=pairs,
         missing=missing,
+        training=_save(
+            folder,
+            loss=curves.losses(history),
+            ap_history=curves.ap_history(history),
+            learning_rate=curves.learning_rate(history),
+        ),
+        data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
+        commands=_commands(weights, _threshold(boxes)),
+        changed_config={key: str(value) for key, value in changed_keys(cfg).items()},
+        config=cfg.dump(),
+        environment=collect_env_info(),
     )
     file = folder / PAGE
     with atomic_write(file) as partial:
-        partial.write_text(render(page), encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
     return file
-
-
-def _read_results(results: Any) -> tuple[list[dict[str, Any]], str]:
-    """Detections with their ids, as pycocotools numbers them, and the time of the evaluation."""
-    if not isinstance(results, str | Path):
-        return [{**row, "id": i} for i, row in enumerate(results, 1)], ""
-    file = Path(results)
-    if not file.is_file():
-        raise ReportError(
-            f"{file} does not exist: there is nothing to report yet. Evaluate first, with "
-            "train_net.py --eval-only."
-        )
-    date = datetime.datetime.fromtimestamp(file.stat().st_mtime)
-    rows = _read_results(json.loads(file.read_text(encoding="utf-8")))[0]
-    return rows, f"evaluated {date:%Y-%m-%d %H:%M}"
 
 
 def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -142,29 +107,29 @@ def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:
     return ["bbox", "segm"] if has_masks else ["bbox"]
 
 
-def _or_default(threshold: float | None) -> float:
-    return _DEFAULT_THRESHOLD if threshold is None else threshold
+def _threshold(matches: Matches) -> float:
+    suggested = matches.suggested_threshold
+    return _DEFAULT_THRESHOLD if suggested is None else suggested
 
 
 def _pairs(
     truth: COCO,
     detections: Sequence[Mapping[str, Any]],
     matches: Matches,
-    threshold: float,
-    root: str,
+    dataset_name: str,
     folder: Path,
     number: int,
-    seed: int,
-) -> tuple[dict[str, list[Pair]], list[str]]:
+) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
     """The images to show, written to ``folder`` too, and the files that could not be read."""
+    root = MetadataCatalog.get(dataset_name).get("image_root") or ""
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
     unpredicted = {"segmentation", "keypoints"}.difference(*detections[:1])
+    threshold = _threshold(matches)
     results = image_results(matches, sorted(truth.imgs), threshold)
     (folder / "images").mkdir(exist_ok=True)
-    pairs: dict[str, list[Pair]] = {}
+    pairs: dict[str, list[dict[str, str]]] = {}
     missing = []
-    for kind, chosen in choose(results, number, seed).items():
-        pairs[_KINDS[kind]] = []
+    for kind, chosen in choose(results, number).items():
         for i, result in enumerate(chosen, 1):
             name = truth.imgs[result.image_id]["file_name"]
             try:
@@ -182,87 +147,84 @@ def _pairs(
                 threshold,
             )
             (folder / "images" / f"{kind}_{i}.jpg").write_bytes(jpeg(beside(*halves), 1_000_000))
-            shown = [jpeg(half, _IMAGE_BYTES) for half in halves]
-            pairs[_KINDS[kind]].append(
-                Pair(
-                    title=name,
-                    caption=caption(result),
-                    truth=Picture(f"truth of {name}", shown[0]),
-                    prediction=Picture(f"prediction for {name}", shown[1]),
-                )
+            left, right = (data_uri(jpeg(half, _IMAGE_BYTES)) for half in halves)
+            counts = f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
+            pairs.setdefault(_KINDS[kind], []).append(
+                {"title": name, "caption": counts, "truth": left, "prediction": right}
             )
     return pairs, missing
 
 
-def _section(
+def _task(
     truth: COCO, detections: Sequence[dict[str, Any]], matches: Matches, folder: Path
-) -> TaskSection:
-    threshold = matches.suggested_threshold()
-    matrix = confusion_matrix(truth, detections, matches.task, _or_default(threshold))
+) -> dict[str, Any]:
+    """The results of boxes or of masks, as the page shows them."""
+    threshold = _threshold(matches)
+    matrix = confusion_matrix(truth, detections, matches.task, threshold)
     plots = _save(
         folder,
         matches.task,
         precision_recall_50=curves.precision_recall(matches, 50),
         precision_recall_75=curves.precision_recall(matches, 75),
-        f1=curves.scores_and_f1(matches, threshold),
-        scores=curves.score_histogram(matches, threshold),
-        confusion=curves.confusion(matrix, matches.classes, matches.task, _or_default(threshold)),
+        f1=curves.scores_and_f1(matches),
+        scores=curves.score_histogram(matches),
+        confusion=curves.confusion(matrix, matches.classes, matches.task, threshold),
         ap_per_class=curves.ap_per_class(matches),
     )
-    at = round(100 * _or_default(threshold))  # its index in THRESHOLDS
-    right, wrong = (counts[:, at] for counts in matches.kept())
-    precision, recall = ratio(right, right + wrong), ratio(right, matches.objects)
-    f1 = f1_score(right, wrong, matches.objects)
+    at = round(100 * threshold)  # its index in THRESHOLDS
+    right, wrong = (counts[:, at] for counts in matches.kept)
     rows = [
         {
             "name": name,
             "objects": int(matches.objects[k]),
             **dict(zip(("AP", "AP50", "AP75"), matches.class_ap[k], strict=True)),
-            **{"precision": 100 * precision[k], "recall": 100 * recall[k], "F1": 100 * f1[k]},
+            **_percents(right[k], wrong[k], matches.objects[k]),
         }
         for k, name in enumerate(matches.classes)
     ]
-    totals = right.sum(), wrong.sum(), matches.objects.sum()
-    return TaskSection(
-        name=curves.TASKS[matches.task],
-        ap=matches.ap,
-        threshold=threshold,
-        at_threshold={}
-        if threshold is None
-        else {
-            "precision": 100 * float(ratio(totals[0], totals[0] + totals[1])),
-            "recall": 100 * float(ratio(totals[0], totals[2])),
-            "F1": 100 * float(f1_score(*totals)),
-        },
-        classes=sorted(rows, key=lambda row: -np.nan_to_num(row["AP"], nan=-1)),
-        confused=most_confused(matrix, matches.classes),
-        plots=plots,
-    )
+    return {
+        "name": curves.TASKS[matches.task],
+        "ap": matches.ap,
+        "threshold": matches.suggested_threshold,
+        "at_threshold": _percents(right.sum(), wrong.sum(), matches.objects.sum()),
+        "classes": sorted(rows, key=lambda row: -np.nan_to_num(row["AP"], nan=-1)),
+        "confused": most_confused(matrix, matches.classes),
+        "plots": plots,
+    }
 
 
-def _save(folder: Path, prefix: str = "", **figures: Any) -> list[Picture]:
-    pictures = []
+def _percents(right: Any, wrong: Any, objects: Any) -> dict[str, float]:
+    return {
+        "precision": 100 * float(ratio(right, right + wrong)),
+        "recall": 100 * float(ratio(right, objects)),
+        "F1": 100 * float(f1_score(right, wrong, objects)),
+    }
+
+
+def _save(folder: Path, prefix: str = "", **figures: Any) -> list[dict[str, Any]]:
+    """The plots that exist, as the page shows them; ``width`` is in pixels, and 0 if it may be of
+    any size."""
+    saved = []
     for name, figure in figures.items():
         if figure is None:
             continue
         content = curves.encode(figure)
-        file = folder / f"{'_'.join(filter(None, [prefix, name]))}.png"
-        file.write_bytes(content)
+        (folder / f"{'_'.join(filter(None, [prefix, name]))}.png").write_bytes(content)
         inches = figure.get_size_inches()[0]
         width = round(100 * inches) if inches > 7 else 0
-        pictures.append(Picture(figure.axes[0].get_title(loc="left"), content, width))
-    return pictures
+        title = figure.axes[0].get_title(loc="left")
+        saved.append({"name": title, "uri": data_uri(content), "width": width})
+    return saved
 
 
-def _notes(truth: COCO, detections: Sequence[Any], threshold: float | None) -> list[str]:
-    notes = []
+def _notes(truth: COCO, detections: Sequence[Any], matches: Matches) -> list[str]:
     if not truth.dataset.get("annotations"):
-        notes.append("The dataset has no annotations: nothing can be counted as right or missed.")
-    elif not detections:
-        notes.append("The model detects nothing in these images.")
-    elif threshold is None:
-        notes.append("No detection is right at an IoU of 0.5.")
-    return notes
+        return ["The dataset has no annotations: nothing can be counted as right or missed."]
+    if not detections:
+        return ["The model detects nothing in these images."]
+    if matches.suggested_threshold is None:
+        return ["No detection is right at an IoU of 0.5."]
+    return []
 
 
 def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
@@ -284,12 +246,8 @@ def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
     return summary
 
 
-def _commands(output_dir: Path, weights: str, threshold: float) -> list[tuple[str, str]]:
-    weights = weights or str(output_dir / "model_final.pth")
-    demo = [
-        ("gnws", "predict", "--weights", weights, "--input", "FOLDER", "--output", "found"),
-        ("--confidence-threshold", f"{threshold:.2f}"),
-    ]
+def _commands(weights: str, threshold: float) -> list[tuple[str, str]]:
+    words = ["gnws", "predict", "--weights", weights, "--input", "FOLDER", "--output", "found"]
     program = f"""from gnws_d2 import Predictor
 from gnws_d2.data import read_image
 
@@ -297,7 +255,5 @@ predictor = Predictor(weights={weights!r}, score_threshold={threshold:.2f})
 found = predictor(read_image("image.jpg", "BGR"))["instances"]
 for box, score, index in zip(found.pred_boxes, found.scores, found.pred_classes):
     print(predictor.classes[index], float(score), box.tolist())"""
-    return [
-        ("On the command line", " \\\n    ".join(map(shlex.join, demo))),
-        ("In Python", program),
-    ]
+    command = f"{shlex.join(words)} \\\n    --confidence-threshold {threshold:.2f}"
+    return [("On the command line", command), ("In Python", program)]

@@ -18,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetMapper,
+    Metadata,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.structures import BitMasks
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from PIL import Image, ImageOps
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 from tqdm import tqdm
 
 import gnws_d2
@@ -32,14 +37,18 @@ from gnws_d2.data.filter import load_train_dataset
 from gnws_d2.data.images import NamingMapper
 from gnws_d2.data.loading import dataset_errors
 from gnws_d2.data.resize import build_test_augmentation, build_train_mapper
+from gnws_d2.engine.console import silence_upstream
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.data_arguments import (
     add_data_arguments,
     data_opts,
+    data_splits,
     program_parser,
 )
-from gnws_d2.report.images import class_colours, draw
+from gnws_d2.projects.detection.drawing import sheet
+from gnws_d2.report.curves import plain
+from gnws_d2.report.images import class_colours
 
 logger = logging.getLogger("gnws_d2.browse")
 
@@ -60,44 +69,24 @@ def load(cfg: CfgNode, split: str) -> tuple[Sequence[dict[str, Any]], Any]:
         return records, NamingMapper(DatasetMapper(**arguments))
 
 
-def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Any) -> Image.Image:
+def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Metadata) -> Image.Image:
     """The image of ``mapped``, what a mapper returns, with its objects and labels."""
     rgb = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-    side = max(MIN_DRAWN, *rgb.shape[:2])
+    visualizer = Visualizer(rgb, metadata, scale=max(1.0, MIN_DRAWN / max(rgb.shape[:2])))
     if "sem_seg" in mapped:
-        # Not at the top: it imports OpenCV, which nothing else here needs.
-        from detectron2.utils.visualizer import Visualizer
-
-        labelled = Visualizer(rgb, metadata).draw_sem_seg(mapped["sem_seg"], 0, alpha=0.5)
-        rgb = labelled.get_image()
-    if "instances" not in mapped:
-        return draw(rgb, [], [], [], side=side)
-    found = mapped["instances"]
-    corners = found.gt_boxes.tensor.numpy()
-    objects = [{"bbox": [*box[:2], *(box[2:] - box[:2])]} for box in corners]
-    if found.has("gt_masks"):
-        masks = found.gt_masks
-        whole = masks.tensor.numpy() if isinstance(masks, BitMasks) else masks.polygons
-        for annotation, mask in zip(objects, whole, strict=True):
-            annotation["segmentation"] = mask
-    if found.has("gt_keypoints"):
-        for annotation, points in zip(objects, found.gt_keypoints.tensor, strict=True):
-            annotation["keypoints"] = points.numpy()
-    names = metadata.get("thing_classes")
-    classes = found.gt_classes.tolist()
-    labels = [names[k] if names else str(k) for k in classes]
-    return draw(rgb, objects, labels, class_colours(classes), side=side)
-
-
-def sheet(images: Sequence[Image.Image], columns: int = 5) -> Image.Image:
-    """One image that shows all, in rows."""
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    whole = Image.new("RGB", (columns * CELL, rows * CELL), "white")
-    for i, image in enumerate(images):
-        cell = ImageOps.pad(image, (CELL - 8, CELL - 8), color="white")
-        whole.paste(cell, (i % columns * CELL + 4, i // columns * CELL + 4))
-    return whole
+        visualizer.draw_sem_seg(mapped["sem_seg"], 0, alpha=0.5)
+    if "instances" in mapped:
+        fields = mapped["instances"].get_fields()
+        names = metadata.get("thing_classes")
+        classes = fields["gt_classes"].tolist()
+        visualizer.overlay_instances(
+            boxes=fields["gt_boxes"],
+            masks=fields.get("gt_masks"),
+            keypoints=fields.get("gt_keypoints"),
+            labels=[plain(names[k]) if names else str(k) for k in classes],
+            assigned_colors=class_colours(classes),
+        )
+    return Image.fromarray(visualizer.output.get_image())
 
 
 @one_line_errors()
@@ -112,8 +101,9 @@ def main() -> None:
     add_data_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
     args = add_debug_flag(parser).parse_args()
+    silence_upstream()
     setup_logger(name="gnws_d2")
-    opts = [*data_opts(args), *args.opts]
+    opts = [*data_opts(args, data_splits(args)), *args.opts]
     cfg = fit_to_data(gnws_d2.load_config(args.config_file, opts, [add_acceleration_config]))
 
     records, mapper = load(cfg, args.split)
@@ -130,7 +120,7 @@ def main() -> None:
         image.save(args.output / f"{i:06}_{stem}.jpg", quality=90)
         drawn.append(image)
     file = args.output / "sheet.jpg"
-    sheet(drawn).save(file, quality=88)
+    sheet(drawn, columns=5, cell=CELL).save(file, quality=88)
     logger.info("%d of %d images, in %s, all on %s", len(drawn), len(records), args.output, file)
 
 

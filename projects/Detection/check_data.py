@@ -35,12 +35,14 @@ from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.images import ImageError, read_image
 from gnws_d2.data.source import is_source, resolve
 from gnws_d2.data.summary import data_summary
+from gnws_d2.engine.console import silence_upstream
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.data_arguments import (
     add_data_arguments,
     data_opts,
+    data_splits,
     program_parser,
 )
 
@@ -90,7 +92,7 @@ def check(name: str) -> tuple[list[Problem], dict[str, str]]:
     if is_source(name):
         register_source(name)
     metadata = MetadataCatalog.get(name)
-    if name not in DatasetCatalog.list() or not is_coco(name):
+    if name not in DatasetCatalog or not is_coco(name):
         raise DatasetError(f"{name!r} is not a COCO dataset. Name a *.json file.")
     coco = read_coco(metadata.json_file)
     decoder = Decoder(len(coco.images))
@@ -114,8 +116,9 @@ def shared_content(digests: dict[str, dict[str, str]]) -> list[list[str]]:
 @one_line_errors()
 def main(words: list[str] | None = None) -> int:
     args = parse_args(words)
+    silence_upstream()
     setup_logger(name="gnws_d2")
-    opts = data_opts(args)
+    opts = data_opts(args, data_splits(args))
     if args.sources:
         named = tuple(resolve(word) for word in args.sources)
         opts = ["DATASETS.TRAIN", repr(named), "DATASETS.TEST", "()", *opts]

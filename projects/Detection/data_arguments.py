@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,17 +94,27 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
     return splits
 
 
-def data_opts(args: argparse.Namespace) -> list[str]:
-    """KEY VALUE pairs for the config of what the arguments name.
+def data_opts(
+    args: argparse.Namespace, splits: Mapping[str, list[str]], *, eval_only: bool = False
+) -> list[str]:
+    """KEY VALUE pairs for the config.
 
-    Raises:
-        DatasetError: see :func:`data_splits`.
+    Args:
+        splits: see :func:`data_splits`.
+        eval_only: evaluate only, and the test images in place of the validation images if both are
+            named.
     """
-    splits = data_splits(args)
-    opts = []
-    for split, key in (("train", "TRAIN"), ("val", "TEST"), ("test", "FINAL_TEST")):
-        if splits[split]:
-            opts += [f"DATASETS.{key}", repr(tuple(splits[split]))]
+    names = {"TRAIN": splits["train"], "TEST": splits["val"], "FINAL_TEST": splits["test"]}
+    if eval_only:
+        names = {"TEST": splits["test"] or splits["val"]}
+    opts = [
+        word
+        for key, value in names.items()
+        if value
+        for word in (f"DATASETS.{key}", repr(tuple(value)))
+    ]
+    if eval_only and opts:
+        opts += ["DATASETS.FINAL_TEST", "()"]
     if args.skip_bad_annotations:
         opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
     return opts

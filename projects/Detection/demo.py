@@ -35,6 +35,7 @@ from tqdm import tqdm
 import gnws_d2
 from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.images import ImageError
+from gnws_d2.engine.console import silence_upstream
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.predictor import ImageShapeError
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
@@ -156,6 +157,7 @@ def image_ids(file: str | None) -> dict[str, int]:
 @one_line_errors(OSError)
 def main() -> int:
     args = parse_args()
+    silence_upstream()
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
     ids = image_ids(args.image_ids)

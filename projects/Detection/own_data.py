@@ -54,7 +54,7 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
     for the data and the device.
     """
     splits = data_splits(args)
-    opts = [*(evaluation_opts(args, splits) if args.eval_only else data_opts(args)), *args.opts]
+    opts = [*data_opts(args, splits, eval_only=args.eval_only), *args.opts]
     for key, value in (("MODEL.WEIGHTS", args.weights), ("SOLVER.EPOCHS", args.epochs)):
         if value is not None:
             opts = [key, value, *opts]
@@ -71,28 +71,9 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
 
 
 def choose_config(names: Sequence[str]) -> str:
-    """The packaged config for the training data ``names`` and the device at hand."""
-    sources = [source for source in map(Source.parse, names) if source]
-    files = [read_coco(source.file).annotations or () for source in sources]
-    has_masks = any(annotation.get("segmentation") for file in files for annotation in file)
-    name = (ON_GPU if torch.cuda.is_available() else ON_CPU)[has_masks]
-    logger.info(
-        "No config was named: %s, for data with %s and %s.",
-        name,
-        "masks" if has_masks else "boxes",
-        "a GPU" if torch.cuda.is_available() else "no GPU",
-    )
-    return name
-
-
-def evaluation_opts(args: argparse.Namespace, splits: dict[str, list[str]]) -> list[str]:
-    """KEY VALUE pairs that evaluate what the arguments name, and nothing else: --test, or else the
-    test or validation images of --data, or else --val."""
-    names = splits["test"] or splits["val"]
-    opts = ["DATASETS.TEST", repr(tuple(names)), "DATASETS.FINAL_TEST", "()"] if names else []
-    if args.skip_bad_annotations:
-        opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
-    return opts
+    """The packaged config for the training data ``names`` and the device."""
+    has_masks = any(read_coco(s.file).has_masks for s in map(Source.parse, names) if s)
+    return (ON_GPU if torch.cuda.is_available() else ON_CPU)[has_masks]
 
 
 def start_from_detector(cfg: CfgNode, file: str, explicit: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 import gnws_d2
 from gnws_d2.data import fit_to_data
+from gnws_d2.engine.console import silence_upstream
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.data_arguments import program_parser
@@ -39,6 +40,7 @@ def main() -> None:
     config = args.output_dir / "config.yaml"
     if not config.is_file():
         sys.exit(f"error: {config} does not exist. Name the OUTPUT_DIR of a training.")
+    silence_upstream()
     setup_logger(name="gnws_d2")
     opts = ["OUTPUT_DIR", str(args.output_dir), *args.opts]
     cfg = fit_to_data(gnws_d2.load_config(config, opts, [add_acceleration_config]))

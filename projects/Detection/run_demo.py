@@ -20,9 +20,10 @@ from tabulate import tabulate
 
 from gnws_d2.data import digits
 from gnws_d2.errors import add_debug_flag, one_line_errors
+from gnws_d2.projects.detection.drawing import sheet
 
 HERE = Path(__file__).parent
-PICTURES = 12
+NUM_IMAGES = 12
 
 
 def run(*words: str | Path) -> None:
@@ -30,19 +31,6 @@ def run(*words: str | Path) -> None:
     done = subprocess.run([sys.executable, *map(str, words)])
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def sheet(folder: Path, columns: int = 4) -> Path:
-    """One image that shows all images in ``folder``, in rows."""
-    pictures = [Image.open(file) for file in sorted(folder.glob("*.png"))]
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    whole = Image.new("RGB", (columns * width, rows * height), "white")
-    for i, picture in enumerate(pictures):
-        whole.paste(picture, (i % columns * width, i // columns * height))
-    file = folder.with_suffix(".jpg")
-    whole.resize((whole.width // 2, whole.height // 2)).save(file, quality=85)
-    return file
 
 
 def results(output: Path) -> dict[str, float]:
@@ -67,16 +55,19 @@ def main() -> None:
         *("OUTPUT_DIR", args.output, *args.opts),
     )
     minutes = (time.time() - start) / 60
-    pictures = sorted((folder / "val").glob("*.png"))[:PICTURES]
+    images = sorted((folder / "val").glob("*.png"))[:NUM_IMAGES]
+    found = args.output / "images"
     run(
         HERE / "demo.py",
         *("--config-file", args.output / "config.yaml"),
-        *("--input", *pictures),
-        *("--output", args.output / "pictures"),
+        *("--input", *images),
+        *("--output", found),
         *("--opts", "MODEL.WEIGHTS", args.output / "model_final.pth"),
     )
 
-    overview = sheet(args.output / "pictures")
+    overview = found.with_suffix(".jpg")
+    drawn = [Image.open(file) for file in sorted(found.glob("*.png"))]
+    sheet(drawn, columns=4, cell=240).save(overview, quality=85)
     metrics = results(args.output)
     columns = ["AP", "AP50", "AP75", "APs", "APm"]
     rows = [[task, *(metrics[f"{task}/{c}"] for c in columns)] for task in ("bbox", "segm")]
@@ -86,7 +77,7 @@ def main() -> None:
 Files:
   model     {args.output / "model_final.pth"}
   config    {args.output / "config.yaml"}
-  images    {overview}, and one by one with detections.json in {args.output / "pictures"}
+  images    {overview}, and one by one with detections.json in {found}
   report    {args.output / "report" / "report.html"}
   log       {args.output / "log.txt"}, and for TensorBoard the same folder
 

@@ -82,8 +82,8 @@ def row(config_file: str, output: Path) -> list[str]:
     else:
         cfg = config(config_file, output)
         model, tasks = train(cfg)
-    pictures = sorted((digits.make_digits() / "val").glob("*.png"))[:2]
-    tensors = [tensor for file in pictures for tensor in at_two_sizes(str(file), cfg)]
+    files = sorted((digits.make_digits() / "val").glob("*.png"))[:2]
+    tensors = [tensor for file in files for tensor in at_two_sizes(str(file), cfg)]
     return [YES, ", ".join(tasks), *exports(model, tensors, output).values()]
 
 
@@ -112,12 +112,12 @@ def train_lazy(config_file: str, output: Path) -> tuple[nn.Module, list[str]]:
     return model, list(lazyconfig_train_net.test(cfg, model))
 
 
-def exports(model: nn.Module, pictures: list[torch.Tensor], output: Path) -> dict[str, str]:
+def exports(model: nn.Module, images: list[torch.Tensor], output: Path) -> dict[str, str]:
     """For each format, "yes", or why it does not support the model."""
     found = {}
     for name, how in FORMATS.items():
         try:
-            results = export(model, name, output / how.file, pictures)
+            results = export(model, name, output / how.file, images)
             detections = sum(result.same for result in results)
             found[name] = YES if detections else "nothing was detected"
         except ExportError as error:

@@ -27,6 +27,7 @@ from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer, check_weights
 from gnws_d2.config import explicit_keys, packaged_config, portable_config
 from gnws_d2.data import fit_to_data
+from gnws_d2.data.coco_file import kept_files
 from gnws_d2.data.filter import load_train_dataset
 from gnws_d2.data.source import is_source
 from gnws_d2.engine import default_setup, launch, lock_output, scale_schedule, schedule_for
@@ -42,6 +43,8 @@ from gnws_d2.projects.detection.own_data import (
     start_from_detector,
 )
 
+logger = logging.getLogger("gnws_d2")
+
 
 class Trainer(engine.Trainer):
     """Runs the model as the keys of projects/Acceleration say."""
@@ -54,13 +57,15 @@ class Trainer(engine.Trainer):
 def setup(args: argparse.Namespace) -> CfgNode:
     """Read the config, fit it to the data and its schedule to both, and set up Detectron2."""
     cfg, file, opts = read_config(args)
-    args.config_file = file
     if not args.eval_only:
         lock_output(cfg.OUTPUT_DIR)
     setup_loggers(cfg.OUTPUT_DIR)
     explicit = explicit_keys(file, opts)
     if not args.eval_only:
+        if not args.config_file:
+            logger.info("No config was named. For this data and device: %s", file)
         start_from_detector(cfg, file, explicit)
+    args.config_file = file
     check = functools.partial(check_weights, for_inference=args.eval_only)
     cfg = fit_to_data(cfg, check=None if args.resume else check)
     if not args.eval_only:
@@ -76,8 +81,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = setup(args)
-    if args.eval_only:
+    with kept_files():  # each annotation file is read once
+        cfg = setup(args)
+        trainer = None if args.eval_only else Trainer(cfg)
+    if trainer is None:
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, for_inference=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -88,12 +95,11 @@ def main(args: argparse.Namespace) -> None:
             verify_results(cfg, results)
         return
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
-        logging.getLogger("gnws_d2").warning(
+        logger.warning(
             "MODEL.WEIGHTS is empty, and MODEL.BACKBONE.FREEZE_AT %d keeps the first stages at "
             "their random values. Name the weights of a backbone, or set FREEZE_AT to 0.",
             cfg.MODEL.BACKBONE.FREEZE_AT,
         )
-    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks(

@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from gnws_d2.data.catalog import unregister
-from gnws_d2.data.source import is_ours
+from gnws_d2.data.source import is_source
 
 WIDTH, HEIGHT = 64, 48
 CATEGORIES = {7: "cat", 3: "dog"}
@@ -70,5 +70,5 @@ def forget_sources():
     """Sources that a test registers are forgotten after it; imported by the tests' files."""
     yield
     for name in list(DatasetCatalog.list()):
-        if is_ours(name):
+        if is_source(name):
             unregister(name)

@@ -122,12 +122,8 @@ def file(tmp_path):
 
 
 def config(file, skip=False, name=None):
-    opts = [
-        "DATASETS.TRAIN",
-        repr((name or str(file),)),
-        "DATASETS.TEST",
-        repr((name or str(file),)),
-    ]
+    names = repr((name or str(file),))
+    opts = ["DATASETS.TRAIN", names, "DATASETS.TEST", names]
     opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", str(skip), "DATALOADER.NUM_WORKERS", "0"]
     return gnws_d2.load_config(CONFIG, [*opts, "OUTPUT_DIR", str(file.parent / "output")])
 
@@ -172,6 +168,8 @@ def second_image_of_a_file(coco):
 
 # What is named, what is said, and the ids of images and annotations that are left.
 ALL_IMAGES, ALL = {10, 11, 12, 13}, set(range(100, 108))
+NOT_100 = (ALL_IMAGES, ALL - {100})
+NOT_10 = (ALL_IMAGES - {10}, ALL - {100, 101})
 OF_IDS = {
     "annotation ids twice": (
         change_annotation(id=101),
@@ -181,103 +179,83 @@ OF_IDS = {
     "annotation id null": (
         change_annotation(id=None),
         "annotation None of '0.png': its id is None, not a whole number",
-        (ALL_IMAGES, ALL - {100}),
+        NOT_100,
     ),
     "annotation id text": (
         change_annotation(id="a"),
         "annotation 'a' of '0.png': its id is 'a', not a whole number",
-        (ALL_IMAGES, ALL - {100}),
+        NOT_100,
     ),
     "annotation id float": (
         change_annotation(id=1.5),
         "its id is 1.5, not a whole number",
-        (ALL_IMAGES, ALL - {100}),
+        NOT_100,
     ),
     "annotation id list": (
         change_annotation(id=[1]),
         "annotation [1] of '0.png': its id is [1]",
-        (ALL_IMAGES, ALL - {100}),
+        NOT_100,
     ),
     "image_id unknown": (
         change_annotation(image_id=999),
         "annotation 100: its image_id, 999, is no image's",
-        (ALL_IMAGES, ALL - {100}),
+        NOT_100,
     ),
     "image_id text": (
         change_annotation(image_id="10"),
         "annotation 100: its image_id, '10', is no image's",
-        (ALL_IMAGES, ALL - {100}),
+        NOT_100,
     ),
     "image_id null": (
         change_annotation(image_id=None),
         "annotation 100: its image_id, None, is no image's",
-        (ALL_IMAGES, ALL - {100}),
+        NOT_100,
     ),
     "image ids twice": (
         change_image(id=11),
         "image '0.png' (id 11): 2 images have this id. There are 3 more",
         ({12, 13}, ALL - {100, 101, 102, 103}),
     ),
-    "image id null": (
-        change_image(id=None),
-        "image '0.png' (id None): its id is None",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
-    ),
+    "image id null": (change_image(id=None), "image '0.png' (id None): its id is None", NOT_10),
     "one file twice": (
         second_image_of_a_file,
         "image '0.png' (id 10): the file is listed 2 times",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
+        NOT_10,
     ),
-    "width 0": (change_image(width=0), "its size is 0 x 48", (ALL_IMAGES - {10}, ALL - {100, 101})),
-    "width null": (
-        change_image(width=None),
-        "its size is None x 48",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
-    ),
-    "width huge": (
-        change_image(width=10**9),
-        "its size is 1000000000 x 48, more than",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
-    ),
+    "width 0": (change_image(width=0), "its size is 0 x 48", NOT_10),
+    "width null": (change_image(width=None), "its size is None x 48", NOT_10),
+    "width huge": (change_image(width=10**9), "its size is 1000000000 x 48, more than", NOT_10),
     "size exchanged": (
         change_image(width=HEIGHT, height=WIDTH),
         "it is 64 x 48 pixels, but the annotations say 48 x 64",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
+        NOT_10,
     ),
     "size of another": (
         change_image(width=640, height=480),
         "it is 64 x 48 pixels, but the annotations say 640 x 480",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
+        NOT_10,
     ),
     "file_name null": (
         change_image(file_name=None),
         "image None (id 10): its file_name is None",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
+        NOT_10,
     ),
     "file_name missing": (
         lambda coco: coco["images"][0].pop("file_name"),
         "(id 10): its file_name is None",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
+        NOT_10,
     ),
-    "file_name of lines": (
-        change_image(file_name="a\n" * 200),
-        r"image 'a\na\na",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
-    ),
-    "file_name too long": (
-        change_image(file_name="a" * 300),
-        "image 'aaaaaaaa",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
-    ),
+    "file_name of lines": (change_image(file_name="a\n" * 200), r"image 'a\na\na", NOT_10),
+    "file_name too long": (change_image(file_name="a" * 300), "image 'aaaaaaaa", NOT_10),
     "file_name of half a character": (
         change_image(file_name="\ud800.png"),
         "cannot be read",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
+        NOT_10,
     ),
     "file_name with a NUL": (
         change_image(file_name="a\0.png"),
         "its file_name is 'a\\x00.png'",
-        (ALL_IMAGES - {10}, ALL - {100, 101}),
+        NOT_10,
     ),
 }
 
@@ -466,7 +444,7 @@ def test_what_users_register_themselves_is_checked_too(registered, damage):
         pass
     cfg = config(registered, skip=True, name="mine")
     loader = ResumableLoader(cfg)
-    ids = [a["id"] for record in loader._options["dataset"] for a in record["annotations"]]
+    ids = [a["id"] for record in loader.dataset for a in record["annotations"]]
     assert ids == list(range(101, 108))
     skipped = json.loads((registered.parent / "output/skipped_annotations.json").read_text())
     assert [s["annotation"] for s in skipped[str(registered)]] == [100]
@@ -476,7 +454,7 @@ def test_a_registered_dataset_is_otherwise_detectron2s(registered):
     from detectron2.data.datasets import load_coco_json
 
     (theirs,) = [load_coco_json(str(registered), str(registered.parent / "images"), "mine")]
-    assert ResumableLoader(config(registered, name="mine"))._dicts == theirs
+    assert ResumableLoader(config(registered, name="mine")).dataset == theirs
     truth, plain = coco_truth("mine"), COCO(str(registered))
     assert truth.anns == plain.anns and truth.imgs == plain.imgs and truth.cats == plain.cats
 

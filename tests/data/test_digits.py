@@ -36,9 +36,9 @@ def test_same_bytes_every_time(tmp_path):
 
 def test_smaller_set_is_the_start_of_a_larger_one(folder, tmp_path):
     small = digits.make_digits(tmp_path, num_train=5, num_val=2)
-    pictures = {n: data for n, data in files(small).items() if n.endswith(".png")}
-    assert len(pictures) == 3 * 7
-    assert pictures.items() <= files(folder).items()
+    images = {n: data for n, data in files(small).items() if n.endswith(".png")}
+    assert len(images) == 3 * 7
+    assert images.items() <= files(folder).items()
 
 
 def test_splits_share_no_scan(folder):
@@ -66,8 +66,8 @@ def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
     coco = read_coco(folder, split)
     assert len(coco.imgs) == count and min(coco.anns) == 1
     for image_id, image in coco.imgs.items():
-        with Image.open(make.image_root(folder, split) / image["file_name"]) as picture:
-            assert (picture.size, picture.mode) == ((image["width"], image["height"]), "RGB")
+        with Image.open(make.image_root(folder, split) / image["file_name"]) as opened:
+            assert (opened.size, opened.mode) == ((image["width"], image["height"]), "RGB")
         annotations = coco.imgToAnns[image_id]
         assert 1 <= len(annotations) <= 5
         masks = np.array([coco.annToMask(a) for a in annotations])
@@ -83,14 +83,14 @@ def test_masks_lie_on_the_ink(folder):
     coco = read_coco(folder, "val")
     for a in coco.anns.values():
         path = make.image_root(folder, "val") / coco.imgs[a["image_id"]]["file_name"]
-        picture = np.asarray(Image.open(path)).astype(float)
+        pixels = np.asarray(Image.open(path)).astype(float)
         mask = coco.annToMask(a).astype(bool)
         inner = mask.copy()  # without the soft edge
         for axis in (0, 1):
             inner &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
-        assert picture[inner].std(axis=0).max() < 12
+        assert pixels[inner].std(axis=0).max() < 12
         x, y, w, h = (int(v) for v in a["bbox"])
-        assert picture[y : y + h, x : x + w].std(axis=(0, 1)).max() > 15
+        assert pixels[y : y + h, x : x + w].std(axis=(0, 1)).max() > 15
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_several_files_are_merged_by_name(tmp_path):
     classes = {a["category_id"] for r in DatasetCatalog.get(str(two)) for a in r["annotations"]}
     assert classes == {1, 2}
     cfg.DATALOADER.NUM_WORKERS = 0
-    assert len(Trainer.build_train_loader(cfg)._options["dataset"]) == 8
+    assert len(Trainer.build_train_loader(cfg).dataset) == 8
 
 
 def test_a_saved_config_matches_its_classes_by_name(tmp_path):
@@ -210,7 +210,7 @@ def test_some_without_masks_are_an_error_that_says_which(tmp_path):
     del coco["annotations"][3]["segmentation"]
     coco["annotations"][5]["segmentation"] = []
     write(file, coco)
-    said = r"annotation 103 of '1\.png': it has no segmentation.*1 more.*2 of 8.*MASK_ON False"
+    said = r"annotation 103 of '1\.png': it has no segmentation, and 6 of 8.*MASK_ON False.*1 more"
     with pytest.raises(DatasetError, match=said):
         fit_to_data(config(tmp_path, file, (), MASKS))
     assert fit_to_data(config(tmp_path, file)).MODEL.ROI_HEADS.NUM_CLASSES == 2

@@ -15,7 +15,7 @@ from gnws_d2.data import fit_to_data, is_source, register_source
 from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.source import Source, find_export, resolve
 from gnws_d2.data.split import split_names
-from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts
+from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_opts, data_splits
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,9 @@ def test_folders_that_are_no_export(tmp_path):
         find_export(tmp_path)
 
 
-def arguments(*words):
-    return data_opts(add_data_arguments(argparse.ArgumentParser()).parse_args(words))
+def arguments(*words, eval_only=False):
+    args = add_data_arguments(argparse.ArgumentParser()).parse_args(words)
+    return data_opts(args, data_splits(args), eval_only=eval_only)
 
 
 def test_arguments_become_config_keys(tmp_path, monkeypatch):
@@ -200,6 +201,9 @@ def test_arguments_become_config_keys(tmp_path, monkeypatch):
     assert parts == ["DATASETS.TRAIN", f"('{one}#train',)", "DATASETS.TEST", f"('{one}#val',)"]
     assert arguments("--train", "digits_train") == ["DATASETS.TRAIN", "('digits_train',)"]
     assert arguments() == []
+    words = ["--val", str(one), "--test", "digits_val"]
+    expected = ["DATASETS.TEST", "('digits_val',)", "DATASETS.FINAL_TEST", "()"]
+    assert arguments(*words, eval_only=True) == expected
 
 
 @pytest.mark.parametrize("value", ["mine", "('mine',)", "['mine']", "'mine'"])

@@ -261,10 +261,10 @@ def clip(tmp_path):
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"MJPG"), 12.0, (96, 64))
     assert writer.isOpened()
     for number in range(8):
-        picture = Image.new("RGB", (96, 64))
+        image = Image.new("RGB", (96, 64))
         left = 6 * number
-        ImageDraw.Draw(picture).rectangle((left, 20, left + 20, 40), fill="white")
-        writer.write(np.asarray(picture))
+        ImageDraw.Draw(image).rectangle((left, 20, left + 20, 40), fill="white")
+        writer.write(np.asarray(image))
     writer.release()
     return file
 

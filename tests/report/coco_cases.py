@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
+
+from gnws_d2.data.coco_file import coco_api
 
 SIDE = 40  # of the square objects, in pixels
 
@@ -30,8 +30,7 @@ def detection(image: int, category: int, x: float, score: float) -> dict[str, An
 def coco(
     annotations: list[dict[str, Any]], images: int = 2, names: tuple[str, ...] = ("a", "b")
 ) -> COCO:
-    truth = COCO()
-    truth.dataset = {
+    dataset = {
         "images": [
             {"id": i, "file_name": f"{i}.png", "width": 256, "height": 128}
             for i in range(1, images + 1)
@@ -39,9 +38,7 @@ def coco(
         "annotations": annotations,
         "categories": [{"id": k, "name": name} for k, name in enumerate(names, 1)],
     }
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-    return truth
+    return coco_api(dataset)
 
 
 def jittered(truth: COCO, seed: int = 0) -> list[dict[str, Any]]:

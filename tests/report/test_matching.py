@@ -91,11 +91,11 @@ def test_precision_over_recall_by_hand():
 
 def test_f1_and_the_suggested_threshold_by_hand():
     matches = match(*by_hand(), "bbox")
-    right, wrong = (counts[0] for counts in matches.kept())
+    right, wrong = (counts[0] for counts in matches.kept)
     assert (right[60], wrong[60]) == (2, 2) and (right[61], wrong[61]) == (1, 2)
     assert (right[90], wrong[90]) == (1, 0) and right[91] == 0
     # F1 is 2/3 with all four (2 * 2 / (4 + 2)), up to 0.6, and with the first alone, above 0.8.
-    assert matches.suggested_threshold() == pytest.approx(0.30)
+    assert matches.suggested_threshold == pytest.approx(0.30)
 
 
 def test_detections_of_a_crowd_count_neither_way():
@@ -134,7 +134,7 @@ def test_confusion_by_hand():
 @pytest.mark.parametrize("rows", [[], [detection(1, 1, 200, 0.9)]])
 def test_no_objects_and_no_detections(annotations, rows):
     matches = match(coco(annotations), rows, "bbox")
-    assert matches.suggested_threshold() is None
+    assert matches.suggested_threshold is None
     assert matches.ap["AP"] == pytest.approx(0 if annotations else np.nan, nan_ok=True)
     assert len(matches.found_score) == len(annotations) and len(matches.score) == len(rows)
 

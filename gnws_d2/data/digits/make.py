@@ -73,8 +73,8 @@ def write_split(folder: Path, split: str, count: int) -> None:
         Image.fromarray(scene.image).save(image_root(folder, split) / file_name, compress_level=1)
         labels = semantic(scene.digits)
         for kind, values in (("semantic", labels), ("stuff", labels == 0)):
-            picture = Image.fromarray(values.astype(np.uint8))
-            picture.save(label_root(folder, split, kind) / file_name, compress_level=1)
+            image = Image.fromarray(values.astype(np.uint8))
+            image.save(label_root(folder, split, kind) / file_name, compress_level=1)
         images.append({"id": image_id, "file_name": file_name, "width": SIZE, "height": SIZE})
         for digit in scene.digits:
             # Ids begin at 1: pycocotools' evaluation takes 0 for "not matched".
