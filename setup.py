@@ -30,6 +30,7 @@ DETECTRON2_NEEDS = [
 ]
 DEMO = ["scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
+OPENVINO = [*EXPORT, "openvino"]  # converts the ONNX file
 # projects/Detection/app.py. Tested with 6.31.0, which needs a Pillow before 13: it is not in
 # requirements.txt.
 APP = ["gradio>=6"]
@@ -55,7 +56,8 @@ setup(
         "evidence": EVIDENCE,
         "demo": DEMO,
         "export": EXPORT,
-        "test": ["hypothesis", "pytest", "pytest-xdist", *NOTEBOOK, *DEMO, *EXPORT, *EVIDENCE],
+        "openvino": OPENVINO,
+        "test": ["hypothesis", "pytest", "pytest-xdist", *NOTEBOOK, *DEMO, *OPENVINO, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
     entry_points={"console_scripts": ["gnws = gnws_d2.projects.detection.cli:main"]},

@@ -13,7 +13,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
+from detectron2.data.transforms import (
+    AugInput,
+    Augmentation,
+    AugmentationList,
+    ResizeShortestEdge,
+)
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.utils.file_io import PathManager
@@ -22,8 +27,9 @@ from torch import nn
 from .checkpoint import Checkpointer, CheckpointError, Provenance
 from .checkpoint.files import read_checkpoint
 from .config import ConfigError, load_config
-from .data.resize import build_test_augmentation
+from .data.resize import PlainBilinearShortestEdge, build_test_augmentation
 from .errors import GnwsError
+from .export import ExportedModel, ExportError, is_exported
 from .layers import fold
 from .lazy_config import load_lazy_config
 from .modeling.errors import build_errors
@@ -48,18 +54,20 @@ class Predictor(DefaultPredictor):
 
     Weights are loaded strictly, and nothing in their file is executed: each tensor must be there
     and fit. Convolutions with standardized weights become plain ones, which compute the same.
+    An exported file, such as model.onnx, takes the place of config and weights.
 
     Args:
         config: a config, the path of one, or the name of a packaged one. A path that ends in .py is
             a LazyConfig, which is a program and runs. None: the config that the weights carry.
-        weights: a file, an address, or a "gnws://" name. "": those that the config names.
+        weights: a file, an address, or a "gnws://" name, or a file that ``gnws_d2.export`` wrote.
+            "": those that the config names.
         opts: overrides, flat: KEY VALUE pairs, or "key=value" for a LazyConfig.
         add_configs: see :func:`~gnws_d2.config.load_config`.
         score_threshold: detections of a lower score are left out; None: as the config says.
         folded: whether to store the standardized weights in plain convolutions.
 
     Attributes:
-        cfg: the config.
+        cfg: the config; None with an exported file.
         model: the model, in evaluation mode.
         metadata: names, and where they are known colors, of the classes, for ``Visualizer``.
         classes: the names of the classes, in the order of ``pred_classes``.
@@ -69,7 +77,9 @@ class Predictor(DefaultPredictor):
         input_format: "RGB" or "BGR", the order that the model takes.
 
     Raises:
-        ConfigError, ConfigFileError: see :func:`~gnws_d2.config.load_config`.
+        ConfigError, ConfigFileError: see :func:`~gnws_d2.config.load_config`; or a config for an
+            exported file.
+        ExportError: see :func:`~gnws_d2.export.load_exported`.
         CheckpointError: the weights cannot be read or do not fit, they would leave a part of the
             model untrained, or they carry no config and none is named.
     """
@@ -85,6 +95,14 @@ class Predictor(DefaultPredictor):
         folded: bool = True,
     ) -> None:
         weights = os.fspath(weights)
+        if is_exported(weights):
+            if config is not None or opts:
+                raise ConfigError(
+                    f"{weights} is an exported model, which computes what it was exported with. "
+                    "Leave out the config and its overrides."
+                )
+            self._use_exported(weights, score_threshold or 0.0)
+            return
         if isinstance(config, CfgNode):
             self.cfg = config.clone()
             self.cfg.defrost()
@@ -122,6 +140,22 @@ class Predictor(DefaultPredictor):
             self.set_score_threshold(score_threshold)
         semantic = isinstance(model, SemanticSegmentor)
         self.metadata = _metadata(datasets, trained, semantic, stuff)
+
+    def _use_exported(self, file: str, score_threshold: float) -> None:
+        self.cfg = None
+        self.model = ExportedModel(file)
+        self.set_score_threshold(score_threshold)
+        facts = self.model.facts
+        if missing := {"format", "resize", "min_size", "max_size", "classes"} - facts.keys():
+            raise ExportError(
+                f"{file} does not store {min(missing)!r}, which a predictor needs. Export it with "
+                "`gnws export`, or store it as one of the facts."
+            )
+        resize = {"pil": ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}[facts["resize"]]
+        self.aug = resize(facts["min_size"], facts["max_size"], sample_style="choice")
+        self.input_format = facts["format"]
+        trained = Provenance(classes=facts["classes"], category_ids=facts.get("category_ids"))
+        self.metadata = _metadata([], trained, "sem_seg" in facts["outputs"], stuff=0)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

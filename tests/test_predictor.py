@@ -19,6 +19,7 @@ from gnws_d2.checkpoint import Checkpointer, CheckpointError, Provenance
 from gnws_d2.checkpoint.convert import detectron2_checkpoint
 from gnws_d2.config import ConfigError
 from gnws_d2.config_files import get_config_file
+from gnws_d2.export import ExportError, export
 from gnws_d2.layers.ws_conv import StandardizedConv
 from gnws_d2.model_zoo import path_handler
 from gnws_d2.predictor import ImageShapeError
@@ -210,3 +211,52 @@ def test_importing_the_package_imports_no_engine():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done
     assert gnws_d2.Predictor is Predictor
+
+
+@pytest.mark.slow
+def test_an_exported_file_in_place_of_a_checkpoint(saved, tmp_path):
+    """Against the checkpoint that it was exported from: sizes, thresholds, names, masks."""
+    cfg = saved(MASK_RCNN, "INPUT.MIN_SIZE_TEST", "80")
+    predictor, file = Predictor(cfg, folded=False), tmp_path / "model_trace.ts"
+    tensors = [predictor._prepare(image(seed=seed))["image"] for seed in (1, 2)]
+    facts = {"format": "RGB", "resize": cfg.INPUT.RESIZE_TEST, "min_size": 80, "max_size": 1333}
+    export(predictor.model, "torchscript-trace", file, tensors, facts)
+    with pytest.raises(ExportError, match=r"does not store 'classes'"):
+        Predictor(weights=file)
+    facts |= {"classes": list("abcdefghij"), "category_ids": list(range(7, 17))}
+    export(predictor.model, "torchscript-trace", file, tensors, facts)
+    exported = Predictor(weights=file)
+    assert exported.classes == list("abcdefghij") and exported.category_ids == list(range(7, 17))
+    images = [image(seed=3), image(150, 60, seed=4)]
+    for one, found in zip(images, exported(images), strict=True):
+        expected = predictor(one)["instances"]
+        assert_close(found["instances"], expected)
+        assert len(expected) and found["instances"].image_size == one.shape[:2]
+    [middle] = predictor(images[0])["instances"].scores.median(0, keepdim=True).values.tolist()
+    few = Predictor(weights=file, score_threshold=middle)(images[0])["instances"]
+    predictor.set_score_threshold(middle)
+    assert_close(few, predictor(images[0])["instances"])
+    assert 0 < len(few) < len(exported(images[0])["instances"])
+    with pytest.raises(ConfigError, match=r"exported model.*Leave out the config"):
+        Predictor(cfg, file)
+
+
+def assert_close(found, expected):
+    assert set(found.get_fields()) == set(expected.get_fields())
+    assert torch.allclose(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-2)
+    assert torch.allclose(found.scores, expected.scores, atol=1e-4)
+    assert torch.equal(found.pred_classes, expected.pred_classes)
+    assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
+
+
+@pytest.mark.slow
+def test_an_exported_semantic_model(saved, tmp_path):
+    cfg = saved("Digits/semantic_R_18_FPN_gn_ws.yaml")
+    predictor, file = Predictor(cfg), tmp_path / "model_trace.ts"
+    tensors = [predictor._prepare(image(seed=seed))["image"] for seed in (1, 2)]
+    facts = {"format": cfg.INPUT.FORMAT, "resize": "pil", "min_size": 64, "max_size": 1333}
+    export(predictor.model, "torchscript-trace", file, tensors, {**facts, "classes": ["a"]})
+    exported = Predictor(weights=file)
+    assert exported.metadata.stuff_classes == ["a"]
+    found, expected = exported(image())["sem_seg"], predictor(image())["sem_seg"]
+    assert found.shape[1:] == (96, 128) and torch.allclose(found, expected, atol=1e-4)

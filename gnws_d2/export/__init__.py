@@ -1,16 +1,25 @@
-"""Detectors in formats that run without Detectron2: TorchScript, torch.export, ONNX."""
+"""Detectors in formats that run without Detectron2: TorchScript, torch.export, ONNX,
+OpenVINO."""
 
-from .compare import TOLERANCE, Comparison, compare
+from .compare import BFLOAT16, EXACT, Comparison, Tolerance, compare
 from .export import export
+from .exported_model import ExportedModel
 from .formats import FORMATS
 from .interface import Detector, ExportError
+from .runtime import Exported, is_exported, load_exported
 
 __all__ = [
+    "BFLOAT16",
+    "EXACT",
     "FORMATS",
-    "TOLERANCE",
     "Comparison",
     "Detector",
     "ExportError",
+    "Exported",
+    "ExportedModel",
+    "Tolerance",
     "compare",
     "export",
+    "is_exported",
+    "load_exported",
 ]

@@ -5,36 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
 from ..files import atomic_write
 from ..layers import fold
-from .compare import TOLERANCE, Comparison, compare
+from .compare import Comparison, Tolerance, compare
 from .formats import FORMATS
-from .interface import Detector, ExportError
+from .interface import Detector, ExportError, Outputs, output_names
+from .runtime import load_exported
 
 
 def export(
     model: nn.Module,
     format: str,
     file: str | Path,
-    pictures: Sequence[torch.Tensor],
+    images: Sequence[torch.Tensor],
     facts: Mapping[str, object] | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: Tolerance | None = None,
 ) -> list[Comparison]:
-    """Write ``model``, its standardized weights stored in plain convolutions, to one file that
-    takes images of any size, and compare what the file detects with what the model detects.
+    """Write ``model``, its standardized weights stored in plain convolutions, to a file that takes
+    images of any size, and compare what the file detects with what the model detects.
 
     Args:
         model: a Detectron2 model on the CPU; it stays as it is.
         format: a key of ``FORMATS``.
-        file: where to write; appears when everything has been checked.
-        pictures: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
+        file: where to write, with the suffix of the format; appears when everything has been
+            checked. OpenVINO keeps the weights in a second file beside it, of the suffix .bin.
+        images: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
             and all are compared. Use at least two sizes.
-        facts: stored in the file, as JSON by name.
-        tolerance: see :func:`compare`.
+        facts: stored in the file, as JSON by name, and with them the names of the ``outputs``.
+        tolerance: None: that of the format.
 
     Returns:
         A comparison for each image.
@@ -43,34 +46,63 @@ def export(
         ExportError: the format does not support the model, the file cannot be written, or it
             detects something else.
     """
-    chosen = FORMATS[format]
+    chosen, file = FORMATS[format], Path(file)
+    if file.suffix != Path(chosen.file).suffix:
+        raise ExportError(f"{file} is not a name for {format}. Name it like {chosen.file}.")
     folded = fold(model)
     if reason := chosen.refuse(folded):
         raise ExportError(f"{format} does not support this model: {reason}.")
     detector = Detector(folded)
+    facts = {**(facts or {}), "outputs": output_names(folded)}
     with torch.no_grad():
-        expected = [detector(picture) for picture in pictures]
-    with _write_errors(Path(file)), atomic_write(Path(file)) as partial:
-        chosen.write(folded, pictures[0], partial, facts or {})
-        run = chosen.load(partial)
+        expected = [detector(image) for image in images]
+    with _write_errors(file), TemporaryDirectory(dir=file.parent, prefix=".export") as folder:
+        written = Path(folder) / file.name
+        chosen.write(folded, images[0], written, facts)
+        run = load_exported(written).run
         with torch.no_grad():
-            found = [run(picture) for picture in pictures]
-        results = [compare(e, f, tolerance) for e, f in zip(expected, found, strict=True)]
-        for picture, result in zip(pictures, results, strict=True):
-            if not result.equal:
-                height, width = picture.shape[1:]
-                raise ExportError(
-                    f"{format}: of {result.expected} detections in an image of {width} x {height} "
-                    f"the file finds {result.same} within {tolerance:g}, and "
-                    f"{result.found - result.same} others. It was not kept."
-                )
+            found = [run(image) for image in images]
+        results = _compare_all(format, expected, found, tolerance or chosen.tolerance)
+        _publish(written, file)
     return results
+
+
+def _compare_all(
+    format: str, expected: Sequence[Outputs], found: Sequence[Outputs], tolerance: Tolerance
+) -> list[Comparison]:
+    results = [compare(e, f, tolerance) for e, f in zip(expected, found, strict=True)]
+    here = sum(result.expected for result in results)
+    there = sum(result.found for result in results)
+    same = sum(result.same for result in results)
+    if same < tolerance.share * max(here, there):
+        raise ExportError(
+            f"{format}: of {here} detections in {len(results)} images the file finds {same} within "
+            f"{tolerance.difference:g}, and {there - same} others; {tolerance.share:.0%} have to "
+            "be the same. It was not kept."
+        )
+    return results
+
+
+def _publish(written: Path, file: Path) -> None:
+    """Move ``written``, and the weights if they are beside it, to ``file``. At no time does it name
+    the weights of another export."""
+    weights = [part for part in written.parent.iterdir() if part != written]
+    if weights:
+        file.unlink(missing_ok=True)
+    for part in (*weights, written):
+        with atomic_write(file.with_name(part.name)) as partial:
+            part.replace(partial)
 
 
 @contextmanager
 def _write_errors(file: Path) -> Iterator[None]:
     try:
         yield
+    except ImportError as error:
+        raise ExportError(
+            f"{file.name} needs a package that does not import ({error}). Install it: pip install "
+            '"gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO.'
+        ) from error
     except OSError as error:
         raise ExportError(
             f"{file} cannot be written ({error}). Make room, or choose another folder."

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,20 +25,20 @@ from torch import nn
 
 from ..modeling.deform_conv import DEFORM_CONVS
 from .branch_free import BranchFreeDetector
-from .interface import Detector, Outputs, output_names
-
-Run = Callable[[torch.Tensor], Outputs]
+from .compare import BFLOAT16, EXACT, Tolerance
+from .interface import Detector, output_names
+from .runtime import FACTS
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: the name of its file, how to write it, how to run it, and what it refuses."""
+    """A format: the name of its file, how to write it, and what it refuses."""
 
     file: str
     write: Callable[[nn.Module, torch.Tensor, Path, Mapping[str, object]], None]
-    load: Callable[[Path], Run]
     refuse: Callable[[nn.Module], str]
     """Why a model is not supported; empty if it is."""
+    tolerance: Tolerance = EXACT
 
 
 def _write_trace(
@@ -45,7 +46,7 @@ def _write_trace(
 ) -> None:
     with _quiet(), torch.no_grad(), patch_builtin_len():
         traced = torch.jit.trace(Detector(model), (image,), check_trace=False)
-        extra = {"facts.json": json.dumps(facts)}
+        extra = {FACTS: json.dumps(facts)}
         _write(file, lambda stream: torch.jit.save(traced, stream, _extra_files=extra))
 
 
@@ -74,14 +75,8 @@ def _write_script(
     fields |= {"scores": tensor, "pred_classes": tensor, "pred_masks": tensor}
     with _quiet():
         scripted = scripting_with_instances(_Scriptable(model).eval(), fields)
-        extra = {"facts.json": json.dumps(facts)}
+        extra = {FACTS: json.dumps(facts)}
         _write(file, lambda stream: torch.jit.save(scripted, stream, _extra_files=extra))
-
-
-def _load_torchscript(file: Path) -> Run:
-    with _quiet():
-        module = torch.jit.load(str(file))
-    return lambda image: tuple(module(image))
 
 
 def _record(model: nn.Module, image: torch.Tensor) -> torch.export.ExportedProgram:
@@ -101,14 +96,8 @@ def _write_export(
     model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
 ) -> None:
     recorded = _record(model, image)
-    extra = {"facts.json": json.dumps(facts)}
+    extra = {FACTS: json.dumps(facts)}
     _write(file, lambda stream: torch.export.save(recorded, stream, extra_files=extra))
-
-
-def _load_export(file: Path) -> Run:
-    with _quiet(), file.open("rb") as opened:
-        module = torch.export.load(opened).module()
-    return lambda image: tuple(module(image))
 
 
 def _write_onnx(
@@ -148,18 +137,17 @@ def _name_axes(model: Any) -> None:
                 value.shape[axis] = renamed
 
 
-def _load_onnx(file: Path) -> Run:
-    import onnxruntime
+def _write_openvino(
+    precision: str, model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
+) -> None:
+    import openvino
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
-
-    def run(image: torch.Tensor) -> Outputs:
-        outputs = session.run(None, {"image": image.numpy()})
-        return tuple(torch.from_numpy(output) for output in outputs)
-
-    return run
+    graph = file.with_suffix(".onnx")
+    _write_onnx(model, image, graph, {})
+    converted = openvino.convert_model(graph)
+    converted.set_rt_info(json.dumps({**facts, "precision": precision}), ["gnws_d2", "facts"])
+    openvino.save_model(converted, file, compress_to_fp16=False)
+    graph.unlink()
 
 
 def _refuse_deformable(model: nn.Module) -> str:
@@ -181,14 +169,14 @@ def _refuse_all_but_rcnn(model: nn.Module) -> str:
 
 
 FORMATS = {
-    "torchscript-trace": Format(
-        "model_trace.ts", _write_trace, _load_torchscript, _refuse_deformable
+    "torchscript-trace": Format("model_trace.ts", _write_trace, _refuse_deformable),
+    "torchscript-script": Format("model_script.ts", _write_script, _refuse_all_but_rcnn),
+    "torch-export": Format("model.pt2", _write_export, _refuse_all_but_rcnn),
+    "onnx": Format("model.onnx", _write_onnx, _refuse_all_but_rcnn),
+    "openvino": Format("model.xml", partial(_write_openvino, "f32"), _refuse_all_but_rcnn),
+    "openvino-bfloat16": Format(
+        "model_bfloat16.xml", partial(_write_openvino, "bf16"), _refuse_all_but_rcnn, BFLOAT16
     ),
-    "torchscript-script": Format(
-        "model_script.ts", _write_script, _load_torchscript, _refuse_all_but_rcnn
-    ),
-    "torch-export": Format("model.pt2", _write_export, _load_export, _refuse_all_but_rcnn),
-    "onnx": Format("model.onnx", _write_onnx, _load_onnx, _refuse_all_but_rcnn),
 }
 
 

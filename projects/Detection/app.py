@@ -4,10 +4,10 @@
     app.py output/mine/model_best.pth
     app.py small=output/small/model_best.pth large=output/large/model_best.pth --port 7861
 
-Each model is a checkpoint that carries its config, as train_net.py writes them, or a published
-detector such as gnws://mask-rcnn_r50_fpn_gn_ws-all_2x_coco; NAME= is how the page calls it. Models
-are loaded when they are first chosen. The page is served to this machine alone, unless --host says
-otherwise. It needs Gradio: pip install "gnws_d2[app]".
+Each model is a checkpoint that carries its config, as train_net.py writes them, an exported file,
+or a published detector such as gnws://mask-rcnn_r50_fpn_gn_ws-all_2x_coco; NAME= is how the page
+calls it. Models are loaded when they are first chosen. The page is served to this machine alone,
+unless --host says otherwise. It needs Gradio: pip install "gnws_d2[app]".
 """
 
 from __future__ import annotations

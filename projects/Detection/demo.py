@@ -4,6 +4,7 @@
     demo.py --weights output/digits/model_final.pth --input photos/ more/*.jpg --output found
     demo.py --weights model_final.pth --video-input clip.mp4 --output found
     demo.py --config-file Digits/fcos_R_18_FPN_gn_ws.py --weights model_final.pth --input a.png
+    demo.py --weights exported/model.onnx --input photos/       # an exported file, also .xml
 
 Inputs are files, folders and globs. The output folder gets each image with what was found drawn
 (photo.jpg.png for photo.jpg, _frame00000.png for the frames of an animated GIF), and

@@ -2,25 +2,29 @@
 """Export a detector to files that run without Detectron2 and without this package.
 
     export_model.py --weights output/digits/model_final.pth --input image.png --output exported
+    export_model.py --weights model_final.pth --input *.jpg --format openvino openvino-bfloat16
+    demo.py --weights exported/model.onnx --input photos/     # runs a file
 
-writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and model.onnx, or
-those that --format names. Standardized weights are stored in plain convolutions. Each file takes
-images of any size and is compared with the model in Detectron2, on every --input at two sizes: a
-file that does not detect the same is not kept. If a format does not support the model, the exit
-code is 1. run_onnx.py shows how to run the ONNX file.
+The first writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and
+model.onnx; the second writes model.xml and model_bfloat16.xml (OpenVINO), with the weights beside
+them in .bin files. Standardized weights are stored in plain convolutions. Each file takes images of
+any size and is compared with the model in Detectron2, on every --input at two sizes: a file that
+does not detect the same is not kept. bfloat16 has 8 bits of precision and its own tolerance. If a
+format does not support the model, the exit code is 1.
 
 A file takes one image a call: image, a float32 tensor (3, height, width), levels 0 to 255 in the
 order of INPUT.FORMAT, resized as for evaluation. It returns boxes (detections, 4), scores and
 classes (detections), and masks (detections, 1, 28, 28) over the boxes, in pixels of that tensor.
 There is no batch: with GroupNorm, the padding of a batch would change what is computed. Call it in
 several threads to run images at once. It stores the sizes, the order of channels, and the names and
-ids of classes: in the metadata of ONNX, in facts.json of the others.
+ids of classes: in the metadata of ONNX, in rt_info of OpenVINO, in facts.json of the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +39,16 @@ import gnws_d2
 from gnws_d2.data import read_image
 from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
-from gnws_d2.export import FORMATS, TOLERANCE, ExportError, export
+from gnws_d2.export import FORMATS, ExportError, export
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
 from gnws_d2.projects.detection.data_arguments import add_model_arguments, program_parser
+
+DEFAULT = ["torchscript-trace", "torchscript-script", "torch-export", "onnx"]
 
 
 def parse_args() -> argparse.Namespace:
     parser = add_model_arguments(program_parser(__doc__))
-    parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=DEFAULT)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="IMAGE", help="real images, to compare on"
     )
@@ -50,8 +56,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=TOLERANCE,
-        help="of scores and mask probabilities, and of boxes in parts of their longer side",
+        help="of scores and mask probabilities, and of boxes in parts of their longer side; by "
+        "default 0.001, and 0.05 in bfloat16",
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
@@ -90,16 +96,20 @@ def main() -> int:
 
     rows, refused = [], 0
     for name in args.format:
-        file = args.output / FORMATS[name].file
+        file, tolerance = args.output / FORMATS[name].file, FORMATS[name].tolerance
+        if args.tolerance is not None:
+            tolerance = replace(tolerance, difference=args.tolerance)
         try:
-            results = export(model, name, file, images, facts(predictor), args.tolerance)
+            results = export(model, name, file, images, facts(predictor), tolerance)
         except ExportError as error:
             print(error, file=sys.stderr)
             refused += 1
             continue
         detections = sum(result.same for result in results)
         difference = max(result.difference for result in results)
-        rows.append([file, file.stat().st_size / 2**20, len(results), detections, difference])
+        parts = [file, file.with_suffix(".bin")]
+        size = sum(part.stat().st_size for part in parts if part.exists())
+        rows.append([file, size / 2**20, len(results), detections, difference])
     columns = ["file", "MiB", "images", "same detections", "largest difference"]
     print(tabulate(rows, columns, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
     if rows and not any(row[3] for row in rows):

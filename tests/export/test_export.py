@@ -1,17 +1,20 @@
 """Exported files detect what the model in Detectron2 detects, in images of several sizes."""
 
+import dataclasses
 import json
 import resource
+import sys
 
-import numpy as np
 import onnxruntime
+import openvino
 import pytest
 import torch
 from detectron2.modeling import build_model
 
-from gnws_d2.export import FORMATS, Detector, ExportError, export, formats
+from gnws_d2.export import EXACT, FORMATS, Detector, ExportError, export, formats, load_exported
 from gnws_d2.export.branch_free import BranchFreeDetector
 
+export_file = sys.modules["gnws_d2.export.export"]  # a function has the name of the module
 FASTER = ["MODEL.MASK_ON", "False"]
 ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "30"]
 NOTHING = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.99"]
@@ -33,7 +36,7 @@ def model_of(cfg):
     return model
 
 
-def pictures(*sizes):
+def images(*sizes):
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(0, 256, (3, *size), generator=generator).float() for size in sizes]
 
@@ -44,8 +47,8 @@ def test_without_branches_the_same_is_detected(tiny_config, opts):
     """Against Detectron2's own selection of boxes; 65 is the smallest side."""
     model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts))
     assert BranchFreeDetector(model).smallest == 65
-    for picture in pictures((65, 65), (96, 130), (128, 128), (70, 200)):
-        expected, found = Detector(model)(picture), BranchFreeDetector(model)(picture)
+    for image in images((65, 65), (96, 130), (128, 128), (70, 200)):
+        expected, found = Detector(model)(image), BranchFreeDetector(model)(image)
         assert len(expected) == len(found) == 3 + model.roi_heads.mask_on
         assert (len(expected[0]) > 0) == (opts is not NOTHING)
         for ours, theirs in zip(found, expected, strict=True):
@@ -57,8 +60,8 @@ def test_without_branches_what_is_not_finite_is_left_out(tiny_config):
     model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *FASTER, *ALL))
     delta = model.proposal_generator.rpn_head.anchor_deltas
     delta.bias[0] = torch.nan
-    [picture] = pictures((96, 96))
-    expected, found = Detector(model)(picture), BranchFreeDetector(model)(picture)
+    [image] = images((96, 96))
+    expected, found = Detector(model)(image), BranchFreeDetector(model)(image)
     assert len(expected[0]) and torch.equal(found[0], expected[0])
 
 
@@ -66,12 +69,15 @@ def test_without_branches_what_is_not_finite_is_left_out(tiny_config):
 def test_torchscript(tiny_config, tmp_path, format):
     model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *ALL))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    results = export(model, format, tmp_path / "model.ts", pictures((96, 96), (128, 80)), {"a": 1})
+    results = export(model, format, tmp_path / "model.ts", images((96, 96), (128, 80)), {"a": 1})
     assert [result.same for result in results] == [30, 30]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     stored = {"facts.json": ""}
     torch.jit.load(str(tmp_path / "model.ts"), _extra_files=stored)
-    assert json.loads(stored["facts.json"]) == {"a": 1}
+    assert json.loads(stored["facts.json"]) == {
+        "a": 1,
+        "outputs": ["boxes", "scores", "classes", "masks"],
+    }
 
 
 @pytest.mark.slow
@@ -80,27 +86,35 @@ def test_torchscript(tiny_config, tmp_path, format):
     [(SOME, [5, 0, 2]), ([*FASTER, *ALL], [30, 30, 30])],
     ids=["mask", "faster"],
 )
-def test_torch_export_and_onnx(tiny_config, tmp_path, monkeypatch, opts, counts):
+def test_torch_export_onnx_and_openvino(tiny_config, tmp_path, monkeypatch, opts, counts):
     """In sizes that were not recorded, an image with nothing in it among them."""
     cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *TWO_LEVELS, *opts)
     model, record, recorded = model_of(cfg), formats._record, []
 
-    def record_once(folded, picture):
-        """The weights and the image are the same for both formats."""
+    def record_once(folded, image):
+        """The weights and the image are the same for all formats."""
         if not recorded:
-            recorded.append(record(folded, picture))
+            recorded.append(record(folded, image))
         return recorded[0]
 
     monkeypatch.setattr(formats, "_record", record_once)
-    seen = pictures((96, 96), (160, 100), (65, 257))
-    for format in ("torch-export", "onnx"):
+    seen = images((96, 96), (160, 100), (65, 257))
+    for format in ("torch-export", "onnx", "openvino"):
         results = export(model, format, tmp_path / FORMATS[format].file, seen, {"a": [1, "b"]})
         assert [(result.expected, result.found) for result in results] == [(n, n) for n in counts]
         assert [result.same for result in results] == counts
+        outputs = ["boxes", "scores", "classes", *(["masks"] if opts is SOME else [])]
+        facts = load_exported(tmp_path / FORMATS[format].file).facts
+        assert facts.pop("precision", "f32") == "f32"
+        assert facts == {"a": [1, "b"], "outputs": outputs}
 
+    stored = openvino.Core().read_model(tmp_path / "model.xml")
+    assert [output.any_name for output in stored.outputs] == outputs
+    weights = [node for node in stored.get_ops() if node.get_type_name() == "Constant"]
+    assert openvino.Type.f16 not in {node.get_element_type() for node in weights}
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     names = [output.name for output in session.get_outputs()]
-    assert names == ["boxes", "scores", "classes", *(["masks"] if opts is SOME else [])]
+    assert names == outputs
     assert session.get_inputs()[0].shape == [3, "height", "width"]
     shapes = [output.shape for output in session.get_outputs()]
     each = [["detections", 4], ["detections"], ["detections"], ["detections", 1, 28, 28]]
@@ -119,9 +133,39 @@ def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
     model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *ALL))
     (tmp_path / "model.ts").write_text("from before")
     with pytest.raises(ExportError, match=r"of 30 detections .* finds 0 within -1"):
-        export(model, "torchscript-trace", tmp_path / "model.ts", pictures((96, 96)), tolerance=-1)
+        nothing = dataclasses.replace(EXACT, difference=-1)
+        export(model, "torchscript-trace", tmp_path / "model.ts", images((96, 96)), {}, nothing)
     assert [file.name for file in tmp_path.iterdir() if file.suffix != ""] == ["model.ts"]
     assert (tmp_path / "model.ts").read_text() == "from before"
+
+
+def test_weights_in_a_second_file_are_never_those_of_another_export(tmp_path, monkeypatch):
+    """A process that ends between the two files leaves no model."""
+    written = tmp_path / "new" / "model.xml"
+    for folder, text in ((tmp_path, "old"), (written.parent, "new")):
+        folder.mkdir(exist_ok=True)
+        for suffix in (".xml", ".bin"):
+            (folder / f"model{suffix}").write_text(text)
+    write, seen = export_file.atomic_write, []
+
+    def stop_at_the_second(file):
+        seen.append(file.name)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return write(file)
+
+    monkeypatch.setattr(export_file, "atomic_write", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        export_file._publish(written, tmp_path / "model.xml")
+    assert seen == ["model.bin", "model.xml"] and not (tmp_path / "model.xml").exists()
+    monkeypatch.undo()
+    export_file._publish(written, tmp_path / "model.xml")
+    assert [(tmp_path / f"model{suffix}").read_text() for suffix in (".xml", ".bin")] == ["new"] * 2
+
+
+def test_a_name_has_the_suffix_of_its_format(tiny_config, tmp_path):
+    with pytest.raises(ExportError, match=r"model.onnx is not a name for openvino.*model.xml"):
+        export(None, "openvino", tmp_path / "model.onnx", [])
 
 
 @pytest.mark.parametrize(
@@ -133,8 +177,10 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tiny_config, tmp_path, form
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
-        with pytest.raises(ExportError, match=r"model cannot be written .*too large.* Make room"):
-            export(model, format, tmp_path / "model", pictures((96, 96)))
+        with pytest.raises(
+            ExportError, match=r"model\S* cannot be written .*too large.* Make room"
+        ):
+            export(model, format, tmp_path / FORMATS[format].file, images((96, 96)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not [file for file in tmp_path.iterdir() if file.is_file()]
@@ -153,26 +199,5 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tiny_config, tmp_path, form
 def test_what_a_format_does_not_support_is_refused(tiny_config, tmp_path, config, format, reason):
     model = build_model(tiny_config(f"Digits/{config}.yaml"))
     with pytest.raises(ExportError, match=reason):
-        export(model, format, tmp_path / "file", pictures((96, 96)))
-    assert not (tmp_path / "file").exists()
-
-
-def test_masks_pasted_by_the_example_are_detectron2s():
-    import sys
-    from pathlib import Path
-
-    from detectron2.layers.mask_ops import paste_masks_in_image
-
-    sys.path.insert(0, str(Path(__file__).parents[2] / "projects" / "Detection"))
-    try:
-        from run_onnx import paste
-    finally:
-        sys.path.pop(0)
-    rng = np.random.default_rng(0)
-    boxes = np.array([[3.2, 4.7, 50.1, 38.9], [-5.0, 10.0, 20.0, 90.5], [30.0, 0.0, 31.5, 60.0]])
-    coarse = torch.from_numpy(rng.random((3, 1, 4, 4)).astype(np.float32))
-    masks = torch.nn.functional.interpolate(coarse, 28, mode="bicubic")[:, 0]
-    expected = paste_masks_in_image(masks, torch.from_numpy(boxes).float(), (70, 60), 0.5)
-    for mask, box, pasted in zip(masks.numpy(), boxes, expected.numpy(), strict=True):
-        ours = paste(mask, box, width=60, height=70)
-        assert pasted.any() and (ours != pasted).mean() < 1e-3
+        export(model, format, tmp_path / FORMATS[format].file, images((96, 96)))
+    assert not list(tmp_path.glob("model*"))

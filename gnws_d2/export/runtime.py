@@ -1,0 +1,119 @@
+"""Loading an exported file: TorchScript, ``torch.export``, ONNX Runtime and OpenVINO.
+
+Nothing in a file is executed but its graph: no loader unpickles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from .interface import ExportError, Outputs
+
+Run = Callable[[torch.Tensor], Outputs]
+FACTS = "facts.json"  # in TorchScript and torch.export; ONNX has its own metadata
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A loaded file: ``run`` computes what :class:`~gnws_d2.export.Detector` does, on the CPU with
+    torch's number of threads; ``facts`` is what :func:`~gnws_d2.export.export` stored by name."""
+
+    run: Run
+    facts: dict[str, Any]
+
+
+def is_exported(file: str | os.PathLike) -> bool:
+    """Whether the name of ``file`` is that of an exported model."""
+    return Path(file).suffix in _LOADERS
+
+
+def load_exported(file: str | os.PathLike) -> Exported:
+    """Load a file that :func:`~gnws_d2.export.export` wrote.
+
+    Raises:
+        ExportError: the file cannot be loaded, stores no facts, or its runtime is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = _LOADERS[Path(file).suffix](Path(file))
+    except ImportError as error:
+        raise ExportError(
+            f"{file} needs a runtime that does not import ({error}). Install it: "
+            'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO.'
+        ) from error
+    except Exception as error:  # each runtime has its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{file} cannot be loaded ({reason}). Export it again.") from error
+    if "outputs" not in loaded.facts:
+        raise ExportError(f"{file} does not name its outputs. Export it again with this version.")
+    return loaded
+
+
+def _load_torchscript(file: Path) -> Exported:
+    extra = {FACTS: ""}
+    module = torch.jit.load(str(file), _extra_files=extra)
+    return Exported(lambda image: tuple(module(image)), json.loads(extra[FACTS]))
+
+
+def _load_torch_export(file: Path) -> Exported:
+    extra = {FACTS: ""}
+    # torch unpickles parts of such files unless told not to.
+    safe = mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
+    with safe, file.open("rb") as opened:
+        module = torch.export.load(opened, extra_files=extra).module()
+    return Exported(lambda image: tuple(module(image)), json.loads(extra[FACTS]))
+
+
+def _load_onnx(file: Path) -> Exported:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+
+    def run(image: torch.Tensor) -> Outputs:
+        outputs = session.run(None, {"image": image.numpy()})
+        return tuple(torch.from_numpy(output) for output in outputs)
+
+    stored = session.get_modelmeta().custom_metadata_map
+    return Exported(run, {name: json.loads(value) for name, value in stored.items()})
+
+
+def _load_openvino(file: Path) -> Exported:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    facts = json.loads(model.get_rt_info(["gnws_d2", "facts"]).astype(str))
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        # The default on a CPU that computes in bfloat16 is bfloat16.
+        "INFERENCE_PRECISION_HINT": facts["precision"],
+    }
+    request = core.compile_model(model, "CPU", options).create_infer_request()
+
+    def run(image: torch.Tensor) -> Outputs:
+        # Copies: the next run writes to the same memory.
+        outputs = request.infer({"image": image.numpy()}).values()
+        return tuple(torch.from_numpy(output.copy()) for output in outputs)
+
+    return Exported(run, facts)
+
+
+_LOADERS: dict[str, Callable[[Path], Exported]] = {
+    ".ts": _load_torchscript,
+    ".pt2": _load_torch_export,
+    ".onnx": _load_onnx,
+    ".xml": _load_openvino,
+}
