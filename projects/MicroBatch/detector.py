@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone import build_resnet_backbone
 from experiment import NORMS, REFERENCE_BATCH, Job, Preset, loss_curve
 from run import command
+
+from torch import nn
 
 import gnws_d2
 from gnws_d2.data.digits import make_digits
@@ -31,9 +34,22 @@ from gnws_d2.engine import Trainer
 # FrozenBN needs statistics of a trained model; without any it is no normalization, which the
 # classifier shows.
 SMALL_NORMS = tuple(norm for norm in NORMS if norm != "FrozenBN")
-PRESETS = {
-    "small": Preset(images=480, reference_lr=0.06, seeds=2, norms=SMALL_NORMS),
-    "full": Preset(images=4800, reference_lr=0.06, seeds=5),
+# One learning rate for each norm, chosen with a seed of its own; then the same number of images for
+# every batch, and the same number of steps.
+EXPERIMENTS = {
+    "detector_lr": {
+        "small": Preset(
+            images=5120,
+            lr_grid=(0.03, 0.06, 0.12),
+            seeds=1,
+            first_seed=100,
+            norms=SMALL_NORMS,
+            batches=(2,),
+        )
+    },
+    "detector": {"small": Preset(images=5120, seeds=3, norms=SMALL_NORMS)},
+    # As many steps as with a batch of 4 in the experiment above.
+    "detector_steps": {"small": Preset(steps=1280, seeds=3, norms=SMALL_NORMS, batches=(1, 2))},
 }
 WARMUP = 0.1  # of the images
 CURVE_POINTS = 20
@@ -91,6 +107,20 @@ def job_config(job: Job, folder: str) -> CfgNode:
     return cfg
 
 
+def test_with_batch_statistics(trainer: Trainer, batch: int) -> dict[str, Any] | None:
+    """Evaluate with the statistics of each batch of the test images in place of the running ones of
+    the training; None without BatchNorm. The model keeps no running statistics afterwards."""
+    norms = [module for module in trainer.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return None
+    for norm in norms:
+        norm.running_mean = norm.running_var = None
+    cfg = trainer.cfg
+    (name,) = cfg.DATASETS.TEST
+    loader = build_detection_test_loader(cfg, name, batch_size=batch)
+    return inference_on_dataset(trainer.model, loader, trainer.build_evaluator(cfg, name))["bbox"]
+
+
 def train(job: Job) -> dict[str, Any]:
     """Train and evaluate; a model that finds nothing has an AP of 0."""
     make_digits()
@@ -100,9 +130,13 @@ def train(job: Job) -> dict[str, Any]:
         trainer.train()
         box = trainer._last_eval_results["bbox"]
         losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
-    row = {name: 0.0 if math.isnan(box[name]) else box[name] for name in ("AP", "AP50")}
+        batch_box = test_with_batch_statistics(trainer, job.batch)
+    row = {name: box[name] for name in ("AP", "AP50")}
+    if batch_box is not None:
+        row["AP_batch_statistics"] = batch_box["AP"]
+    row = {name: 0.0 if math.isnan(value) else value for name, value in row.items()}
     return {"rows": [row], "curve": loss_curve(losses, CURVE_POINTS)}
 
 
 if __name__ == "__main__":
-    command(__doc__, train, {"detector": PRESETS})
+    command(__doc__, train, EXPERIMENTS, choose_lr=("detector_lr", "AP"))

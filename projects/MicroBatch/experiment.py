@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 REFERENCE_BATCH = 8  # images per step that the learning rate of a preset is meant for
@@ -42,7 +42,8 @@ class Job:
     @property
     def name(self) -> str:
         norm = self.norm.lower().replace("+", "_")
-        return f"{self.experiment}-{norm}-batch{self.batch}-seed{self.seed}"
+        lr = f"lr{self.reference_lr:g}"
+        return f"{self.experiment}-{norm}-batch{self.batch}-{lr}-seed{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -64,21 +65,37 @@ class Job:
 
 @dataclass(frozen=True)
 class Preset:
-    """How much of an experiment is done; attributes as those of Job, several for each."""
+    """How much of an experiment is done.
 
-    images: int
-    reference_lr: float
+    Attributes:
+        images, reference_lr, norms, batches: as those of Job, several of the latter two.
+        seeds: how many.
+        first_seed: of them.
+        lr_grid: several learning rates to choose from, in place of ``reference_lr``.
+        steps: of each job, whatever its batch, in place of ``images`` in all.
+    """
+
     seeds: int
+    images: int = 0
+    reference_lr: float = 0.0
     norms: Sequence[str] = NORMS
     batches: Sequence[int] = BATCHES
+    first_seed: int = 0
+    lr_grid: Sequence[float] = ()
+    steps: int = 0
 
-    def jobs(self, experiment: str) -> list[Job]:
-        """All jobs; whole seeds one after the other, so that a stopped run has whole tables."""
+    def jobs(self, experiment: str, lrs: Mapping[str, float] | None = None) -> list[Job]:
+        """All jobs; whole seeds one after the other, so that a stopped run has whole tables.
+
+        Args:
+            lrs: the learning rate of each norm, in place of ``reference_lr``.
+        """
         return [
-            Job(experiment, norm, batch, seed, self.images, self.reference_lr)
-            for seed in range(self.seeds)
+            Job(experiment, norm, batch, seed, self.steps * batch or self.images, lr)
+            for seed in range(self.first_seed, self.first_seed + self.seeds)
             for norm in self.norms
             for batch in self.batches
+            for lr in self.lr_grid or [lrs[norm] if lrs else self.reference_lr]
         ]
 
 

@@ -114,13 +114,39 @@ def run_jobs(train: Train, jobs: Sequence[Job], folder: Path, processes: int) ->
     return failures
 
 
-def command(doc: str | None, train: Train, experiments: Mapping[str, Mapping[str, Preset]]) -> None:
+def best_lrs(jobs: Sequence[Job], folder: Path, score: str) -> dict[str, float]:
+    """For each norm the learning rate of ``jobs`` with the highest mean of a result.
+
+    Raises:
+        ValueError: a job has no result.
+    """
+    if waiting := missing(jobs, folder):
+        raise ValueError(f"{folder} has no result of {waiting[0].name}, which chooses a rate.")
+    found: dict[tuple[str, float], list[float]] = {}
+    for job in jobs:
+        rows = (read_result(folder / f"{job.name}.json") or {})["rows"]
+        scores = [row[score] for row in rows] or [-math.inf]  # none of one that diverged
+        found.setdefault((job.norm, job.reference_lr), []).extend(scores)
+    best: dict[str, float] = {}
+    for norm, lr in sorted(found, key=lambda key: sum(found[key]) / len(found[key])):
+        best[norm] = lr
+    return best
+
+
+def command(
+    doc: str | None,
+    train: Train,
+    experiments: Mapping[str, Mapping[str, Preset]],
+    choose_lr: tuple[str, str] | None = None,
+) -> None:
     """The command line of an experiment.
 
     Args:
         doc: its description.
         train: runs one job.
         experiments: name -> its presets by name.
+        choose_lr: the name of the experiment, the first, whose results choose the learning rate of
+            each norm in the others, and by what.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -132,9 +158,12 @@ def command(doc: str | None, train: Train, experiments: Mapping[str, Mapping[str
     )
     args = parser.parse_args()
     folder = args.output or Path("output/micro_batch") / args.preset
-    failures = []
+    failures, lrs = [], None
     for name, presets in experiments.items():
-        failures += run_jobs(train, presets[args.preset].jobs(name), folder, args.jobs)
+        jobs = presets[args.preset].jobs(name, lrs)
+        failures += run_jobs(train, jobs, folder, args.jobs)
+        if choose_lr and name == choose_lr[0] and not failures:
+            lrs = best_lrs(jobs, folder, choose_lr[1])
     print(f"Results: {folder}. Tables and plots: summary.py --results {folder}")
     if failures:
         sys.exit("Without a result, and tried again by the next run:\n" + "\n".join(failures))
