@@ -30,6 +30,7 @@ from torch import nn
 import gnws_d2
 from gnws_d2.data.digits import make_digits
 from gnws_d2.engine import Trainer
+from gnws_d2.layers import EstimatedBatchNorm2d
 
 # FrozenBN needs statistics of a trained model; without any it is no normalization, which the
 # classifier shows.
@@ -109,8 +110,13 @@ def job_config(job: Job, folder: str) -> CfgNode:
 
 def test_with_batch_statistics(trainer: Trainer, batch: int) -> dict[str, Any] | None:
     """Evaluate with the statistics of each batch of the test images in place of the running ones of
-    the training; None without BatchNorm. The model keeps no running statistics afterwards."""
-    norms = [module for module in trainer.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    the training; None without BN. The model keeps no running statistics afterwards."""
+    norms = [
+        module
+        for module in trainer.model.modules()
+        # The estimates of BCN are its statistics in training too.
+        if isinstance(module, nn.BatchNorm2d) and not isinstance(module, EstimatedBatchNorm2d)
+    ]
     if not norms:
         return None
     for norm in norms:

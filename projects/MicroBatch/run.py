@@ -162,7 +162,9 @@ def command(
     for name, presets in experiments.items():
         jobs = presets[args.preset].jobs(name, lrs)
         failures += run_jobs(train, jobs, folder, args.jobs)
-        if choose_lr and name == choose_lr[0] and not failures:
+        if choose_lr and name == choose_lr[0]:
+            if failures:
+                break
             lrs = best_lrs(jobs, folder, choose_lr[1])
     print(f"Results: {folder}. Tables and plots: summary.py --results {folder}")
     if failures:
