@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A small Faster R-CNN on Digits, from random initialization, with 1, 2, 4 and 8 images per step.
 
-    python projects/MicroBatch/detector.py --preset small --output output/micro_batch/small
+    python projects/MicroBatch/detector.py --output output/micro_batch
 
 Started again, it runs only what is missing.
 """
@@ -13,6 +13,7 @@ import functools
 import io
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone import build_resnet_backbone
-from experiment import NORMS, REFERENCE_BATCH, Job, Preset, loss_curve
+from experiment import REFERENCE_BATCH, Job, Preset
 from run import command
-
 from torch import nn
 
 import gnws_d2
@@ -32,28 +32,15 @@ from gnws_d2.data.digits import make_digits
 from gnws_d2.engine import Trainer
 from gnws_d2.layers import EstimatedBatchNorm2d
 
-# FrozenBN needs statistics of a trained model; without any it is no normalization, which the
-# classifier shows.
-SMALL_NORMS = tuple(norm for norm in NORMS if norm != "FrozenBN")
-# One learning rate for each norm, chosen with a seed of its own; then the same number of images for
-# every batch, and the same number of steps.
+LR_GRID = (0.03, 0.06, 0.12)
+# A learning rate for each norm, chosen with a seed of its own; then equal images for all batches,
+# and equal steps: those of a batch of 4.
 EXPERIMENTS = {
-    "detector_lr": {
-        "small": Preset(
-            images=5120,
-            lr_grid=(0.03, 0.06, 0.12),
-            seeds=1,
-            first_seed=100,
-            norms=SMALL_NORMS,
-            batches=(2,),
-        )
-    },
-    "detector": {"small": Preset(images=5120, seeds=3, norms=SMALL_NORMS)},
-    # As many steps as with a batch of 4 in the experiment above.
-    "detector_steps": {"small": Preset(steps=1280, seeds=3, norms=SMALL_NORMS, batches=(1, 2))},
+    "detector_lr": Preset(images=5120, lr_grid=LR_GRID, seeds=1, first_seed=100, batches=(2,)),
+    "detector": Preset(images=5120, seeds=3),
+    "detector_steps": Preset(steps=1280, seeds=3, batches=(1, 2)),
 }
 WARMUP = 0.1  # of the images
-CURVE_POINTS = 20
 CONFIG = Path(__file__).with_name("faster_rcnn_R_18_FPN.yaml")
 PARTS = ["stem", "backbone", "fpn", "box_head"]  # those with a norm
 
@@ -127,22 +114,30 @@ def test_with_batch_statistics(trainer: Trainer, batch: int) -> dict[str, Any] |
     return inference_on_dataset(trainer.model, loader, trainer.build_evaluator(cfg, name))["bbox"]
 
 
-def train(job: Job) -> dict[str, Any]:
-    """Train and evaluate; a model that finds nothing has an AP of 0."""
+def train(
+    job: Job,
+    config: Callable[[Job, str], CfgNode] = job_config,
+    prepare: Callable[[Job, nn.Module], None] = lambda *_: None,
+) -> list[dict[str, Any]]:
+    """Train and evaluate; a model that finds nothing has an AP of 0.
+
+    Args:
+        config: of a job, and the folder that it writes into.
+        prepare: changes the model before it is trained.
+    """
     make_digits()
     register()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        trainer = Trainer(job_config(job, folder))
+        trainer = Trainer(config(job, folder))
+        prepare(job, trainer.model)
         trainer.train()
         box = trainer._last_eval_results["bbox"]
-        losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
         batch_box = test_with_batch_statistics(trainer, job.batch)
     row = {name: box[name] for name in ("AP", "AP50")}
     if batch_box is not None:
         row["AP_batch_statistics"] = batch_box["AP"]
-    row = {name: 0.0 if math.isnan(value) else value for name, value in row.items()}
-    return {"rows": [row], "curve": loss_curve(losses, CURVE_POINTS)}
+    return [{name: 0.0 if math.isnan(value) else value for name, value in row.items()}]
 
 
 if __name__ == "__main__":
-    command(__doc__, train, EXPERIMENTS, choose_lr=("detector_lr", "AP"))
+    command(__doc__, train, EXPERIMENTS, score="AP")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 REFERENCE_BATCH = 8  # images per step that the learning rate of a preset is meant for
 BATCHES = (1, 2, 4, 8)
-NORMS = ("BN", "FrozenBN", "GN", "GN+WS", "BCN", "BCN+WS")
+NORMS = ("BN", "GN", "GN+WS", "BCN", "BCN+WS")
 MOVING_SPEED = 0.1  # of the estimates of BCN; falls with the learning rate
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training. All jobs of an experiment see the same number of images.
+    """One training.
 
     Attributes:
         experiment: its name, the first word of the file of its result.
-        norm: of NORMS.
+        norm: of NORMS, or what else the experiment compares.
         batch: images per step.
         seed: of initial weights and of the order of the images.
         images: seen in all, a multiple of every batch.
@@ -68,11 +67,11 @@ class Preset:
     """How much of an experiment is done.
 
     Attributes:
-        images, reference_lr, norms, batches: as those of Job, several of the latter two.
         seeds: how many.
-        first_seed: of them.
-        lr_grid: several learning rates to choose from, in place of ``reference_lr``.
-        steps: of each job, whatever its batch, in place of ``images`` in all.
+        images, reference_lr, norms, batches: as those of Job, several of the latter two.
+        first_seed: the smallest.
+        lr_grid: reference learning rates, each of which is tried, to choose one for each norm.
+        steps: of each job, whatever its batch, in place of ``images``.
     """
 
     seeds: int
@@ -88,7 +87,7 @@ class Preset:
         """All jobs; whole seeds one after the other, so that a stopped run has whole tables.
 
         Args:
-            lrs: the learning rate of each norm, in place of ``reference_lr``.
+            lrs: the reference learning rate chosen for each norm.
         """
         return [
             Job(experiment, norm, batch, seed, self.steps * batch or self.images, lr)
@@ -97,10 +96,3 @@ class Preset:
             for batch in self.batches
             for lr in self.lr_grid or [lrs[norm] if lrs else self.reference_lr]
         ]
-
-
-def loss_curve(losses: Sequence[float], points: int) -> list[float]:
-    """The mean losses of ``points`` parts of a training that are equally long, or differ by one
-    step where it does not divide; a training that is broken off has fewer."""
-    edges = [round(i * len(losses) / points) for i in range(points + 1)]
-    return [sum(losses[a:b]) / (b - a) for a, b in itertools.pairwise(edges) if b > a]
