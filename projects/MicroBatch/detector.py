@@ -95,19 +95,25 @@ def job_config(job: Job, folder: str) -> CfgNode:
     return cfg
 
 
-def test_with_batch_statistics(trainer: Trainer, batch: int) -> dict[str, Any] | None:
-    """Evaluate with the statistics of each batch of the test images in place of the running ones of
-    the training; None without BN. The model keeps no running statistics afterwards."""
+def forget_running_statistics(model: nn.Module) -> bool:
+    """Let every BN of ``model`` normalize by the statistics of its batch in evaluation too; the
+    estimates of BCN, its statistics in training, stay.
+
+    Returns:
+        Whether there was one.
+    """
     norms = [
         module
-        for module in trainer.model.modules()
-        # The estimates of BCN are its statistics in training too.
+        for module in model.modules()
         if isinstance(module, nn.BatchNorm2d) and not isinstance(module, EstimatedBatchNorm2d)
     ]
-    if not norms:
-        return None
     for norm in norms:
         norm.running_mean = norm.running_var = None
+    return bool(norms)
+
+
+def evaluate(trainer: Trainer, batch: int) -> dict[str, Any]:
+    """Box AP on the test images, ``batch`` at a time."""
     cfg = trainer.cfg
     (name,) = cfg.DATASETS.TEST
     loader = build_detection_test_loader(cfg, name, batch_size=batch)
@@ -132,10 +138,9 @@ def train(
         prepare(job, trainer.model)
         trainer.train()
         box = trainer._last_eval_results["bbox"]
-        batch_box = test_with_batch_statistics(trainer, job.batch)
-    row = {name: box[name] for name in ("AP", "AP50")}
-    if batch_box is not None:
-        row["AP_batch_statistics"] = batch_box["AP"]
+        row = {name: box[name] for name in ("AP", "AP50")}
+        if forget_running_statistics(trainer.model):
+            row["AP_batch_statistics"] = evaluate(trainer, job.batch)["AP"]
     return [{name: 0.0 if math.isnan(value) else value for name, value in row.items()}]
 
 
