@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How the channels of a trained classifier are distributed, which BCN is designed to improve.
 
-    python projects/MicroBatch/channels.py --preset small --output output/micro_batch/small
+    python projects/MicroBatch/channels.py --output output/micro_batch
 
 A channel that is never positive before a ReLU is eliminated, and one that always is passes the ReLU
 as through the identity: near these the network is close to one with fewer channels or fewer layers,
@@ -25,16 +25,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from classifier import CURVE_POINTS, fit, load
-from experiment import Job, Preset, loss_curve
+from classifier import fit, load
+from experiment import NORMS, Job, Preset
 from run import command
 from torch import nn
 
-NORMS = ("BN", "GN", "GN+WS", "BCN", "BCN+WS")
-PRESETS = {
-    "small": Preset(images=640, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,)),
-    "full": Preset(images=14400, reference_lr=0.1, seeds=10, norms=NORMS, batches=(2,)),
-}
+EXPERIMENTS = {"channels": Preset(images=640, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,))}
 NORMALIZATIONS = (nn.BatchNorm2d, nn.GroupNorm)
 RARE = 0.01  # share of values below which a channel counts as never positive
 QUANTILES = 21
@@ -114,13 +110,9 @@ def summary(channels: Channels) -> dict[str, float]:
     return row
 
 
-def train(job: Job) -> dict[str, Any]:
-    model, losses = fit(job)
-    return {
-        "rows": [summary(measure(model, load("val")[0]))],
-        "curve": loss_curve(losses, CURVE_POINTS),
-    }
+def train(job: Job) -> list[dict[str, Any]]:
+    return [summary(measure(fit(job), load("val")[0]))]
 
 
 if __name__ == "__main__":
-    command(__doc__, train, {"channels": PRESETS})
+    command(__doc__, train, EXPERIMENTS)

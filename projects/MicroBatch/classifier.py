@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""A small residual network on scikit-learn's digits, trained with 1, 2, 4 and 8 images per step.
+"""A small residual network with 1, 2, 4 and 8 images per step, on scikit-learn's digits and on
+FashionMNIST, which torchvision downloads into $GNWS_D2_CACHE.
 
-    python projects/MicroBatch/classifier.py --preset small --output output/micro_batch/small
+    python projects/MicroBatch/classifier.py --output output/micro_batch
 
 Started again, it runs only what is missing.
 """
@@ -10,36 +11,38 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.solver import WarmupParamScheduler
-from experiment import MOVING_SPEED, Job, Preset, loss_curve
+from experiment import MOVING_SPEED, Job, Preset
 from fvcore.common.param_scheduler import CosineParamScheduler
 from run import command
 from torch import nn
 from torch.nn import functional as F
 
+from gnws_d2.cache import cache_path
 from gnws_d2.data.digits.scans import load_scans
 from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, convert
 
-PRESETS = {
-    "small": Preset(images=640, reference_lr=0.1, seeds=3),
-    "full": Preset(images=14400, reference_lr=0.1, seeds=10),
+GRID = Preset(lr_grid=(0.05, 0.1, 0.2), seeds=1, first_seed=100, batches=(2,))
+EXPERIMENTS = {
+    "classifier_lr": replace(GRID, images=2880),
+    "classifier": Preset(images=2880, seeds=3),
+    "fashion_lr": replace(GRID, images=2400),
+    "fashion": Preset(images=2400, seeds=3),
 }
+FASHION_TEST_IMAGES = 2000
 GROUP = 8  # channels that GN and BCN normalize together
 NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
-    # Untrained, as there is nothing to take statistics from: the network has no normalization.
-    "FrozenBN": FrozenBatchNorm2d,
     "GN": lambda channels: nn.GroupNorm(channels // GROUP, channels),
     "BCN": lambda channels: BatchChannelNorm2d(channels, channels // GROUP, estimate=True),
 }
-CURVE_POINTS = 20
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 1, 8, 8), classes (N,)
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 1, H, W), classes (N,)
 
 
 class Block(nn.Module):
@@ -66,7 +69,7 @@ class Block(nn.Module):
 
 
 def build_classifier(norm: str) -> nn.Sequential:
-    """The network with a norm of NORMS; takes (N, 1, 8, 8), returns (N, 10)."""
+    """The network with a norm of NORMS; takes (N, 1, H, W), returns (N, 10)."""
     layer = NORM_LAYERS[norm.removesuffix("+WS")]
     model = nn.Sequential(
         nn.Conv2d(1, 32, 3, 1, 1, bias=False),
@@ -88,19 +91,38 @@ def build_classifier(norm: str) -> nn.Sequential:
 
 
 @functools.cache
-def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scans of "train" (1438) or "val" (359, none of them in train): (N, 1, 8, 8) of mean 0
-    and variance 1 over train, and their classes (N,)."""
-    mean, std = (f(load_scans("train").ink) for f in (np.mean, np.std))
+def load(split: str, fashion: bool = False) -> Batch:
+    """Images of mean 0 and variance 1 over "train", and their classes: (1438, 1, 8, 8) scans, or
+    (60000, 1, 14, 14) of FashionMNIST at half its size.
+
+    Args:
+        split: "train", or "val": 359 other scans, the first of FashionMNIST's test images.
+    """
+    (train, _), (images, labels) = (
+        load_fashion(name) if fashion else load_ink(name) for name in ("train", split)
+    )
+    mean, std = train.numpy().mean(), train.numpy().std()
+    return (images - mean) / std, labels
+
+
+def load_ink(split: str) -> Batch:
     scans = load_scans(split)
-    images = torch.from_numpy((scans.ink - mean) / std).float().unsqueeze(1)
-    return images, torch.from_numpy(scans.labels).long()
+    return torch.from_numpy(scans.ink).unsqueeze(1), torch.from_numpy(scans.labels).long()
 
 
-def batches(job: Job) -> Iterator[Batch]:
+def load_fashion(split: str) -> Batch:
+    from torchvision.datasets import FashionMNIST
+
+    whole = FashionMNIST(str(cache_path()), train=split == "train", download=True)
+    chosen = slice(None if split == "train" else FASHION_TEST_IMAGES)
+    images = whole.data[chosen].unsqueeze(1).float() / 255
+    return F.avg_pool2d(images, 2), whole.targets[chosen]
+
+
+def batches(job: Job, data: Batch) -> Iterator[Batch]:
     """The images of a training, epoch after epoch in random order. The order is that of the seed,
     whatever the batch."""
-    images, labels = load("train")
+    images, labels = data
     rng = np.random.default_rng((job.seed, 1))
     epochs = -(-job.images // len(labels))
     order = np.concatenate([rng.permutation(len(labels)) for _ in range(epochs)])[: job.images]
@@ -108,28 +130,26 @@ def batches(job: Job) -> Iterator[Batch]:
         yield images[chosen], labels[chosen]
 
 
-def fit(
-    job: Job, observe: Callable[[int, nn.Module], None] = lambda *_: None
-) -> tuple[nn.Sequential, list[float]]:
-    """Train the network of a job.
+def optimize(
+    model: nn.Module,
+    data: Batch,
+    job: Job,
+    observe: Callable[[int, nn.Module], None] = lambda *_: None,
+) -> None:
+    """Train a model to classify.
 
     Args:
         observe: called before each step with its number and the model.
 
-    Returns:
-        The model, and the loss of each step.
-
     Raises:
         FloatingPointError: a loss is not finite.
     """
-    torch.manual_seed(job.seed)
-    model = build_classifier(job.norm).train()
+    model.train()
     estimated = [m for m in model.modules() if isinstance(m, EstimatedBatchNorm2d)]
     optimizer = torch.optim.SGD(model.parameters(), job.lr, momentum=0.9, weight_decay=1e-4)
     cosine = CosineParamScheduler(1, 0)
     warm = WarmupParamScheduler(cosine, warmup_factor=0.001, warmup_length=0.05)
-    losses = []
-    for step, (images, labels) in enumerate(batches(job)):
+    for step, (images, labels) in enumerate(batches(job, data)):
         optimizer.param_groups[0]["lr"] = job.lr * warm(step / job.steps)
         for layer in estimated:
             layer.moving_speed = MOVING_SPEED * cosine(step / job.steps)
@@ -140,21 +160,27 @@ def fit(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    return model, losses
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module) -> dict[str, float]:
-    """Accuracy in percent on the held-out scans, in evaluation mode."""
-    images, labels = load("val")
-    return {"accuracy": 100 * (model.eval()(images).argmax(1) == labels).float().mean().item()}
+def accuracy(model: nn.Module, data: Batch) -> float:
+    """In percent, in evaluation mode."""
+    images, labels = data
+    return 100 * (model.eval()(images).argmax(1) == labels).float().mean().item()
 
 
-def train(job: Job) -> dict[str, Any]:
-    model, losses = fit(job)
-    return {"rows": [evaluate(model)], "curve": loss_curve(losses, CURVE_POINTS)}
+def fit(job: Job, observe: Callable[[int, nn.Module], None] = lambda *_: None) -> nn.Sequential:
+    """Train the network of a job; see :func:`optimize`."""
+    torch.manual_seed(job.seed)
+    model = build_classifier(job.norm)
+    optimize(model, load("train", job.experiment.startswith("fashion")), job, observe)
+    return model
+
+
+def train(job: Job) -> list[dict[str, Any]]:
+    data = load("val", job.experiment.startswith("fashion"))
+    return [{"accuracy": accuracy(fit(job), data)}]
 
 
 if __name__ == "__main__":
-    command(__doc__, train, {"classifier": PRESETS})
+    command(__doc__, train, EXPERIMENTS, score="accuracy")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A small Faster R-CNN on Digits, from random initialization, with 1, 2, 4 and 8 images per step.
 
-    python projects/MicroBatch/detector.py --preset small --output output/micro_batch/small
+    python projects/MicroBatch/detector.py --output output/micro_batch
 
 Started again, it runs only what is missing.
 """
@@ -13,30 +13,34 @@ import functools
 import io
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone import build_resnet_backbone
-from experiment import NORMS, REFERENCE_BATCH, Job, Preset, loss_curve
+from experiment import REFERENCE_BATCH, Job, Preset
 from run import command
+from torch import nn
 
 import gnws_d2
 from gnws_d2.data.digits import make_digits
 from gnws_d2.engine import Trainer
+from gnws_d2.layers import EstimatedBatchNorm2d
 
-# FrozenBN needs statistics of a trained model; without any it is no normalization, which the
-# classifier shows.
-SMALL_NORMS = tuple(norm for norm in NORMS if norm != "FrozenBN")
-PRESETS = {
-    "small": Preset(images=480, reference_lr=0.06, seeds=2, norms=SMALL_NORMS),
-    "full": Preset(images=4800, reference_lr=0.06, seeds=5),
+LR_GRID = (0.03, 0.06, 0.12)
+# A learning rate for each norm, chosen with a seed of its own; then equal images for all batches,
+# and equal steps: those of a batch of 4.
+EXPERIMENTS = {
+    "detector_lr": Preset(images=5120, lr_grid=LR_GRID, seeds=1, first_seed=100, batches=(2,)),
+    "detector": Preset(images=5120, seeds=3),
+    "detector_steps": Preset(steps=1280, seeds=3, batches=(1, 2)),
 }
 WARMUP = 0.1  # of the images
-CURVE_POINTS = 20
 CONFIG = Path(__file__).with_name("faster_rcnn_R_18_FPN.yaml")
 PARTS = ["stem", "backbone", "fpn", "box_head"]  # those with a norm
 
@@ -91,18 +95,54 @@ def job_config(job: Job, folder: str) -> CfgNode:
     return cfg
 
 
-def train(job: Job) -> dict[str, Any]:
-    """Train and evaluate; a model that finds nothing has an AP of 0."""
+def forget_running_statistics(model: nn.Module) -> bool:
+    """Let every BN of ``model`` normalize by the statistics of its batch in evaluation too; the
+    estimates of BCN, its statistics in training, stay.
+
+    Returns:
+        Whether there was one.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and not isinstance(module, EstimatedBatchNorm2d)
+    ]
+    for norm in norms:
+        norm.running_mean = norm.running_var = None
+    return bool(norms)
+
+
+def evaluate(trainer: Trainer, batch: int) -> dict[str, Any]:
+    """Box AP on the test images, ``batch`` at a time."""
+    cfg = trainer.cfg
+    (name,) = cfg.DATASETS.TEST
+    loader = build_detection_test_loader(cfg, name, batch_size=batch)
+    return inference_on_dataset(trainer.model, loader, trainer.build_evaluator(cfg, name))["bbox"]
+
+
+def train(
+    job: Job,
+    config: Callable[[Job, str], CfgNode] = job_config,
+    prepare: Callable[[Job, nn.Module], None] = lambda *_: None,
+) -> list[dict[str, Any]]:
+    """Train and evaluate; a model that finds nothing has an AP of 0.
+
+    Args:
+        config: of a job, and the folder that it writes into.
+        prepare: changes the model before it is trained.
+    """
     make_digits()
     register()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        trainer = Trainer(job_config(job, folder))
+        trainer = Trainer(config(job, folder))
+        prepare(job, trainer.model)
         trainer.train()
         box = trainer._last_eval_results["bbox"]
-        losses = [loss for loss, _ in trainer.storage.history("total_loss").values()]
-    row = {name: 0.0 if math.isnan(box[name]) else box[name] for name in ("AP", "AP50")}
-    return {"rows": [row], "curve": loss_curve(losses, CURVE_POINTS)}
+        row = {name: box[name] for name in ("AP", "AP50")}
+        if forget_running_statistics(trainer.model):
+            row["AP_batch_statistics"] = evaluate(trainer, job.batch)["AP"]
+    return [{name: 0.0 if math.isnan(value) else value for name, value in row.items()}]
 
 
 if __name__ == "__main__":
-    command(__doc__, train, {"detector": PRESETS})
+    command(__doc__, train, EXPERIMENTS, score="AP")

@@ -7,11 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from figures import STYLES
 from tabulate import tabulate
 
-EXPERIMENTS = ("detector", "classifier", "smoothness", "channels")
-ORDER = tuple(STYLES)  # of norms, in tables and plots
+# Experiments whose learning rates were chosen -> by what.
+SCORES = {
+    "detector": "AP",
+    "finetune": "AP",
+    "classifier": "accuracy",
+    "fashion": "accuracy",
+}
+EXPERIMENTS = (
+    *("detector_lr", "detector", "detector_steps", "pretrain", "finetune_lr", "finetune"),
+    *("classifier_lr", "classifier", "fashion_lr", "fashion", "smoothness", "channels"),
+)
+ORDER = ("BN", "BN+WS", "FrozenBN", "GN", "GN+WS", "BCN", "BCN+WS")  # in tables and plots
+NOT_MEASURED = "not measured"
 
 Rows = list[dict[str, str]]
 
@@ -41,8 +51,8 @@ def distinct(rows: Rows, key: str) -> list[str]:
 def mean_and_std(numbers: Sequence[float], digits: int) -> str:
     """ "mean ± standard deviation" over seeds; what diverged is counted behind."""
     finite = [n for n in numbers if np.isfinite(n)]
-    if not numbers:
-        return "not measured yet"
+    if not len(numbers):
+        return NOT_MEASURED
     if not finite:
         return "diverged"
     text = f"{np.mean(finite):.{digits}f}"
@@ -60,6 +70,52 @@ def scores(rows: Rows, key: str) -> str:
         for norm in distinct(rows, "norm")
     ]
     return table(["norm", *(f"{b} per step" for b in batches)], body)
+
+
+def rates_table(data: Path) -> str:
+    """For each norm and experiment, the score at each learning rate that was tried, that of the one
+    that was taken in bold."""
+    columns: dict[str, dict[str, str]] = {}
+    for name, key in SCORES.items():
+        tried, taken = read(data, f"{name}_lr"), read(data, name)
+        rates = sorted({row["reference_lr"] for row in tried}, key=float)
+        column = columns[f"{name}, {key} at {', '.join(rates) or NOT_MEASURED}"] = {}
+        for norm in distinct(tried, "norm"):
+            best = {row["reference_lr"] for row in taken if row["norm"] == norm}
+            cells = [
+                (mean_and_std(values(tried, key, norm=norm, reference_lr=rate), 1), rate in best)
+                for rate in rates
+            ]
+            column[norm] = ", ".join(f"**{text}**" if bold else text for text, bold in cells)
+    norms = [norm for norm in ORDER if any(norm in column for column in columns.values())]
+    body = [[norm, *(column.get(norm, "") for column in columns.values())] for norm in norms]
+    return table(["norm", *columns], body)
+
+
+def batch_statistics_table(rows: Rows) -> str:
+    """Box AP of BN with the statistics of training, and with those of each batch of test images."""
+    rows = [row for row in rows if row["norm"] == "BN"]
+    batches = distinct(rows, "batch")
+    running, own = (
+        [np.array(values(rows, key, batch=b)) for b in batches]
+        for key in ("AP", "AP_batch_statistics")
+    )
+    lines = {
+        "running, of the training": running,
+        "of the test batch": own,
+        "difference": [b - a for a, b in zip(running, own, strict=True)],
+    }
+    body = [[name, *(mean_and_std(ap, 1) for ap in line)] for name, line in lines.items()]
+    return table(["statistics", *(f"{b} per step" for b in batches)], body if rows else [])
+
+
+def steps_table(data: Path) -> str:
+    """Box AP after equally many steps; those with 4 images are of the experiment of equal images,
+    which has as many."""
+    rows = read(data, "detector_steps")
+    steps = {int(row["images"]) // int(row["batch"]) for row in rows}
+    same = [r for r in read(data, "detector") if int(r["images"]) // int(r["batch"]) in steps]
+    return scores(rows + same, "AP")
 
 
 # Name in the table -> column of the CSV file, and the rows that count.
@@ -115,24 +171,25 @@ def channels_table(rows: Rows) -> str:
 
 def cost_table(data: Path) -> str:
     """How much was run, and what it cost."""
-    body = []
-    everything: Rows = []
+    key = ("norm", "batch", "reference_lr", "seed")
+    body, minutes = [], 0.0
     for name in EXPERIMENTS:
-        jobs = list({(r["norm"], r["batch"], r["seed"]): r for r in read(data, name)}.values())
+        jobs = list({tuple(row[k] for k in key): row for row in read(data, name)}.values())
         if not jobs:
-            body.append([name, "not measured yet"])
+            body.append([name, NOT_MEASURED])
             continue
-        seeds = str(len({job["seed"] for job in jobs}))
-        body.append([name, *_jobs_and_cost(jobs), seeds, jobs[0]["images"]])
-        everything += jobs
-    body.append(["all", *_jobs_and_cost(everything)])
-    return table(["experiment", "jobs", "diverged", "CPU minutes", "seeds", "images per job"], body)
-
-
-def _jobs_and_cost(jobs: Rows) -> list[str]:
-    minutes = sum(float(job["cpu_seconds"]) for job in jobs) / 60
-    return [str(len(jobs)), str(sum(bool(job["diverged"]) for job in jobs)), f"{minutes:.1f}"]
+        cost = sum(float(job["cpu_seconds"]) for job in jobs) / 60
+        minutes += cost
+        diverged = sum(bool(job["diverged"]) for job in jobs)
+        seeds = len({job["seed"] for job in jobs})
+        images = "-".join(dict.fromkeys(str(f(int(j["images"]) for j in jobs)) for f in (min, max)))
+        body.append([name, *map(str, (len(jobs), seeds, images, diverged)), f"{cost:.1f}"])
+    header = ["experiment", "jobs", "seeds", "images per job", "diverged", "CPU minutes"]
+    return table(header, [*body, ["all", "", "", "", "", f"{minutes:.1f}"]])
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """In Markdown; says so where nothing was measured."""
+    if not body:
+        return "Not measured."
     return tabulate(body, header, tablefmt="github", disable_numparse=True)

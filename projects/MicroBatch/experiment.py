@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 REFERENCE_BATCH = 8  # images per step that the learning rate of a preset is meant for
 BATCHES = (1, 2, 4, 8)
-NORMS = ("BN", "FrozenBN", "GN", "GN+WS", "BCN", "BCN+WS")
+NORMS = ("BN", "GN", "GN+WS", "BCN", "BCN+WS")
 MOVING_SPEED = 0.1  # of the estimates of BCN; falls with the learning rate
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training. All jobs of an experiment see the same number of images.
+    """One training.
 
     Attributes:
         experiment: its name, the first word of the file of its result.
-        norm: of NORMS.
+        norm: of NORMS, or what else the experiment compares.
         batch: images per step.
         seed: of initial weights and of the order of the images.
         images: seen in all, a multiple of every batch.
@@ -42,7 +41,8 @@ class Job:
     @property
     def name(self) -> str:
         norm = self.norm.lower().replace("+", "_")
-        return f"{self.experiment}-{norm}-batch{self.batch}-seed{self.seed}"
+        lr = f"lr{self.reference_lr:g}"
+        return f"{self.experiment}-{norm}-batch{self.batch}-{lr}-seed{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -64,26 +64,35 @@ class Job:
 
 @dataclass(frozen=True)
 class Preset:
-    """How much of an experiment is done; attributes as those of Job, several for each."""
+    """How much of an experiment is done.
 
-    images: int
-    reference_lr: float
+    Attributes:
+        seeds: how many.
+        images, reference_lr, norms, batches: as those of Job, several of the latter two.
+        first_seed: the smallest.
+        lr_grid: reference learning rates, each of which is tried, to choose one for each norm.
+        steps: of each job, whatever its batch, in place of ``images``.
+    """
+
     seeds: int
+    images: int = 0
+    reference_lr: float = 0.0
     norms: Sequence[str] = NORMS
     batches: Sequence[int] = BATCHES
+    first_seed: int = 0
+    lr_grid: Sequence[float] = ()
+    steps: int = 0
 
-    def jobs(self, experiment: str) -> list[Job]:
-        """All jobs; whole seeds one after the other, so that a stopped run has whole tables."""
+    def jobs(self, experiment: str, lrs: Mapping[str, float] | None = None) -> list[Job]:
+        """All jobs; whole seeds one after the other, so that a stopped run has whole tables.
+
+        Args:
+            lrs: the reference learning rate chosen for each norm.
+        """
         return [
-            Job(experiment, norm, batch, seed, self.images, self.reference_lr)
-            for seed in range(self.seeds)
+            Job(experiment, norm, batch, seed, self.steps * batch or self.images, lr)
+            for seed in range(self.first_seed, self.first_seed + self.seeds)
             for norm in self.norms
             for batch in self.batches
+            for lr in self.lr_grid or [lrs[norm] if lrs else self.reference_lr]
         ]
-
-
-def loss_curve(losses: Sequence[float], points: int) -> list[float]:
-    """The mean losses of ``points`` parts of a training that are equally long, or differ by one
-    step where it does not divide; a training that is broken off has fewer."""
-    edges = [round(i * len(losses) / points) for i in range(points + 1)]
-    return [sum(losses[a:b]) / (b - a) for a, b in itertools.pairwise(edges) if b > a]

@@ -13,10 +13,12 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,8 +27,9 @@ from tqdm import tqdm
 
 from gnws_d2.files import atomic_write
 
-# Trains, and returns what it measured: {"rows": [one of the CSV file, ...], "curve": [loss, ...]}.
-Train = Callable[[Job], dict[str, Any]]
+# Trains, and returns what it measured, as rows of a CSV file; raises FloatingPointError where it
+# diverges.
+Train = Callable[[Job], list[dict[str, Any]]]
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
@@ -63,11 +66,9 @@ def run_job(train: Train, job: Job, folder: Path) -> str:
         "diverged", or "".
     """
     cpu, wall = time.process_time(), time.time()
-    diverged, measured = "", {"rows": [], "curve": []}
+    diverged, rows = "", []
     try:
-        measured = train(job)
-        if not all(map(math.isfinite, measured["curve"])):
-            raise FloatingPointError("a loss is not finite")
+        rows = train(job)
     except FloatingPointError as error:
         diverged = str(error) or "not finite"
     result = {
@@ -75,7 +76,7 @@ def run_job(train: Train, job: Job, folder: Path) -> str:
         "diverged": diverged,
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "seconds": round(time.time() - wall, 1),
-        **(measured if not diverged else {"rows": [], "curve": []}),
+        "rows": rows,
     }
     with atomic_write(folder / f"{job.name}.json") as partial:
         partial.write_text(json.dumps(result), encoding="utf-8")
@@ -114,27 +115,48 @@ def run_jobs(train: Train, jobs: Sequence[Job], folder: Path, processes: int) ->
     return failures
 
 
-def command(doc: str | None, train: Train, experiments: Mapping[str, Mapping[str, Preset]]) -> None:
+def best_lrs(jobs: Sequence[Job], folder: Path, score: str) -> dict[str, float]:
+    """For each norm the reference learning rate with the highest mean score over finished jobs;
+    one that diverged has the lowest."""
+    found: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for job in jobs:
+        result = json.loads((folder / f"{job.name}.json").read_text(encoding="utf-8"))
+        scores = [row[score] for row in result["rows"]]
+        found[job.norm, job.reference_lr] += scores or [-math.inf]
+    return dict(sorted(found, key=lambda key: fmean(found[key])))  # of each norm, the last stays
+
+
+def command(
+    doc: str | None,
+    train: Train,
+    experiments: Mapping[str, Preset],
+    score: str = "",
+) -> None:
     """The command line of an experiment.
 
     Args:
         doc: its description.
         train: runs one job.
-        experiments: name -> its presets by name.
+        experiments: by name. One with an ``lr_grid`` chooses the learning rate of each norm in
+            those behind it.
+        score: of a result, the highest of which chooses.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=("small", "full"), default="small")
-    parser.add_argument("--output", type=Path, help="default: output/micro_batch/PRESET")
+    parser.add_argument("--output", type=Path, default=Path("output/micro_batch"))
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="processes, one thread each"
     )
     args = parser.parse_args()
-    folder = args.output or Path("output/micro_batch") / args.preset
-    failures = []
-    for name, presets in experiments.items():
-        failures += run_jobs(train, presets[args.preset].jobs(name), folder, args.jobs)
-    print(f"Results: {folder}. Tables and plots: summary.py --results {folder}")
+    failures, lrs = [], None
+    for name, preset in experiments.items():
+        jobs = preset.jobs(name, lrs)
+        failures += run_jobs(train, jobs, args.output, args.jobs)
+        if preset.lr_grid:
+            if failures:
+                break
+            lrs = best_lrs(jobs, args.output, score)
+    print(f"Results: {args.output}. Tables and plots: summary.py --results {args.output}")
     if failures:
         sys.exit("Without a result, and tried again by the next run:\n" + "\n".join(failures))

@@ -2,7 +2,7 @@
 """How fast loss and gradient change along the direction of training, with and without Weight
 Standardization.
 
-    python projects/MicroBatch/smoothness.py --preset small --output output/micro_batch/small
+    python projects/MicroBatch/smoothness.py --output output/micro_batch
 
 At 10 moments of a training of the classifier, the convolutions' weights are moved against the
 gradient of the mean loss of 4 batches of training, as Santurkar et al. do it (arXiv 1805.11604):
@@ -30,8 +30,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from classifier import CURVE_POINTS, Batch, batches, fit
-from experiment import Job, Preset, loss_curve
+from classifier import Batch, batches, fit, load
+from experiment import Job, Preset
 from run import command
 from torch import nn
 from torch.func import functional_call
@@ -40,9 +40,8 @@ from torch.nn import functional as F
 from gnws_d2.layers import StandardizedConv
 
 NORMS = ("BN", "BN+WS", "GN", "GN+WS", "BCN", "BCN+WS")
-PRESETS = {
-    "small": Preset(images=640, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,)),
-    "full": Preset(images=14400, reference_lr=0.1, seeds=10, norms=NORMS, batches=(2,)),
+EXPERIMENTS = {
+    "smoothness": Preset(images=640, reference_lr=0.1, seeds=3, norms=NORMS, batches=(2,))
 }
 MOMENTS = 10
 BATCHES = 4
@@ -178,18 +177,18 @@ def observe_model(model: nn.Module, seen: Sequence[Batch], lr: float) -> dict[st
     }
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(job: Job) -> list[dict[str, Any]]:
     rows = []
     moments = {round(i * job.steps / MOMENTS) for i in range(MOMENTS)}
-    seen = list(itertools.islice(batches(job), BATCHES))
+    seen = list(itertools.islice(batches(job, load("train")), BATCHES))
 
     def observe(step: int, model: nn.Module) -> None:
         if step in moments:
             rows.append({"images_seen": step * job.batch, **observe_model(model, seen, job.lr)})
 
-    _, losses = fit(job, observe)
-    return {"rows": rows, "curve": loss_curve(losses, CURVE_POINTS)}
+    fit(job, observe)
+    return rows
 
 
 if __name__ == "__main__":
-    command(__doc__, train, {"smoothness": PRESETS})
+    command(__doc__, train, EXPERIMENTS)

@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""docs/micro-batch.md and its plots, from the results of the experiments.
+"""docs/micro-batch.md and its plot, from the results of the experiments.
 
-    python projects/MicroBatch/summary.py --results output/micro_batch/small
+    python projects/MicroBatch/summary.py --results output/micro_batch
     python projects/MicroBatch/summary.py    # from the CSV files as they are
 
 The results go into CSV files in docs/micro-batch; everything else is made from those: the tables
-between the document's marks, and the plots.
+between the document's marks, and the plot.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,20 @@ import figures
 import numpy as np
 from doc_tables import (
     ORDER,
+    SCORES,
     Rows,
+    batch_statistics_table,
     channels_table,
     cost_table,
     distinct,
+    rates_table,
     read,
     scores,
     smoothness_table,
+    steps_table,
     values,
 )
+from experiment import BATCHES
 from run import read_result
 
 from gnws_d2.files import atomic_write
@@ -40,7 +44,7 @@ DATA = ROOT / "docs" / "micro-batch"
 
 
 def collect(results: Path, data: Path) -> None:
-    """Write the results in a folder as CSV: a row for each one measured, and a loss curve a job.
+    """Write the results in a folder as CSV: a row for each one measured.
 
     Raises:
         FileNotFoundError: the folder holds none.
@@ -55,9 +59,6 @@ def collect(results: Path, data: Path) -> None:
         cost = {"diverged": result["diverged"], "cpu_seconds": result["cpu_seconds"]}
         for row in result["rows"] or [{}]:  # one that diverged has a row too
             tables.setdefault(experiment, []).append({**job, **cost, **row})
-        curve = {f"loss_{i}": loss for i, loss in enumerate(result["curve"], 1)}
-        key = {"experiment": experiment, **job}
-        tables.setdefault("curves", []).append({**key, **curve})
     data.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         header = dict.fromkeys(key for row in rows for key in row)
@@ -75,9 +76,11 @@ def _short(value: Any) -> Any:
 def document(text: str, data: Path) -> str:
     """``text`` with a new table between each pair of marks."""
     tables = {
-        "detector AP": scores(read(data, "detector"), "AP"),
-        "detector AP50": scores(read(data, "detector"), "AP50"),
-        "classifier accuracy": scores(read(data, "classifier"), "accuracy"),
+        **{name: scores(read(data, name), key) for name, key in SCORES.items()},
+        "equal steps": steps_table(data),
+        "statistics of BN": batch_statistics_table(read(data, "detector")),
+        "pretrain": scores(read(data, "pretrain"), "accuracy"),
+        "learning rates": rates_table(data),
         "smoothness": smoothness_table(read(data, "smoothness")),
         "channels": channels_table(read(data, "channels")),
         "cost": cost_table(data),
@@ -88,71 +91,29 @@ def document(text: str, data: Path) -> str:
 
 
 def draw(data: Path) -> None:
-    """All plots, beside the CSV files that they are made from."""
-    curves = read(data, "curves")
-    for name, key, label in (
-        ("detector", "AP", "box AP on Digits (one class)"),
-        ("classifier", "accuracy", "accuracy on held-out scans (%)"),
-    ):
-        rows = read(data, name)
-        if not rows:
-            continue
-        batches = distinct(rows, "batch")
-        lines = _over_seeds(rows, key, "batch", batches)
-        figures.score_against_batch([int(b) for b in batches], lines, label, data / name)
-        mine = [row for row in curves if row["experiment"] == name]
-        points = [k for k in mine[0] if k.startswith("loss_") and any(row[k] for row in mine)]
-        images = np.arange(1, len(points) + 1) / len(points) * int(mine[0]["images"])
-        panels = {int(b): _columns_over_seeds(mine, points, batch=b) for b in batches}
-        figures.loss_curves(images, panels, data / f"{name}_loss", log=name == "classifier")
-    if rows := read(data, "smoothness"):
-        _draw_smoothness(rows, data / "smoothness")
-    if rows := read(data, "channels"):
-        steps = range(0, 101, 5)
-        panels = {
-            title: _columns_over_seeds(rows, [f"{key}_{step}" for step in steps])
-            for key, title in (
-                ("positive", "share of positive values before ReLU"),
-                ("mean_over_std", "abs(mean) / std before ReLU"),
-                ("distance", "distance from (0, 1) after the norm"),
-            )
-        }
-        figures.quantiles(list(steps), panels, data / "channels")
-
-
-def _columns_over_seeds(rows: Rows, columns: Sequence[str], **where: str) -> figures.Lines:
-    """For each norm, several columns of one row a seed: (seeds, columns)."""
-    rows = [row for row in rows if all(row[name] == value for name, value in where.items())]
-    return {
-        norm: np.array([values(rows, column, norm=norm) for column in columns]).T
-        for norm in distinct(rows, "norm")
+    """The plot, beside the CSV files that it is made from."""
+    panels = {
+        "detector: box AP on Digits": ("detector", "AP"),
+        "classifier: accuracy on scans (%)": ("classifier", "accuracy"),
+        "classifier: accuracy on FashionMNIST (%)": ("fashion", "accuracy"),
     }
+    lines = {}
+    for title, (name, key) in panels.items():
+        if rows := read(data, name):
+            lines[title] = lines_over_seeds(rows, key)
+    figures.scores_against_batch(BATCHES, lines, data / "scores")
 
 
-def _over_seeds(rows: Rows, column: str, key: str, points: Sequence[str]) -> figures.Lines:
-    """For each norm, one column at several values of ``key``: (seeds, points), NaN where there is
-    no result."""
+def lines_over_seeds(rows: Rows, key: str) -> figures.Lines:
+    """For each norm a score at each of BATCHES: (seeds, batches), NaN where there is no result."""
     lines = {}
     for norm in distinct(rows, "norm"):
-        lines[norm] = np.full((len(distinct(rows, "seed")), len(points)), np.nan)
+        lines[norm] = np.full((len(distinct(rows, "seed")), len(BATCHES)), np.nan)
         for i, seed in enumerate(distinct(rows, "seed")):
-            for j, point in enumerate(points):
-                if found := values(rows, column, norm=norm, seed=seed, **{key: point}):
+            for j, batch in enumerate(BATCHES):
+                if found := values(rows, key, norm=norm, seed=seed, batch=batch):
                     lines[norm][i, j] = found[0]
     return lines
-
-
-def _draw_smoothness(rows: Rows, file: Path) -> None:
-    rows = [row for row in rows if row["images_seen"]]  # not those that diverged
-    images = distinct(rows, "images_seen")
-    titles = {
-        "raw_beta": "β in the weights (raw)",
-        "relative_beta": "β in w / |w| (relative)",
-        "raw_loss_range": "range of the loss, 1/2 to 4 learning rates (raw)",
-        "relative_loss_range": "range of the loss over fixed distances in w / |w| (relative)",
-    }
-    panels = {title: _over_seeds(rows, key, "images_seen", images) for key, title in titles.items()}
-    figures.against_images([int(i) for i in images], panels, file, columns=2)
 
 
 def main() -> None:

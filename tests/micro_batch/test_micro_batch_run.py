@@ -1,7 +1,7 @@
 """The runner: it resumes, records what diverged, and lets no job spoil another's."""
 
-import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ JOBS = Preset(images=8, reference_lr=0.1, seeds=1, norms=("BN", "GN"), batches=(
 LOG = "MICRO_BATCH_TEST_LOG"
 
 
-def train(job: Job) -> dict:
+def train(job: Job) -> list[dict]:
     """Logs its name; "GN" with 2 images diverges, and "BN" with 2 fails while a file says so."""
     log = Path(os.environ[LOG])
     with log.open("a") as file:
@@ -21,7 +21,7 @@ def train(job: Job) -> dict:
         raise FloatingPointError("the loss is nan at step 3")
     if job.norm == "BN" and job.batch == 2 and log.with_suffix(".fail").exists():
         raise RuntimeError("no memory")
-    return {"rows": [{"score": job.batch}], "curve": [1.0, 0.5]}
+    return [{"score": job.batch}]
 
 
 @pytest.fixture
@@ -60,11 +60,50 @@ def test_what_diverged_is_a_result(tmp_path, log):
     assert run.read_result(tmp_path / f"{JOBS[0].name}.json")["diverged"] == ""
 
 
-def test_a_loss_that_is_not_finite_has_diverged(tmp_path):
-    measured = {"rows": [{"score": 1.0}], "curve": [1.0, float("nan")]}
-    assert run.run_job(lambda job: measured, JOBS[0], tmp_path) == "diverged"
-    text = (tmp_path / f"{JOBS[0].name}.json").read_text()
-    assert json.loads(text)["diverged"] == "a loss is not finite" and "NaN" not in text
+GRID = Preset(images=8, lr_grid=(0.1, 0.2), seeds=2, norms=("BN", "GN"), batches=(1, 2))
+
+
+def test_the_rate_with_the_highest_mean_is_taken_and_one_that_diverged_is_not(tmp_path):
+    """BN has the highest single score at 0.1 and the highest mean at 0.2; GN diverges at 0.2."""
+
+    def train(job: Job) -> list[dict]:
+        if job.norm == "GN" and job.reference_lr == 0.2 and job.seed:
+            raise FloatingPointError
+        high = job.reference_lr == 0.1 and job.seed == 0 and job.batch == 1
+        return [{"score": 9.0 if high else 50 * job.reference_lr}]
+
+    jobs = GRID.jobs("test")
+    for job in jobs:
+        run.run_job(train, job, tmp_path)
+    assert run.best_lrs(jobs, tmp_path, "score") == {"BN": 0.2, "GN": 0.1}
+
+
+def run_command(monkeypatch, folder: Path, train) -> list[str]:
+    """Run two experiments, the first of which chooses rates; give the names of the jobs."""
+    done = []
+
+    def run_jobs(_, jobs, folder, processes):
+        done.extend(job.name for job in jobs)
+        return ["failed"] if train is None else [run.run_job(train, j, folder) for j in jobs][:0]
+
+    monkeypatch.setattr(run, "run_jobs", run_jobs)
+    monkeypatch.setattr(sys, "argv", ["test", "--output", str(folder)])
+    last = Preset(images=8, seeds=1, norms=("BN", "GN"), batches=(1,))
+    run.command("", train, {"first": GRID, "second": last}, score="score")
+    return done
+
+
+def test_a_grid_chooses_the_rates_of_the_experiments_behind_it(tmp_path, monkeypatch):
+    best = {"BN": 0.2, "GN": 0.1}
+    done = run_command(
+        monkeypatch, tmp_path, lambda job: [{"score": -abs(job.reference_lr - best[job.norm])}]
+    )
+    assert done[16:] == ["second-bn-batch1-lr0.2-seed0", "second-gn-batch1-lr0.1-seed0"]
+
+
+def test_nothing_is_trained_at_a_rate_that_was_not_chosen(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="failed"):
+        run_command(monkeypatch, tmp_path, None)
 
 
 def test_results_of_another_preset_are_not_taken(tmp_path, log):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from classifier import batches, build_classifier
+from classifier import batches, build_classifier, load
 from experiment import MOVING_SPEED, Job
 from smoothness import observe_model, removed_shares, smoothness_along_gradient, used_weights
 from torch import nn
@@ -71,7 +71,7 @@ def model_of(norm: str, weight_scale: float = 1.0) -> nn.Module:
 
 
 def seen() -> list:
-    return [(x.double(), y) for x, y in itertools.islice(batches(JOB), 3)]
+    return [(x.double(), y) for x, y in itertools.islice(batches(JOB, load("train")), 3)]
 
 
 def test_relative_figures_do_not_depend_on_the_scale_of_weights():

@@ -1,4 +1,4 @@
-"""Tables and plots from a handful of results; the committed document is what its CSV files give."""
+"""Tables and the plot from a handful of results; the document is what its CSV files give."""
 
 import csv
 import json
@@ -9,8 +9,8 @@ import pytest
 import summary
 
 MARKS = (
-    *("detector AP", "detector AP50", "classifier accuracy"),
-    *("smoothness", "channels", "cost"),
+    *("detector", "finetune", "classifier", "fashion", "equal steps", "statistics of BN"),
+    *("pretrain", "learning rates", "smoothness", "channels", "cost"),
 )
 EMPTY = "".join(f"<!-- {name}: made by summary.py -->\n<!-- end of {name} -->\n" for name in MARKS)
 
@@ -23,7 +23,6 @@ def write(folder, experiment: str, norm: str, batch: int, seed: int, row: dict |
         "cpu_seconds": 30.0,
         "seconds": 40.0,
         "rows": [row] if row else [],
-        "curve": [2.0, 1.0] if row else [],
     }
     name = f"{experiment}-{norm.lower().replace('+', '_')}-batch{batch}-seed{seed}.json"
     (folder / name).write_text(json.dumps(result))
@@ -68,14 +67,50 @@ def test_a_job_is_a_row_also_where_it_diverged(data):
     assert len(rows) == 12
     diverged = [row for row in rows if row["diverged"]]
     assert len(diverged) == 3 and all(row["AP"] == "" for row in diverged)
-    assert len(doc_tables.read(data, "curves")) == 12
 
 
 def test_what_was_not_measured_is_said(data):
     text = summary.document(EMPTY, data)
-    assert cells(text, "classifier")[0] == "not measured yet"
-    assert cells(text, "detector") == ["12", "3", "6.0", "2", "40"]
-    assert cells(text, "all")[:3] == ["12", "3", "6.0"]
+    assert cells(text, "classifier")[0] == doc_tables.NOT_MEASURED
+    assert cells(text, "detector") == ["12", "2", "40", "3", "6.0"]
+    assert cells(text, "all")[-1] == "6.0"
+
+
+def write_rows(folder, name: str, *rows: dict) -> None:
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_rate_that_was_taken_is_in_bold(tmp_path):
+    job = {"norm": "GN", "batch": 2, "seed": 100}
+    tried = [{**job, "reference_lr": lr, "AP": ap} for lr, ap in ((0.12, ""), (0.06, 7), (0.03, 8))]
+    write_rows(tmp_path, "detector_lr", *tried)
+    write_rows(tmp_path, "detector", {**job, "reference_lr": 0.06, "AP": 1})
+    table = doc_tables.rates_table(tmp_path)
+    assert "detector, AP at 0.03, 0.06, 0.12" in table
+    assert cells(table, "GN")[0] == "8.0, **7.0**, diverged"
+
+
+def test_the_gap_of_bns_statistics_is_that_of_each_seed(tmp_path):
+    rows = [
+        {"norm": "BN", "batch": 1, "seed": seed, "AP": ap, "AP_batch_statistics": own}
+        for seed, (ap, own) in enumerate([(10, 9), (20, 16)])
+    ]
+    gn = {"norm": "GN", "batch": 1, "seed": 0, "AP": 50, "AP_batch_statistics": ""}
+    write_rows(tmp_path, "detector", *rows, gn)
+    table = doc_tables.batch_statistics_table(doc_tables.read(tmp_path, "detector"))
+    assert cells(table, "running, of the training") == ["15.0 ± 7.1"]
+    assert cells(table, "difference") == ["-2.5 ± 2.1"]
+
+
+def test_equal_steps_include_those_of_the_experiment_of_equal_images(tmp_path):
+    job = {"norm": "GN", "seed": 0}
+    write_rows(tmp_path, "detector_steps", {**job, "batch": 1, "images": 20, "AP": 1})
+    equal = [{**job, "batch": b, "images": 40, "AP": b} for b in (1, 2, 4)]
+    write_rows(tmp_path, "detector", *equal)
+    assert cells(doc_tables.steps_table(tmp_path), "GN") == ["1.0", "2.0"]
 
 
 def test_smoothness_is_the_median_of_a_training(tmp_path):
@@ -106,15 +141,13 @@ def test_a_folder_without_results_is_refused(tmp_path):
         summary.collect(tmp_path, tmp_path / "data")
 
 
-def test_plots_are_drawn_the_same_every_time(data):
+def test_the_plot_is_drawn_the_same_every_time(data):
     summary.draw(data)
-    assert {f.name for f in data.iterdir() if f.suffix != ".csv"} == {
-        *("detector.png", "detector.svg", "detector_loss.png", "detector_loss.svg"),
-    }
-    first = (data / "detector.svg").read_bytes()
+    assert {f.name for f in data.iterdir() if f.suffix != ".csv"} == {"scores.png", "scores.svg"}
+    first = (data / "scores.svg").read_bytes()
     assert b"GN+WS" in first or b"<path" in first
     summary.draw(data)
-    assert (data / "detector.svg").read_bytes() == first
+    assert (data / "scores.svg").read_bytes() == first
 
 
 def test_the_document_is_up_to_date():
