@@ -153,7 +153,7 @@ def _image_problems(images: list[dict[str, Any]]) -> Iterator[tuple[dict[str, An
         sides: list[Any] = [image.get("width"), image.get("height")]
         reason = ""
         if not is_id(number) or type(number) is not usual:
-            reason = f"its id is {number!r:.60}, not a whole number"
+            reason = f"its id is {number!r:.60}, not a whole number of 64 bits"
         elif ids[number] > 1:
             reason = f"{ids[number]} images have this id"
         elif not _is_name(name):
@@ -202,7 +202,7 @@ class _AnnotationCheck:
     def __call__(self, annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
         number, category = annotation.get("id"), annotation.get("category_id")
         if not is_id(number) or type(number) is not self._kind:
-            return f"its id is {number!r:.60}, not a whole number"
+            return f"its id is {number!r:.60}, not a whole number of 64 bits"
         if self._ids[number] > 1:
             return f"{self._ids[number]} annotations have this id"
         if image is None:

@@ -194,8 +194,8 @@ def _check_categories(file: str | os.PathLike, categories: list[dict[str, Any]])
 
 
 def is_id(value: Any) -> bool:
-    """Whether ``value`` can be the id of an image or annotation."""
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    """Whether ``value`` can be the id of an image or annotation; NumPy holds 64 bits."""
+    return isinstance(value, str) or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 def coco_api(dataset: dict[str, Any]) -> COCO:

@@ -217,7 +217,7 @@ def formats(rng: random.Random, folder: Path) -> str:
     kind, mode, options = rng.choice(FORMATS)
     converted = sixteen_bits(image) if mode == "I;16" else image.convert(mode)
     exif = Image.Exif()
-    if kind in ("JPEG", "WEBP", "PNG", "TIFF") and rng.random() < 0.3:
+    if kind in ("JPEG", "WEBP", "PNG") and rng.random() < 0.3:
         exif[0x0112] = rng.choice((0, 1, 9, 65535))  # none of these turns an image
         options = options | {"exif": exif}
     suffix = rng.choice((kind.lower(), kind.lower(), "png", "JPG", "txt"))
@@ -288,6 +288,7 @@ def encodings(rng: random.Random, folder: Path) -> str:
                 )
             )
         case 2:
+            image = content["images"][-1]  # with another order, the ids would sort otherwise
             number = rng.choice((2**31, 2**63, 2**64, 10**30))
             for entry in content["annotations"]:
                 if entry["image_id"] == image["id"]:

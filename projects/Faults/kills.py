@@ -74,5 +74,5 @@ def whole_trainings(rng: random.Random, folder: Path) -> str:
 LIMIT = 600.0
 CLASSES: dict[str, tuple[int, Trial]] = {
     "while a checkpoint is written": (100, while_writing),
-    "whole trainings": (10, whole_trainings),
+    "whole trainings": (4, whole_trainings),
 }

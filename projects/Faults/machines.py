@@ -142,5 +142,5 @@ def cut(rng: random.Random, folder: Path) -> str:
 LIMIT = 600.0
 CLASSES: dict[str, tuple[int, Trial]] = {
     "two machines": (1, undisturbed),
-    "link cut": (4, cut),
+    "link cut": (2, cut),
 }

@@ -186,6 +186,11 @@ OF_IDS = {
         "annotation 'a' of '0.png': its id is 'a', not a whole number",
         NOT_100,
     ),
+    "annotation id beyond 64 bits": (
+        change_annotation(id=2**63),
+        "its id is 9223372036854775808, not a whole number of 64 bits",
+        (ALL_IMAGES, ALL - {100}),
+    ),
     "annotation id float": (
         change_annotation(id=1.5),
         "its id is 1.5, not a whole number",
