@@ -54,9 +54,7 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
     sources = [name for name in dataset_names(cfg) if is_source(name)]
     # Not all: a saved config is used for prediction where its files are missing.
     present = [name for name in sources if _file(name).exists()]
-    if not sources or (
-        _state(cfg, present) in _fitted and all(name in DatasetCatalog for name in present)
-    ):
+    if not sources or _state(cfg, present) in _fitted:
         check(cfg)
         return cfg
     _check_architecture(cfg)

@@ -137,8 +137,7 @@ def find_export(folder: Path) -> dict[str, list[str]]:
     """The dataset names of a folder as Roboflow, CVAT and COCO's site export it.
 
     Returns:
-        names by split: "train", "val", and "test" if it exists. Without a validation set, the
-        training file's fixed split.
+        names by split: "train", and "val" and "test" if they exist.
 
     Raises:
         DatasetError: the folder has no training annotations, or more than one file could be.
@@ -160,15 +159,9 @@ def find_export(folder: Path) -> dict[str, list[str]]:
             "annotations/instances_train*.json or a single *.json. Name the files with --train "
             "and --val."
         )
-    sources = {
-        split: [Source(f).absolute() for f in by_split[split]]
-        for split in ("train", "val", "test")
-        if split in by_split
+    return {
+        split: [str(Source(file).absolute()) for file in found] for split, found in by_split.items()
     }
-    if "val" not in sources:
-        sources["val"] = [replace(source, part="val") for source in sources["train"]]
-        sources["train"] = [replace(source, part="train") for source in sources["train"]]
-    return {split: [str(source) for source in found] for split, found in sources.items()}
 
 
 def _annotation_files(folder: Path) -> list[Path]:

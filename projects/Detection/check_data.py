@@ -26,11 +26,11 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 import gnws_d2
-from gnws_d2.config import dataset_names
+from gnws_d2.config import DATASET_KEYS, dataset_names
 from gnws_d2.data import fit_to_data
 from gnws_d2.data.catalog import is_coco, register_source
 from gnws_d2.data.coco_check import Problem, check_coco, header_problem
-from gnws_d2.data.coco_file import read_coco
+from gnws_d2.data.coco_file import kept_files, read_coco
 from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.images import ImageError, read_image
 from gnws_d2.data.source import is_source, resolve
@@ -66,51 +66,41 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     return add_debug_flag(parser).parse_args(words)
 
 
-class Decoder:
-    """``decoder(file, image)`` says what is wrong with an image, and keeps the digest of its
-    content."""
-
-    def __init__(self, total: int) -> None:
-        self.digests: dict[str, str] = {}
-        self._bar = tqdm(total=total, unit="image", disable=None, leave=False)
-
-    def __call__(self, file: Path, image: dict[str, Any]) -> str:
-        self._bar.update()
-        reason = header_problem(file, image)
-        if reason:
-            return reason
-        try:
-            read_image(file, "BGR")
-        except ImageError as error:
-            return str(error)
-        self.digests[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
-        return ""
-
-
-def check(name: str) -> tuple[list[Problem], dict[str, str]]:
-    """The problems of a dataset's file, and the digests of its images by file."""
+def check(name: str, digests: dict[str, str]) -> list[Problem]:
+    """The problems of a dataset's file; ``digests`` gets those of the content of its images."""
     if is_source(name):
         register_source(name)
     metadata = MetadataCatalog.get(name)
     if name not in DatasetCatalog or not is_coco(name):
         raise DatasetError(f"{name!r} is not a COCO dataset. Name a *.json file.")
     coco = read_coco(metadata.json_file)
-    decoder = Decoder(len(coco.images))
-    problems = check_coco(coco, Path(metadata.image_root), image_problem=decoder).problems
+    with tqdm(total=len(coco.images), unit="image", disable=None, leave=False) as bar:
+
+        def decode(file: Path, image: dict[str, Any]) -> str:
+            bar.update()
+            if reason := header_problem(file, image):
+                return reason
+            try:
+                read_image(file, "BGR")
+            except ImageError as error:
+                return str(error)
+            digests[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+            return ""
+
+        problems = check_coco(coco, Path(metadata.image_root), image_problem=decode).problems
     for problem in problems[:MOST_LISTED]:
         logger.error("%s: %s", metadata.json_file, problem.reason)
     if len(problems) > MOST_LISTED:
         logger.error("%s: %d more", metadata.json_file, len(problems) - MOST_LISTED)
-    return problems, decoder.digests
+    return problems
 
 
-def shared_content(digests: dict[str, dict[str, str]]) -> list[list[str]]:
+def shared_content(digests: dict[str, str]) -> list[list[str]]:
     """Groups of image files of one content, of different annotation files or of one."""
-    files: dict[str, set[str]] = {}
-    for of_file in digests.values():
-        for file, digest in of_file.items():
-            files.setdefault(digest, set()).add(file)
-    return sorted(sorted(group) for group in files.values() if len(group) > 1)
+    files: dict[str, list[str]] = {}
+    for file, digest in sorted(digests.items()):
+        files.setdefault(digest, []).append(file)
+    return sorted(group for group in files.values() if len(group) > 1)
 
 
 @one_line_errors()
@@ -118,24 +108,22 @@ def main(words: list[str] | None = None) -> int:
     args = parse_args(words)
     silence_upstream()
     setup_logger(name="gnws_d2")
-    opts = data_opts(args, data_splits(args))
-    if args.sources:
-        named = tuple(resolve(word) for word in args.sources)
-        opts = ["DATASETS.TRAIN", repr(named), "DATASETS.TEST", "()", *opts]
-    if not opts:
+    splits = data_splits(args)
+    splits["train"] += map(resolve, args.sources)
+    if not any(splits.values()):
         raise DatasetError("no data is named. Add --data FOLDER, --train SOURCE or a file.")
-    if "DATASETS.TEST" not in opts:
-        opts += ["DATASETS.TEST", "()"]
-    opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
+    opts = [word for key in DATASET_KEYS for word in (key, "()")]  # not those of the config
+    opts += [*data_opts(args, splits), "DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
     cfg = gnws_d2.load_config(args.config_file, [*opts, *args.opts], [add_acceleration_config])
     names = dataset_names(cfg)
     found: dict[str, list[Problem]] = {}
-    digests: dict[str, dict[str, str]] = {}
-    for name in names:
-        file = name.partition("#")[0]
-        if file not in found:  # both parts of a split are in one file
-            found[file], digests[file] = check(name)
-    cfg = fit_to_data(cfg)  # logs the table
+    digests: dict[str, str] = {}
+    with kept_files():
+        for name in names:
+            file = name.partition("#")[0]
+            if file not in found:  # both parts of a split are in one file
+                found[file] = check(name, digests)
+        cfg = fit_to_data(cfg)  # logs the table
     shared = shared_content(digests)
     if shared:
         logger.warning(

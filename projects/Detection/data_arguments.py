@@ -83,14 +83,14 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
             raise DatasetError("--data and --train both name training data. Use one of them.")
         for split, names in find_export(args.data).items():
             splits[split] = splits[split] or names
-    files = {name: Source.parse(name) for name in splits["train"] if is_source(name)}
     if not splits["val"]:
-        halves = {name: source for name, source in files.items() if source and source.part != "val"}
-        splits["val"] = [str(replace(source, part="val")) for source in halves.values()]
-        splits["train"] = [
-            str(replace(halves[name], part="train")) if name in halves else name
-            for name in splits["train"]
-        ]
+        names, splits["train"] = splits["train"], []
+        for name in names:
+            source = Source.parse(name) if is_source(name) else None
+            if source and source.part != "val":
+                name = str(replace(source, part="train"))
+                splits["val"].append(str(replace(source, part="val")))
+            splits["train"].append(name)
     return splits
 
 

@@ -157,11 +157,12 @@ def test_cocos_and_cvats_export(tmp_path):
 
 @pytest.mark.parametrize("file", ["annotations/instances_default.json", "whatever.json"])
 def test_one_file_is_split(tmp_path, file):
-    make_coco(tmp_path, file)
-    assert find_export(tmp_path) == {
-        "train": [f"{tmp_path}/{file}#train"],
-        "val": [f"{tmp_path}/{file}#val"],
-    }
+    whole = make_coco(tmp_path, file)
+    train, val = f"('{whole}#train',)", f"('{whole}#val',)"
+    assert arguments("--data", str(tmp_path)) == ["DATASETS.TRAIN", train, "DATASETS.TEST", val]
+    other = make_coco(tmp_path / "other")
+    words = arguments("--data", str(tmp_path), "--val", str(other))
+    assert words == ["DATASETS.TRAIN", f"('{whole}',)", "DATASETS.TEST", f"('{other}',)"]
 
 
 def test_folders_that_are_no_export(tmp_path):
