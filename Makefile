@@ -29,12 +29,13 @@ env:  ## make the environment; a Detectron2 that already works is used as it is
 demo: env  ## train a small detector on the CPU and show what it finds
 	$(BIN)/python projects/Detection/run_demo.py
 
-micro-batch: env  ## run the experiments of docs/micro-batch.md, and make its tables and plots
-	$(BIN)/python projects/MicroBatch/classifier.py
+micro-batch: env  ## run the experiments of docs/micro-batch.md, and make its tables and plot
 	$(BIN)/python projects/MicroBatch/detector.py
+	$(BIN)/python projects/MicroBatch/finetune.py
+	$(BIN)/python projects/MicroBatch/classifier.py
 	$(BIN)/python projects/MicroBatch/smoothness.py
 	$(BIN)/python projects/MicroBatch/channels.py
-	$(BIN)/python projects/MicroBatch/summary.py --results output/micro_batch/small
+	$(BIN)/python projects/MicroBatch/summary.py --results output/micro_batch
 
 test: env  ## run all tests
 	$(PYTEST)

@@ -31,7 +31,7 @@ GRID = Preset(lr_grid=(0.05, 0.1, 0.2), seeds=1, first_seed=100, batches=(2,))
 EXPERIMENTS = {
     "classifier_lr": replace(GRID, images=2880),
     "classifier": Preset(images=2880, seeds=3),
-    "fashion_lr": replace(GRID, images=2400),
+    "fashion_lr": replace(GRID, images=2400, lr_grid=(0.0125, 0.025, 0.05, 0.1, 0.2)),
     "fashion": Preset(images=2400, seeds=3),
 }
 FASHION_TEST_IMAGES = 2000
@@ -162,11 +162,29 @@ def optimize(
         optimizer.step()
 
 
+def forget_running_statistics(model: nn.Module) -> bool:
+    """Let every BN of ``model`` normalize by the statistics of its batch in evaluation too; the
+    estimates of BCN, its statistics in training, stay.
+
+    Returns:
+        Whether there was one.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and not isinstance(module, EstimatedBatchNorm2d)
+    ]
+    for norm in norms:
+        norm.running_mean = norm.running_var = None
+    return bool(norms)
+
+
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Batch) -> float:
-    """In percent, in evaluation mode."""
+def accuracy(model: nn.Module, data: Batch, batch: int = 512) -> float:
+    """In percent, in evaluation mode, ``batch`` images at a time."""
     images, labels = data
-    return 100 * (model.eval()(images).argmax(1) == labels).float().mean().item()
+    found = torch.cat([model.eval()(part).argmax(1) for part in images.split(batch)])
+    return 100 * (found == labels).float().mean().item()
 
 
 def fit(job: Job, observe: Callable[[int, nn.Module], None] = lambda *_: None) -> nn.Sequential:
@@ -179,7 +197,11 @@ def fit(job: Job, observe: Callable[[int, nn.Module], None] = lambda *_: None) -
 
 def train(job: Job) -> list[dict[str, Any]]:
     data = load("val", job.experiment.startswith("fashion"))
-    return [{"accuracy": accuracy(fit(job), data)}]
+    model = fit(job)
+    row = {"accuracy": accuracy(model, data)}
+    if forget_running_statistics(model):
+        row["accuracy_batch_statistics"] = accuracy(model, data, job.batch)
+    return [row]
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from classifier import forget_running_statistics
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
@@ -30,7 +31,6 @@ from torch import nn
 import gnws_d2
 from gnws_d2.data.digits import make_digits
 from gnws_d2.engine import Trainer
-from gnws_d2.layers import EstimatedBatchNorm2d
 
 LR_GRID = (0.03, 0.06, 0.12)
 # A learning rate for each norm, chosen with a seed of its own; then equal images for all batches,
@@ -93,23 +93,6 @@ def job_config(job: Job, folder: str) -> CfgNode:
     cfg = gnws_d2.load_config(CONFIG, [str(word) for word in opts])
     cfg.freeze()
     return cfg
-
-
-def forget_running_statistics(model: nn.Module) -> bool:
-    """Let every BN of ``model`` normalize by the statistics of its batch in evaluation too; the
-    estimates of BCN, its statistics in training, stay.
-
-    Returns:
-        Whether there was one.
-    """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and not isinstance(module, EstimatedBatchNorm2d)
-    ]
-    for norm in norms:
-        norm.running_mean = norm.running_var = None
-    return bool(norms)
 
 
 def evaluate(trainer: Trainer, batch: int) -> dict[str, Any]:

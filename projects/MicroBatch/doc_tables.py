@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from experiment import BATCHES
 from tabulate import tabulate
 
 # Experiments whose learning rates were chosen -> by what.
@@ -92,21 +93,22 @@ def rates_table(data: Path) -> str:
     return table(["norm", *columns], body)
 
 
-def batch_statistics_table(rows: Rows) -> str:
-    """Box AP of BN with the statistics of training, and with those of each batch of test images."""
-    rows = [row for row in rows if row["norm"] == "BN"]
-    batches = distinct(rows, "batch")
-    running, own = (
-        [np.array(values(rows, key, batch=b)) for b in batches]
-        for key in ("AP", "AP_batch_statistics")
-    )
-    lines = {
-        "running, of the training": running,
-        "of the test batch": own,
-        "difference": [b - a for a, b in zip(running, own, strict=True)],
-    }
-    body = [[name, *(mean_and_std(ap, 1) for ap in line)] for name, line in lines.items()]
-    return table(["statistics", *(f"{b} per step" for b in batches)], body if rows else [])
+def batch_statistics_table(data: Path) -> str:
+    """Scores of BN with the running statistics of the training, and what those of each batch of
+    test images add to them."""
+    body = []
+    for name in ("detector", "classifier", "fashion"):
+        key = SCORES[name]
+        rows = [row for row in read(data, name) if row["norm"] == "BN"]
+        running, own = (
+            [np.array(values(rows, column, batch=batch)) for batch in BATCHES]
+            for column in (key, f"{key}_batch_statistics")
+        )
+        body.append([f"{name}, running", *(mean_and_std(x, 1) for x in running)])
+        body.append([f"{name}, of the test batch", *(mean_and_std(x, 1) for x in own)])
+        gaps = (mean_and_std(b - a, 1) for a, b in zip(running, own, strict=True))
+        body.append([f"{name}, difference", *gaps])
+    return table(["BN's statistics", *(f"{b} per step" for b in BATCHES)], body)
 
 
 def steps_table(data: Path) -> str:
@@ -121,11 +123,9 @@ def steps_table(data: Path) -> str:
 # Name in the table -> column of the CSV file, and the rows that count.
 SMOOTHNESS: dict[str, tuple[str, dict[str, int]]] = {
     "raw β": ("raw_beta", {}),
-    "raw loss range": ("raw_loss_range", {}),
     "relative β": ("relative_beta", {}),
     "relative β at the start": ("relative_beta", {"images_seen": 0}),
     "relative loss range": ("relative_loss_range", {}),
-    "loss": ("raw_loss", {}),
     "gradient along the mean (%)": ("share_along_mean", {}),
     "along the filter (%)": ("share_along_filter", {}),
 }

@@ -78,7 +78,7 @@ def document(text: str, data: Path) -> str:
     tables = {
         **{name: scores(read(data, name), key) for name, key in SCORES.items()},
         "equal steps": steps_table(data),
-        "statistics of BN": batch_statistics_table(read(data, "detector")),
+        "statistics of BN": batch_statistics_table(data),
         "pretrain": scores(read(data, "pretrain"), "accuracy"),
         "learning rates": rates_table(data),
         "smoothness": smoothness_table(read(data, "smoothness")),

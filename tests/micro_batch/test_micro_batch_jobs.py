@@ -108,7 +108,7 @@ def test_bn_forgets_its_running_statistics_and_bcn_keeps_its_estimates():
     x = torch.randn(4, 8, 3, 3) * 2 + 1
     for norm in (nn.BatchNorm2d(8), BatchChannelNorm2d(8, 2, estimate=True), nn.GroupNorm(2, 8)):
         before = norm.eval()(x)
-        found = detector.forget_running_statistics(nn.Sequential(norm))
+        found = classifier.forget_running_statistics(nn.Sequential(norm))
         assert found == isinstance(norm, nn.BatchNorm2d)
         expected = F.batch_norm(x, None, None, training=True) if found else before
         torch.testing.assert_close(norm(x), expected)

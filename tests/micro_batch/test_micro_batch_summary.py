@@ -100,9 +100,9 @@ def test_the_gap_of_bns_statistics_is_that_of_each_seed(tmp_path):
     ]
     gn = {"norm": "GN", "batch": 1, "seed": 0, "AP": 50, "AP_batch_statistics": ""}
     write_rows(tmp_path, "detector", *rows, gn)
-    table = doc_tables.batch_statistics_table(doc_tables.read(tmp_path, "detector"))
-    assert cells(table, "running, of the training") == ["15.0 ± 7.1"]
-    assert cells(table, "difference") == ["-2.5 ± 2.1"]
+    table = doc_tables.batch_statistics_table(tmp_path)
+    assert cells(table, "detector, running")[:2] == ["15.0 ± 7.1", doc_tables.NOT_MEASURED]
+    assert cells(table, "detector, difference")[0] == "-2.5 ± 2.1"
 
 
 def test_equal_steps_include_those_of_the_experiment_of_equal_images(tmp_path):
