@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/benchmarks/runtimes/cpu.json"  # report.py reads the folder above
 DOCUMENT = ROOT / "docs/export.md"
 WEIGHTS = "model.pth"
+PACKAGES = ["onnxruntime", "openvino"]
 Run = Callable[[torch.Tensor], Outputs]
 
 
@@ -261,21 +263,25 @@ def tables(results: dict[str, Any]) -> str:
         "same detections within 0.001": lambda row: "{} of {}".format(*row["same"]),
     }
     written = []
-    for what, cell in cells.items():
-        lines = [
-            [name, *(cell(rows[r]) if name in by_model else "not measured yet" for r in RUNTIMES)]
-            for name, rows in ((name, by_model.get(name, {})) for name in ARCHITECTURES)
-        ]
+    for what, cell in cells.items() if by_model else ():
+        lines = [[name, *(cell(rows[r]) for r in RUNTIMES)] for name, rows in by_model.items()]
         written.append(_table(lines, [what, *RUNTIMES]))
-    trained = {row["runtime"]: row for row in results.get("accuracy", [])}
-    lines = [
-        [
-            name,
-            *(f"{trained[r][kind]:.2f}" if r in trained else "not measured yet" for r in RUNTIMES),
+    trained = results.get("accuracy", [])
+    if trained:
+        header = ["AP on Digits, trained", *(row["runtime"] for row in trained)]
+        lines = [
+            [name, *(f"{row[kind]:.2f}" for row in trained)]
+            for name, kind in (("box", "bbox"), ("mask", "segm"))
         ]
-        for name, kind in (("box", "bbox"), ("mask", "segm"))
-    ]
-    written.append(_table(lines, ["AP on Digits, trained", *RUNTIMES]))
+        written.append(_table(lines, header))
+    missing = [name for name in ARCHITECTURES if name not in by_model]
+    missing += [] if trained else ["AP on Digits"]
+    if missing:
+        written.append(f"Not measured yet: {', '.join(missing)}.")
+    if by_model:
+        versions = [f"{name} {results['versions'][name]}" for name in ("torch", *PACKAGES)]
+        where = f"{results['machine']}, {results['threads']} threads, {', '.join(versions)}"
+        written.append(f"{where}; {results['date']}, at {results['commit']}.")
     return "\n\n".join(written)
 
 
@@ -296,6 +302,7 @@ def main() -> None:
         rows = measure(name, folder, photograph(size), rounds)
         kept = [row for row in results.get("rows", []) if row["model"] != name]
         results |= {**machine("cpu"), "size": size, "rows": [*kept, *rows]}
+        results["versions"] |= {name: version(name) for name in PACKAGES}
         write(args.output, results)
         print(_table([[r["model"], r["runtime"], *map(str, r["ratio"])] for r in rows], []))
     if args.stage == "accuracy":

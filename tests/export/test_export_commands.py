@@ -17,6 +17,7 @@ DETECTION = Path(__file__).parents[2] / "projects" / "Detection"
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 pytestmark = pytest.mark.slow
 
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, tiny_digits) -> Path:
     torch.manual_seed(0)
