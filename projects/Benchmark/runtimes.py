@@ -112,7 +112,7 @@ def export_model(name: str, folder: Path, size: tuple[int, int]) -> None:
 def write_files(model: nn.Module, folder: Path, seen: list[torch.Tensor]) -> None:
     """Export to the formats whose file does not exist. What differs is reported, not refused."""
     graph = folder / FORMATS["onnx"].file
-    for runtime in RUNTIMES[2:]:
+    for runtime in (name for name in RUNTIMES if name in FORMATS):
         file, start = folder / FORMATS[runtime].file, time.time()
         if not file.exists():
             with ExitStack() as stack:
