@@ -26,8 +26,8 @@ class Tolerance:
 
 
 EXACT = Tolerance()  # for float32 sums in another order
-# For 8 bits of precision. Detections that nearly suppress each other may change places: of 1146 on
-# 100 images of Digits, 95% are the same. The edge of a mask is steep, so single pixels say nothing.
+# For 8 bits of precision. Of detections that nearly suppress each other, another one may stay. The
+# edge of a mask is steep, so single pixels say nothing.
 BFLOAT16 = Tolerance(0.05, share=0.8, mean_mask=True)
 
 

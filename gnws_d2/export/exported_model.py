@@ -36,12 +36,15 @@ class ExportedModel(nn.Module):
         self._run = loaded.run
 
     def forward(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Detect on images (3, H, W), each with the ``height`` and ``width`` of its results."""
-        return [self._detect(**image) for image in batch]
+        """Detect on each ``image`` (3, H, W). Results are in pixels of the original image, whose
+        ``height`` and ``width`` are by default those of the image."""
+        return [self._detect(entry) for entry in batch]
 
-    def _detect(self, image: Any, height: int, width: int) -> dict[str, Any]:
-        size = (image.shape[1], image.shape[2])
-        found: dict[str, Any] = dict(zip(self.facts["outputs"], self._run(image), strict=True))
+    def _detect(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        size = (entry["image"].shape[1], entry["image"].shape[2])
+        height, width = entry.get("height", size[0]), entry.get("width", size[1])
+        outputs = self._run(entry["image"])
+        found: dict[str, Any] = dict(zip(self.facts["outputs"], outputs, strict=True))
         if "sem_seg" in found:
             return {"sem_seg": sem_seg_postprocess(found["sem_seg"], size, height, width)}
         found["boxes"] = Boxes(found["boxes"])

@@ -146,7 +146,10 @@ def _write_openvino(
     _write_onnx(model, image, graph, {})
     converted = openvino.convert_model(graph)
     converted.set_rt_info(json.dumps({**facts, "precision": precision}), ["gnws_d2", "facts"])
-    openvino.save_model(converted, file, compress_to_fp16=False)
+    try:
+        openvino.save_model(converted, file, compress_to_fp16=False)
+    except RuntimeError as error:  # of its streams, where the disk is full
+        raise OSError(str(error)) from error
     graph.unlink()
 
 

@@ -26,18 +26,23 @@ class Ratio(NamedTuple):
     high: float
 
 
-def paired_times(steps: Mapping[str, Step], rounds: int) -> dict[str, np.ndarray]:
+def paired_times(
+    steps: Mapping[str, Step], rounds: int, warm_up: bool = True
+) -> dict[str, np.ndarray]:
     """The seconds of each step in each round.
 
     All steps run in one process, in a random order that the next round reverses (A/B/B/A), so that
-    drift cancels. Each is warmed up twice. Short steps are repeated, and their mean is taken.
+    drift cancels. Each is warmed up twice, unless ``warm_up`` is false: then they are warm, and
+    long. Short steps are repeated, and their mean is taken.
     :class:`torch.utils.benchmark.Timer` would warm up again before each of these measurements.
     """
     rng = np.random.default_rng(0)
-    for step in steps.values():
-        step()
-    shortest = min(seconds(step) for step in steps.values())
-    repeats = max(1, round(SHORTEST / shortest))
+    repeats = 1
+    if warm_up:
+        for step in steps.values():
+            step()
+        shortest = min(seconds(step) for step in steps.values())
+        repeats = max(1, round(SHORTEST / shortest))
     times = {name: np.empty(rounds) for name in steps}
     order: list[str] = []
     for i in range(rounds):

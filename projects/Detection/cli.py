@@ -13,7 +13,12 @@ COMMANDS = {
     "train": (f"{_HERE}.train_net", "invoke_main", [], "train a detector, evaluate it, report"),
     "eval": (f"{_HERE}.train_net", "invoke_main", ["--eval-only"], "evaluate a checkpoint, report"),
     "predict": (f"{_HERE}.demo", "main", [], "detect in images and videos"),
-    "export": (f"{_HERE}.export_model", "main", [], "write TorchScript, torch.export, ONNX"),
+    "export": (
+        f"{_HERE}.export_model",
+        "main",
+        [],
+        "write ONNX, OpenVINO, TorchScript, torch.export",
+    ),
     "check-data": (f"{_HERE}.check_data", "main", [], "find what is wrong in a dataset"),
     "browse": (f"{_HERE}.browse", "main", [], "draw a dataset as training sees it"),
     "report": (f"{_HERE}.report", "main", [], "write the report of a finished run again"),

@@ -2,15 +2,18 @@
 
 import json
 import os
+import resource
 import zipfile
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from openvino import opset13
 
-from gnws_d2.export import ExportError, load_exported
+from gnws_d2.export import FORMATS, ExportError, formats, load_exported
 from gnws_d2.export.runtime import FACTS
 
 
@@ -50,6 +53,27 @@ def test_a_run_does_not_overwrite_the_results_of_another(openvino_file):
     [first] = run(torch.ones(3, 8, 8))
     run(torch.zeros(3, 8, 8))
     assert first.item() == pytest.approx(64, rel=1e-4)
+
+
+def test_a_full_disk_is_an_oserror(tmp_path, monkeypatch):
+    """The limit of a file's size stands for the disk; OpenVINO has an error of its own."""
+
+    def write_onnx(model, image, file, facts):
+        weight = numpy_helper.from_array(np.ones(100_000, np.float32), "weight")
+        info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [100_000]) for n in "xy"]
+        node = helper.make_node("Add", ["x", "weight"], ["y"])
+        graph = helper.make_graph([node], "add", info[:1], info[1:], [weight])
+        opset = [helper.make_opsetid("", 17)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), str(file))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(formats, "_write_onnx", write_onnx)
+    try:
+        with pytest.raises(OSError, match="iostream error"):
+            FORMATS["openvino"].write(None, None, tmp_path / "model.xml", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 class Marks:
