@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
-from PIL import Image
 from processes import run
 from tiny import TINY
 
@@ -44,7 +43,6 @@ def test_the_demo_finds_the_same_with_exported_files(weights, digits, tmp_path):
         words = ["--input", image, "--output", tmp_path / name, "--confidence-threshold", "0.05"]
         done = run(DETECTION / "demo.py", *model, *words)
         assert done.returncode == 0, done.stderr
-        assert Image.open(tmp_path / name / f"{image.name}.png").size == Image.open(image).size
         return json.loads((tmp_path / name / "detections.json").read_text())
 
     done = run(
