@@ -471,7 +471,7 @@ def test_what_users_register_themselves_is_checked_too(registered, damage):
         pass
     cfg = config(registered, skip=True, name="mine")
     loader = ResumableLoader(cfg)
-    ids = [a["id"] for record in loader._options["dataset"] for a in record["annotations"]]
+    ids = [a["id"] for record in loader._dicts for a in record["annotations"]]
     assert ids == list(range(101, 108))
     skipped = json.loads((registered.parent / "output/skipped_annotations.json").read_text())
     assert [s["annotation"] for s in skipped[str(registered)]] == [100]

@@ -173,7 +173,7 @@ def test_several_files_are_merged_by_name(tmp_path):
     classes = {a["category_id"] for r in DatasetCatalog.get(str(two)) for a in r["annotations"]}
     assert classes == {1, 2}
     cfg.DATALOADER.NUM_WORKERS = 0
-    assert len(Trainer.build_train_loader(cfg)._options["dataset"]) == 8
+    assert len(Trainer.build_train_loader(cfg)._dicts) == 8
 
 
 def test_a_saved_config_matches_its_classes_by_name(tmp_path):
