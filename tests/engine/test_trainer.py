@@ -140,7 +140,7 @@ def test_any_train_loader_trains_and_resumes_with_its_first_batch(tiny_config, c
     opts += ["SOLVER.ACCUMULATION_STEPS", "2", "DATASETS.TEST", "()"]
     cfg = tiny_config(CONFIGS["mask"][0], *opts)
     # Detectron2's loggers do not propagate.
-    with caplog.at_level("INFO", logger="gnws_d2.engine.trainer"):
+    with caplog.at_level("INFO", logger="gnws_d2.engine.resume"):
         WithDataLoader(cfg).train()
     (said,) = [r for r in caplog.records if "cannot start in the middle" in r.getMessage()]
     assert said.levelname == "INFO" and "DataLoader" in said.getMessage()
