@@ -89,6 +89,8 @@ class Trainer(DefaultTrainer):
         seek_data(self.data_loader, self._iteration_seed.seed, self.start_iter)
         try:
             with locked_output(self.cfg.OUTPUT_DIR):
+                if self.start_iter >= self.max_iter:
+                    self._finish_checkpoints()
                 return super().train()
         except TrainingEnded:
             return getattr(self, "_last_eval_results", None)
@@ -96,6 +98,11 @@ class Trainer(DefaultTrainer):
             batches, self._trainer._data_loader_iter_obj = self._trainer._data_loader_iter_obj, None
             if isinstance(batches, Generator):
                 batches.close()  # ends the loader's workers
+
+    def _finish_checkpoints(self) -> None:
+        # A run that was killed between its last two checkpoints, of one state, lacks the final one.
+        if not (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists():
+            self.checkpointer.save("model_final", iteration=self.iter)
 
     def run_step(self) -> None:
         with nonfinite_module_named(self.model):

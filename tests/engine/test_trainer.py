@@ -192,3 +192,21 @@ def test_a_dataset_without_an_evaluator_is_refused_with_the_cure(tiny_config):
             build_evaluator(tiny_config(), "unjudged")
     finally:
         DatasetCatalog.remove("unjudged")
+
+
+def test_a_run_killed_before_its_final_checkpoint_gets_it_when_resumed(tiny_config):
+    opts = ["SOLVER.MAX_ITER", "2", "SOLVER.CHECKPOINT_PERIOD", "1", "DATASETS.TEST", "()"]
+    cfg = tiny_config(CONFIGS["mask"][0], *FEW_PROPOSALS, *opts)
+    Trainer(cfg).train()
+    final = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    expected = torch.load(final, weights_only=True)
+    final.unlink()
+    (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000001.pth")
+
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    found = torch.load(final, weights_only=True)
+    assert found["iteration"] == expected["iteration"] == 1
+    torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=0)
+    torch.testing.assert_close(found["trainer"], expected["trainer"], rtol=0, atol=0)
