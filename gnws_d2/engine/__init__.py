@@ -6,7 +6,7 @@ from .evaluators import build_evaluator
 from .launch import create_ddp_model, launch
 from .output_folder import lock_output, locked_output
 from .progress import FirstIterations, ProgressBar
-from .resume import IterationSeed, ResumableLoader, seek_data
+from .resume import IterationSeed, ResumableLoader, save_final, seek_data
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
 from .trainer import Trainer
@@ -24,6 +24,7 @@ __all__ = [
     "launch",
     "lock_output",
     "locked_output",
+    "save_final",
     "scale_schedule",
     "schedule_for",
     "seek_data",

@@ -28,6 +28,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..checkpoint import Checkpointer
 from ..data.filter import load_train_dataset
 from ..data.images import NamingMapper
 from ..data.loading import dataset_errors
@@ -172,6 +173,14 @@ def seek_data(loader: Iterable, seed: int, iteration: int) -> None:
         "weights, optimizer and schedule exactly, but reads the data from the start.",
         type(loader).__name__,
     )
+
+
+def save_final(checkpointer: Checkpointer, start: int, max_iter: int) -> None:
+    """Save model_final.pth where a run resumes at its end from another checkpoint: it was killed
+    between its last two, which are of one state."""
+    resumed = checkpointer.resumed_from
+    if start >= max_iter and resumed and resumed.name != "model_final.pth":
+        checkpointer.save("model_final", iteration=start - 1)
 
 
 class _BatchOrder(Sampler):

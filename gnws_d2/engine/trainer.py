@@ -39,7 +39,7 @@ from .nonfinite import nonfinite_module_named
 from .output_folder import locked_output
 from .precision import check_precision, evaluation_precision, set_precision
 from .progress import FirstIterations, ProgressBar
-from .resume import IterationSeed, ResumableLoader, seek_data, start_worker
+from .resume import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
 from .schedule import scale_schedule
 from .stopping import StopOnSignal, TrainingEnded
 
@@ -89,8 +89,7 @@ class Trainer(DefaultTrainer):
         seek_data(self.data_loader, self._iteration_seed.seed, self.start_iter)
         try:
             with locked_output(self.cfg.OUTPUT_DIR):
-                if self.start_iter >= self.max_iter:
-                    self._finish_checkpoints()
+                save_final(self.checkpointer, self.start_iter, self.max_iter)
                 return super().train()
         except TrainingEnded:
             return getattr(self, "_last_eval_results", None)
@@ -98,11 +97,6 @@ class Trainer(DefaultTrainer):
             batches, self._trainer._data_loader_iter_obj = self._trainer._data_loader_iter_obj, None
             if isinstance(batches, Generator):
                 batches.close()  # ends the loader's workers
-
-    def _finish_checkpoints(self) -> None:
-        # A run that was killed between its last two checkpoints, of one state, lacks the final one.
-        if not (Path(self.cfg.OUTPUT_DIR) / "model_final.pth").exists():
-            self.checkpointer.save("model_final", iteration=self.iter)
 
     def run_step(self) -> None:
         with nonfinite_module_named(self.model):

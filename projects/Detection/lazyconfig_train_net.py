@@ -46,6 +46,7 @@ from gnws_d2.engine import (
     default_setup,
     launch,
     locked_output,
+    save_final,
     seek_data,
 )
 from gnws_d2.engine.console import setup_loggers
@@ -110,6 +111,7 @@ def train(cfg: Any, resume: bool) -> None:
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
     seek_data(loader, seed.seed, start)
     with locked_output(cfg.train.output_dir):
+        save_final(checkpointer, start, cfg.train.max_iter)
         trainer.train(start, cfg.train.max_iter)
 
 
