@@ -72,7 +72,7 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
         if present:
             _say_what_is_left_out(changes.cfg, files, used)
             logger.info("The data:\n%s", summary_table(present, changes.cfg))
-            _warn_of_shared_images(changes.cfg, present)
+            _warn_of_shared_images(changes.cfg, used)
     _fitted.add(_state(changes.cfg, present))
     return changes.cfg
 
@@ -281,12 +281,15 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _warn_of_shared_images(cfg: CfgNode, present: Sequence[str]) -> None:
+def _warn_of_shared_images(cfg: CfgNode, used: Files) -> None:
     images = {
-        name: {os.path.realpath(record["file_name"]) for record in DatasetCatalog.get(name)}
-        for name in present
+        name: {
+            os.path.realpath(os.path.join(MetadataCatalog.get(name).image_root, image["file_name"]))
+            for image in coco.images
+        }
+        for name, coco in used.items()
     }
-    for one, other in itertools.combinations(present, 2):
+    for one, other in itertools.combinations(images, 2):
         together = any({one, other} <= set(get_key(cfg, key)) for key in DATASET_KEYS)
         if not together and (shared := images[one] & images[other]):
             logger.warning(
