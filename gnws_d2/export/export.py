@@ -14,7 +14,7 @@ from ..files import atomic_write
 from ..layers import fold
 from .compare import Comparison, Tolerance, compare
 from .formats import FORMATS
-from .interface import Detector, ExportError, Outputs, output_names
+from .interface import INSTALL, Detector, ExportError, Outputs, output_names
 from .runtime import load_exported
 
 
@@ -100,8 +100,7 @@ def _write_errors(file: Path) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ExportError(
-            f"{file.name} needs a package that does not import ({error}). Install it: pip install "
-            '"gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO.'
+            f"{file.name} needs a package that does not import ({error}). Install it: {INSTALL}."
         ) from error
     except OSError as error:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""The formats a detector can be exported to: what each supports, writing it, and running it."""
+"""The formats a detector can be exported to: what each supports, and writing it."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ FIELDS = {
 }
 
 
+INSTALL = 'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO'
+
+
 class ExportError(GnwsError, ValueError):
     """A model that a format does not support, or a file that computes something else."""
 

@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from .interface import ExportError, Outputs
+from .interface import INSTALL, ExportError, Outputs
 
 Run = Callable[[torch.Tensor], Outputs]
 FACTS = "facts.json"  # in TorchScript and torch.export; ONNX has its own metadata
@@ -48,8 +48,7 @@ def load_exported(file: str | os.PathLike) -> Exported:
             loaded = _LOADERS[Path(file).suffix](Path(file))
     except ImportError as error:
         raise ExportError(
-            f"{file} needs a runtime that does not import ({error}). Install it: "
-            'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO.'
+            f"{file} needs a runtime that does not import ({error}). Install it: {INSTALL}."
         ) from error
     except Exception as error:  # each runtime has its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
