@@ -31,6 +31,7 @@ DETECTRON2_NEEDS = [
 DEMO = ["scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
 OPENVINO = [*EXPORT, "openvino"]  # converts the ONNX file
+INT8 = [*OPENVINO, "nncf"]
 # projects/Detection/app.py. Tested with 6.31.0, which needs a Pillow before 13: it is not in
 # requirements.txt.
 APP = ["gradio>=6"]
@@ -57,7 +58,8 @@ setup(
         "demo": DEMO,
         "export": EXPORT,
         "openvino": OPENVINO,
-        "test": ["hypothesis", "pytest", "pytest-xdist", *NOTEBOOK, *DEMO, *OPENVINO, *EVIDENCE],
+        "int8": INT8,
+        "test": ["hypothesis", "pytest", "pytest-xdist", *NOTEBOOK, *DEMO, *INT8, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
     entry_points={"console_scripts": ["gnws = gnws_d2.projects.detection.cli:main"]},

@@ -1,7 +1,7 @@
 """Detectors in formats that run without Detectron2: TorchScript, torch.export, ONNX,
 OpenVINO."""
 
-from .compare import BFLOAT16, EXACT, Comparison, Tolerance, compare
+from .compare import EXACT, ROUNDED, Comparison, Tolerance, compare
 from .export import export
 from .exported_model import ExportedModel
 from .formats import FORMATS
@@ -9,9 +9,9 @@ from .interface import Detector, ExportError
 from .runtime import Exported, is_exported, load_exported
 
 __all__ = [
-    "BFLOAT16",
     "EXACT",
     "FORMATS",
+    "ROUNDED",
     "Comparison",
     "Detector",
     "ExportError",

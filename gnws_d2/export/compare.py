@@ -26,9 +26,9 @@ class Tolerance:
 
 
 EXACT = Tolerance()  # for float32 sums in another order
-# For 8 bits of precision. Of detections that nearly suppress each other, another one may stay. The
-# edge of a mask is steep, so single pixels say nothing.
-BFLOAT16 = Tolerance(0.05, share=0.8, mean_mask=True)
+# For 8 bits of precision: bfloat16 and integers. Of detections that nearly suppress each other,
+# another one may stay. The edge of a mask is steep, so single pixels say nothing.
+ROUNDED = Tolerance(0.05, share=0.8, mean_mask=True)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def export(
         file: where to write, with the suffix of the format; appears when everything has been
             checked. OpenVINO keeps the weights in a second file beside it, of the suffix .bin.
         images: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
-            and all are compared. Use at least two sizes.
+            all for the ranges of 8-bit integers, and all are compared. Use at least two sizes.
         facts: stored in the file, as JSON by name, and with them the names of the ``outputs``.
         tolerance: None: that of the format.
 
@@ -58,7 +58,7 @@ def export(
         expected = [detector(image) for image in images]
     with _write_errors(file), TemporaryDirectory(dir=file.parent, prefix=".export") as folder:
         written = Path(folder) / file.name
-        chosen.write(folded, images[0], written, facts)
+        chosen.write(folded, images, written, facts)
         run = load_exported(written).run
         with torch.no_grad():
             found = [run(image) for image in images]

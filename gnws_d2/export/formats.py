@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +26,11 @@ from torch import nn
 
 from ..modeling.deform_conv import DEFORM_CONVS
 from .branch_free import BranchFreeDetector
-from .compare import BFLOAT16, EXACT, Tolerance
+from .compare import EXACT, ROUNDED, Tolerance
 from .interface import Detector, output_names
-from .runtime import FACTS
+from .runtime import FACTS, import_openvino
+
+Images = Sequence[torch.Tensor]  # (3, H, W) each; the first is recorded
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,15 @@ class Format:
     """A format: the name of its file, how to write it, and what it refuses."""
 
     file: str
-    write: Callable[[nn.Module, torch.Tensor, Path, Mapping[str, object]], None]
+    write: Callable[[nn.Module, Images, Path, Mapping[str, object]], None]
     refuse: Callable[[nn.Module], str]
     """Why a model is not supported; empty if it is."""
     tolerance: Tolerance = EXACT
 
 
-def _write_trace(
-    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
-) -> None:
+def _write_trace(model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]) -> None:
     with _quiet(), torch.no_grad(), patch_builtin_len():
-        traced = torch.jit.trace(Detector(model), (image,), check_trace=False)
+        traced = torch.jit.trace(Detector(model), (images[0],), check_trace=False)
         extra = {FACTS: json.dumps(facts)}
         _write(file, lambda stream: torch.jit.save(traced, stream, _extra_files=extra))
 
@@ -68,7 +69,7 @@ class _Scriptable(nn.Module):
 
 
 def _write_script(
-    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
+    model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]
 ) -> None:
     tensor = torch.Tensor
     fields = {"proposal_boxes": Boxes, "objectness_logits": tensor, "pred_boxes": Boxes}
@@ -93,19 +94,17 @@ def _record(model: nn.Module, image: torch.Tensor) -> torch.export.ExportedProgr
 
 
 def _write_export(
-    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
+    model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]
 ) -> None:
-    recorded = _record(model, image)
+    recorded = _record(model, images[0])
     extra = {FACTS: json.dumps(facts)}
     _write(file, lambda stream: torch.export.save(recorded, stream, extra_files=extra))
 
 
-def _write_onnx(
-    model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
-) -> None:
+def _write_onnx(model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]) -> None:
     with _quiet():
         program = torch.onnx.export(
-            _record(model, image),
+            _record(model, images[0]),
             dynamo=True,
             input_names=["image"],
             output_names=output_names(model),
@@ -138,19 +137,37 @@ def _name_axes(model: Any) -> None:
 
 
 def _write_openvino(
-    precision: str, model: nn.Module, image: torch.Tensor, file: Path, facts: Mapping[str, object]
+    precision: str, model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]
 ) -> None:
-    import openvino
-
+    openvino = import_openvino()
     graph = file.with_suffix(".onnx")
-    _write_onnx(model, image, graph, {})
+    _write_onnx(model, images, graph, {})
     converted = openvino.convert_model(graph)
+    if precision == "int8":
+        converted, precision = _quantize(converted, images), "f32"  # of all other operations
     converted.set_rt_info(json.dumps({**facts, "precision": precision}), ["gnws_d2", "facts"])
     try:
         openvino.save_model(converted, file, compress_to_fp16=False)
     except RuntimeError as error:  # of its streams, where the disk is full
         raise OSError(str(error)) from error
     graph.unlink()
+
+
+def _quantize(model: Any, images: Images) -> Any:
+    """Convolutions and fully connected layers in 8-bit integers. Left to itself, NNCF also
+    quantizes normalizations, and the coordinates of boxes."""
+    quantized = {"Convolution", "ConvolutionBackpropData", "MatMul"}
+    others = {operation.get_type_name() for operation in model.get_ops()} - quantized
+    with _quiet():
+        import nncf
+
+        nncf.set_log_level(logging.WARNING)
+        return nncf.quantize(
+            model,
+            nncf.Dataset([{"image": image.numpy()} for image in images]),
+            subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(types=sorted(others), validate=False),
+        )
 
 
 def _refuse_deformable(model: nn.Module) -> str:
@@ -178,14 +195,24 @@ FORMATS = {
     "onnx": Format("model.onnx", _write_onnx, _refuse_all_but_rcnn),
     "openvino": Format("model.xml", partial(_write_openvino, "f32"), _refuse_all_but_rcnn),
     "openvino-bfloat16": Format(
-        "model_bfloat16.xml", partial(_write_openvino, "bf16"), _refuse_all_but_rcnn, BFLOAT16
+        "model_bfloat16.xml", partial(_write_openvino, "bf16"), _refuse_all_but_rcnn, ROUNDED
+    ),
+    "openvino-int8": Format(
+        "model_int8.xml", partial(_write_openvino, "int8"), _refuse_all_but_rcnn, ROUNDED
     ),
 }
 
 
 @contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Silence the warnings of recording: Detectron2's asserts need not be recorded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Silence the warnings of recording, of which a user can do nothing: Detectron2's asserts need
+    not be recorded."""
+    torch_logger = logging.getLogger("torch")
+    level = torch_logger.level
+    torch_logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch_logger.setLevel(level)

@@ -20,7 +20,10 @@ FIELDS = {
 }
 
 
-INSTALL = 'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO'
+INSTALL = (
+    'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO, "gnws_d2[int8]" for '
+    "8-bit integers"
+)
 
 
 class ExportError(GnwsError, ValueError):

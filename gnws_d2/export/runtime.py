@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -88,9 +90,17 @@ def _load_onnx(file: Path) -> Exported:
     return Exported(run, {name: json.loads(value) for name, value in stored.items()})
 
 
-def _load_openvino(file: Path) -> Exported:
+def import_openvino() -> ModuleType:
+    """OpenVINO without the package through which it reports its use to Intel, unless a program has
+    imported that itself."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
+    return openvino
+
+
+def _load_openvino(file: Path) -> Exported:
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(file)
     facts = json.loads(model.get_rt_info(["gnws_d2", "facts"]).astype(str))

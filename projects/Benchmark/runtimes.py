@@ -208,11 +208,11 @@ def accuracy(weights: str, folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     digits.make_digits()
     predictor = gnws_d2.Predictor(weights=weights, opts=["MODEL.DEVICE", "cpu"], folded=False)
-    inputs = [
-        {**predictor._prepare(read_image(image["file_name"], "BGR")), "image_id": image["image_id"]}
-        for image in DatasetCatalog.get("digits_val")
-    ]
-    write_files(predictor.model, folder, [image["image"] for image in inputs[:4]])
+    seen, inputs = (
+        [{**predictor._prepare(read_image(image["file_name"], "BGR")), **image} for image in images]
+        for images in (DatasetCatalog.get("digits_train")[:16], DatasetCatalog.get("digits_val"))
+    )
+    write_files(predictor.model, folder, [image["image"] for image in seen])
     models = {"eager": predictor.model, "folded": fold(predictor.model)}
     rows = []
     for runtime in RUNTIMES:

@@ -2,15 +2,16 @@
 """Export a detector to files that run without Detectron2 and without this package.
 
     export_model.py --weights output/digits/model_final.pth --input image.png --output exported
-    export_model.py --weights model_final.pth --input *.jpg --format openvino openvino-bfloat16
+    export_model.py --weights model_final.pth --input *.jpg --format openvino openvino-int8
     demo.py --weights exported/model.onnx --input photos/     # runs a file
 
 The first writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and
-model.onnx; the second writes model.xml and model_bfloat16.xml (OpenVINO), with the weights beside
-them in .bin files. Standardized weights are stored in plain convolutions. Each file takes images of
-any size and is compared with the model in Detectron2, on every --input at two sizes: a file that
-does not detect the same is not kept. bfloat16 has 8 bits of precision and its own tolerance. If a
-format does not support the model, the exit code is 1.
+model.onnx; the second writes model.xml and model_int8.xml (OpenVINO), with the weights beside them
+in .bin files. Standardized weights are stored in plain convolutions. Each file takes images of any
+size and is compared with the model in Detectron2, on every --input at two sizes: a file that does
+not detect the same is not kept. bfloat16 and 8-bit integers have a tolerance of their own; the
+integers' ranges are those that occur in the --input images. If a format does not support the model,
+the exit code is 1.
 
 A file takes one image a call: image, a float32 tensor (3, height, width), levels 0 to 255 in the
 order of INPUT.FORMAT, resized as for evaluation. It returns boxes (detections, 4), scores and
@@ -57,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         "--tolerance",
         type=float,
         help="of scores and mask probabilities, and of boxes in parts of their longer side; by "
-        "default 0.001, and 0.05 in bfloat16",
+        "default 0.001, and 0.05 in bfloat16 and int8",
     )
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"

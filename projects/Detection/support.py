@@ -71,7 +71,7 @@ SMALL = [
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
     *("TEST.DETECTIONS_PER_IMAGE", "20"),
 ]
-# bfloat16 needs a trained model to agree; its graph is that of float32.
+# In 8 bits of precision a model has to be trained to agree; the graph is that of float32.
 FORMATS = {name: format for name, format in ALL_FORMATS.items() if format.tolerance == EXACT}
 YES = "yes"
 

@@ -6,13 +6,24 @@ import resource
 import shutil
 import sys
 
+import numpy as np
 import onnxruntime
 import openvino
 import pytest
 import torch
 from detectron2.modeling import build_model
+from openvino import opset13
 
-from gnws_d2.export import EXACT, FORMATS, Detector, ExportError, export, formats, load_exported
+from gnws_d2.export import (
+    EXACT,
+    FORMATS,
+    Detector,
+    ExportError,
+    Tolerance,
+    export,
+    formats,
+    load_exported,
+)
 from gnws_d2.export.branch_free import BranchFreeDetector
 
 export_file = sys.modules["gnws_d2.export.export"]  # a function has the name of the module
@@ -98,14 +109,17 @@ def test_torch_export_onnx_and_openvino(tiny_config, tmp_path, monkeypatch, opts
             recorded.append(record(folded, image))
         return recorded[0]
 
-    def write_onnx_again(folded, image, file, facts):
+    def write_onnx_again(folded, seen, file, facts):
         shutil.copyfile(tmp_path / "model.onnx", file)
 
     monkeypatch.setattr(formats, "_record", record_once)
     seen = images((96, 96), (160, 100), (65, 257))
-    for format in ("torch-export", "onnx", "openvino"):
+    for format in ("torch-export", "onnx", "openvino", "openvino-int8"):
         if format == "openvino":
             monkeypatch.setattr(formats, "_write_onnx", write_onnx_again)
+        if format == "openvino-int8":  # of random weights, other detections are as good
+            export(model, format, tmp_path / "model_int8.xml", seen, tolerance=Tolerance(share=0))
+            continue
         results = export(model, format, tmp_path / FORMATS[format].file, seen, {"a": [1, "b"]})
         assert [(result.expected, result.found) for result in results] == [(n, n) for n in counts]
         assert [result.same for result in results] == counts
@@ -127,6 +141,37 @@ def test_torch_export_onnx_and_openvino(tiny_config, tmp_path, monkeypatch, opts
     assert shapes == each[: len(names)]
     assert json.loads(session.get_modelmeta().custom_metadata_map["a"]) == [1, "b"]
     assert {node.domain for node in _nodes(tmp_path / "model.onnx")} <= {"", "ai.onnx"}
+
+
+def test_convolutions_and_nothing_else_are_quantized(tmp_path):
+    """Against float64, by half a step of the weights, whose scale is that of their filter, and of
+    the input, whose scale is that of the images."""
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    image = opset13.parameter([3, -1, -1], np.float32)
+    image.output(0).set_names({"image"})
+    batch = opset13.unsqueeze(opset13.multiply(image, np.float32(0.01)), [0])
+    out = opset13.convolution(batch, weight, [1, 1], [0, 0], [0, 0], [1, 1])
+    quantized = formats._quantize(
+        openvino.Model([opset13.multiply(out, np.float32(3))], [image]), images((40, 60), (50, 30))
+    )
+    users = [
+        target.get_node().get_type_name()
+        for node in quantized.get_ops()
+        if node.get_type_name() == "FakeQuantize"
+        for target in node.output(0).get_target_inputs()
+    ]
+    assert users == ["Convolution"]
+
+    [seen] = images((40, 60))
+    [found] = openvino.compile_model(quantized, "CPU")([seen.numpy()]).values()
+    x, w = seen.double()[None] * 0.01, torch.from_numpy(weight).double()
+    expected = 3 * torch.nn.functional.conv2d(x, w)
+    steps = w.abs().amax((1, 2, 3), keepdim=True) / 127, x.max() / 127
+    worst = torch.nn.functional.conv2d(x + steps[1] / 2, torch.ones_like(w) * steps[0] / 2)
+    worst += torch.nn.functional.conv2d(torch.ones_like(x) * steps[1] / 2, w.abs())
+    error = (torch.from_numpy(found) - expected).abs()
+    assert 1e-3 < error.max() and (error < 3 * worst).all()
 
 
 def _nodes(file):
