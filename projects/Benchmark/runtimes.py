@@ -240,6 +240,7 @@ def write(file: Path, results: dict[str, Any]) -> None:
     for key in ("rows", "accuracy"):
         lines = ",\n".join(json.dumps(row) for row in rows[key])
         text = f'{text[:-1]},\n"{key}": [\n{lines}\n]}}'
+    file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
