@@ -59,6 +59,7 @@ from gnws_d2.export import (
     load_exported,
 )
 from gnws_d2.export.interface import Outputs
+from gnws_d2.export.runtime import cpu_has_bfloat16
 from gnws_d2.files import atomic_write
 from gnws_d2.layers import fold
 from gnws_d2.marked_text import replace_marked
@@ -85,6 +86,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--weights", help="a detector trained on Digits, for accuracy")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="RESULTS.json")
     return parser.parse_args()
+
+
+def available() -> list[str]:
+    """Those of this machine: without bfloat16, its file is computed in float32."""
+    missing = "" if cpu_has_bfloat16() else "openvino-bfloat16"
+    return [name for name in RUNTIMES if name != missing]
 
 
 def photograph(size: tuple[int, int]) -> torch.Tensor:
@@ -179,7 +186,7 @@ def measure(name: str, folder: Path, image: torch.Tensor, rounds: int) -> list[d
     """A row for each runtime."""
     rows, steps = [], {}
     with ExitStack() as stack:
-        for runtime in RUNTIMES:
+        for runtime in available():
             connection = stack.enter_context(process(runtime, name, folder))
             loaded = connection.recv()
             connection.send(image)
@@ -215,7 +222,7 @@ def accuracy(weights: str, folder: Path) -> list[dict[str, Any]]:
     write_files(predictor.model, folder, [image["image"] for image in seen])
     models = {"eager": predictor.model, "folded": fold(predictor.model)}
     rows = []
-    for runtime in RUNTIMES:
+    for runtime in available():
         model = models.get(runtime) or ExportedModel(folder / FORMATS[runtime].file)
         evaluator = COCOEvaluator("digits_val", distributed=False, use_fast_impl=False)
         evaluator.reset()
@@ -265,7 +272,10 @@ def tables(results: dict[str, Any]) -> str:
     }
     written = []
     for what, cell in cells.items() if by_model else ():
-        lines = [[name, *(cell(rows[r]) for r in RUNTIMES)] for name, rows in by_model.items()]
+        lines = [
+            [name, *(cell(rows[r]) if r in rows else "-" for r in RUNTIMES)]
+            for name, rows in by_model.items()
+        ]
         written.append(_table(lines, [what, *RUNTIMES]))
     trained = results.get("accuracy", [])
     if trained:
