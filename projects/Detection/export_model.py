@@ -95,7 +95,7 @@ def main() -> int:
     images = [image for file in args.input for image in at_two_sizes(file, cfg)]
     args.output.mkdir(parents=True, exist_ok=True)
 
-    rows, refused = [], 0
+    rows, refused, compared = [], 0, 0
     for name in args.format:
         file, tolerance = args.output / FORMATS[name].file, FORMATS[name].tolerance
         if args.tolerance is not None:
@@ -110,10 +110,12 @@ def main() -> int:
         difference = max(result.difference for result in results)
         parts = [file, file.with_suffix(".bin")]
         size = sum(part.stat().st_size for part in parts if part.exists())
-        rows.append([file, size / 2**20, len(results), detections, difference])
-    columns = ["file", "MiB", "images", "same detections", "largest difference"]
+        same = f"{detections} of {sum(result.expected for result in results)}"
+        rows.append([file, size / 2**20, len(results), same, difference])
+        compared += detections
+    columns = ["file", "MiB", "images", "same detections", "their largest difference"]
     print(tabulate(rows, columns, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
-    if rows and not any(row[3] for row in rows):
+    if rows and not compared:
         print("Nothing was detected, so nothing was compared: use other images.", file=sys.stderr)
     return 1 if refused else 0
 
