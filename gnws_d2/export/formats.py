@@ -205,8 +205,8 @@ FORMATS = {
 
 @contextmanager
 def _quiet():  # type: ignore[no-untyped-def]
-    """Silence the warnings of recording, of which a user can do nothing: Detectron2's asserts need
-    not be recorded."""
+    """Silence warnings about which a user can do nothing: Detectron2's asserts need not be
+    recorded."""
     torch_logger = logging.getLogger("torch")
     level = torch_logger.level
     torch_logger.setLevel(logging.ERROR)

@@ -3,7 +3,10 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +18,8 @@ from openvino import opset13
 
 from gnws_d2.export import FORMATS, ExportError, formats, load_exported
 from gnws_d2.export.runtime import FACTS, cpu_has_bfloat16
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -48,6 +53,21 @@ def test_openvino_computes_in_the_stored_precision(openvino_file):
         assert rounded.item() != pytest.approx(true, rel=1e-4)
     else:
         assert rounded.item() == found.item()
+
+
+@pytest.mark.slow
+def test_openvino_reports_nothing(openvino_file):
+    """In a process of its own: here OpenVINO is imported already."""
+    lines = [
+        "import sys",
+        "from gnws_d2.export import load_exported",
+        f"load_exported({str(openvino_file('f32'))!r})",
+        "from openvino.tools.ovc import telemetry",
+        "print(type(telemetry).__module__, sys.modules['openvino_telemetry'])",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "openvino.tools.ovc.telemetry_stub None\n", done.stderr
 
 
 def test_a_run_does_not_overwrite_the_results_of_another(openvino_file):
