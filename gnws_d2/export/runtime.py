@@ -110,7 +110,7 @@ def _load_openvino(file: Path) -> Exported:
     core = openvino.Core()
     model = core.read_model(file)
     facts = json.loads(model.get_rt_info(["gnws_d2", "facts"]).astype(str))
-    emulated = facts["precision"] == "bf16" and not cpu_has_bfloat16()  # four times as slow
+    emulated = facts["precision"] == "bf16" and not cpu_has_bfloat16()  # several times as slow
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),

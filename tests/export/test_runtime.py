@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,11 +14,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from openvino import opset13
+from processes import ROOT
 
 from gnws_d2.export import FORMATS, ExportError, formats, load_exported
 from gnws_d2.export.runtime import FACTS, cpu_has_bfloat16
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
