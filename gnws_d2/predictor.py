@@ -209,9 +209,16 @@ class Predictor(DefaultPredictor):
         if not len(original_image):
             return []
         with torch.no_grad(), self._precision():
-            return self.model([self._prepare(image) for image in original_image])
+            return self.model([self.prepare(image) for image in original_image])
 
-    def _prepare(self, image: np.ndarray) -> dict[str, Any]:
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """The input of the model for ``image`` (H, W, 3), BGR: the resized ``image``, a float32
+        tensor (3, height, width) in the order of ``input_format``, and ``height`` and ``width`` of
+        the original.
+
+        Raises:
+            ImageShapeError: see :meth:`__call__`.
+        """
         if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
             found = getattr(image, "shape", type(image).__name__)
             raise ImageShapeError(

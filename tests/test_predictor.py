@@ -68,7 +68,7 @@ def test_several_images_are_one_batch(saved):
     same_size = predictor(images[:2])
     for one, found in zip(images[:2], same_size, strict=True):
         assert torch.allclose(found["instances"].scores, predictor(one)["instances"].scores)
-    inputs = [predictor._prepare(one) for one in images]
+    inputs = [predictor.prepare(one) for one in images]
     with torch.no_grad():
         expected = build_loaded(cfg)(inputs)
     for found, other, one in zip(predictor(images), expected, images, strict=True):
@@ -117,8 +117,8 @@ def test_a_lazy_config(tmp_path, tiny_digits):
     )
     model.test_score_thresh = 0.0
     with torch.no_grad():
-        [expected] = model([predictor._prepare(image())])
-    assert predictor._prepare(image())["image"].shape == (3, 128, 171)  # of the config's mapper
+        [expected] = model([predictor.prepare(image())])
+    assert predictor.prepare(image())["image"].shape == (3, 128, 171)  # of the config's mapper
     assert_same(predictor(image()), expected)
     with pytest.raises(CheckpointError, match="does not say which config"):
         Predictor(weights=tmp_path / "model.pth")
@@ -218,7 +218,7 @@ def test_an_exported_file_in_place_of_a_checkpoint(saved, tmp_path):
     """Against the checkpoint that it was exported from: sizes, thresholds, names, masks."""
     cfg = saved(MASK_RCNN, "INPUT.MIN_SIZE_TEST", "80")
     predictor, file = Predictor(cfg, folded=False), tmp_path / "model_trace.ts"
-    tensors = [predictor._prepare(image(seed=seed))["image"] for seed in (1, 2)]
+    tensors = [predictor.prepare(image(seed=seed))["image"] for seed in (1, 2)]
     facts = {"format": "RGB", "resize": cfg.INPUT.RESIZE_TEST, "min_size": 80, "max_size": 1333}
     export(predictor.model, "torchscript-trace", file, tensors, facts)
     with pytest.raises(ExportError, match=r"does not store 'classes'"):
@@ -253,7 +253,7 @@ def assert_close(found, expected):
 def test_an_exported_semantic_model(saved, tmp_path):
     cfg = saved("Digits/semantic_R_18_FPN_gn_ws.yaml")
     predictor, file = Predictor(cfg), tmp_path / "model_trace.ts"
-    tensors = [predictor._prepare(image(seed=seed))["image"] for seed in (1, 2)]
+    tensors = [predictor.prepare(image(seed=seed))["image"] for seed in (1, 2)]
     facts = {"format": cfg.INPUT.FORMAT, "resize": "pil", "min_size": 64, "max_size": 1333}
     export(predictor.model, "torchscript-trace", file, tensors, {**facts, "classes": ["a"]})
     exported = Predictor(weights=file)

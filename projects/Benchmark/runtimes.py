@@ -216,7 +216,7 @@ def accuracy(weights: str, folder: Path) -> list[dict[str, Any]]:
     digits.make_digits()
     predictor = gnws_d2.Predictor(weights=weights, opts=["MODEL.DEVICE", "cpu"], folded=False)
     seen, inputs = (
-        [{**predictor._prepare(read_image(image["file_name"], "BGR")), **image} for image in images]
+        [{**predictor.prepare(read_image(image["file_name"], "BGR")), **image} for image in images]
         for images in (DatasetCatalog.get("digits_train")[:16], DatasetCatalog.get("digits_val"))
     )
     write_files(predictor.model, folder, [image["image"] for image in seen])

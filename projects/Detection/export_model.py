@@ -31,14 +31,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 from torch import nn
+from torch.nn import functional as F
 
 import gnws_d2
 from gnws_d2.data import read_image
-from gnws_d2.data.resize import build_test_augmentation
 from gnws_d2.errors import add_debug_flag, one_line_errors
 from gnws_d2.export import FORMATS, ExportError, export
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
@@ -91,8 +90,8 @@ def main() -> int:
     predictor = Predictor(
         args.config_file, args.weights, opts=opts, add_configs=add_configs, folded=False
     )
-    cfg, model = predictor.cfg, predictor.model
-    images = [image for file in args.input for image in at_two_sizes(file, cfg)]
+    prepared = [predictor.prepare(read_image(file, "BGR"))["image"] for file in args.input]
+    images = [image for original in prepared for image in at_two_sizes(original)]
     args.output.mkdir(parents=True, exist_ok=True)
 
     rows, refused, compared = [], 0, 0
@@ -101,7 +100,7 @@ def main() -> int:
         if args.tolerance is not None:
             tolerance = replace(tolerance, difference=args.tolerance)
         try:
-            results = export(model, name, file, images, facts(predictor), tolerance)
+            results = export(predictor.model, name, file, images, facts(predictor), tolerance)
         except ExportError as error:
             print(error, file=sys.stderr)
             refused += 1
@@ -120,18 +119,10 @@ def main() -> int:
     return 1 if refused else 0
 
 
-def at_two_sizes(file: str, cfg: Any) -> list[torch.Tensor]:
-    """The image as the model sees it in evaluation, and at three quarters of that: (3, H, W) each,
-    float32, levels 0 to 255."""
-    smaller = cfg.clone()
-    smaller.INPUT.MIN_SIZE_TEST = cfg.INPUT.MIN_SIZE_TEST * 3 // 4
-    pixels = read_image(file, format=cfg.INPUT.FORMAT)
-    images = []
-    for config in (cfg, smaller):
-        resized = AugInput(pixels)
-        AugmentationList(build_test_augmentation(config))(resized)
-        images.append(torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1)))
-    return images
+def at_two_sizes(image: torch.Tensor) -> list[torch.Tensor]:
+    """``image`` (3, H, W), levels 0 to 255, and the same at three quarters of its size."""
+    smaller = F.interpolate(image[None], scale_factor=0.75, mode="bilinear", antialias=True)
+    return [image, smaller[0]]
 
 
 def facts(predictor: Predictor) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 import lazyconfig_train_net
 import torch
 from detectron2.config import CfgNode, LazyConfig
+from detectron2.data import DatasetMapper
 from detectron2.utils.logger import setup_logger
 from export_model import at_two_sizes
 from tabulate import tabulate
@@ -86,7 +87,9 @@ def row(config_file: str, output: Path) -> list[str]:
         cfg = config(config_file, output)
         model, tasks = train(cfg)
     images = sorted((digits.make_digits() / "val").glob("*.png"))[:2]
-    tensors = [tensor for file in images for tensor in at_two_sizes(str(file), cfg)]
+    mapper = DatasetMapper(cfg, is_train=False)
+    mapped = [mapper({"file_name": str(file)})["image"].float() for file in images]
+    tensors = [tensor for image in mapped for tensor in at_two_sizes(image)]
     return [YES, ", ".join(tasks), *exports(model, tensors, output).values()]
 
 
