@@ -97,8 +97,7 @@ def batch_statistics_table(data: Path) -> str:
     """Scores of BN with the running statistics of the training, and what those of each batch of
     test images add to them."""
     body = []
-    for name in ("detector", "classifier", "fashion"):
-        key = SCORES[name]
+    for name, key in SCORES.items():
         rows = [row for row in read(data, name) if row["norm"] == "BN"]
         running, own = (
             [np.array(values(rows, column, batch=batch)) for batch in BATCHES]
@@ -111,13 +110,50 @@ def batch_statistics_table(data: Path) -> str:
     return table(["BN's statistics", *(f"{b} per step" for b in BATCHES)], body)
 
 
+PAIRS = (
+    *(("GN+WS", "BN"), ("GN+WS", "GN")),
+    *(("BCN+WS", "BN"), ("BCN+WS", "BCN"), ("BCN+WS", "GN+WS")),
+)
+
+
+def differences_table(data: Path) -> str:
+    """What one norm scores more than another from the same seed; in bold where all seeds agree on
+    the sign."""
+    body = []
+    experiments = {"detector": read(data, "detector"), "equal steps": equal_steps(data)}
+    experiments |= {name: read(data, name) for name in ("classifier", "fashion")}
+    for name, rows in experiments.items():
+        key = SCORES.get(name, "AP")
+        for pair in PAIRS:
+            cells = []
+            for batch in BATCHES:
+                ours, theirs = (
+                    {
+                        seed: value
+                        for seed in distinct(rows, "seed")
+                        for value in values(rows, key, norm=norm, batch=batch, seed=seed)
+                    }
+                    for norm in pair
+                )
+                each = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs])
+                text = mean_and_std(each, 1)
+                agree = len(each) > 1 and abs(np.sign(each).sum()) == len(each)
+                cells.append(f"**{text}**" if agree else text)
+            body.append([f"{name}: {' - '.join(pair)}", *cells])
+    return table(["difference", *(f"{b} per step" for b in BATCHES)], body)
+
+
 def steps_table(data: Path) -> str:
-    """Box AP after equally many steps; those with 4 images are of the experiment of equal images,
-    which has as many."""
+    """Box AP after equally many steps."""
+    return scores(equal_steps(data), "AP")
+
+
+def equal_steps(data: Path) -> Rows:
+    """Those with 4 images are of the experiment of equal images, which has as many steps."""
     rows = read(data, "detector_steps")
     steps = {int(row["images"]) // int(row["batch"]) for row in rows}
     same = [r for r in read(data, "detector") if int(r["images"]) // int(r["batch"]) in steps]
-    return scores(rows + same, "AP")
+    return rows + same
 
 
 # Name in the table -> column of the CSV file, and the rows that count.

@@ -24,6 +24,7 @@ from doc_tables import (
     batch_statistics_table,
     channels_table,
     cost_table,
+    differences_table,
     distinct,
     rates_table,
     read,
@@ -78,6 +79,7 @@ def document(text: str, data: Path) -> str:
     tables = {
         **{name: scores(read(data, name), key) for name, key in SCORES.items()},
         "equal steps": steps_table(data),
+        "differences": differences_table(data),
         "statistics of BN": batch_statistics_table(data),
         "pretrain": scores(read(data, "pretrain"), "accuracy"),
         "learning rates": rates_table(data),

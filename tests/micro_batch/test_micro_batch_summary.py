@@ -10,7 +10,7 @@ import summary
 
 MARKS = (
     *("detector", "finetune", "classifier", "fashion", "equal steps", "statistics of BN"),
-    *("pretrain", "learning rates", "smoothness", "channels", "cost"),
+    *("pretrain", "differences", "learning rates", "smoothness", "channels", "cost"),
 )
 EMPTY = "".join(f"<!-- {name}: made by summary.py -->\n<!-- end of {name} -->\n" for name in MARKS)
 
@@ -103,6 +103,22 @@ def test_the_gap_of_bns_statistics_is_that_of_each_seed(tmp_path):
     table = doc_tables.batch_statistics_table(tmp_path)
     assert cells(table, "detector, running")[:2] == ["15.0 ± 7.1", doc_tables.NOT_MEASURED]
     assert cells(table, "detector, difference")[0] == "-2.5 ± 2.1"
+
+
+def test_a_difference_is_that_of_each_seed_and_bold_where_they_agree(tmp_path):
+    aps = {"BN": {0: 10, 1: 11, 2: 12}, "GN": {1: 5}, "GN+WS": {2: 15, 1: 13, 0: 11}}
+    aps |= {"BCN": {0: 10, 1: ""}, "BCN+WS": {0: 11, 1: 10, 2: 11}}
+    rows = [
+        {"norm": norm, "batch": 1, "seed": seed, "images": 40, "AP": ap}
+        for norm, by_seed in aps.items()
+        for seed, ap in by_seed.items()
+    ]
+    write_rows(tmp_path, "detector", *rows)
+    table = doc_tables.differences_table(tmp_path)
+    first = {row: cells(table, f"detector: {row}")[0] for row in ("GN+WS - BN", "GN+WS - GN")}
+    assert first == {"GN+WS - BN": "**2.0 ± 1.0**", "GN+WS - GN": "8.0"}
+    assert cells(table, "detector: BCN+WS - BN")[:2] == ["-0.3 ± 1.2", doc_tables.NOT_MEASURED]
+    assert cells(table, "detector: BCN+WS - BCN")[0] == "1.0 (1 of 2 diverged)"
 
 
 def test_equal_steps_include_those_of_the_experiment_of_equal_images(tmp_path):
