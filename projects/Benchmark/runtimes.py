@@ -254,9 +254,11 @@ def write(file: Path, results: dict[str, Any]) -> None:
 
 def tables(results: dict[str, Any]) -> str:
     """Time, memory, loading time and agreement: a table of models and runtimes each."""
-    by_model: dict[str, dict[str, Any]] = {}
-    for row in results.get("rows", []):
-        by_model.setdefault(row["model"], {})[row["runtime"]] = row
+    measured = {row["model"] for row in results.get("rows", [])}
+    by_model: dict[str, dict[str, Any]] = {
+        name: {row["runtime"]: row for row in results["rows"] if row["model"] == name}
+        for name in sorted(measured, key=[*ARCHITECTURES, *measured].index)
+    }
 
     def seconds(row: dict[str, Any]) -> str:
         return f"{np.median(row['seconds']):.2f} s" if row["runtime"] == "eager" else times(row)
