@@ -254,11 +254,9 @@ def write(file: Path, results: dict[str, Any]) -> None:
 
 def tables(results: dict[str, Any]) -> str:
     """Time, memory, loading time and agreement: a table of models and runtimes each."""
-    measured = {row["model"] for row in results.get("rows", [])}
-    by_model: dict[str, dict[str, Any]] = {
-        name: {row["runtime"]: row for row in results["rows"] if row["model"] == name}
-        for name in sorted(measured, key=[*ARCHITECTURES, *measured].index)
-    }
+    by_model: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in sorted(results.get("rows", []), key=_place_in_zoo):
+        by_model.setdefault(row["model"], {})[row["runtime"]] = row
 
     def seconds(row: dict[str, Any]) -> str:
         return f"{np.median(row['seconds']):.2f} s" if row["runtime"] == "eager" else times(row)
@@ -296,6 +294,12 @@ def tables(results: dict[str, Any]) -> str:
         where = f"{results['machine']}, {results['threads']} threads, {', '.join(versions)}"
         written.append(f"{where}; {results['date']}, at {results['commit']}.")
     return "\n\n".join(written)
+
+
+def _place_in_zoo(row: dict[str, Any]) -> int:
+    """Other configs come last."""
+    names = list(ARCHITECTURES)
+    return names.index(row["model"]) if row["model"] in names else len(names)
 
 
 def _table(lines: list[list[str]], header: list[str]) -> str:

@@ -120,9 +120,10 @@ def main() -> int:
 
 
 def at_two_sizes(image: torch.Tensor) -> list[torch.Tensor]:
-    """``image`` (3, H, W), levels 0 to 255, and the same at three quarters of its size."""
-    smaller = F.interpolate(image[None], scale_factor=0.75, mode="bilinear", antialias=True)
-    return [image, smaller[0]]
+    """``image`` (3, H, W), levels 0 to 255, and the same at three quarters of its size, but no side
+    below the 65 pixels that torch.export, ONNX and OpenVINO need."""
+    size = [min(side, max(65, side * 3 // 4)) for side in image.shape[1:]]
+    return [image, F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]]
 
 
 def facts(predictor: Predictor) -> dict[str, Any]:

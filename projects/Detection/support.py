@@ -5,7 +5,7 @@
     support.py "Mask R-CNN" "Keypoint R-CNN"  # these rows of it
     support.py --dry-run "Mask R-CNN"       # printed only
 
-Results are kept in output/support.json; a row that is missing is "not measured yet".
+Results are kept in docs/support.json; a row that is missing is "not measured yet".
 Each config is built, trained for two steps on small images of Digits, evaluated, and exported to
 every format; a file counts when it detects what the model detects, in images of two sizes.
 """
@@ -38,8 +38,8 @@ from gnws_d2.export import FORMATS as ALL_FORMATS
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
 
-RESULTS = Path("output/support.json")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "export.md"
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS, DOCUMENT = DOCS / "support.json", DOCS / "export.md"
 BACKBONES = {"R-50": "R_50", "R-101": "R_101", "X-50": "X_50_32x4d", "X-101": "X_101_32x4d"}
 CONFIGS = {
     **{
@@ -184,9 +184,8 @@ def main() -> None:
 
 def keep(rows: dict[str, list[str]]) -> None:
     """After each row: a run of hours may be stopped."""
-    RESULTS.parent.mkdir(exist_ok=True)
     with atomic_write(RESULTS) as partial:
-        partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     text = DOCUMENT.read_text(encoding="utf-8")
     with atomic_write(DOCUMENT) as partial:
         partial.write_text(replace_marked(text, "support", table(rows)), encoding="utf-8")

@@ -42,6 +42,17 @@ def values(rows: Rows, key: str, **where: str | int) -> list[float]:
     return [float(row[key]) if row.get(key) else np.nan for row in chosen]
 
 
+def by_seed(rows: Rows, key: str, **where: str | int) -> dict[str, float]:
+    """The same for each seed."""
+    seeds = distinct(rows, "seed")
+    return {seed: x for seed in seeds for x in values(rows, key, seed=seed, **where)}
+
+
+def differences(ours: dict[str, float], theirs: dict[str, float]) -> list[float]:
+    """Of the seeds that both have."""
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
 def distinct(rows: Rows, key: str) -> list[str]:
     found = dict.fromkeys(row[key] for row in rows)
     if key == "norm":
@@ -100,13 +111,13 @@ def batch_statistics_table(data: Path) -> str:
     for name, key in SCORES.items():
         rows = [row for row in read(data, name) if row["norm"] == "BN"]
         running, own = (
-            [np.array(values(rows, column, batch=batch)) for batch in BATCHES]
+            [by_seed(rows, column, batch=batch) for batch in BATCHES]
             for column in (key, f"{key}_batch_statistics")
         )
-        body.append([f"{name}, running", *(mean_and_std(x, 1) for x in running)])
-        body.append([f"{name}, of the test batch", *(mean_and_std(x, 1) for x in own)])
-        gaps = (mean_and_std(b - a, 1) for a, b in zip(running, own, strict=True))
-        body.append([f"{name}, difference", *gaps])
+        gaps = map(differences, own, running)
+        body.append([f"{name}, running", *(mean_and_std([*x.values()], 1) for x in running)])
+        body.append([f"{name}, of the test batch", *(mean_and_std([*x.values()], 1) for x in own)])
+        body.append([f"{name}, difference", *(mean_and_std(gap, 1) for gap in gaps)])
     return table(["BN's statistics", *(f"{b} per step" for b in BATCHES)], body)
 
 
@@ -125,22 +136,18 @@ def differences_table(data: Path) -> str:
     for name, rows in experiments.items():
         key = SCORES.get(name, "AP")
         for pair in PAIRS:
-            cells = []
-            for batch in BATCHES:
-                ours, theirs = (
-                    {
-                        seed: value
-                        for seed in distinct(rows, "seed")
-                        for value in values(rows, key, norm=norm, batch=batch, seed=seed)
-                    }
-                    for norm in pair
-                )
-                each = np.array([ours[seed] - theirs[seed] for seed in ours.keys() & theirs])
-                text = mean_and_std(each, 1)
-                agree = len(each) > 1 and abs(np.sign(each).sum()) == len(each)
-                cells.append(f"**{text}**" if agree else text)
-            body.append([f"{name}: {' - '.join(pair)}", *cells])
+            each_batch = [
+                differences(*(by_seed(rows, key, norm=norm, batch=batch) for norm in pair))
+                for batch in BATCHES
+            ]
+            body.append([f"{name}: {' - '.join(pair)}", *map(_bold_if_agreed, each_batch)])
     return table(["difference", *(f"{b} per step" for b in BATCHES)], body)
+
+
+def _bold_if_agreed(each: list[float]) -> str:
+    text = mean_and_std(each, 1)
+    agree = len(each) > 1 and abs(np.sign(each).sum()) == len(each)
+    return f"**{text}**" if agree else text
 
 
 def steps_table(data: Path) -> str:
