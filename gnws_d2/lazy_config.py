@@ -11,8 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import ConfigError
-from .config_files import resolve_config_file
+from .config import ConfigError, resolve_config_file
 
 
 def load_lazy_config(file: str, opts: Sequence[str] = ()) -> Any:

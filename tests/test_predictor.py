@@ -17,8 +17,7 @@ import gnws_d2
 from gnws_d2 import Predictor
 from gnws_d2.checkpoint import Checkpointer, CheckpointError, Provenance
 from gnws_d2.checkpoint.convert import detectron2_checkpoint
-from gnws_d2.config import ConfigError
-from gnws_d2.config_files import get_config_file
+from gnws_d2.config import ConfigError, get_config_file
 from gnws_d2.export import ExportError, export
 from gnws_d2.layers.ws_conv import StandardizedConv
 from gnws_d2.model_zoo import path_handler

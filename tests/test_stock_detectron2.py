@@ -16,7 +16,7 @@ from detectron2.evaluation import COCOEvaluator
 
 import gnws_d2
 from gnws_d2 import StandardizationReport
-from gnws_d2.config_files import CONFIG_ROOT
+from gnws_d2.config import CONFIG_ROOT
 
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"

@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from detectron2.config import CfgNode
 
-from ..config import load_config
-from ..config_files import config_names
+from ..config import config_names, load_config
 from .files import CheckpointError
 from .structure import Differences, Shapes, compare, shapes_of
 

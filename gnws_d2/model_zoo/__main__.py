@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from ..cache import CACHE_VARIABLE, cache_path
 from ..checkpoint import CheckpointError
-from ..config_files import config_names
+from ..config import config_names
 from ..errors import add_debug_flag, is_debugging, one_line_errors
 from . import documents
 from .fetch import MIRROR_VARIABLE, cached, fetch

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from tabulate import tabulate
 
-from ..config_files import CONFIG_ROOT
+from ..config import CONFIG_ROOT
 from ..files import atomic_write
 from ..marked_text import replace_marked
 from .published import Published, published

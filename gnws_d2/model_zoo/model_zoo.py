@@ -7,8 +7,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..config import load_config
-from ..config_files import get_config_file
+from ..config import get_config_file, load_config
 from ..modeling.errors import build_errors
 from .published import published
 
@@ -17,7 +16,7 @@ def get_checkpoint_url(config_path: str) -> str:
     """The address of the published detector that was trained with a config.
 
     Args:
-        config_path: see :func:`~gnws_d2.config_files.get_config_file`.
+        config_path: see :func:`~gnws_d2.config.get_config_file`.
 
     Returns:
         "gnws://...", for MODEL.WEIGHTS in any program that imports gnws_d2.
@@ -39,7 +38,7 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
     """The config of that name, all keys filled in.
 
     Args:
-        config_path: see :func:`~gnws_d2.config_files.get_config_file`.
+        config_path: see :func:`~gnws_d2.config.get_config_file`.
         trained: name the published detector in ``MODEL.WEIGHTS``, instead of the backbone that
             training starts from.
 
@@ -57,7 +56,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     """The model of that config, in training mode.
 
     Args:
-        config_path: see :func:`~gnws_d2.config_files.get_config_file`.
+        config_path: see :func:`~gnws_d2.config.get_config_file`.
         trained: with the weights of the published detector; else with those that the config names,
             of an ImageNet backbone. Both are downloaded when they are first asked for.
         device: replaces the config's ``MODEL.DEVICE``.

@@ -35,7 +35,7 @@ from torch import nn
 
 from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
-from gnws_d2.config_files import resolve_config_file
+from gnws_d2.config import resolve_config_file
 from gnws_d2.engine import (
     FirstIterations,
     IterationSeed,

@@ -18,7 +18,7 @@ import gnws_d2
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.checkpoint.files import read_checkpoint
 from gnws_d2.checkpoint.resuming import from_main_process
-from gnws_d2.config_files import CONFIG_ROOT, resolve_config_file
+from gnws_d2.config import CONFIG_ROOT, resolve_config_file
 from gnws_d2.data.coco_file import read_coco
 from gnws_d2.data.source import Source, is_source
 from gnws_d2.engine import Trainer

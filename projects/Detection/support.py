@@ -30,7 +30,7 @@ from torch import nn
 
 import gnws_d2
 from gnws_d2.checkpoint import Checkpointer
-from gnws_d2.config_files import get_config_file
+from gnws_d2.config import get_config_file
 from gnws_d2.data import digits
 from gnws_d2.engine import Trainer
 from gnws_d2.export import EXACT, ExportError, export

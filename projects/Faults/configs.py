@@ -15,8 +15,7 @@ from trials import Trial, Wrong
 
 from gnws_d2 import load_config
 from gnws_d2.checkpoint.structure import build_on_meta
-from gnws_d2.config_files import get_config_file
-from gnws_d2.config_values import leaves
+from gnws_d2.config import get_config_file, leaves
 from gnws_d2.errors import ConfigError
 
 NAMES = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 import workloads
 
-from gnws_d2.config_files import get_config_file
+from gnws_d2.config import get_config_file
 
 SMALL = """
 _BASE_: {base}

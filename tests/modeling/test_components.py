@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
@@ -102,7 +102,7 @@ def test_the_head_of_deeplab_v3_reads_a_config():
     assert type(fold(head)) is DeepLabV3Head
 
 
-def small_resnet(name: str) -> gnws_d2.config.CfgNode:
+def small_resnet(name: str) -> CfgNode:
     cfg = get_cfg()
     add_deeplab_config(cfg)
     cfg.MODEL.BACKBONE.NAME = name

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .errors import GnwsError, shorten
+from ..errors import GnwsError, shorten
 
-_PACKAGED = Path(__file__).parent / "model_zoo" / "configs"  # in a wheel
-_CHECKOUT = Path(__file__).parents[1] / "configs"  # in a source tree
+_PACKAGED = Path(__file__).parents[1] / "model_zoo" / "configs"  # in a wheel
+_CHECKOUT = Path(__file__).parents[2] / "configs"  # in a source tree
 CONFIG_ROOT = _PACKAGED if _PACKAGED.is_dir() else _CHECKOUT
 
 

@@ -9,10 +9,9 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from gnws_d2 import add_gnws_config, config, load_config
+from gnws_d2 import add_gnws_config, load_config
 from gnws_d2.checkpoint.structure import build_on_meta
-from gnws_d2.config import ConfigError, check_config
-from gnws_d2.config_files import CONFIG_ROOT
+from gnws_d2.config import CONFIG_ROOT, ConfigError, check_config, load, portable_config
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 EVERY = sorted(str(f.relative_to(CONFIG_ROOT)) for f in CONFIG_ROOT.rglob("*.yaml"))
@@ -34,7 +33,7 @@ def test_no_other_key_is_changed():
     cfg, stock = get_cfg(), get_cfg()
     cfg.MODEL.DEVICE = stock.MODEL.DEVICE = "cuda:7"
     add_gnws_config(cfg)
-    assert config.portable_config(cfg) == stock
+    assert portable_config(cfg) == stock
 
 
 def add_mine(cfg: CfgNode) -> None:
@@ -44,7 +43,7 @@ def add_mine(cfg: CfgNode) -> None:
 def test_a_portable_config_that_uses_no_added_key_is_read_by_plain_detectron2(tmp_path):
     opts = ["SOLVER.BASE_LR", "0.3", "DATASETS.TRAIN", "('mine',)"]
     saved = load_config("", opts, [add_mine])
-    (tmp_path / "config.yaml").write_text(config.portable_config(saved).dump())
+    (tmp_path / "config.yaml").write_text(portable_config(saved).dump())
     cfg = get_cfg()
     cfg.merge_from_file(str(tmp_path / "config.yaml"))
     stock = get_cfg()
@@ -54,7 +53,7 @@ def test_a_portable_config_that_uses_no_added_key_is_read_by_plain_detectron2(tm
 
 def test_a_portable_config_keeps_the_added_keys_that_are_set(tmp_path):
     saved = load_config("", ["MODEL.BCN.SCHEDULE", "constant", "MINE.SIZE", "4"], [add_mine])
-    portable = config.portable_config(saved)
+    portable = portable_config(saved)
     assert portable.MODEL.BCN == {"SCHEDULE": "constant"} and portable.MINE == {"SIZE": 4}
     assert "WS" not in portable.MODEL and "MINE" in saved and "WS" in saved.MODEL
     (tmp_path / "config.yaml").write_text(portable.dump())
@@ -110,7 +109,7 @@ except ConfigError as error:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_the_device_is_the_cpu_and_one_line_says_so(caplog):
-    config._say_that_the_cpu_is_used.cache_clear()
+    load._say_that_the_cpu_is_used.cache_clear()
     for device in ("cuda:0", "cuda"):
         assert load_config(MASK_RCNN, ["MODEL.DEVICE", device]).MODEL.DEVICE == "cpu"
     lines = [r.getMessage() for r in caplog.records if "No GPU found" in r.getMessage()]

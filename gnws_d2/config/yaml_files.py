@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from .config_files import CONFIG_ROOT, resolve_config_file
-from .errors import ConfigError, shorten
+from ..errors import ConfigError, shorten
+from .files import CONFIG_ROOT, resolve_config_file
 
 BASE_KEY = "_BASE_"  # Detectron2's
 MAX_BYTES = 1 << 20
