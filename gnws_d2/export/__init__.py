@@ -2,7 +2,7 @@
 OpenVINO."""
 
 from .compare import EXACT, ROUNDED, Comparison, Tolerance, compare
-from .export import export
+from .export import Exporter, export
 from .exported_model import ExportedModel
 from .formats import FORMATS
 from .interface import Detector, ExportError
@@ -17,6 +17,7 @@ __all__ = [
     "ExportError",
     "Exported",
     "ExportedModel",
+    "Exporter",
     "Tolerance",
     "compare",
     "export",

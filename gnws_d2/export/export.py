@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,72 @@ from ..layers import fold
 from .compare import Comparison, Tolerance, compare
 from .formats import FORMATS
 from .interface import INSTALL, Detector, ExportError, Outputs, output_names
+from .recording import Recording
 from .runtime import load_exported
+
+
+class Exporter:
+    """Writes a detector, its standardized weights stored in plain convolutions, to files that take
+    images of any size, and compares what each file detects with what the model detects. What
+    several formats need, such as the recorded graph, is made once.
+
+    Args:
+        model: a Detectron2 model on the CPU; it stays as it is.
+        images: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
+            all for the ranges of 8-bit integers, and all are compared. Use at least two sizes.
+        facts: stored in each file, as JSON by name, and with them the names of the ``outputs``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Sequence[torch.Tensor],
+        facts: Mapping[str, object] | None = None,
+    ) -> None:
+        folded = fold(model)
+        self._recording = Recording(
+            folded, images, {**(facts or {}), "outputs": output_names(folded)}
+        )
+
+    @cached_property
+    def _expected(self) -> list[Outputs]:
+        detector = Detector(self._recording.model)
+        with torch.no_grad():
+            return [detector(image) for image in self._recording.images]
+
+    def export(
+        self, format: str, file: str | Path, tolerance: Tolerance | None = None
+    ) -> list[Comparison]:
+        """Write one file.
+
+        Args:
+            format: a key of ``FORMATS``.
+            file: where to write, with the suffix of the format; appears when everything has been
+                checked. OpenVINO keeps the weights in a second file beside it, of the suffix .bin.
+            tolerance: None: that of the format.
+
+        Returns:
+            A comparison for each image.
+
+        Raises:
+            ExportError: the format does not support the model, the file cannot be written, or it
+                detects something else.
+        """
+        chosen, file = FORMATS[format], Path(file)
+        if file.suffix != Path(chosen.file).suffix:
+            raise ExportError(f"{file} is not a name for {format}. Name it like {chosen.file}.")
+        if reason := chosen.refuse(self._recording.model):
+            raise ExportError(f"{format} does not support this model: {reason}.")
+        expected = self._expected
+        with _write_errors(file), TemporaryDirectory(dir=file.parent, prefix=".export") as folder:
+            written = Path(folder) / file.name
+            chosen.write(self._recording, written)
+            run = load_exported(written).run
+            with torch.no_grad():
+                found = [run(image) for image in self._recording.images]
+            results = _compare_all(format, expected, found, tolerance or chosen.tolerance)
+            _publish(written, file)
+        return results
 
 
 def export(
@@ -26,45 +92,8 @@ def export(
     facts: Mapping[str, object] | None = None,
     tolerance: Tolerance | None = None,
 ) -> list[Comparison]:
-    """Write ``model``, its standardized weights stored in plain convolutions, to a file that takes
-    images of any size, and compare what the file detects with what the model detects.
-
-    Args:
-        model: a Detectron2 model on the CPU; it stays as it is.
-        format: a key of ``FORMATS``.
-        file: where to write, with the suffix of the format; appears when everything has been
-            checked. OpenVINO keeps the weights in a second file beside it, of the suffix .bin.
-        images: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
-            all for the ranges of 8-bit integers, and all are compared. Use at least two sizes.
-        facts: stored in the file, as JSON by name, and with them the names of the ``outputs``.
-        tolerance: None: that of the format.
-
-    Returns:
-        A comparison for each image.
-
-    Raises:
-        ExportError: the format does not support the model, the file cannot be written, or it
-            detects something else.
-    """
-    chosen, file = FORMATS[format], Path(file)
-    if file.suffix != Path(chosen.file).suffix:
-        raise ExportError(f"{file} is not a name for {format}. Name it like {chosen.file}.")
-    folded = fold(model)
-    if reason := chosen.refuse(folded):
-        raise ExportError(f"{format} does not support this model: {reason}.")
-    detector = Detector(folded)
-    facts = {**(facts or {}), "outputs": output_names(folded)}
-    with torch.no_grad():
-        expected = [detector(image) for image in images]
-    with _write_errors(file), TemporaryDirectory(dir=file.parent, prefix=".export") as folder:
-        written = Path(folder) / file.name
-        chosen.write(folded, images, written, facts)
-        run = load_exported(written).run
-        with torch.no_grad():
-            found = [run(image) for image in images]
-        results = _compare_all(format, expected, found, tolerance or chosen.tolerance)
-        _publish(written, file)
-    return results
+    """Write ``model`` in one format: see :class:`Exporter` and its ``export``."""
+    return Exporter(model, images, facts).export(format, file, tolerance)
 
 
 def _compare_all(

@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +22,10 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from ..modeling.deform_conv import DEFORM_CONVS
-from .branch_free import BranchFreeDetector
 from .compare import EXACT, ROUNDED, Tolerance
-from .interface import Detector, output_names
+from .interface import Detector
+from .recording import Recording, quiet
 from .runtime import FACTS, import_openvino
-
-Images = Sequence[torch.Tensor]  # (3, H, W) each; the first is recorded
 
 
 @dataclass(frozen=True)
@@ -38,16 +33,17 @@ class Format:
     """A format: the name of its file, how to write it, and what it refuses."""
 
     file: str
-    write: Callable[[nn.Module, Images, Path, Mapping[str, object]], None]
+    write: Callable[[Recording, Path], None]
     refuse: Callable[[nn.Module], str]
     """Why a model is not supported; empty if it is."""
     tolerance: Tolerance = EXACT
 
 
-def _write_trace(model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]) -> None:
-    with _quiet(), torch.no_grad(), patch_builtin_len():
-        traced = torch.jit.trace(Detector(model), (images[0],), check_trace=False)
-        extra = {FACTS: json.dumps(facts)}
+def _write_trace(recording: Recording, file: Path) -> None:
+    with quiet(), torch.no_grad(), patch_builtin_len():
+        image = recording.images[0]
+        traced = torch.jit.trace(Detector(recording.model), (image,), check_trace=False)
+        extra = {FACTS: json.dumps(recording.facts)}
         _write(file, lambda stream: torch.jit.save(traced, stream, _extra_files=extra))
 
 
@@ -68,84 +64,37 @@ class _Scriptable(nn.Module):
         return list(instances.get_fields().values())
 
 
-def _write_script(
-    model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]
-) -> None:
+def _write_script(recording: Recording, file: Path) -> None:
     tensor = torch.Tensor
     fields = {"proposal_boxes": Boxes, "objectness_logits": tensor, "pred_boxes": Boxes}
     fields |= {"scores": tensor, "pred_classes": tensor, "pred_masks": tensor}
-    with _quiet():
-        scripted = scripting_with_instances(_Scriptable(model).eval(), fields)
-        extra = {FACTS: json.dumps(facts)}
+    with quiet():
+        scripted = scripting_with_instances(_Scriptable(recording.model).eval(), fields)
+        extra = {FACTS: json.dumps(recording.facts)}
         _write(file, lambda stream: torch.jit.save(scripted, stream, _extra_files=extra))
 
 
-def _record(model: nn.Module, image: torch.Tensor) -> torch.export.ExportedProgram:
-    detector = BranchFreeDetector(model)
-    side = {name: torch.export.Dim(name, min=detector.smallest) for name in ("height", "width")}
-    with _quiet(), torch.no_grad():
-        return torch.export.export(
-            detector,
-            (image,),
-            dynamic_shapes={"image": {1: side["height"], 2: side["width"]}},
-            # What cannot be proved of all sizes is checked when the program runs.
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+def _write_export(recording: Recording, file: Path) -> None:
+    extra = {FACTS: json.dumps(recording.facts)}
+    _write(file, lambda stream: torch.export.save(recording.program, stream, extra_files=extra))
 
 
-def _write_export(
-    model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]
-) -> None:
-    recorded = _record(model, images[0])
-    extra = {FACTS: json.dumps(facts)}
-    _write(file, lambda stream: torch.export.save(recorded, stream, extra_files=extra))
-
-
-def _write_onnx(model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]) -> None:
-    with _quiet():
-        program = torch.onnx.export(
-            _record(model, images[0]),
-            dynamo=True,
-            input_names=["image"],
-            output_names=output_names(model),
-            verbose=False,
-        )
-    assert program is not None  # what an older exporter returned
-    _name_axes(program.model)
-    for name, value in facts.items():
+def _write_onnx(recording: Recording, file: Path) -> None:
+    program = recording.onnx
+    for name, value in recording.facts.items():
         program.model.metadata_props[name] = json.dumps(value)
     program.save(str(file))
 
 
-def _name_axes(model: Any) -> None:
-    """Call the axes of an ``onnx_ir.Model`` height, width and detections, not s62 and u9."""
-    [image], boxes = model.graph.inputs, model.graph.outputs[0]
-    recorded = (image.shape[1], image.shape[2], boxes.shape[0])
-    names = zip(map(str, recorded), ("height", "width", "detections"), strict=True)
-    patterns = [(re.compile(rf"\b{re.escape(symbol)}\b"), name) for symbol, name in names]
-    computed = (value for node in model.graph.all_nodes() for value in node.outputs)
-    for value in (image, *computed):
-        for axis, size in enumerate(value.shape or ()):
-            text = getattr(size, "value", None)
-            if not isinstance(text, str):  # a number, or unknown
-                continue
-            renamed = text
-            for pattern, name in patterns:
-                renamed = pattern.sub(name, renamed)  # also within an expression
-            if renamed != text:
-                value.shape[axis] = renamed
-
-
-def _write_openvino(
-    precision: str, model: nn.Module, images: Images, file: Path, facts: Mapping[str, object]
-) -> None:
+def _write_openvino(precision: str, recording: Recording, file: Path) -> None:
     openvino = import_openvino()
     graph = file.with_suffix(".onnx")
-    _write_onnx(model, images, graph, {})
+    recording.onnx.save(str(graph))
     converted = openvino.convert_model(graph)
     if precision == "int8":
-        converted, precision = _quantize(converted, images), "f32"  # of all other operations
-    converted.set_rt_info(json.dumps({**facts, "precision": precision}), ["gnws_d2", "facts"])
+        converted, precision = _quantize(converted, recording.images), "f32"  # of all others
+    facts = {**recording.facts, "precision": precision}
+    converted.set_rt_info(json.dumps(facts), ["gnws_d2", "facts"])
     try:
         openvino.save_model(converted, file, compress_to_fp16=False)
     except RuntimeError as error:  # of its streams, where the disk is full
@@ -153,12 +102,12 @@ def _write_openvino(
     graph.unlink()
 
 
-def _quantize(model: Any, images: Images) -> Any:
+def _quantize(model: Any, images: Sequence[torch.Tensor]) -> Any:
     """Convolutions and fully connected layers in 8-bit integers. Left to itself, NNCF also
     quantizes normalizations, and the coordinates of boxes."""
     quantized = {"Convolution", "ConvolutionBackpropData", "MatMul"}
     others = {operation.get_type_name() for operation in model.get_ops()} - quantized
-    with _quiet():
+    with quiet():
         import nncf
 
         nncf.set_log_level(logging.WARNING)
@@ -201,18 +150,3 @@ FORMATS = {
         "model_int8.xml", partial(_write_openvino, "int8"), _refuse_all_but_rcnn, ROUNDED
     ),
 }
-
-
-@contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
-    """Silence warnings about which a user can do nothing: Detectron2's asserts need not be
-    recorded."""
-    torch_logger = logging.getLogger("torch")
-    level = torch_logger.level
-    torch_logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch_logger.setLevel(level)

@@ -21,7 +21,6 @@ import logging
 import multiprocessing
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -52,10 +50,9 @@ from gnws_d2.export import (
     FORMATS,
     Detector,
     ExportedModel,
+    Exporter,
     Tolerance,
     compare,
-    export,
-    formats,
     load_exported,
 )
 from gnws_d2.export.interface import Outputs
@@ -118,15 +115,11 @@ def export_model(name: str, folder: Path, size: tuple[int, int]) -> None:
 
 def write_files(model: nn.Module, folder: Path, seen: list[torch.Tensor]) -> None:
     """Export to the formats whose file does not exist. What differs is reported, not refused."""
-    graph = folder / FORMATS["onnx"].file
+    exporter = Exporter(model, seen)
     for runtime in (name for name in RUNTIMES if name in FORMATS):
         file, start = folder / FORMATS[runtime].file, time.time()
         if not file.exists():
-            with ExitStack() as stack:
-                if graph.exists():  # do not make the same again for OpenVINO
-                    copy = lambda model, image, to, facts: shutil.copyfile(graph, to)  # noqa: E731
-                    stack.enter_context(mock.patch.object(formats, "_write_onnx", copy))
-                compared = export(model, runtime, file, seen, tolerance=Tolerance(share=0.0))
+            compared = exporter.export(runtime, file, Tolerance(share=0.0))
             print(f"{file}: {time.time() - start:.0f} s, {compared}", flush=True)
 
 

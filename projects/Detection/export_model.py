@@ -39,7 +39,7 @@ from torch.nn import functional as F
 import gnws_d2
 from gnws_d2.data import read_image
 from gnws_d2.errors import add_debug_flag, one_line_errors
-from gnws_d2.export import FORMATS, ExportError, export
+from gnws_d2.export import FORMATS, Exporter, ExportError
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
 from gnws_d2.projects.detection.data_arguments import add_model_arguments, program_parser
 
@@ -93,6 +93,7 @@ def main() -> int:
     prepared = [predictor.prepare(read_image(file, "BGR"))["image"] for file in args.input]
     images = [image for original in prepared for image in at_two_sizes(original)]
     args.output.mkdir(parents=True, exist_ok=True)
+    exporter = Exporter(predictor.model, images, facts(predictor))
 
     rows, refused, compared = [], 0, 0
     for name in args.format:
@@ -100,7 +101,7 @@ def main() -> int:
         if args.tolerance is not None:
             tolerance = replace(tolerance, difference=args.tolerance)
         try:
-            results = export(predictor.model, name, file, images, facts(predictor), tolerance)
+            results = exporter.export(name, file, tolerance)
         except ExportError as error:
             print(error, file=sys.stderr)
             refused += 1

@@ -33,7 +33,7 @@ from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import get_config_file
 from gnws_d2.data import digits
 from gnws_d2.engine import Trainer
-from gnws_d2.export import EXACT, ExportError, export
+from gnws_d2.export import EXACT, Exporter, ExportError
 from gnws_d2.export import FORMATS as ALL_FORMATS
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
@@ -120,10 +120,10 @@ def train_lazy(config_file: str, output: Path) -> tuple[nn.Module, list[str]]:
 
 def exports(model: nn.Module, images: list[torch.Tensor], output: Path) -> dict[str, str]:
     """For each format, "yes", or why it does not support the model."""
-    found = {}
+    found, exporter = {}, Exporter(model, images)
     for name, how in FORMATS.items():
         try:
-            results = export(model, name, output / how.file, images)
+            results = exporter.export(name, output / how.file)
             detections = sum(result.same for result in results)
             found[name] = YES if detections else "nothing was detected"
         except ExportError as error:

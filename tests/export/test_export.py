@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import resource
-import shutil
 import sys
 
 import numpy as np
@@ -18,6 +17,7 @@ from gnws_d2.export import (
     EXACT,
     FORMATS,
     Detector,
+    Exporter,
     ExportError,
     Tolerance,
     export,
@@ -98,29 +98,14 @@ def test_torchscript(tiny_config, tmp_path, format):
     [(SOME, [5, 0, 2]), ([*FASTER, *ALL], [30, 30, 30])],
     ids=["mask", "faster"],
 )
-def test_torch_export_onnx_and_openvino(tiny_config, tmp_path, monkeypatch, opts, counts):
+def test_torch_export_onnx_and_openvino(tiny_config, tmp_path, opts, counts):
     """In sizes that were not recorded, an image with nothing in it among them."""
     cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *TWO_LEVELS, *opts)
-    model, record, recorded = model_of(cfg), formats._record, []
-
-    def record_once(folded, image):
-        """The weights and the image are the same for both formats."""
-        if not recorded:
-            recorded.append(record(folded, image))
-        return recorded[0]
-
-    def write_onnx_again(folded, seen, file, facts):
-        shutil.copyfile(tmp_path / "model.onnx", file)
-
-    monkeypatch.setattr(formats, "_record", record_once)
-    seen = images((96, 96), (160, 100), (65, 257))
-    for format in ("torch-export", "onnx", "openvino", "openvino-int8"):
-        if format == "openvino":
-            monkeypatch.setattr(formats, "_write_onnx", write_onnx_again)
+    exporter = Exporter(model_of(cfg), images((96, 96), (160, 100), (65, 257)), {"a": [1, "b"]})
+    for format in ("onnx", "torch-export", "openvino", "openvino-int8"):
         rounded = format == "openvino-int8"  # of random weights, other detections are as good
-        tolerance = Tolerance(share=0) if rounded else None
         file = tmp_path / FORMATS[format].file
-        results = export(model, format, file, seen, {"a": [1, "b"]}, tolerance)
+        results = exporter.export(format, file, Tolerance(share=0) if rounded else None)
         if not rounded:
             found = [(result.expected, result.found) for result in results]
             assert found == [(n, n) for n in counts]
@@ -218,7 +203,7 @@ def test_weights_in_a_second_file_are_never_those_of_another_export(tmp_path, mo
 
 def test_a_name_has_the_suffix_of_its_format(tiny_config, tmp_path):
     with pytest.raises(ExportError, match=r"model.onnx is not a name for openvino.*model.xml"):
-        export(None, "openvino", tmp_path / "model.onnx", [])
+        export(torch.nn.Identity(), "openvino", tmp_path / "model.onnx", [])
 
 
 @pytest.mark.parametrize(
