@@ -6,8 +6,9 @@ import contextlib
 import fcntl
 import functools
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def atomic_write(file: Path) -> Iterator[Path]:
     process was killed.
     """
     _remove_stale(file.parent)
-    descriptor, partial = _locked_temporary(file)
+    descriptor, partial = _locked_temporary(_make_file, file.parent, f".{file.name}.")
     try:
         yield partial
         # Only the owner may read what mkstemp makes.
@@ -39,25 +40,48 @@ def atomic_write(file: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _locked_temporary(file: Path) -> tuple[int, Path]:
-    """The lock ends with the process, so that others see whether it is still at work."""
-    while True:
-        descriptor, name = tempfile.mkstemp(
-            prefix=f".{file.name}.", suffix=_SUFFIX, dir=file.parent
-        )
-        with contextlib.suppress(OSError):  # no locks here: nothing is ever taken for stale
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.path.exists(name):  # else taken for stale before it was locked
-            return descriptor, Path(name)
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder in ``parent``, for what is moved elsewhere in it, and remove it. The
+    first call for ``parent`` removes those there whose process was killed."""
+    _remove_stale(parent)
+    descriptor, folder = _locked_temporary(tempfile.mkdtemp, parent, ".")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 
 
+def _make_file(suffix: str, prefix: str, dir: Path) -> str:
+    descriptor, name = tempfile.mkstemp(suffix, prefix, dir)
+    os.close(descriptor)
+    return name
+
+
+def _locked_temporary(make: Callable[..., str], parent: Path, prefix: str) -> tuple[int, Path]:
+    """The lock ends with the process, so that others see whether it is still at work."""
+    while True:
+        made = Path(make(_SUFFIX, prefix, parent))
+        with contextlib.suppress(FileNotFoundError):  # taken for stale before it was locked
+            descriptor = os.open(made, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # no locks here: nothing is ever taken for stale
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if made.exists():
+                return descriptor, made
+            os.close(descriptor)
+
+
 @functools.cache  # once for each folder
-def _remove_stale(folder: Path) -> None:
-    for partial in folder.glob(f".*{_SUFFIX}"):
-        with contextlib.suppress(OSError), partial.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            partial.unlink()
+def _remove_stale(parent: Path) -> None:
+    for left in parent.glob(f".*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files appear whole or not at all, on the disk before they have their name."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -54,9 +55,11 @@ def test_it_is_on_the_disk_before_it_has_the_name_and_the_name_is_too(tmp_path, 
 WRITE = """
 import sys, time
 from pathlib import Path
-from gnws_d2.files import atomic_write
-with atomic_write(Path(sys.argv[1])) as partial:
+from gnws_d2.files import atomic_write, temporary_folder
+file = Path(sys.argv[1])
+with atomic_write(file) as partial, temporary_folder(file.parent) as folder:
     partial.write_text("half")
+    (folder / file.name).write_text("half")
     print("written", flush=True)
     time.sleep(600)
 """
@@ -77,11 +80,22 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     try:
         with atomic_write(tmp_path / "file") as partial:
             partial.touch()
-        (left,) = tmp_path.glob(".*.gnws.partial")
-        assert left.name.startswith(".living.") and other.exists()
+        folder, file = sorted(tmp_path.glob(".*.gnws.partial"), key=Path.is_file)
+        assert file.name.startswith(".living.") and other.exists()
+        assert [part.name for part in folder.iterdir()] == ["living"]
     finally:
         os.kill(processes[1].pid, signal.SIGKILL)
         processes[1].join()
+
+
+@pytest.mark.parametrize("error", [None, OSError("full")])
+def test_a_temporary_folder_ends_with_its_block(tmp_path, error):
+    with contextlib.suppress(OSError), files.temporary_folder(tmp_path) as folder:
+        (folder / "file").touch()
+        assert folder.parent == tmp_path
+        if error:
+            raise error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch):

@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
 
-from ..files import atomic_write
+from ..files import atomic_write, temporary_folder
 from ..layers import fold
 from .compare import Comparison, Tolerance, compare
 from .formats import FORMATS
@@ -73,8 +72,8 @@ class Exporter:
         if reason := chosen.refuse(self._recording.model):
             raise ExportError(f"{format} does not support this model: {reason}.")
         expected = self._expected
-        with _write_errors(file), TemporaryDirectory(dir=file.parent, prefix=".export") as folder:
-            written = Path(folder) / file.name
+        with _write_errors(file), temporary_folder(file.parent) as folder:
+            written = folder / file.name
             chosen.write(self._recording, written)
             run = load_exported(written).run
             with torch.no_grad():

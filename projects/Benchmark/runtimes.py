@@ -5,6 +5,7 @@
     runtimes.py measure           # loads and times them, then makes the tables
     runtimes.py accuracy --weights output/digits/model_final.pth   # AP of a trained model
     runtimes.py tables            # makes the tables again
+    runtimes.py measure --runtimes mmdetection     # that alone, where it is installed
 
 Weights are random: time does not depend on them, apart from how many detections there are, which
 the config limits. The image is a photograph of scikit-learn's. Each runtime has a process of its
@@ -23,13 +24,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import mmdetection
 import numpy as np
 import torch
 from case import ARCHITECTURES, Case
@@ -62,7 +64,8 @@ from gnws_d2.layers import fold
 from gnws_d2.marked_text import replace_marked
 
 SIZE = (800, 1056)
-RUNTIMES = ["eager", "folded", *(name for name in FORMATS if name != "torchscript-script")]
+RUNTIMES = ["eager", "mmdetection", "folded"]
+RUNTIMES += [name for name in FORMATS if name != "torchscript-script"]
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/benchmarks/runtimes/cpu.json"  # report.py reads the folder above
 DOCUMENT = ROOT / "docs/export.md"
@@ -78,6 +81,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("stage", choices=["export", "measure", "accuracy", "tables"])
     parser.add_argument("--files", type=Path, default=Path("output/runtimes"), metavar="FOLDER")
     parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES), metavar="NAME")
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, metavar="NAME")
     parser.add_argument("--rounds", type=int, help="by default 8 for R-50, 2 for larger models")
     parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("H", "W"))
     parser.add_argument("--weights", help="a detector trained on Digits, for accuracy")
@@ -85,10 +89,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def available() -> list[str]:
-    """Those of this machine: without bfloat16, its file is computed in float32."""
-    missing = "" if cpu_has_bfloat16() else "openvino-bfloat16"
-    return [name for name in RUNTIMES if name != missing]
+def available(model: str = "") -> list[str]:
+    """Those of this machine: without bfloat16, its file is computed in float32. MMDetection has the
+    models of the zoo."""
+    missing = set() if cpu_has_bfloat16() else {"openvino-bfloat16"}
+    if model not in ARCHITECTURES or not mmdetection.is_installed:
+        missing.add("mmdetection")
+    return [name for name in RUNTIMES if name not in missing]
 
 
 def photograph(size: tuple[int, int]) -> torch.Tensor:
@@ -124,8 +131,10 @@ def write_files(model: nn.Module, folder: Path, seen: list[torch.Tensor]) -> Non
 
 
 def load(runtime: str, name: str, folder: Path) -> Run:
-    if runtime not in ("eager", "folded"):
+    if runtime in FORMATS:
         return load_exported(folder / FORMATS[runtime].file).run
+    if runtime == "mmdetection":
+        return mmdetection.MMDetection(ARCHITECTURES[name], torch.load(folder / WEIGHTS)["model"])
     predictor = gnws_d2.Predictor(
         *(ARCHITECTURES.get(name, name), folder / WEIGHTS),
         opts=["MODEL.DEVICE", "cpu"],
@@ -175,11 +184,13 @@ def process(runtime: str, name: str, folder: Path) -> Iterator[Connection]:
         worker.kill()
 
 
-def measure(name: str, folder: Path, image: torch.Tensor, rounds: int) -> list[dict[str, Any]]:
-    """A row for each runtime."""
+def measure(
+    name: str, folder: Path, image: torch.Tensor, rounds: int, runtimes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row for each runtime, of which the first is "eager"."""
     rows, steps = [], {}
     with ExitStack() as stack:
-        for runtime in available():
+        for runtime in runtimes:
             connection = stack.enter_context(process(runtime, name, folder))
             loaded = connection.recv()
             connection.send(image)
@@ -309,8 +320,13 @@ def main() -> None:
             export_model(name, folder, size)
             continue
         rounds = args.rounds or (8 if "R_50" in name else 2)
-        rows = measure(name, folder, photograph(size), rounds)
-        kept = [row for row in results.get("rows", []) if row["model"] != name]
+        runtimes = [r for r in available(name) if r in ("eager", *args.runtimes)]
+        measured = measure(name, folder, photograph(size), rounds, runtimes)
+        rows = [row for row in measured if row["runtime"] in args.runtimes]
+        replaced = {(name, row["runtime"]) for row in rows}
+        kept = [
+            row for row in results.get("rows", []) if (row["model"], row["runtime"]) not in replaced
+        ]
         results |= {**machine("cpu"), "size": size, "rows": [*kept, *rows]}
         results["versions"] |= {name: version(name) for name in PACKAGES}
         write(args.output, results)
