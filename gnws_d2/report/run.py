@@ -49,15 +49,15 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
         name: output / "inference" / dataset_folder(cfg, name) / RESULTS
         for name in evaluated_datasets(cfg)
     }
-    files = {name: file for name, file in files.items() if file.is_file()}
-    if not files:
+    found = {name: file for name, file in files.items() if file.is_file()}
+    if not found:
         raise ReportError(
-            f"{output / 'inference'} has no {RESULTS} of {', '.join(cfg.DATASETS.TEST)}. Evaluate "
-            "instances first: train_net.py --eval-only MODEL.WEIGHTS FILE."
+            f"{output / 'inference'} has no {RESULTS} of {', '.join(files) or 'a dataset'}. "
+            "Evaluate instances first: train_net.py --eval-only MODEL.WEIGHTS FILE."
         )
     data = _own_data(cfg)
     pages = []
-    for name, file in files.items():
+    for name, file in found.items():
         date = datetime.datetime.fromtimestamp(file.stat().st_mtime)
         page = write_report(
             output / "report" / dataset_folder(cfg, name),
@@ -77,7 +77,10 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
 
 def try_report(cfg: CfgNode, weights: str) -> list[Path]:
     """:func:`report_run` for the end of a training, which a failed report must not turn into a
-    failure: what goes wrong is logged, and the pages that were written are returned."""
+    failure: what goes wrong is logged, and the pages that were written are returned. A training
+    that evaluates nothing has none."""
+    if not evaluated_datasets(cfg):
+        return []
     try:
         return report_run(cfg, weights)
     except Exception as error:

@@ -206,6 +206,12 @@ def test_a_training_does_not_fail_with_its_report(cfg, tmp_path, caplog):
     assert "coco_instances_results.json" in message and f"--output-dir {tmp_path}" in message
 
 
+def test_a_training_that_evaluates_nothing_has_no_report(cfg, tmp_path, caplog):
+    cfg = cfg.clone()
+    cfg.OUTPUT_DIR, cfg.DATASETS.TEST = str(tmp_path), ()
+    assert try_report(cfg, "") == [] and not caplog.messages
+
+
 def test_drawn_boxes_and_masks_are_where_they_belong():
     """Also where an image is enlarged: a box of a quarter, a mask of the opposite one with a
     hole."""
