@@ -22,7 +22,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from ..modeling.deform_conv import DEFORM_CONVS
-from .compare import EXACT, ROUNDED, Tolerance
+from .compare import EXACT, REORDERED, ROUNDED, Tolerance
 from .interface import Detector
 from .recording import Recording, quiet
 from .runtime import FACTS, import_openvino
@@ -141,8 +141,10 @@ FORMATS = {
     "torchscript-trace": Format("model_trace.ts", _write_trace, _refuse_deformable),
     "torchscript-script": Format("model_script.ts", _write_script, _refuse_all_but_rcnn),
     "torch-export": Format("model.pt2", _write_export, _refuse_all_but_rcnn),
-    "onnx": Format("model.onnx", _write_onnx, _refuse_all_but_rcnn),
-    "openvino": Format("model.xml", partial(_write_openvino, "f32"), _refuse_all_but_rcnn),
+    "onnx": Format("model.onnx", _write_onnx, _refuse_all_but_rcnn, REORDERED),
+    "openvino": Format(
+        "model.xml", partial(_write_openvino, "f32"), _refuse_all_but_rcnn, REORDERED
+    ),
     "openvino-bfloat16": Format(
         "model_bfloat16.xml", partial(_write_openvino, "bf16"), _refuse_all_but_rcnn, ROUNDED
     ),

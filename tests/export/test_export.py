@@ -4,6 +4,7 @@ import dataclasses
 import json
 import resource
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import onnxruntime
@@ -175,6 +176,21 @@ def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
         export(model, "torchscript-trace", tmp_path / "model.ts", images((96, 96)), {}, nothing)
     assert [file.name for file in tmp_path.iterdir() if file.suffix != ""] == ["model.ts"]
     assert (tmp_path / "model.ts").read_text() == "from before"
+
+
+@pytest.mark.parametrize(("others", "kept"), [(5, True), (6, False)])
+def test_of_detections_that_suppress_each_other_another_may_stay(others, kept):
+    """In a format that sums in another order, one of twenty."""
+    boxes = torch.arange(400.0).reshape(100, 4)
+    expected = (boxes, torch.linspace(1, 0, 100), torch.arange(100))
+    moved = boxes.clone()
+    moved[:others] += 1000
+    found = (moved, *expected[1:])
+    with nullcontext() if kept else pytest.raises(ExportError, match="95% have to be the same"):
+        tolerance = FORMATS["onnx"].tolerance
+        [result] = export_file._compare_all("onnx", [expected], [found], tolerance)
+        assert result.same == 95
+    assert FORMATS["torch-export"].tolerance == FORMATS["torchscript-trace"].tolerance == EXACT
 
 
 def test_weights_in_a_second_file_are_never_those_of_another_export(tmp_path, monkeypatch):
