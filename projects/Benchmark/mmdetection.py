@@ -53,7 +53,8 @@ class MMDetection:
         from mmdet.structures.bbox import bbox2roi
 
         sample = DetDataSample(metainfo={"img_shape": image.shape[1:], "scale_factor": (1.0, 1.0)})
-        data = self.model.data_preprocessor({"inputs": [image], "data_samples": [sample]})
+        # Its data are BGR, and the preprocessor makes RGB of them, which our configs read.
+        data = self.model.data_preprocessor({"inputs": [image.flip(0)], "data_samples": [sample]})
         features, samples = self.model.extract_feat(data["inputs"]), data["data_samples"]
         proposals = self.model.rpn_head.predict(features, samples, rescale=False)
         heads, metas = self.model.roi_head, [sample.metainfo for sample in samples]
