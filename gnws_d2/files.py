@@ -31,19 +31,25 @@ def atomic_write(file: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o666 & ~umask)
-        _sync(partial)
-        partial.replace(file)
-        with contextlib.suppress(OSError):  # some file systems cannot do this for a folder
-            _sync(file.parent)
+        publish(partial, file)
     finally:
         partial.unlink(missing_ok=True)
         os.close(descriptor)
 
 
+def publish(written: Path, file: Path) -> None:
+    """Give ``written``, which is in the same file system, the name ``file`` once it is on the
+    disk."""
+    _sync(written)
+    written.replace(file)
+    with contextlib.suppress(OSError):  # some file systems cannot do this for a folder
+        _sync(file.parent)
+
+
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield an empty folder in ``parent``, for what is moved elsewhere in it, and remove it. The
-    first call for ``parent`` removes those there whose process was killed."""
+    """Yield an empty folder in ``parent``, for files that :func:`publish` then moves out of it, and
+    remove it. The first call for ``parent`` removes those there whose process was killed."""
     _remove_stale(parent)
     descriptor, folder = _locked_temporary(tempfile.mkdtemp, parent, ".")
     try:

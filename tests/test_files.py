@@ -1,8 +1,8 @@
 """Files appear whole or not at all, on the disk before they have their name."""
 
-import contextlib
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -88,14 +88,16 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         processes[1].join()
 
 
-@pytest.mark.parametrize("error", [None, OSError("full")])
-def test_a_temporary_folder_ends_with_its_block(tmp_path, error):
-    with contextlib.suppress(OSError), files.temporary_folder(tmp_path) as folder:
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_temporary_folder_ends_with_its_block(tmp_path, fails):
+    expected = pytest.raises(OSError, match="full") if fails else nullcontext()
+    with expected, files.temporary_folder(tmp_path) as folder:
         (folder / "file").touch()
+        files.publish(folder / "file", tmp_path / "published")
         assert folder.parent == tmp_path
-        if error:
-            raise error
-    assert not list(tmp_path.iterdir())
+        if fails:
+            raise OSError("full")
+    assert list(tmp_path.iterdir()) == [tmp_path / "published"]
 
 
 def test_a_file_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch):

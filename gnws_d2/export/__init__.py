@@ -1,7 +1,7 @@
 """Detectors in formats that run without Detectron2: TorchScript, torch.export, ONNX,
 OpenVINO."""
 
-from .compare import EXACT, ROUNDED, Comparison, Tolerance, compare
+from .compare import EXACT, REORDERED, ROUNDED, Comparison, Tolerance, compare
 from .export import Exporter, export
 from .exported_model import ExportedModel
 from .formats import FORMATS
@@ -11,6 +11,7 @@ from .runtime import Exported, is_exported, load_exported
 __all__ = [
     "EXACT",
     "FORMATS",
+    "REORDERED",
     "ROUNDED",
     "Comparison",
     "Detector",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..files import atomic_write, temporary_folder
+from ..files import publish, temporary_folder
 from ..layers import fold
 from .compare import Comparison, Tolerance, compare
 from .formats import FORMATS
@@ -118,8 +118,7 @@ def _publish(written: Path, file: Path) -> None:
     if weights:
         file.unlink(missing_ok=True)
     for part in (*weights, written):
-        with atomic_write(file.with_name(part.name)) as partial:
-            part.replace(partial)
+        publish(part, file.with_name(part.name))
 
 
 @contextmanager

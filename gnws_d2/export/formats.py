@@ -80,10 +80,7 @@ def _write_export(recording: Recording, file: Path) -> None:
 
 
 def _write_onnx(recording: Recording, file: Path) -> None:
-    program = recording.onnx
-    for name, value in recording.facts.items():
-        program.model.metadata_props[name] = json.dumps(value)
-    program.save(str(file))
+    recording.onnx.save(str(file))
 
 
 def _write_openvino(precision: str, recording: Recording, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
@@ -58,6 +59,8 @@ class Recording:
             )
         assert program is not None  # what an older exporter returned
         _name_axes(program.model)
+        for name, value in self.facts.items():
+            program.model.metadata_props[name] = json.dumps(value)
         return program
 
 

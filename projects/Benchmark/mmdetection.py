@@ -1,4 +1,4 @@
-"""MMDetection's own model, as the reference of runtimes.py, where it is installed.
+"""MMDetection's own model, as a runtime of runtimes.py, where it is installed.
 
     MMCV_WITH_OPS=1 FORCE_CUDA=0 pip install --no-build-isolation \
         onedl-mmcv==2.3.6 onedl-mmengine==0.10.12 onedl-mmdetection==3.5.1
@@ -19,7 +19,6 @@ from gnws_d2.checkpoint import detectron2_to_mmdet
 from gnws_d2.export.interface import Outputs
 from gnws_d2.model_zoo.published import find
 
-PACKAGE = "onedl-mmdetection"
 is_installed = find_spec("mmdet") is not None
 
 

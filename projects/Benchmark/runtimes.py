@@ -5,11 +5,12 @@
     runtimes.py measure           # loads and times them, then makes the tables
     runtimes.py accuracy --weights output/digits/model_final.pth   # AP of a trained model
     runtimes.py tables            # makes the tables again
-    runtimes.py measure --runtimes mmdetection     # that alone, where it is installed
+    runtimes.py measure --runtimes mmdetection     # the eager model and that, where it is installed
 
 Weights are random: time does not depend on them, apart from how many detections there are, which
 the config limits. The image is a photograph of scikit-learn's. Each runtime has a process of its
-own, which loads the file, reports its peak of resident memory above that of its imports, and waits.
+own, which loads the file, reports its peak of resident memory above that of this package, and then
+waits.
 The processes take turns on one image, in a random order that the next round reverses. Results are
 in docs/benchmarks/runtimes/cpu.json.
 """
@@ -256,6 +257,18 @@ def write(file: Path, results: dict[str, Any]) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
+def with_rows(
+    results: dict[str, Any], rows: list[dict[str, Any]], facts: dict[str, Any]
+) -> dict[str, Any]:
+    """``results`` with ``rows`` in place of those of the same models and runtimes, and what is
+    known of the machine and the code."""
+    replaced = {(row["model"], row["runtime"]) for row in rows}
+    old = results.get("rows", [])
+    kept = [row for row in old if (row["model"], row["runtime"]) not in replaced]
+    rows = [{**row, "commit": facts["commit"]} for row in rows]
+    return {**results, **facts, "rows": [*kept, *rows]}
+
+
 def tables(results: dict[str, Any]) -> str:
     """Time, memory, loading time and agreement: a table of models and runtimes each."""
     by_model: dict[str, dict[str, dict[str, Any]]] = {}
@@ -296,7 +309,8 @@ def tables(results: dict[str, Any]) -> str:
     if by_model:
         versions = [f"{name} {results['versions'][name]}" for name in ("torch", *PACKAGES)]
         where = f"{results['machine']}, {results['threads']} threads, {', '.join(versions)}"
-        written.append(f"{where}; {results['date']}, at {results['commit']}.")
+        commits = dict.fromkeys(row["commit"] for row in (*results["rows"], *trained))
+        written.append(f"{where}; until {results['date']}, at {', '.join(commits)}.")
     return "\n\n".join(written)
 
 
@@ -314,27 +328,32 @@ def main() -> None:
     args = parse_args()
     size = (args.size[0], args.size[1])
     results = read(args.output)
+    here = machine("cpu")
+    if args.stage == "measure" and results.get("machine", here["machine"]) != here["machine"]:
+        sys.exit(
+            f"{args.output} has times of {results['machine']}, this is {here['machine']}. Choose "
+            "another --output, or remove it."
+        )
     for name in args.models if args.stage in ("export", "measure") else ():
         folder = args.files / Path(name).stem
         if args.stage == "export":
             export_model(name, folder, size)
             continue
+        if args.runtimes != RUNTIMES and (missing := {*args.runtimes} - {*available(name)}):
+            sys.exit(f"Not available here for {name}: {', '.join(sorted(missing))}.")
         rounds = args.rounds or (8 if "R_50" in name else 2)
         runtimes = [r for r in available(name) if r in ("eager", *args.runtimes)]
         measured = measure(name, folder, photograph(size), rounds, runtimes)
         rows = [row for row in measured if row["runtime"] in args.runtimes]
-        replaced = {(name, row["runtime"]) for row in rows}
-        kept = [
-            row for row in results.get("rows", []) if (row["model"], row["runtime"]) not in replaced
-        ]
-        results |= {**machine("cpu"), "size": size, "rows": [*kept, *rows]}
+        results = with_rows(results, rows, {**here, "size": size})
         results["versions"] |= {name: version(name) for name in PACKAGES}
         write(args.output, results)
         print(_table([[r["model"], r["runtime"], *map(str, r["ratio"])] for r in rows], []))
     if args.stage == "accuracy":
         if not args.weights:
             sys.exit("error: accuracy needs --weights of a detector trained on Digits.")
-        results["accuracy"] = accuracy(args.weights, args.files / "digits")
+        rows = accuracy(args.weights, args.files / "digits")
+        results["accuracy"] = [{**row, "commit": here["commit"]} for row in rows]
         write(args.output, results)
     if args.stage != "export" and args.output == RESULTS:
         text = DOCUMENT.read_text(encoding="utf-8")

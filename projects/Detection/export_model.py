@@ -9,8 +9,9 @@ The first writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (to
 model.onnx; the second writes model.xml and model_int8.xml (OpenVINO), with the weights beside them
 in .bin files. Standardized weights are stored in plain convolutions. Each file takes images of any
 size and is compared with the model in Detectron2, on every --input at two sizes: a file that does
-not detect the same is not kept. bfloat16 and 8-bit integers have a tolerance of their own; the
-integers' ranges are those that occur in the --input images. If a format does not support the model,
+not detect the same is not kept. In ONNX and OpenVINO, which sum in another order, 95% of detections
+have to be the same; bfloat16 and 8-bit integers have a tolerance of their own. The integers' ranges
+are those that occur in the --input images. If a format does not support the model,
 the exit code is 1.
 
 A file takes one image a call: image, a float32 tensor (3, height, width), levels 0 to 255 in the
@@ -121,8 +122,8 @@ def main() -> int:
 
 
 def at_two_sizes(image: torch.Tensor) -> list[torch.Tensor]:
-    """``image`` (3, H, W), levels 0 to 255, and the same at three quarters of its size, but no side
-    below the 65 pixels that torch.export, ONNX and OpenVINO need."""
+    """``image`` (3, H, W), levels 0 to 255, and the same at three quarters of its size, where that
+    makes no side smaller than the 65 pixels that torch.export, ONNX and OpenVINO need."""
     size = [min(side, max(65, side * 3 // 4)) for side in image.shape[1:]]
     return [image, F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]]
 

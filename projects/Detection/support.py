@@ -7,7 +7,8 @@
 
 Results are kept in docs/support.json; a row that is missing is "not measured yet".
 Each config is built, trained for two steps on small images of Digits, evaluated, and exported to
-every format; a file counts when it detects what the model detects, in images of two sizes.
+every format; a file counts when the export keeps it, because it detects what the model detects, in
+images of two sizes.
 """
 
 from __future__ import annotations

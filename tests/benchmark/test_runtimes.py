@@ -48,10 +48,14 @@ def test_a_table_shows_what_is_measured(tmp_path):
     ]
     machine = {"machine": "A CPU", "threads": 2, "date": "2026-01-02", "commit": "1a2b3c4"}
     machine["versions"] = {"torch": "2", "onnxruntime": "3", "openvino": "4"}
-    accuracy = [{"runtime": "openvino-bfloat16", "bbox": 66.96, "segm": 65.2}]
-    runtimes.write(tmp_path / "new" / "a.json", {**machine, "rows": rows, "accuracy": accuracy})
+    accuracy = [{"runtime": "openvino-bfloat16", "bbox": 66.96, "segm": 65.2, "commit": "5d6e7f8"}]
+    old = {"model": "mask_rcnn_R_50_FPN", "runtime": "folded", "commit": "0"}
+    other = {**rows[0], "model": "mask_rcnn_R_101_FPN", "commit": "9a9b9c9"}
+    results = runtimes.with_rows({"rows": [old, other], "accuracy": accuracy}, rows, machine)
+    runtimes.write(tmp_path / "new" / "a.json", results)
     read = runtimes.read(tmp_path / "new" / "a.json")
-    assert read["rows"] == rows and read["accuracy"] == accuracy
+    assert read["rows"] == [other, *({**row, "commit": "1a2b3c4"} for row in rows)]
+    assert read["accuracy"] == accuracy
     text = runtimes.tables(read)
     lines = {}
     for line in text.splitlines():
@@ -62,8 +66,9 @@ def test_a_table_shows_what_is_measured(tmp_path):
     assert memory == ["1.50"] * 9 and load == ["1.2"] * 9
     assert same == [f"{i} of 100" for i in range(9)]
     assert lines["box"] == [["66.96"]] and lines["mask"] == [["65.20"]]
-    assert re.search(r"^Not measured yet: .*\bmask_rcnn_R_101_FPN\b.*\.$", text, re.MULTILINE)
-    assert "A CPU, 2 threads, torch 2, onnxruntime 3, openvino 4; 2026-01-02, at 1a2b3c4." in text
+    assert re.search(r"^Not measured yet: .*\bmask_rcnn_X_101_32x4d_FPN\b.*\.$", text, re.MULTILINE)
+    assert "A CPU, 2 threads, torch 2, onnxruntime 3, openvino 4; until 2026-01-02, at " in text
+    assert "at 9a9b9c9, 1a2b3c4, 5d6e7f8." in text
 
 
 @pytest.mark.slow

@@ -200,15 +200,15 @@ def test_weights_in_a_second_file_are_never_those_of_another_export(tmp_path, mo
         folder.mkdir(exist_ok=True)
         for suffix in (".xml", ".bin"):
             (folder / f"model{suffix}").write_text(text)
-    write, seen = export_file.atomic_write, []
+    publish, seen = export_file.publish, []
 
-    def stop_at_the_second(file):
+    def stop_at_the_second(part, file):
         seen.append(file.name)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return write(file)
+        publish(part, file)
 
-    monkeypatch.setattr(export_file, "atomic_write", stop_at_the_second)
+    monkeypatch.setattr(export_file, "publish", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         export_file._publish(written, tmp_path / "model.xml")
     assert seen == ["model.bin", "model.xml"] and not (tmp_path / "model.xml").exists()

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from openvino import opset13
 from processes import ROOT
 
-from gnws_d2.export import FORMATS, ExportError, formats, load_exported
+from gnws_d2.export import FORMATS, ExportError, load_exported
 from gnws_d2.export.runtime import FACTS, cpu_has_bfloat16
 
 
@@ -75,23 +76,23 @@ def test_a_run_does_not_overwrite_the_results_of_another(openvino_file):
     assert first.item() == pytest.approx(64, rel=1e-4)
 
 
-def test_a_full_disk_is_an_oserror(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_oserror(tmp_path):
     """The limit of a file's size stands for the disk; OpenVINO has an error of its own."""
 
-    def write_onnx(model, image, file, facts):
+    def write_onnx(file):
         weight = numpy_helper.from_array(np.ones(100_000, np.float32), "weight")
         info = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [100_000]) for n in "xy"]
         node = helper.make_node("Add", ["x", "weight"], ["y"])
         graph = helper.make_graph([node], "add", info[:1], info[1:], [weight])
         opset = [helper.make_opsetid("", 17)]
-        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), str(file))
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), file)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limit[1]))
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(formats, "_write_onnx", write_onnx)
+    recording = SimpleNamespace(onnx=SimpleNamespace(save=write_onnx), images=[], facts={})
     try:
         with pytest.raises(OSError, match="iostream error"):
-            FORMATS["openvino"].write(None, None, tmp_path / "model.xml", {})
+            FORMATS["openvino"].write(recording, tmp_path / "model.xml")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
