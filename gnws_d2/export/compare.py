@@ -26,7 +26,8 @@ class Tolerance:
 
 
 EXACT = Tolerance()  # for the same operations in float32
-# For sums in another order: of detections that nearly suppress each other, another one may stay.
+# For sums in another order, and another order of equal scores, as proposals have where no unit of
+# RPN's hidden layer is active: of two that suppress each other, another one may stay.
 REORDERED = Tolerance(share=0.95)
 # For 8 bits of precision, bfloat16 and integers: more of them may. The edge of a mask is steep, so
 # single pixels say nothing.
