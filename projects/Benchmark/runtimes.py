@@ -82,7 +82,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("stage", choices=["export", "measure", "accuracy", "tables"])
     parser.add_argument("--files", type=Path, default=Path("output/runtimes"), metavar="FOLDER")
     parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES), metavar="NAME")
-    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, metavar="NAME")
+    parser.add_argument(
+        "--runtimes", nargs="+", choices=RUNTIMES, metavar="NAME", help="by default all available"
+    )
     parser.add_argument("--rounds", type=int, help="by default 8 for R-50, 2 for larger models")
     parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("H", "W"))
     parser.add_argument("--weights", help="a detector trained on Digits, for accuracy")
@@ -339,12 +341,13 @@ def main() -> None:
         if args.stage == "export":
             export_model(name, folder, size)
             continue
-        if args.runtimes != RUNTIMES and (missing := {*args.runtimes} - {*available(name)}):
+        wanted = args.runtimes or available(name)
+        if missing := set(wanted) - set(available(name)):
             sys.exit(f"Not available here for {name}: {', '.join(sorted(missing))}.")
         rounds = args.rounds or (8 if "R_50" in name else 2)
-        runtimes = [r for r in available(name) if r in ("eager", *args.runtimes)]
+        runtimes = list(dict.fromkeys(["eager", *wanted]))
         measured = measure(name, folder, photograph(size), rounds, runtimes)
-        rows = [row for row in measured if row["runtime"] in args.runtimes]
+        rows = [row for row in measured if row["runtime"] in wanted]
         results = with_rows(results, rows, {**here, "size": size})
         results["versions"] |= {name: version(name) for name in PACKAGES}
         write(args.output, results)

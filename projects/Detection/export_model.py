@@ -11,8 +11,8 @@ in .bin files. Standardized weights are stored in plain convolutions. Each file 
 size and is compared with the model in Detectron2, on every --input at two sizes: a file that does
 not detect the same is not kept. In ONNX and OpenVINO, which sum in another order, 95% of detections
 have to be the same; bfloat16 and 8-bit integers have a tolerance of their own. The integers' ranges
-are those that occur in the --input images. If a format does not support the model,
-the exit code is 1.
+are those that occur in the --input images. If a format does not support the model, the exit code is
+1.
 
 A file takes one image a call: image, a float32 tensor (3, height, width), levels 0 to 255 in the
 order of INPUT.FORMAT, resized as for evaluation. It returns boxes (detections, 4), scores and
