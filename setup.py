@@ -10,6 +10,12 @@ PROJECTS = {
     "gnws_d2.projects.acceleration": "projects/Acceleration",
     "gnws_d2.projects.acceleration.kernels": "projects/Acceleration/kernels",
     "gnws_d2.projects.detection": "projects/Detection",
+    "gnws_d2.projects.digits": "projects/Digits",
+    "gnws_d2.projects.export": "projects/Export",
+    "gnws_d2.projects.own_data": "projects/OwnData",
+    "gnws_d2.projects.report": "projects/Report",
+    # Not in gnws_d2, which imports torch and Detectron2: `gnws --help` needs neither.
+    "gnws": "projects/Command",
 }
 CONFIGS = "gnws_d2.model_zoo.configs"
 
@@ -62,7 +68,7 @@ setup(
         "test": ["hypothesis", "pytest", "pytest-xdist", *NOTEBOOK, *DEMO, *INT8, *EVIDENCE],
         "lint": ["mypy", "ruff"],
     },
-    entry_points={"console_scripts": ["gnws = gnws_d2.projects.detection.cli:main"]},
+    entry_points={"console_scripts": ["gnws = gnws.main:main"]},
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],
     # Folders outside gnws_d2/ become subpackages of it. configs/ is one to setuptools only: that
     # takes it into the wheel without copies or links in the source tree.
@@ -70,6 +76,6 @@ setup(
     package_data={
         CONFIGS: ["**/*.yaml", "**/*.py"],
         "gnws_d2.model_zoo": ["*.csv"],
-        "gnws_d2.report": ["*.html"],
+        "gnws_d2.projects.report": ["*.html"],
     },
 )

@@ -1,9 +1,9 @@
 """GN+WS detectors for Detectron2.
 
 Importing this package registers its parts with Detectron2: standardized backbones and heads, a
-meta-architecture that standardizes other models, the Digits dataset, and ``gnws://`` names of
-checkpoints. ``gnws_d2.layers`` needs torch alone: it, and the environment check, stay importable
-where Detectron2 is missing or broken.
+meta-architecture that standardizes other models, and ``gnws://`` names of checkpoints.
+``gnws_d2.layers`` needs torch alone: it, and the environment check, stay importable where
+Detectron2 is missing or broken.
 """
 
 __version__ = "0.1.0"
@@ -22,7 +22,7 @@ except ImportError as error:
         stacklevel=2,
     )
 else:
-    from . import data, model_zoo  # noqa: F401  register Digits and gnws://
+    from . import model_zoo  # noqa: F401  registers gnws://
     from .config import add_gnws_config, load_config
     from .modeling import StandardizationReport, standardize
 
@@ -34,10 +34,14 @@ else:
         "standardize",
     ]
 
+# Names that import more than the rest needs. Those of a project are the only ones that lead from
+# the package to one.
+_LAZY = {"Predictor": ".predictor", "ExportedModel": ".projects.export"}
+
 
 def __getattr__(name: str) -> object:
-    if name == "Predictor":  # imports Detectron2's engine, which nothing else here needs
-        from .predictor import Predictor
+    if name in _LAZY:
+        import importlib
 
-        return Predictor
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,7 +20,19 @@ class GnwsError(Exception):
 
 
 class ConfigError(GnwsError, ValueError):
-    """A config that cannot work; the message names the key, its value and the fix."""
+    """A config that cannot be read or cannot work."""
+
+
+class DatasetError(GnwsError, ValueError):
+    """A dataset or an image that cannot be used."""
+
+
+class CheckpointError(GnwsError, RuntimeError):
+    """A checkpoint that cannot be used."""
+
+
+class FileError(GnwsError, OSError):
+    """A file or folder that cannot be had or written, or that another process holds."""
 
 
 _SHORT = reprlib.Repr()

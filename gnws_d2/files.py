@@ -1,21 +1,29 @@
-"""Writing files so that they appear whole or not at all, also when the machine stops."""
+"""Files that appear whole or not at all, locks between processes, and the cache folder."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import functools
+import logging
 import os
-import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from .errors import FileError, shorten
+
+logger = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "GNWS_D2_CACHE"
+PATIENCE = 10.0  # seconds before the log says what is waited for
 _SUFFIX = ".gnws.partial"
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``file`` to write to, which then replaces ``file``.
 
@@ -24,7 +32,7 @@ def atomic_write(file: Path) -> Iterator[Path]:
     process was killed.
     """
     _remove_stale(file.parent)
-    descriptor, partial = _locked_temporary(_make_file, file.parent, f".{file.name}.")
+    descriptor, partial = _locked_temporary(file)
     try:
         yield partial
         # Only the owner may read what mkstemp makes.
@@ -46,48 +54,23 @@ def publish(written: Path, file: Path) -> None:
         _sync(file.parent)
 
 
-@contextmanager
-def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield an empty folder in ``parent``, for files that :func:`publish` then moves out of it, and
-    remove it. The first call for ``parent`` removes those there whose process was killed."""
-    _remove_stale(parent)
-    descriptor, folder = _locked_temporary(tempfile.mkdtemp, parent, ".")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _make_file(suffix: str, prefix: str, dir: Path) -> str:
-    descriptor, name = tempfile.mkstemp(suffix, prefix, dir)
-    os.close(descriptor)
-    return name
-
-
-def _locked_temporary(make: Callable[..., str], parent: Path, prefix: str) -> tuple[int, Path]:
+def _locked_temporary(file: Path) -> tuple[int, Path]:
     """The lock ends with the process, so that others see whether it is still at work."""
     while True:
-        made = Path(make(_SUFFIX, prefix, parent))
-        with contextlib.suppress(FileNotFoundError):  # taken for stale before it was locked
-            descriptor = os.open(made, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # no locks here: nothing is ever taken for stale
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if made.exists():
-                return descriptor, made
-            os.close(descriptor)
+        descriptor, name = tempfile.mkstemp(_SUFFIX, f".{file.name}.", file.parent)
+        with contextlib.suppress(OSError):  # no locks here: nothing is ever taken for stale
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            return descriptor, Path(name)
+        os.close(descriptor)  # taken for stale before it was locked
 
 
 @functools.cache  # once for each folder
-def _remove_stale(parent: Path) -> None:
-    for left in parent.glob(f".*{_SUFFIX}"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            finally:
-                os.close(descriptor)
+def _remove_stale(folder: Path) -> None:
+    for left in folder.glob(f".*{_SUFFIX}"):
+        with contextlib.suppress(OSError), left.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -96,3 +79,75 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(
+    file: Path, seconds: float, fix: str = "End that process if it hangs."
+) -> Iterator[None]:
+    """Hold the lock ``file``, whose holder's name is written to ``file``.holder. The process that
+    holds it may take it again; when it ends in any way, the lock is free.
+
+    Args:
+        seconds: how long to wait for another process.
+        fix: what to do if it does not end; the last sentence of the error.
+
+    Raises:
+        FileError: another process still holds the lock.
+    """
+    holder = file.with_name(f"{file.name}.holder")
+    lock = FileLock(file, is_singleton=True)
+    try:
+        lock.acquire(timeout=min(PATIENCE, seconds))
+    except Timeout:
+        try:
+            if seconds > PATIENCE:
+                logger.warning("Waiting for %s, which holds %s.", _read(holder), file)
+            lock.acquire(timeout=max(seconds - PATIENCE, 0))
+        except Timeout as error:
+            raise FileError(
+                f"{file} is held by {_read(holder)}, for more than {seconds:g} s. {fix}"
+            ) from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read(holder: Path) -> str:
+    try:
+        return shorten(holder.read_text(encoding="utf-8", errors="replace"), quote=False)
+    except OSError:
+        return "an unknown process"
+
+
+def cache_path() -> Path:
+    """The folder in which the package keeps what it makes, without creating it: ``$GNWS_D2_CACHE``
+    if that is set, else ``gnws_d2_cache`` beside Detectron2's own cache (``$FVCORE_CACHE``, by
+    default ``~/.torch/iopath_cache``)."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    # iopath's get_cache_dir follows the same rule, but it creates its folder when asked.
+    detectron2_cache = os.environ.get("FVCORE_CACHE") or "~/.torch/iopath_cache"
+    return Path(detectron2_cache).expanduser().absolute().parent / "gnws_d2_cache"
+
+
+def cache_dir(folder: Path | None = None) -> Path:
+    """``folder``, by default :func:`cache_path`, created and writable.
+
+    Raises:
+        FileError: it cannot be created or written to.
+    """
+    folder = folder or cache_path()
+    fix = f"Set ${CACHE_VARIABLE} to a folder that you can write to."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"Cannot create the cache folder {folder} ({error}). {fix}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FileError(f"The cache folder {folder} is not writable. {fix}")
+    return folder

@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import ConfigError, resolve_config_file
+from .config import resolve_config_file
+from .errors import ConfigError
 
 
 def load_lazy_config(file: str, opts: Sequence[str] = ()) -> Any:

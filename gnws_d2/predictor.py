@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import (
@@ -24,22 +24,18 @@ from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from .checkpoint import Checkpointer, CheckpointError, Provenance
-from .checkpoint.files import read_checkpoint
-from .config import ConfigError, load_config
-from .data.resize import PlainBilinearShortestEdge, build_test_augmentation
-from .errors import GnwsError
-from .export import ExportedModel, ExportError, is_exported
+from .checkpoint import Checkpointer, Provenance, read_checkpoint
+from .config import config_from, load_config
+from .data import build_test_augmentation
+from .data.mapper import PlainBilinearShortestEdge
+from .errors import CheckpointError, ConfigError, DatasetError, GnwsError
 from .layers import fold
 from .lazy_config import load_lazy_config
 from .modeling.errors import build_errors
 
 # The attributes by which Detectron2's models leave out detections of a low score.
 _SCORE_THRESHOLDS = ("test_score_thresh", "combine_instances_score_thresh")
-
-
-class ImageShapeError(GnwsError, ValueError):
-    """An array that is no image, or an image that cannot be resized for the model."""
+EXPORTED = (".ts", ".pt2", ".onnx", ".xml")  # suffixes of the files of projects/Export
 
 
 class Predictor(DefaultPredictor):
@@ -59,7 +55,7 @@ class Predictor(DefaultPredictor):
     Args:
         config: a config, the path of one, or the name of a packaged one. A path that ends in .py is
             a LazyConfig, which is a program and runs. None: the config that the weights carry.
-        weights: a file, an address, or a "gnws://" name, or a file that ``gnws_d2.export`` wrote.
+        weights: a file, an address, or a "gnws://" name, or a file that ``gnws export`` wrote.
             "": those that the config names.
         opts: overrides, flat: KEY VALUE pairs, or "key=value" for a LazyConfig.
         add_configs: see :func:`~gnws_d2.config.load_config`.
@@ -77,9 +73,9 @@ class Predictor(DefaultPredictor):
         input_format: "RGB" or "BGR", the order that the model takes.
 
     Raises:
-        ConfigError, ConfigFileError: see :func:`~gnws_d2.config.load_config`; or a config for an
+        ConfigError: see :func:`~gnws_d2.config.load_config`; or a config for an
             exported file.
-        ExportError: see :func:`~gnws_d2.export.load_exported`.
+        GnwsError: an exported file cannot be loaded.
         CheckpointError: the weights cannot be read or do not fit, they would leave a part of the
             model untrained, or they carry no config and none is named.
     """
@@ -95,7 +91,7 @@ class Predictor(DefaultPredictor):
         folded: bool = True,
     ) -> None:
         weights = os.fspath(weights)
-        if is_exported(weights):
+        if Path(weights).suffix in EXPORTED:
             if config is not None or opts:
                 raise ConfigError(
                     f"{weights} is an exported model, which computes what it was exported with. "
@@ -143,11 +139,13 @@ class Predictor(DefaultPredictor):
 
     def _use_exported(self, file: str, score_threshold: float) -> None:
         self.cfg = None
+        from . import ExportedModel  # of projects/Export
+
         self.model = ExportedModel(file)
         self.set_score_threshold(score_threshold)
         facts = self.model.facts
         if missing := {"format", "resize", "min_size", "max_size", "classes"} - facts.keys():
-            raise ExportError(
+            raise GnwsError(
                 f"{file} does not store {min(missing)!r}, which a predictor needs. Export it with "
                 "`gnws export`, or store it as one of the facts."
             )
@@ -201,7 +199,7 @@ class Predictor(DefaultPredictor):
             For a list of images, a list of such dicts.
 
         Raises:
-            ImageShapeError: an array has another shape, or the image is so long and narrow that
+            DatasetError: an array has another shape, or the image is so long and narrow that
                 nothing would remain of its shorter side.
         """
         if isinstance(original_image, np.ndarray):
@@ -217,11 +215,11 @@ class Predictor(DefaultPredictor):
         the original.
 
         Raises:
-            ImageShapeError: see :meth:`__call__`.
+            DatasetError: see :meth:`__call__`.
         """
         if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
             found = getattr(image, "shape", type(image).__name__)
-            raise ImageShapeError(
+            raise DatasetError(
                 f"an image is an array (H, W, 3) in the order BGR, not {found}. Read it with "
                 'gnws_d2.data.read_image(file, "BGR").'
             )
@@ -232,7 +230,7 @@ class Predictor(DefaultPredictor):
         try:
             self.aug(resized)
         except ValueError as error:  # a side of 0 pixels
-            raise ImageShapeError(
+            raise DatasetError(
                 f"an image of {width} x {height} pixels cannot be resized for the model ({error}). "
                 "Cut it into pieces that are less long and narrow."
             ) from error
@@ -270,14 +268,11 @@ def config_of(
         raise CheckpointError(
             f"{weights} does not say which config it was trained with. Name the config, too."
         )
-    with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / "config.yaml"
-        named.write_text(stored, encoding="utf-8")
-        try:
-            return load_config(named, opts, add_configs)
-        except ConfigError as error:
-            message = str(error).replace(str(named), f"the config in {weights}")
-            raise ConfigError(message) from error
+    try:
+        content = yaml.safe_load(stored)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"the config in {weights} is not YAML. Name the config.") from error
+    return config_from(content, f"the config in {weights}", opts, add_configs)
 
 
 def _metadata(datasets: list[str], trained: Provenance, semantic: bool, stuff: int) -> Metadata:

@@ -17,9 +17,9 @@ from tiny import TINY, allow_double, register_tiny_digits
 from torch import nn
 
 import gnws_d2
-from gnws_d2.cache import CACHE_VARIABLE
-from gnws_d2.data import digits as digits_package
+from gnws_d2.files import CACHE_VARIABLE
 from gnws_d2.model_zoo import download
+from gnws_d2.projects import digits as digits_package
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
 # Tests run in two processes (make test): one thread each, and in the commands that they start.

@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[1]
 START_METHOD = "forkserver"
 _CONTEXT = multiprocessing.get_context(START_METHOD)
 _CONTEXT.set_forkserver_preload(
-    ["gnws_d2.engine", "gnws_d2.export", "gnws_d2.model_zoo.__main__", "detectron2.data.datasets"]
+    [
+        *("gnws_d2.engine", "gnws_d2.model_zoo.__main__", "detectron2.data.datasets"),
+        *(f"gnws_d2.projects.{name}" for name in ("digits", "export", "own_data", "report")),
+    ]
 )
 
 
@@ -82,7 +85,7 @@ def _run(words: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: s
     os.environ.update(env)
     os.chdir(cwd)
     # As the import would have done in this environment.
-    from gnws_d2.data import digits
+    from gnws_d2.projects import digits
 
     digits.register()
     # Without the folders that pytest adds.

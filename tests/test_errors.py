@@ -1,6 +1,5 @@
 """Commands end in one line on an expected error, and show the traceback where asked to."""
 
-import argparse
 import logging
 import os
 import subprocess
@@ -9,16 +8,20 @@ from pathlib import Path
 import processes
 import pytest
 import torch
+from gnws.arguments import parse
 
-from gnws_d2.checkpoint import CheckpointError
-from gnws_d2.config import ConfigError
-from gnws_d2.data.errors import DatasetError
-from gnws_d2.errors import GnwsError, add_debug_flag, one_line_errors, shorten
-from gnws_d2.export import ExportError
-from gnws_d2.model_zoo.download import DownloadError
+from gnws_d2.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    FileError,
+    GnwsError,
+    one_line_errors,
+    shorten,
+)
 from gnws_d2.model_zoo.published import published
 
-DETECTION = Path(__file__).parents[1] / "projects" / "Detection"
+PROJECTS = Path(__file__).parents[1] / "projects"
 DIGITS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 NO_FOLDER = {"GNWS_D2_CACHE": "/dev/null/cache"}
 
@@ -28,13 +31,12 @@ def no_debugging(monkeypatch):
     monkeypatch.delenv("GNWS_D2_DEBUG", raising=False)
 
 
-def test_errors_keep_the_builtin_exceptions_they_were():
+def test_errors_are_builtin_exceptions_too():
     for kind, builtin in (
         (ConfigError, ValueError),
         (DatasetError, ValueError),
-        (ExportError, ValueError),
         (CheckpointError, RuntimeError),
-        (DownloadError, OSError),
+        (FileError, OSError),
     ):
         assert issubclass(kind, GnwsError) and issubclass(kind, builtin)
 
@@ -64,12 +66,10 @@ def test_any_other_error_is_raised():
 
 def test_the_debug_flag_raises_the_error(monkeypatch):
     monkeypatch.setenv("GNWS_D2_DEBUG", "0")
-    parser = add_debug_flag(argparse.ArgumentParser())
-    parser.parse_args([])
+    parse("report", ["--output-dir", "x"])
     with pytest.raises(SystemExit):
         failing(ConfigError("wrong"))
-    parser.parse_args(["--debug"])
-    assert os.environ["GNWS_D2_DEBUG"] == "1"
+    parse("report", ["--output-dir", "x", "--debug"])
     with pytest.raises(ConfigError):
         failing(ConfigError("wrong"))
 
@@ -126,12 +126,12 @@ COMMANDS = {
     "a config, train_net.py": (
         ["train_net.py", "--config-file", DIGITS, "SOLVER.MAX_ITERS", "3"],
         {},
-        ["SOLVER.MAX_ITERS", "a key that does not exist. Did you mean SOLVER.MAX_ITER"],
+        ["the config has no key SOLVER.MAX_ITERS. Did you mean SOLVER.MAX_ITER"],
     ),
     "a dataset, train_net.py": (
         ["train_net.py", "--config-file", DIGITS, "DATASETS.TRAIN", "('digits_trian',)"],
         {},
-        ["'digits_trian', which is neither registered"],
+        ["'digits_trian', which is not registered. Did you mean digits_train"],
     ),
     "a checkpoint, train_net.py": (
         ["train_net.py", "--eval-only", "--config-file", DIGITS, "MODEL.WEIGHTS", "cut_off.pth"],
@@ -186,7 +186,7 @@ COMMANDS = {
     ),
     "a folder, run_demo.py": (["run_demo.py"], NO_FOLDER, ["Cannot create the cache folder"]),
     "a folder, digits": (
-        ["-m", "gnws_d2.data.digits"],
+        ["-m", "gnws_d2.projects.digits"],
         NO_FOLDER,
         ["Cannot create the cache folder"],
     ),
@@ -205,7 +205,8 @@ COMMANDS = {
 
 def run(folder: Path, words: list[str], environment: dict) -> subprocess.CompletedProcess:
     if words[0].endswith(".py"):
-        words = [str(DETECTION / words[0]), *words[1:]]
+        [script] = PROJECTS.glob(f"*/{words[0]}")
+        words = [str(script), *words[1:]]
     environment = {**os.environ, "GNWS_D2_CACHE": str(folder / "cache"), **environment}
     return processes.run(*words, cwd=folder, env=environment)
 
@@ -229,4 +230,4 @@ def test_a_command_shows_the_traceback_where_asked_to(tmp_path):
     done = run(tmp_path, ["train_net.py", "--debug", "--config-file", "none.yaml"], {})
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
-    assert "ConfigFileError: 'none.yaml' is neither" in done.stderr
+    assert "ConfigError: 'none.yaml' is neither" in done.stderr

@@ -1,15 +1,16 @@
-"""Files appear whole or not at all, on the disk before they have their name."""
+"""Files appear whole or not at all, a lock names its holder, and the cache folder is chosen."""
 
 import os
 import signal
-from contextlib import nullcontext
+import socket
 from pathlib import Path
 
 import pytest
 from processes import start
 
 from gnws_d2 import files
-from gnws_d2.files import atomic_write
+from gnws_d2.errors import FileError
+from gnws_d2.files import atomic_write, locked
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +56,9 @@ def test_it_is_on_the_disk_before_it_has_the_name_and_the_name_is_too(tmp_path, 
 WRITE = """
 import sys, time
 from pathlib import Path
-from gnws_d2.files import atomic_write, temporary_folder
-file = Path(sys.argv[1])
-with atomic_write(file) as partial, temporary_folder(file.parent) as folder:
+from gnws_d2.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as partial:
     partial.write_text("half")
-    (folder / file.name).write_text("half")
     print("written", flush=True)
     time.sleep(600)
 """
@@ -80,24 +79,11 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     try:
         with atomic_write(tmp_path / "file") as partial:
             partial.touch()
-        folder, file = sorted(tmp_path.glob(".*.gnws.partial"), key=Path.is_file)
+        [file] = tmp_path.glob(".*.gnws.partial")
         assert file.name.startswith(".living.") and other.exists()
-        assert [part.name for part in folder.iterdir()] == ["living"]
     finally:
         os.kill(processes[1].pid, signal.SIGKILL)
         processes[1].join()
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_temporary_folder_ends_with_its_block(tmp_path, fails):
-    expected = pytest.raises(OSError, match="full") if fails else nullcontext()
-    with expected, files.temporary_folder(tmp_path) as folder:
-        (folder / "file").touch()
-        files.publish(folder / "file", tmp_path / "published")
-        assert folder.parent == tmp_path
-        if fails:
-            raise OSError("full")
-    assert list(tmp_path.iterdir()) == [tmp_path / "published"]
 
 
 def test_a_file_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
@@ -113,3 +99,84 @@ def test_a_file_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monk
     with atomic_write(tmp_path / "file") as partial:
         partial.write_text("whole")
     assert len(made) == 2 and (tmp_path / "file").read_text() == "whole"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from gnws_d2.files import locked
+with locked(Path(sys.argv[1]), 1.0):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_it_is_free_again_and_says_nothing_then(tmp_path):
+    for _ in range(2):
+        with locked(tmp_path / "lock", 1.0):
+            holder = (tmp_path / "lock.holder").read_text()
+            assert holder == f"process {os.getpid()} on {socket.gethostname()}"
+        assert not (tmp_path / "lock.holder").exists()
+
+
+def test_who_holds_it_is_said_at_the_limit_and_a_killed_holder_frees_it(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    (tmp_path / "hold.py").write_text(HOLD)
+    out = tmp_path / "out"
+    process = start(tmp_path / "hold.py", tmp_path / "lock", stdout=str(out))
+    while not out.exists() or "held" not in out.read_text():
+        process.join(0.02)
+    holder = f"process {process.pid} on {socket.gethostname()}"
+    with (
+        pytest.raises(FileError, match=rf"lock is held by {holder}, for more than 0\.3 s"),
+        locked(tmp_path / "lock", 0.3),
+    ):
+        pass
+    assert f"Waiting for {holder}" in caplog.text
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with locked(tmp_path / "lock", 1.0):
+        pass
+
+
+def test_variable_chooses_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "a" / "b"))
+    assert files.cache_path() == tmp_path / "a" / "b"
+    assert not (tmp_path / "a").exists()
+    assert files.cache_dir().is_dir()
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_default_is_beside_detectron2s_cache(tmp_path, monkeypatch, value):
+    if value is None:
+        monkeypatch.delenv(files.CACHE_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(files.CACHE_VARIABLE, value)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "theirs"))
+    assert files.cache_path() == tmp_path / "gnws_d2_cache"
+    monkeypatch.delenv("FVCORE_CACHE")
+    assert files.cache_path() == Path.home() / ".torch" / "gnws_d2_cache"
+
+
+def test_default_follows_the_rule_of_iopath(tmp_path, monkeypatch):
+    from iopath.common.file_io import get_cache_dir
+
+    monkeypatch.delenv(files.CACHE_VARIABLE, raising=False)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "theirs"))
+    assert files.cache_path().parent == Path(get_cache_dir()).parent
+
+
+def test_unusable_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
+    with pytest.raises(OSError, match=r"file/below .*Set \$GNWS_D2_CACHE to a folder"):
+        files.cache_dir()
+
+
+def test_read_only_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):
+    # Told rather than made read-only: root may write everywhere.
+    monkeypatch.setattr(files.os, "access", lambda *_: False)
+    with pytest.raises(OSError, match=r"not writable\. Set \$GNWS_D2_CACHE"):
+        files.cache_dir(tmp_path)

@@ -15,13 +15,13 @@ from tiny import TINY
 
 import gnws_d2
 from gnws_d2 import Predictor
-from gnws_d2.checkpoint import Checkpointer, CheckpointError, Provenance
+from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.checkpoint.convert import detectron2_checkpoint
-from gnws_d2.config import ConfigError, get_config_file
-from gnws_d2.export import ExportError, export
+from gnws_d2.config import get_config_file
+from gnws_d2.errors import CheckpointError, ConfigError, DatasetError, GnwsError
 from gnws_d2.layers.ws_conv import StandardizedConv
 from gnws_d2.model_zoo import path_handler
-from gnws_d2.predictor import ImageShapeError
+from gnws_d2.projects.export import exporter as export
 
 MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "20"]
@@ -200,7 +200,7 @@ def test_a_stored_config_that_is_not_understood_names_the_checkpoint(saved, tmp_
     ],
 )
 def test_what_is_no_image_is_an_error(saved, array, message):
-    with pytest.raises(ImageShapeError, match=message):
+    with pytest.raises(DatasetError, match=message):
         Predictor(saved())(array)
 
 
@@ -220,7 +220,7 @@ def test_an_exported_file_in_place_of_a_checkpoint(saved, tmp_path):
     tensors = [predictor.prepare(image(seed=seed))["image"] for seed in (1, 2)]
     facts = {"format": "RGB", "resize": cfg.INPUT.RESIZE_TEST, "min_size": 80, "max_size": 1333}
     export(predictor.model, "torchscript-trace", file, tensors, facts)
-    with pytest.raises(ExportError, match=r"does not store 'classes'"):
+    with pytest.raises(GnwsError, match=r"does not store 'classes'"):
         Predictor(weights=file)
     facts |= {"classes": list("abcdefghij"), "category_ids": list(range(7, 17))}
     export(predictor.model, "torchscript-trace", file, tensors, facts)

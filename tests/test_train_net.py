@@ -11,7 +11,7 @@ import torch
 from processes import run, start
 from tiny import ELSEHOW, FEW_PROPOSALS, TINY
 
-from gnws_d2.data.digits import make_digits
+from gnws_d2.projects.digits import make_digits
 
 ROOT = Path(__file__).parents[1]
 TRAIN_NET = ROOT / "projects" / "Detection" / "train_net.py"

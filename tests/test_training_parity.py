@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 from gnws_d2 import model_zoo
 from gnws_d2.checkpoint import mmdet_to_detectron2
-from gnws_d2.checkpoint.mmdet import mmdet_name
+from gnws_d2.checkpoint.names import mmdet_name
 
 FOLDER = Path(__file__).parent / "parity"
 MASK = "mask-rcnn_r50_fpn_gn-ws-all_2x_coco"

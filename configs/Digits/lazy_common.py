@@ -8,7 +8,6 @@ import torch
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.data import (
-    DatasetMapper,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -18,7 +17,9 @@ from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from gnws_d2.engine.evaluators import CheckedCOCOEvaluator
+import gnws_d2.projects.digits  # noqa: F401  registers the datasets
+from gnws_d2.data import Mapper
+from gnws_d2.engine import COCOEvaluator
 
 
 def detectron2_model(name):
@@ -43,7 +44,7 @@ def make_small(model):
 dataloader = dict(
     train=L(build_detection_train_loader)(
         dataset=L(get_detection_dataset_dicts)(names="digits_train"),
-        mapper=L(DatasetMapper)(
+        mapper=L(Mapper)(
             is_train=True,
             augmentations=[L(ResizeShortestEdge)(short_edge_length=128)],
             image_format="RGB",
@@ -55,14 +56,14 @@ dataloader = dict(
     ),
     test=L(build_detection_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="digits_val", filter_empty=False),
-        mapper=L(DatasetMapper)(
+        mapper=L(Mapper)(
             is_train=False,
             augmentations=[L(ResizeShortestEdge)(short_edge_length=128)],
             image_format="RGB",
         ),
         num_workers=0,
     ),
-    evaluator=L(CheckedCOCOEvaluator)(dataset_name="digits_val"),
+    evaluator=L(COCOEvaluator)(dataset_name="digits_val"),
 )
 
 optimizer = L(torch.optim.SGD)(

@@ -1,9 +1,10 @@
-"""Checkpoint files: reading them safely and strictly, and the names of their tensors."""
+"""Checkpoint files: read safely, loaded strictly, and converted between two frameworks' names."""
 
+from ..errors import CheckpointError
 from .checkpointer import Checkpointer, check_weights
-from .files import CheckpointError
-from .mmdet import detectron2_to_mmdet, mmdet_to_detectron2
+from .names import detectron2_to_mmdet, mmdet_to_detectron2
 from .provenance import Provenance
+from .serialization import read_checkpoint, write_checkpoint
 
 __all__ = [
     "CheckpointError",
@@ -12,4 +13,6 @@ __all__ = [
     "check_weights",
     "detectron2_to_mmdet",
     "mmdet_to_detectron2",
+    "read_checkpoint",
+    "write_checkpoint",
 ]

@@ -3,8 +3,8 @@
     python -m gnws_d2.checkpoint mask_rcnn_r50_fpn_gn_ws-all_2x.pth mask_rcnn.pth
     python -m gnws_d2.checkpoint --to mmdet output/model_final.pth for_mmdet.pth
 
-Every tensor must fit the config that --config names, or else one of the packaged configs. An
-existing file is not overwritten.
+Every tensor must fit the config that --config names, or one of the packaged configs. An existing
+file is not overwritten.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -14,32 +13,34 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from ..errors import CheckpointError
 from ..files import atomic_write
 from ..modeling import StandardizationReport, part_of
-from .files import CheckpointError, read_checkpoint, write_checkpoint
 from .provenance import KEY, Provenance
-from .resuming import check_resumable, from_main_process, last_checkpoint
-from .structure import Differences, Shapes, build_on_meta, compare
+from .resume import check_resumable, from_main_process, last_checkpoint
+from .serialization import read_checkpoint, write_checkpoint
+from .structure import Differences, Shapes, build_on_meta, check_values
 
 logger = logging.getLogger(__name__)
 
+BEST = "model_best"  # as Detectron2's hook names it
 # The layers that depend on the list of classes.
 PREDICTORS = (
     *("roi_heads.box_predictor.", "roi_heads.mask_head.predictor."),
     *("roi_heads.mask_head.prediction.", "roi_heads.mask_head.point_head.predictor."),  # PointRend
     *("head.cls_score.", "sem_seg_head.predictor."),
 )
-
-BEST = "model_best"  # as Detectron2's hook names it
 # Heads that a config key leaves out.
 SWITCHES = {"mask_head": "MODEL.MASK_ON", "keypoint_head": "MODEL.KEYPOINT_ON"}
+_STEM = "stem.conv1.weight"
 
 Tensors = dict[str, torch.Tensor]
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Loads tensors and plain values only, of which none may be missing, left over or misshaped.
+    """Accepts only tensors and plain values; missing, extra or misshaped tensors are errors.
 
     A file with an ImageNet backbone alone fits every model that has this backbone; the rest of the
     model keeps its initial values, and the log names its parts. To load what matches and no more,
@@ -69,6 +70,7 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._cfg = cfg
         self._for_inference = for_inference
+        self._remakes = bool(cfg and cfg.MODEL.REMAKE_PREDICTORS and not for_inference)
         self.resumed_from: Path | None = None
         self._loading = ""  # the path that load() was given, for messages
         standardized = StandardizationReport.of(self.model).standardized
@@ -79,7 +81,7 @@ class Checkpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder.
 
-        ``model_best`` is not the last checkpoint, from which a run resumes.
+        A run resumes from the last checkpoint saved, unless it is ``model_best``.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -127,8 +129,8 @@ class Checkpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As Detectron2's, except that the main process alone reads what is resumed: all processes
-        go on from the same state, on machines without a shared folder as well.
+        """As Detectron2's, except that only the main process reads what is resumed: all processes
+        continue from the same state, also on machines without a shared folder.
 
         Afterwards ``resumed_from`` is the file that was resumed, or None.
 
@@ -152,9 +154,10 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     def _to_resume(self, resume: bool) -> tuple[Path | None, dict[str, Any]]:
-        if not self.save_dir or not (resume or self.checkpointables):  # only evaluated
-            return None, {}
-        file = last_checkpoint(Path(self.save_dir), resume)
+        is_training = bool(resume or self.checkpointables)
+        file = (
+            last_checkpoint(Path(self.save_dir), resume) if self.save_dir and is_training else None
+        )
         if file is None:
             return None, {}
         checkpoint = read_checkpoint(file)
@@ -164,74 +167,58 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         file = self._loading
-        tensors = _tensors(checkpoint["model"], file)
-        expected = {
-            name: tuple(t.shape)
-            for name, t in self.model.state_dict().items()
-            if not _is_of_config(name)
-        }
+        tensors = _state_dict(checkpoint["model"], file)
         # Asked for by the user: a file must not switch off its own checks.
         if parse_qs(urlparse(file).query).get("matching_heuristics") == ["True"]:
-            _check_values(tensors, {}, file)
+            check_values(tensors, file, like={})
             return super()._load_model(checkpoint)
 
-        found = Provenance.read(checkpoint)
-        prefix = _backbone_prefix(expected)
-        if "stem.conv1.weight" in tensors and "stem.conv1.weight" not in expected:
+        own = {n: t for n, t in self.model.state_dict().items() if not _is_of_config(n)}
+        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        # Where the model has its ResNet: "backbone.bottom_up." with FPN.
+        prefix = next((n.removesuffix(_STEM) for n in own if n.endswith(_STEM)), "backbone.")
+        if _STEM in tensors and _STEM not in own:
             # A bare backbone; a detector does not need its ImageNet classifier.
             named = tensors.items()
             tensors = {prefix + n: t for n, t in named if not n.startswith("linear.")}
-        self._check_standardization(found, tensors, file)
-        self._check_input(found, file)
-
-        _check_values(tensors, self.model.state_dict(), file)
+        found = Provenance.read(checkpoint)
+        self._check_standardization(found, tensors)
+        self._check_input(found)
+        check_values(tensors, file, like=own)
 
         if tensors and all(name.startswith(prefix) for name in tensors):
-            fresh = {name for name in expected if not name.startswith(prefix)}
-            if fresh:
-                parts = ", ".join(dict.fromkeys(part_of(n) for n in expected if n in fresh))
-                if self._for_inference:
-                    raise CheckpointError(
-                        f"{file} is a backbone alone: {parts} would be untrained. Name a trained "
-                        "detector's file in MODEL.WEIGHTS."
-                    )
-                logger.info("%s is a backbone: %s keep their initial values.", file, parts)
+            fresh = self._rest_of_backbone(expected, prefix)
         else:
-            fresh = self._remade_predictors(found, tensors, expected, file)
+            fresh = self._remade_predictors(found, tensors, expected)
         for name in fresh:
             tensors.pop(name, None)
-        differences = compare(tensors, {n: s for n, s in expected.items() if n not in fresh})
+        differences = Differences(tensors, {n: s for n, s in expected.items() if n not in fresh})
         if differences:
             raise CheckpointError(_refusal(file, differences))
         incompatible = super()._load_model({"model": tensors})
         incompatible.missing_keys.clear()  # they have been logged, by part
         return incompatible
 
-    def _check_standardization(self, found: Provenance, tensors: Tensors, file: str) -> None:
+    def _check_standardization(self, found: Provenance, tensors: Tensors) -> None:
         if found.standardized is None:
             if self._own.standardized:
                 logger.info(
                     "%s does not say which parts were standardized in training; those of the model "
                     "are assumed.",
-                    file,
+                    self._loading,
                 )
             return
-        own, theirs = set(self._own.standardized or ()), set(found.standardized)
-        built = set(map(part_of, self.model.state_dict()))
-        parts = [part for part in dict.fromkeys(map(part_of, tensors)) if part in built]
-        for wrong, trained, used in (
-            ([p for p in parts if p in own - theirs], "without", "with"),
-            ([p for p in parts if p in theirs - own], "with", "without"),
-        ):
-            if wrong:
-                raise CheckpointError(
-                    f"{file} was trained {trained} Weight Standardization of {', '.join(wrong)}, "
-                    f"but the model is built {used} it and would compute something else. "
-                    "Choose other weights, or the config that these were trained with "
-                    f"(standardized: {', '.join(found.standardized) or 'nothing'})."
-                )
+        own, theirs = self._own.standardized or [], found.standardized
+        common = set(map(part_of, tensors)) & set(map(part_of, self.model.state_dict()))
+        if wrong := sorted(common & set(own).symmetric_difference(theirs)):
+            raise CheckpointError(
+                f"{self._loading} was trained with Weight Standardization of "
+                f"{', '.join(theirs) or 'nothing'}, but the model is built with that of "
+                f"{', '.join(own) or 'nothing'}: {', '.join(wrong)} would compute something else. "
+                "Choose other weights, or the config that these were trained with."
+            )
 
-    def _check_input(self, found: Provenance, file: str) -> None:
+    def _check_input(self, found: Provenance) -> None:
         for key, trained, own in (
             ("INPUT.FORMAT", found.input_format, self._own.input_format),
             ("MODEL.PIXEL_MEAN", found.pixel_mean, self._own.pixel_mean),
@@ -241,43 +228,51 @@ class Checkpointer(DetectionCheckpointer):
                 logger.warning(
                     "%s was trained with %s %s, but the config has %s. Use the former, unless you "
                     "train the model on the latter.",
-                    *(file, key, trained, own),
+                    *(self._loading, key, trained, own),
                 )
 
-    def _remade_predictors(
-        self, found: Provenance, tensors: Tensors, expected: Shapes, file: str
-    ) -> set[str]:
+    def _rest_of_backbone(self, expected: Shapes, prefix: str) -> set[str]:
+        """The tensors of ``expected`` outside the backbone, which keep their initial values."""
+        fresh = [name for name in expected if not name.startswith(prefix)]
+        parts = ", ".join(dict.fromkeys(map(part_of, fresh)))
+        if fresh and self._for_inference:
+            raise CheckpointError(
+                f"{self._loading} is a backbone alone: {parts} would be untrained. Name a trained "
+                "detector's file in MODEL.WEIGHTS."
+            )
+        if fresh:
+            logger.info("%s is a backbone: %s keep their initial values.", self._loading, parts)
+        return set(fresh)
+
+    def _remade_predictors(self, found: Provenance, tensors: Tensors, expected: Shapes) -> set[str]:
         """The tensors of ``expected`` that keep their initial values because the classes differ."""
-        predictors = {name for name in expected if name.startswith(PREDICTORS)}
-        misshaped = any(
-            name in tensors and tuple(tensors[name].shape) != expected[name] for name in predictors
-        )
+        if self._remakes:
+            self._drop_unused_heads(tensors, expected)
+        predictors = [name for name in expected if name.startswith(PREDICTORS)]
+        is_misshaped = any(n in tensors and tensors[n].shape != expected[n] for n in predictors)
         theirs, own = found.classes or [], self._own.classes or []
-        renamed = bool(theirs) and bool(own) and theirs != own
-        remakes = self._cfg is not None and self._cfg.MODEL.REMAKE_PREDICTORS
-        if remakes and not self._for_inference:
-            self._drop_unused_heads(tensors, expected, file)
-        if not (misshaped or renamed):
-            return set()
-        if remakes and not self._for_inference:
-            modules = dict.fromkeys(n.rpartition(".")[0] for n in expected if n in predictors)
+        is_renamed = bool(theirs) and bool(own) and theirs != own
+        if self._remakes and (is_misshaped or is_renamed):
+            modules = dict.fromkeys(name.rpartition(".")[0] for name in predictors)
             logger.warning(
                 "%s was trained on other classes: %s keep their initial values.",
-                *(file, ", ".join(modules)),
+                *(self._loading, ", ".join(modules)),
             )
-            return predictors
-        if not misshaped:
+            return set(predictors)
+        if is_renamed and not is_misshaped:
             logger.warning(
                 "%s was trained on other classes (%s ...) than those of the dataset (%s ...). Set "
                 "MODEL.REMAKE_PREDICTORS True to train on these.",
-                *(file, ", ".join(theirs[:3]), ", ".join(own[:3])),
+                *(self._loading, ", ".join(theirs[:3]), ", ".join(own[:3])),
             )
         return set()
 
-    def _drop_unused_heads(self, tensors: Tensors, expected: Shapes, file: str) -> None:
+    def _drop_unused_heads(self, tensors: Tensors, expected: Shapes) -> None:
         unused = set(map(part_of, tensors)) - set(map(part_of, expected))
-        for head in [head for head in SWITCHES if head in unused]:
-            logger.warning("%s has a %s, which the model lacks; it is left out.", file, head)
+        for head in unused.intersection(SWITCHES):
+            logger.warning(
+                "%s has a %s, which the model lacks; it is left out.", self._loading, head
+            )
             for name in [name for name in tensors if part_of(name) == head]:
                 del tensors[name]
 
@@ -300,26 +295,22 @@ def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
         logging.disable(logging.NOTSET)
 
 
-def _tensors(tensors: Any, file: str) -> Tensors:
-    """``tensors`` if they are a state dict, without what older versions and wrappers added."""
-    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+def _state_dict(found: Any, file: str) -> Tensors:
+    """``found`` without what wrappers and older versions add, changed in place: a state dict may
+    hold the versions of its modules."""
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         raise CheckpointError(
             f"{file} is an OpenMMLab file. Convert it with `python -m gnws_d2.checkpoint "
             f"{file} OUTPUT.pth`, or name it gnws://... if it is one of the model zoo."
         )
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in tensors.items()
-    ):
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise CheckpointError(
             f"{file} holds no state dict, a dict of names and tensors. Save model.state_dict()."
         )
-    # Changed in place: the state dict may hold the versions of its modules.
-    for name in list(tensors):
-        if _is_of_config(name):
-            del tensors[name]
-        elif name.startswith("module."):
-            tensors[name.removeprefix("module.")] = tensors.pop(name)
-    return tensors
+    consume_prefix_in_state_dict_if_present(found, "module.")
+    for name in filter(_is_of_config, list(found)):
+        del found[name]
+    return found
 
 
 def _is_of_config(name: str) -> bool:
@@ -332,56 +323,28 @@ def _is_of_config(name: str) -> bool:
     )
 
 
-def _backbone_prefix(expected: Shapes) -> str:
-    """Where the model has its ResNet: "backbone.bottom_up." with FPN."""
-    stem = "stem.conv1.weight"
-    return next((n.removesuffix(stem) for n in expected if n.endswith(stem)), "backbone.")
-
-
-def _check_values(tensors: Tensors, own: Mapping[str, torch.Tensor], file: str) -> None:
-    """Raise CheckpointError if a tensor has values that no trained model has."""
-    for name, tensor in tensors.items():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        floating = own[name].is_floating_point() if name in own else tensor.is_floating_point()
-        if tensor.is_complex() or tensor.is_floating_point() != floating:
-            expected = "real" if name not in own else "floating-point" if floating else "integer"
-            raise CheckpointError(
-                f"{file}: {name} is {kind}, but the model has {expected} values there. Save the "
-                "weights as they were trained."
-            )
-        if tensor.layout != torch.strided:
-            raise CheckpointError(f"{file}: {name} is a sparse tensor. Save it as a dense one.")
-        if floating and not tensor.float().isfinite().all():
-            raise CheckpointError(
-                f"{file}: {name} has NaN or infinite values: its training diverged, or the file is "
-                "damaged. Use an earlier checkpoint."
-            )
-
-
 def _refusal(file: str, differences: Differences) -> str:
     """Why a file that differs is refused, and the fix; the usual mistakes by their name."""
     anyway = 'end MODEL.WEIGHTS in "?matching_heuristics=True"'
+    remake = "to train on other classes than it was trained on, set MODEL.REMAKE_PREDICTORS True"
     misshaped = differences.misshaped
     classes = bool(misshaped) and all(name.startswith(PREDICTORS) for name in misshaped)
-    remake = "to train on other classes than it was trained on, set MODEL.REMAKE_PREDICTORS True"
-    for head, key in SWITCHES.items():
-        missing, unexpected = (
-            bool(names) and all(part_of(name) == head for name in names)
-            for names in (differences.missing, differences.unexpected)
-        )
-        if (misshaped and not classes) or missing == unexpected:
-            continue
-        if unexpected and not differences.missing:
-            reason = f"{file} has a {head}, and the model has none. Set {key} True, or {anyway} to "
-            reason += "leave it out"
-        elif missing and not differences.unexpected:
-            reason = f"{file} has no {head}, and the model has one. Set {key} False, or {anyway} to"
-            reason += " train it from its initial values"
+    missing, unexpected = (
+        set(map(part_of, n)) for n in (differences.missing, differences.unexpected)
+    )
+    for head, key in SWITCHES.items() if classes or not misshaped else ():
+        if unexpected == {head} and not missing:
+            reason = (
+                f"has a {head}, and the model has none. Set {key} True, or {anyway} to leave it"
+            )
+            reason += " out"
+        elif missing == {head} and not unexpected:
+            reason = f"has no {head}, and the model has one. Set {key} False, or {anyway} to train"
+            reason += " it from its initial values"
         else:
             continue
-        return f"{reason}; also, {remake}." if classes else f"{reason}."
-    fix = remake if classes else f"{anyway} to load what matches"
+        return f"{file} {reason}{f'; also, {remake}' if classes else ''}."
     return (
         f"{file} does not fit the model: {differences}. Use the config it was trained with, or "
-        f"{fix.removeprefix('or ')}."
+        f"{remake if classes else f'{anyway} to load what matches'}."
     )

@@ -9,37 +9,23 @@ from typing import Any
 import torch
 
 from ..config import load_config
-from .files import read_checkpoint, write_checkpoint
-from .mmdet import detectron2_to_mmdet, mmdet_to_detectron2
+from ..errors import CheckpointError
+from ..modeling import StandardizationReport
+from .names import detectron2_to_mmdet, mmdet_to_detectron2
 from .provenance import KEY, Provenance
-from .structure import standardized_parts
-
-
-def state_dict_of(checkpoint: Any, key: str) -> dict[str, torch.Tensor]:
-    """The state dict under ``key`` of a checkpoint, or the checkpoint if it is one itself."""
-    state_dict = checkpoint.get(key, checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
-    if isinstance(state_dict, Mapping) and all(str(n).startswith("module.") for n in state_dict):
-        return {str(name).removeprefix("module."): value for name, value in state_dict.items()}
-    return state_dict  # if it is none, the conversion says so
+from .serialization import read_checkpoint, write_checkpoint
+from .structure import build_on_meta
 
 
 def detectron2_checkpoint(
     tensors: Mapping[str, torch.Tensor], provenance: Provenance
 ) -> dict[str, Any]:
-    """What to save, so that any Detectron2 program loads converted ``tensors``."""
-    checkpoint: dict[str, Any] = {"model": dict(tensors), KEY: provenance.as_dict()}
-    if "stem.conv1.weight" in tensors:
-        # Detectron2 then finds where in a model a bare backbone belongs.
-        checkpoint["matching_heuristics"] = True
-    return checkpoint
-
-
-def mmdet_checkpoint(tensors: Mapping[str, torch.Tensor], provenance: Provenance) -> dict[str, Any]:
-    """What to save, so that MMDetection loads converted ``tensors``."""
-    meta: dict[str, Any] = {KEY: provenance.as_dict()}
-    if provenance.classes:
-        meta["dataset_meta"] = {"classes": provenance.classes}
-    return {"meta": meta, "state_dict": dict(tensors)}
+    """Tensors under Detectron2's names as a checkpoint that any Detectron2 program loads."""
+    if "stem.conv1.weight" not in tensors:
+        return {"model": dict(tensors), KEY: provenance.as_dict()}
+    # A bare backbone: Detectron2 then finds where in a model it belongs.
+    backbone = provenance.of_backbone().as_dict()
+    return {"model": dict(tensors), KEY: backbone, "matching_heuristics": True}
 
 
 def convert_file(source: Path, target: Path, to: str, config: str | None = None) -> int:
@@ -51,19 +37,33 @@ def convert_file(source: Path, target: Path, to: str, config: str | None = None)
     Raises:
         CheckpointError: see :func:`~gnws_d2.checkpoint.mmdet_to_detectron2`.
         FileExistsError: ``target`` exists.
-        OSError: it cannot be written.
+        FileError: it cannot be written.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists. Remove it, or choose another name.")
     checkpoint = read_checkpoint(source)
-    if to == "detectron2":
-        tensors = mmdet_to_detectron2(state_dict_of(checkpoint, "state_dict"), config)
-        provenance = Provenance(source=source.name)
-        if config is not None:
-            cfg = load_config(config)
-            provenance = Provenance.of(cfg, standardized_parts(cfg), source.name)
-        write_checkpoint(detectron2_checkpoint(tensors, provenance), target)
+    rename, key = mmdet_to_detectron2, "state_dict"
+    if to == "mmdet":
+        rename, key = detectron2_to_mmdet, "model"
+    found = checkpoint.get(key, checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    try:
+        tensors = rename(found, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    if to == "mmdet":
+        provenance = Provenance.read(checkpoint)
+        meta: dict[str, Any] = {KEY: provenance.as_dict()}
+        if provenance.classes:
+            meta["dataset_meta"] = {"classes": provenance.classes}
+        write_checkpoint({"meta": meta, "state_dict": tensors}, target)
     else:
-        tensors = detectron2_to_mmdet(state_dict_of(checkpoint, "model"), config)
-        write_checkpoint(mmdet_checkpoint(tensors, Provenance.read(checkpoint)), target)
+        write_checkpoint(detectron2_checkpoint(tensors, _provenance(source, config)), target)
     return len(tensors)
+
+
+def _provenance(source: Path, config: str | None) -> Provenance:
+    if config is None:
+        return Provenance(source=source.name)
+    cfg = load_config(config)
+    standardized = StandardizationReport.of(build_on_meta(cfg)).standardized
+    return Provenance.of(cfg, standardized, source.name)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import detectron2
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from ..config import portable_config
 
@@ -55,12 +55,15 @@ class Provenance:
 
     @classmethod
     def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> Provenance:
-        """That of the checkpoints of a model that ``cfg`` describes."""
+        """What the checkpoints of a model say that ``cfg`` describes."""
+        classes = _of_datasets(cfg, "thing_classes", "stuff_classes")
+        to_class = _of_datasets(cfg, "thing_dataset_id_to_contiguous_id") or {}
+        ids = sorted(to_class, key=to_class.__getitem__)
         return cls(
             config=portable_config(cfg).dump(),
             standardized=standardized,
-            classes=_classes(cfg),
-            category_ids=_category_ids(cfg),
+            classes=list(cfg.DATASETS.get("CLASSES") or classes or []) or None,
+            category_ids=list(cfg.DATASETS.get("CATEGORY_IDS") or ids) or None,
             input_format=cfg.INPUT.FORMAT,
             pixel_mean=[float(value) for value in cfg.MODEL.PIXEL_MEAN],
             pixel_std=[float(value) for value in cfg.MODEL.PIXEL_STD],
@@ -68,43 +71,28 @@ class Provenance:
         )
 
     def of_backbone(self) -> Provenance:
-        """That of the backbone alone, before any detector was trained."""
+        """The same for the backbone alone, before any detector was trained."""
         parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
         return replace(self, config=None, classes=None, category_ids=None, standardized=parts)
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Provenance:
-        """That of ``checkpoint``; nothing is known of one that does not have it."""
+        """What ``checkpoint`` says; nothing if it is of another program."""
         stored = checkpoint.get(KEY)
-        known = {f.name for f in fields(cls)}
         if not isinstance(stored, Mapping):
             return cls(versions={})
-        return cls(**{name: value for name, value in stored.items() if name in known})
+        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to be put under :data:`KEY`."""
         return asdict(self)
 
 
-def _classes(cfg: CfgNode) -> list[str] | None:
-    if classes := cfg.DATASETS.get("CLASSES"):
-        return list(classes)
-    for metadata in _metadata(cfg):
-        if classes := metadata.get("thing_classes") or metadata.get("stuff_classes"):
-            return list(classes)
-    return None
-
-
-def _category_ids(cfg: CfgNode) -> list[int] | None:
-    if ids := cfg.DATASETS.get("CATEGORY_IDS"):
-        return list(ids)
-    for metadata in _metadata(cfg):
-        if to_class := metadata.get("thing_dataset_id_to_contiguous_id"):
-            return sorted(to_class, key=to_class.__getitem__)
-    return None
-
-
-def _metadata(cfg: CfgNode) -> Iterator[Metadata]:
+def _of_datasets(cfg: CfgNode, *keys: str) -> Any:
+    """What the metadata of the config's datasets first has under one of ``keys``."""
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name in MetadataCatalog.list():
-            yield MetadataCatalog.get(name)
+            for key in keys:
+                if value := MetadataCatalog.get(name).get(key):
+                    return value
+    return None

@@ -1,21 +1,21 @@
-"""Names and shapes of a model's tensors, and how those of a checkpoint differ from them."""
+"""What a model expects of a state dict, and what is wrong with one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..modeling import StandardizationReport
+from ..errors import CheckpointError
 from ..modeling.errors import build_errors
 
 Shapes = dict[str, tuple[int, ...]]
 
-_LISTED = 6  # names of one kind in a message
+_LISTED = 6  # tensors of one kind in a message
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def build_on_meta(cfg: CfgNode) -> nn.Module:
@@ -33,24 +33,63 @@ def shapes_of(cfg: CfgNode) -> Shapes:
     return {name: tuple(t.shape) for name, t in build_on_meta(cfg).state_dict().items()}
 
 
-def standardized_parts(cfg: CfgNode) -> list[str]:
-    """The parts with standardized convolutions of the model that ``cfg`` describes."""
-    return StandardizationReport.of(build_on_meta(cfg)).standardized
+def check_values(
+    state_dict: object, source: str, like: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Raise CheckpointError unless ``state_dict`` maps names to dense tensors of finite values.
+
+    Args:
+        source: what holds it, for the message.
+        like: the tensors of the model. ``state_dict`` must have floating-point values where these
+            have them, and integers elsewhere. By default all must be floating-point.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(
+            f"{source} holds no state dict, but a {type(state_dict).__name__}. Save "
+            "model.state_dict()."
+        )
+    for name, value in state_dict.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            problem = f"is a {type(value).__name__}, not the name of a tensor"
+        else:
+            problem = _problem(value, torch.empty(0) if like is None else like.get(name, value))
+        if problem:
+            raise CheckpointError(
+                f"{source}: {name} {problem}. The file is damaged, its training diverged, or this "
+                "is no state dict, which OpenMMLab's files have under 'state_dict'. Use an earlier "
+                "checkpoint, or save model.state_dict()."
+            )
 
 
-@dataclass(frozen=True)
+def _problem(tensor: torch.Tensor, like: torch.Tensor) -> str:
+    is_floating = like.is_floating_point() or like.is_complex()
+    if (tensor.dtype in _FLOATING) != is_floating:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        expected = "floating-point" if is_floating else "integer"
+        return f"is {kind}, but the model has {expected} values there"
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        return "is a sparse tensor, or one without values"
+    # A sum is one fast pass, and finite unless an element is not or it overflows.
+    if is_floating and not tensor.sum().isfinite() and not tensor.isfinite().all():
+        return "has NaN or infinite values"
+    return ""
+
+
 class Differences:
-    """How a checkpoint differs from what is expected; empty (false) when it does not.
+    """How tensors differ in names and shapes from what is expected; false if they do not.
 
     Attributes:
-        missing: expected tensors that it lacks.
-        unexpected: its tensors that are not expected.
-        misshaped: (shape found, shape expected) of those that have another shape.
+        missing: the expected tensors that are not there.
+        unexpected: the tensors that are not expected.
+        misshaped: the tensors that have another shape.
     """
 
-    missing: Shapes
-    unexpected: Shapes
-    misshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    def __init__(self, tensors: Mapping[str, torch.Tensor], expected: Shapes) -> None:
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self.missing = {n: shape for n, shape in expected.items() if n not in found}
+        self.unexpected = {n: shape for n, shape in found.items() if n not in expected}
+        self.misshaped = {n: shape for n, shape in found.items() if shape != expected.get(n, shape)}
+        self._expected = expected
 
     def __len__(self) -> int:
         return len(self.missing) + len(self.unexpected) + len(self.misshaped)
@@ -60,8 +99,8 @@ class Differences:
             "missing": [f"{name} {shape}" for name, shape in self.missing.items()],
             "unexpected": [f"{name} {shape}" for name, shape in self.unexpected.items()],
             "misshaped": [
-                f"{name} {found} instead of {expected}"
-                for name, (found, expected) in self.misshaped.items()
+                f"{name} {shape} instead of {self._expected[name]}"
+                for name, shape in self.misshaped.items()
             ],
         }
         return "; ".join(
@@ -70,17 +109,3 @@ class Differences:
             for kind, lines in kinds.items()
             if lines
         )
-
-
-def compare(tensors: Mapping[str, torch.Tensor], expected: Shapes) -> Differences:
-    """Compare the names and shapes of ``tensors`` with what is ``expected``."""
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Differences(
-        missing={name: shape for name, shape in expected.items() if name not in found},
-        unexpected={name: shape for name, shape in found.items() if name not in expected},
-        misshaped={
-            name: (shape, expected[name])
-            for name, shape in found.items()
-            if name in expected and shape != expected[name]
-        },
-    )

@@ -1,25 +1,18 @@
-"""Datasets: those that come with the package, registered on import, and COCO files of the user.
+"""Reading, mapping, filtering and loading datasets, on top of Detectron2's."""
 
-A dataset's name may be a file, ``ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val]``;
-:func:`fit_to_data` registers those of a config and fits the config to them.
-"""
-
-from . import digits
-from .catalog import coco_truth, register_source
-from .errors import DatasetError
-from .fit import fit_to_data
-from .images import read_image
-from .source import is_source
-from .summary import data_summary
+from .filter import filter_dataset
+from .images import image_size, read_image, read_labels
+from .load import dataset_errors, load_train_dataset
+from .mapper import Mapper, NamingMapper, build_test_augmentation
 
 __all__ = [
-    "DatasetError",
-    "coco_truth",
-    "data_summary",
-    "fit_to_data",
-    "is_source",
+    "Mapper",
+    "NamingMapper",
+    "build_test_augmentation",
+    "dataset_errors",
+    "filter_dataset",
+    "image_size",
+    "load_train_dataset",
     "read_image",
-    "register_source",
+    "read_labels",
 ]
-
-digits.register()

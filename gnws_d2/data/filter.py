@@ -6,48 +6,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from detectron2.utils.logger import log_first_n
-from torch.utils.data import Dataset
-
-from .catalog import is_coco
-from .errors import DatasetError
-from .loading import check_records
 
 MIN_IMAGE_SIDE = 32  # pixels
 MIN_OBJECT_SIDE = 1  # pixels of the image file
-
-
-def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
-    """Load ``DATASETS.TRAIN``, filtered by ``DATALOADER.FILTER`` and Detectron2's keys.
-
-    Raises:
-        DatasetError: no image is left.
-    """
-    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
-    empty_too = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    by_detectron2 = cfg.DATALOADER.FILTER == "detectron2"
-    dicts = get_detection_dataset_dicts(
-        cfg.DATASETS.TRAIN,
-        filter_empty=by_detectron2 and not empty_too,
-        min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
-        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
-    )
-    if isinstance(dicts, list) and not all(map(is_coco, cfg.DATASETS.TRAIN)):
-        check_records(cfg.DATASETS.TRAIN, dicts)
-    # A dataset of the user's own class is filtered by that.
-    if by_detectron2 or not isinstance(dicts, list) or "annotations" not in dicts[0]:
-        return dicts
-    kept = filter_dataset(dicts, empty_too)
-    if not kept:
-        raise DatasetError(
-            f"dataset {', '.join(cfg.DATASETS.TRAIN)}: none of {len(dicts)} images has annotations "
-            f"and sides of {MIN_IMAGE_SIDE} pixels or more. Set DATALOADER.FILTER to "
-            '"detectron2" to train on smaller images.'
-        )
-    return kept
 
 
 def filter_dataset(dicts: Sequence[dict[str, Any]], empty_too: bool = False) -> list[dict]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
-from detectron2.data import detection_utils
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import DatasetError
+from ..errors import DatasetError
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
 RAW_EXIF = "Raw profile type exif"  # where ImageMagick puts it in a PNG
@@ -23,10 +22,6 @@ SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 UNSCALED = ("I", "F")  # 32-bit values: nothing says which one is white
 
 RESTORE = "Restore the image, or remove it and its annotations from the dataset."
-
-
-class ImageError(DatasetError):
-    """An image file that cannot be read, or not as the model needs it."""
 
 
 def read_image(file: str | os.PathLike, format: str | None = None) -> np.ndarray:
@@ -42,7 +37,7 @@ def read_image(file: str | os.PathLike, format: str | None = None) -> np.ndarray
         (H, W, C) uint8.
 
     Raises:
-        ImageError: the file is missing, no regular file, damaged, larger than
+        DatasetError: the file is missing, no regular file, damaged, larger than
             ``PIL.Image.MAX_IMAGE_PIXELS``, or has 32-bit pixels.
     """
     with _opened(file) as image:
@@ -51,7 +46,23 @@ def read_image(file: str | os.PathLike, format: str | None = None) -> np.ndarray
         if image.mode in SIXTEEN_BITS:
             values = np.asarray(image).astype(np.uint32)
             image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        return detection_utils.convert_PIL_to_numpy(image, format)
+        return convert_PIL_to_numpy(image, format)
+
+
+def read_labels(file: str | os.PathLike, dtype: Any = np.int64) -> np.ndarray:
+    """The values that a label image stores, of any number of bits or indices of a palette: (H, W).
+
+    Raises:
+        DatasetError: the image stores colors, or see :func:`read_image`.
+    """
+    with _opened(file, is_scaled=False) as image:
+        labels = np.asarray(ImageOps.exif_transpose(image), dtype=dtype)
+        if labels.ndim != 2:
+            raise DatasetError(
+                f"{file} has mode {image.mode}, colors instead of the class of each pixel. Store "
+                "classes in one channel."
+            )
+        return labels
 
 
 def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
@@ -59,7 +70,7 @@ def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
     the header alone.
 
     Raises:
-        ImageError: see :func:`read_image`; damage behind the header is not found.
+        DatasetError: see :func:`read_image`; damage behind the header is not found.
     """
     with _opened(file, checksums=False) as image:
         # Pillow would decode a PNG in search of an EXIF chunk behind its pixels.
@@ -70,38 +81,40 @@ def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.Image]:
-    """A lazily decoded image; whatever Pillow raises on it is an ImageError."""
+def _opened(
+    file: str | os.PathLike, checksums: bool = True, is_scaled: bool = True
+) -> Iterator[Image.Image]:
+    """A lazily decoded image; whatever Pillow raises on it is an DatasetError."""
     try:
         path = PathManager.get_local_path(os.fspath(file))
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
-            raise ImageError(f"{file} is not a regular file. Put the image there.")
+            raise DatasetError(f"{file} is not a regular file. Put the image there.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said below
             image = Image.open(path)
         with image:
-            _check_header(file, image)
+            _check_header(file, image, is_scaled)
             if checksums and image.format == "PNG":
                 with Image.open(path) as again:
                     again.verify()
             yield image
-    except ImageError:
+    except DatasetError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"{file} does not exist. Put the image there.") from error
+        raise DatasetError(f"{file} does not exist. Put the image there.") from error
     except UnidentifiedImageError as error:  # its message is the path, or an object's address
-        raise ImageError(f"{file} cannot be read (no known image format). {RESTORE}") from error
+        raise DatasetError(f"{file} cannot be read (no known image format). {RESTORE}") from error
     except Image.DecompressionBombError as error:
         raise _too_large(file) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise ImageError(
+        raise DatasetError(
             f"{file} cannot be read ({error or type(error).__name__}). {RESTORE}"
         ) from error
 
 
-def _check_header(file: str | os.PathLike, image: Image.Image) -> None:
-    if image.mode in UNSCALED:
-        raise ImageError(
+def _check_header(file: str | os.PathLike, image: Image.Image, is_scaled: bool) -> None:
+    if is_scaled and image.mode in UNSCALED:
+        raise DatasetError(
             f"{file} has 32-bit pixels (mode {image.mode}), whose range is unknown. Convert it to "
             "8 or 16 bits."
         )
@@ -110,31 +123,8 @@ def _check_header(file: str | os.PathLike, image: Image.Image) -> None:
         raise _too_large(file)
 
 
-def _too_large(file: str | os.PathLike) -> ImageError:
-    return ImageError(
+def _too_large(file: str | os.PathLike) -> DatasetError:
+    return DatasetError(
         f"{file} has more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels. Cut it "
         "into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS."
     )
-
-
-class NamingMapper:
-    """A dataset mapper that reads images with :func:`read_image` and whose errors name the image.
-
-    Args:
-        mapper: maps a dict in Detectron2's dataset format.
-    """
-
-    def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
-        self._mapper = mapper
-
-    def __call__(self, record: dict[str, Any]) -> Any:
-        try:
-            # Detectron2's mappers have no argument for how an image is read.
-            with mock.patch.object(detection_utils, "read_image", read_image):
-                return self._mapper(record)
-        except DatasetError:
-            raise
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DatasetError(
-                f"{record['file_name']} cannot be used ({error}). {RESTORE}"
-            ) from error

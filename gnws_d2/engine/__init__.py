@@ -1,31 +1,32 @@
 """Training on top of Detectron2's: launching, data order, trainer, evaluators."""
 
-from .console import default_setup
-from .epochs import schedule_for
-from .evaluators import build_evaluator
+from .console import default_setup, setup_loggers, silence_upstream
+from .data_order import IterationSeed, ResumableLoader, save_final, seek_data
+from .evaluation import COCOEvaluator, build_evaluator, dataset_folder, evaluated_datasets
+from .hooks import FirstIterations
 from .launch import create_ddp_model, launch
-from .output_folder import lock_output, locked_output
-from .progress import FirstIterations, ProgressBar
-from .resume import IterationSeed, ResumableLoader, save_final, seek_data
+from .output_folder import locked_output
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
 from .trainer import Trainer
 
 __all__ = [
+    "COCOEvaluator",
     "FirstIterations",
     "IterationSeed",
-    "ProgressBar",
     "ResumableLoader",
     "StopOnSignal",
     "Trainer",
     "build_evaluator",
     "create_ddp_model",
+    "dataset_folder",
     "default_setup",
+    "evaluated_datasets",
     "launch",
-    "lock_output",
     "locked_output",
     "save_final",
     "scale_schedule",
-    "schedule_for",
     "seek_data",
+    "setup_loggers",
+    "silence_upstream",
 ]

@@ -13,7 +13,7 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 
 def check_batch(cfg: CfgNode, processes: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+from detectron2 import engine
 from detectron2.config import CfgNode
-from detectron2.engine import defaults
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
@@ -35,7 +35,7 @@ UPSTREAM_LOGGERS = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     """``detectron2.engine.default_setup``, which shows the environment, the config and the model
-    in OUTPUT_DIR/log.txt alone, without colour codes, and no warnings about Detectron2's own code.
+    in OUTPUT_DIR/log.txt alone, without color codes, and no warnings about Detectron2's own code.
     From here on, processes wait for each other as long as the config says.
 
     Args:
@@ -47,9 +47,7 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     if timeout is not None:
         limit_waiting(timeout)
     setup_loggers(cfg.train.output_dir if is_lazy else cfg.OUTPUT_DIR)
-    # It colours what goes to the file as well.
-    with mock.patch.object(defaults, "_highlight", lambda code, filename: code):
-        defaults.default_setup(cfg, args)
+    engine.default_setup(cfg, args)
 
 
 def setup_loggers(output: str) -> None:
@@ -61,9 +59,12 @@ def setup_loggers(output: str) -> None:
         more = {} if name == "detectron2" else {"name": name}
         logger = setup_logger(output, distributed_rank=comm.get_rank(), **more)
         for handler in logger.handlers:
-            is_new = not isinstance(handler.formatter, _Shortened)
-            if getattr(handler, "stream", None) is sys.stdout and is_new:
+            if isinstance(handler.formatter, _Wrapped):
+                continue
+            if getattr(handler, "stream", None) is sys.stdout:
                 handler.setFormatter(_Shortened(handler.formatter, Path(output) / "log.txt"))
+            else:
+                handler.setFormatter(_Uncolored(handler.formatter))
 
 
 def silence_upstream() -> None:
@@ -79,17 +80,32 @@ def _is_not_the_scaling(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Auto-scaling")  # a table of ours says more
 
 
-class _Shortened(logging.Formatter):
+class _Wrapped(logging.Formatter):
+    def __init__(self, formatter: logging.Formatter | None) -> None:
+        super().__init__()
+        self._formatter = formatter or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._formatter.format(record)
+
+
+class _Shortened(_Wrapped):
     """Leaves of ``IN_LOG_FILE_ONLY`` the first line."""
 
     def __init__(self, formatter: logging.Formatter | None, file: Path) -> None:
-        super().__init__()
-        self._formatter = formatter or logging.Formatter()
+        super().__init__(formatter)
         self._file = file
 
     def format(self, record: logging.LogRecord) -> str:
-        text = self._formatter.format(record)
+        text = super().format(record)
         if not record.getMessage().startswith(IN_LOG_FILE_ONLY) or "\n" not in text:
             return text
         first, *rest = text.splitlines()
         return f"{first} {len(rest)} lines in {self._file}"
+
+
+class _Uncolored(_Wrapped):
+    """Detectron2 colors the config that it logs, also for the file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return re.sub(r"\x1b\[[\d;]*m", "", super().format(record))

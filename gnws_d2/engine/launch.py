@@ -41,10 +41,6 @@ _LOST = (
 _FAILED = "failed"  # a file with the traceback of an unexpected error
 
 
-class LaunchError(GnwsError, RuntimeError):
-    """The processes cannot start, or lost each other."""
-
-
 def launch(
     main_func: Callable[..., object],
     num_gpus_per_machine: int,
@@ -66,7 +62,7 @@ def launch(
             :func:`limit_waiting` changes it; 30 minutes by default.
 
     Raises:
-        LaunchError: there are more processes than GPUs, or they did not find or lost each other.
+        GnwsError: there are more processes than GPUs, or they did not find or lost each other.
     """
     if dist.is_torchelastic_launched():
         # Where the processes that torchrun starts on this machine write their errors.
@@ -111,7 +107,7 @@ def launch(
                         index, pid = error.error_index, error.error_pid
                         raise mp.ProcessRaisedException(f"\n\n{text}", index, pid) from None
                     if isinstance(error, mp.ProcessExitedException):
-                        raise LaunchError(
+                        raise GnwsError(
                             f"Without an error of its own, {error}. SIGKILL often means that "
                             "memory ran out; see the lines above and log.txt.rankN."
                         ) from error
@@ -174,7 +170,7 @@ def _run(
 
 @contextmanager
 def _lost_processes(failed: Path | None) -> Iterator[None]:
-    """Turn the error of waiting for another process into a LaunchError, unless that process itself
+    """Turn the error of waiting for another process into a GnwsError, unless that process itself
     has an error to show."""
     try:
         yield
@@ -187,7 +183,7 @@ def _lost_processes(failed: Path | None) -> Iterator[None]:
             raise
         if failed and failed.exists():
             raise
-        raise LaunchError(
+        raise GnwsError(
             f"Lost contact with another process ({str(error).splitlines()[0]}). See in its output "
             "and log.txt.rankN why it ended or hangs. Between machines, check the link, and that "
             "GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) names its network interface. "
@@ -198,7 +194,7 @@ def _lost_processes(failed: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _rendezvous(address: str, timeout: timedelta) -> Iterator[None]:
-    """Turn the error of processes that do not find each other into a LaunchError."""
+    """Turn the error of processes that do not find each other into a GnwsError."""
     try:
         yield
     except (mp.ProcessRaisedException, RuntimeError) as error:
@@ -206,12 +202,12 @@ def _rendezvous(address: str, timeout: timedelta) -> Iterator[None]:
         if isinstance(error, mp.ProcessRaisedException) and "init_process_group" not in text:
             raise
         if "EADDRINUSE" in text or "address already in use" in text:
-            raise LaunchError(
+            raise GnwsError(
                 f"The port of {address} is in use, perhaps by another run. Wait for it, or choose "
                 "another; --dist-url auto finds one for the processes of one machine."
             ) from error
         if isinstance(error, (mp.ProcessRaisedException, dist.DistError)):
-            raise LaunchError(
+            raise GnwsError(
                 f"The processes did not find each other at {address} within {timeout}. Check that "
                 "it is the address of machine 0, that its port can be reached, and that all "
                 "machines were started, each with its own rank."
@@ -265,7 +261,7 @@ def _name_of_start(store: dist.Store, rank: int, world_size: int, timeout: timed
 def _check_gpus(processes: int) -> None:
     gpus = torch.cuda.device_count()
     if torch.cuda.is_available() and processes > gpus:
-        raise LaunchError(
+        raise GnwsError(
             f"{processes} processes need a GPU each, but this machine has {gpus}. "
             f"Use --num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
         )

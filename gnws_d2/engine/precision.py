@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer
 
-from ..config import ConfigError
+from ..errors import ConfigError
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -1,14 +1,17 @@
-"""The published schedule on another number of GPUs, or with another batch."""
+"""The published schedule on another number of GPUs, with another batch, or in epochs."""
 
 from __future__ import annotations
 
 import logging
+import math
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tabulate import tabulate
 
-from ..config import ConfigError, get_key
+from ..config import EPOCH_KEYS, get_key, set_key
+from ..data import load_train_dataset
+from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +78,35 @@ def scaled_from(cfg: CfgNode, old: int, batch: int) -> CfgNode:
     # Turned off, or Detectron2 would scale again, from images to processes.
     scaled.defrost()
     scaled.SOLVER.REFERENCE_WORLD_SIZE = 0
+    scaled.SOLVER.SCALE_TO_BATCH = 0
     if cfg.is_frozen():
         scaled.freeze()
     return scaled
+
+
+def in_iterations(cfg: CfgNode) -> CfgNode:
+    """``cfg`` with lengths in epochs of the images that are trained on turned into iterations;
+    SOLVER.STEPS keep their fractions of SOLVER.MAX_ITER. ``cfg`` itself where there are none."""
+    if not any(get_key(cfg, key) for key in EPOCH_KEYS):
+        return cfg
+    new = cfg.clone()
+    new.defrost()
+    images = len(load_train_dataset(cfg))  # type: ignore[arg-type]
+    epoch = images / cfg.SOLVER.IMS_PER_BATCH  # iterations
+    if cfg.SOLVER.EPOCHS:
+        new.SOLVER.MAX_ITER = math.ceil(cfg.SOLVER.EPOCHS * epoch - 1e-6)
+        fractions = [step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS]
+        new.SOLVER.STEPS = tuple(round(f * new.SOLVER.MAX_ITER) for f in fractions)
+    if cfg.SOLVER.CHECKPOINT_EPOCHS:
+        new.SOLVER.CHECKPOINT_PERIOD = max(1, round(cfg.SOLVER.CHECKPOINT_EPOCHS * epoch))
+    if cfg.TEST.EVAL_EPOCHS:
+        new.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
+    for key in EPOCH_KEYS:
+        set_key(new, key, 0.0)
+    _log(cfg, new, f"epochs of {images} images to iterations")
+    if cfg.is_frozen():
+        new.freeze()
+    return new
 
 
 def _log(cfg: CfgNode, scaled: CfgNode, change: str) -> None:

@@ -9,75 +9,87 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, defaults, hooks
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..config import ConfigError
-from ..data import fit_to_data
-from ..data.images import NamingMapper
-from ..data.loading import dataset_errors
-from ..data.resize import build_test_augmentation
+from ..data import Mapper, NamingMapper, dataset_errors
+from ..errors import ConfigError
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
 from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
-from .best import BestCheckpointer, EarlyStopping
-from .epochs import in_iterations
-from .evaluators import build_evaluator
+from .data_order import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
+from .evaluation import build_evaluator
+from .hooks import BestCheckpointer, EarlyStopping, FirstIterations, MovingSpeed
 from .launch import create_ddp_model
-from .moving_speed import MovingSpeed
 from .nonfinite import nonfinite_module_named
 from .output_folder import locked_output
 from .precision import check_precision, evaluation_precision, set_precision
-from .progress import FirstIterations, ProgressBar
-from .resume import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
-from .schedule import scale_schedule
+from .schedule import in_iterations, scale_schedule
 from .stopping import StopOnSignal, TrainingEnded
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains, evaluates and resumes a config; see ``detectron2.engine.DefaultTrainer``."""
+    """Trains, evaluates and resumes a config; see ``detectron2.engine.DefaultTrainer``, whose
+    methods to override are the same."""
 
     def __init__(self, cfg: CfgNode) -> None:
-        cfg = fit_to_data(cfg)
+        # Not DefaultTrainer's, which wraps the model for GPUs alone and has its own checkpointer.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
         cfg = in_iterations(scale_schedule(cfg, comm.get_world_size()))
         check_batch(cfg, comm.get_world_size())
         check_precision(cfg)
-        # DefaultTrainer.__init__ has no argument for how it wraps the model.
-        with mock.patch.object(defaults, "create_ddp_model", create_ddp_model):
-            super().__init__(cfg)
-        if cfg.SOLVER.ACCUMULATION_STEPS > 1:
-            logger.info(
-                "Gradient accumulation: each step of the optimizer runs %d images, as %d "
-                "micro-batches of %d in each of %d processes.",
-                *(cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS),
-                cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS // comm.get_world_size(),
-                comm.get_world_size(),
-            )
+        self.cfg = cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self._iteration_seed = IterationSeed(cfg.SEED)
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        parallel = create_ddp_model(model, broadcast_buffers=False)
+        self._trainer = self._build_step(parallel, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(
+            self.model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
+        )
+        self.register_hooks(self.build_hooks())
+
+    def _build_step(self, model: nn.Module, loader: Iterable, optimizer: Any) -> SimpleTrainer:
+        """What runs one step: Detectron2's own trainers, or with accumulation ours."""
+        cfg, processes = self.cfg, comm.get_world_size()
         steps, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
+        trainer: SimpleTrainer
         # Detectron2's own trainer in mixed precision requires a GPU.
         if steps > 1 or (amp and cfg.MODEL.DEVICE == "cpu"):
             kind = AccumulatingAMPTrainer if amp else AccumulatingTrainer
-            self._trainer = kind(
-                self.model,
-                self.data_loader,
-                self.optimizer,
-                steps=steps,
-                before_micro_batch=self._iteration_seed.before_micro_batch,
-            )
+            micro_batch = self._iteration_seed.before_micro_batch
+            trainer = kind(model, loader, optimizer, steps=steps, before_micro_batch=micro_batch)
+        else:
+            trainer = (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
         if amp:
-            set_precision(self._trainer, cfg)
+            set_precision(trainer, cfg)
+        if steps > 1:
+            logger.info(
+                "Gradient accumulation: each step of the optimizer runs %d images, as %d "
+                "micro-batches of %d in each of %d processes.",
+                *(cfg.SOLVER.IMS_PER_BATCH, steps),
+                *(cfg.SOLVER.IMS_PER_BATCH // steps // processes, processes),
+            )
+        return trainer
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; process 0 decides what all processes resume."""
@@ -103,32 +115,24 @@ class Trainer(DefaultTrainer):
             super().run_step()
 
     def build_hooks(self) -> list[HookBase | None]:
-        # Here, because DefaultTrainer.__init__ hands its own checkpointer to the hooks it builds.
-        self.checkpointer = Checkpointer(
-            self.model, self.cfg.OUTPUT_DIR, cfg=self.cfg, trainer=weakref.proxy(self)
-        )
-        self._iteration_seed = IterationSeed(self.cfg.SEED)
         estimated = [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]
         moving_speed = [MovingSpeed(self.cfg, estimated)] if estimated else []
         theirs = super().build_hooks()
-        evaluation = next(i for i, hook in enumerate(theirs) if isinstance(hook, hooks.EvalHook))
+        evaluation = next(i for i, hook in enumerate(theirs) if isinstance(hook, EvalHook))
         theirs[evaluation + 1 : evaluation + 1] = self._hooks_after_evaluation()
         if comm.is_main_process():
-            theirs += [FirstIterations(), ProgressBar(self._iterations_of_an_epoch())]
+            theirs.append(FirstIterations())
         return [self._iteration_seed, *moving_speed, *theirs, StopOnSignal(self.checkpointer)]
-
-    def _iterations_of_an_epoch(self) -> float:
-        known = isinstance(self.data_loader, ResumableLoader)
-        return self.data_loader.images / self.cfg.SOLVER.IMS_PER_BATCH if known else 0.0
 
     def _hooks_after_evaluation(self) -> list[HookBase]:
         cfg = self.cfg
         period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
         patience = cfg.SOLVER.EARLY_STOPPING
-        if patience and not (period and cfg.DATASETS.TEST):
+        if patience and not (period and metric and cfg.DATASETS.TEST):
             raise ConfigError(
-                f"SOLVER.EARLY_STOPPING is {patience}, but nothing is evaluated during training: "
-                f"TEST.EVAL_PERIOD is {period}, DATASETS.TEST {cfg.DATASETS.TEST}. Set both."
+                f"SOLVER.EARLY_STOPPING is {patience}, but no evaluation can improve: "
+                f"TEST.EVAL_PERIOD is {period}, TEST.BEST_METRIC {metric!r}, DATASETS.TEST "
+                f"{cfg.DATASETS.TEST}. Set all three."
             )
         if not metric or not cfg.DATASETS.TEST:
             return []
@@ -154,9 +158,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
         with dataset_errors(cfg, [dataset_name]):
-            augmentations = build_test_augmentation(cfg)
-            mapper = DatasetMapper(cfg, is_train=False, augmentations=augmentations)
-            loader = build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(mapper))
+            mapper = NamingMapper(Mapper(cfg, is_train=False))
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         loader.worker_init_fn = start_worker
         return loader
 

@@ -1,9 +1,8 @@
 """The mathematics, on torch alone: importable without Detectron2."""
 
-from .batch_channel_norm import BatchChannelNorm2d, EstimatedBatchNorm2d
+from .batch_channel_norm import BatchChannelNorm2d, EstimatedBatchNorm2d, SyncBatchNorm2d
 from .convert import ConversionReport, convert
 from .fold import fold
-from .sync_batch_norm import SyncBatchNorm2d
 from .weight_standardization import standardize_weight
 from .ws_conv import (
     StandardizedConv,

@@ -1,7 +1,7 @@
 """Weight Standardization and Group Normalization for a ``torch.nn.Module`` built without them.
 
 A convolution is standardized when a norm follows it: its scale and offset then do not matter, which
-is what the paper relies on.
+the paper relies on.
 """
 
 from __future__ import annotations
@@ -14,51 +14,25 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils import parametrize
 
-from .ws_conv import (
-    StandardizedConv,
-    WSConv1d,
-    WSConv2d,
-    WSConv3d,
-    WSConvTranspose1d,
-    WSConvTranspose2d,
-    WSConvTranspose3d,
-)
+from .ws_conv import STANDARDIZED, StandardizedConv, WSConv2d
 
 Model = TypeVar("Model", bound=nn.Module)
 
-CONVOLUTIONS = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-# A class, and what a module of it becomes; also a subclass that computes as its parent does.
-STANDARDIZED: dict[type[nn.Module], type[StandardizedConv]] = {
-    nn.Conv1d: WSConv1d,
-    nn.Conv2d: WSConv2d,
-    nn.Conv3d: WSConv3d,
-    nn.ConvTranspose1d: WSConvTranspose1d,
-    nn.ConvTranspose2d: WSConvTranspose2d,
-    nn.ConvTranspose3d: WSConvTranspose3d,
-}
+CONVOLUTIONS = tuple(STANDARDIZED)
 MAX_GROUPS = 32
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one module.
+    """What became of one module."""
 
-    Attributes:
-        name: of the module in its model.
-        kind: its class before.
-        became: its class after; None where nothing was changed.
-        reason: why nothing was.
-    """
-
-    name: str
-    kind: str
-    became: str | None
-    reason: str = ""
+    name: str  # of the module in its model
+    kind: str  # its class before
+    became: str | None  # its class after; None if it was not changed
+    reason: str = ""  # why it was not
 
 
 @dataclass(frozen=True)
@@ -93,7 +67,7 @@ def convert(
     and values; BatchNorm's running statistics have no counterpart and are dropped.
 
     Args:
-        model: any module: 1d, 2d, 3d and transposed convolutions are known.
+        model: any module; 1d, 2d, 3d and transposed convolutions are known.
         standardize: whether convolutions are standardized.
         group_norm: whether BatchNorm becomes GroupNorm, with the largest number of groups up to 32
             that divides the channels.
@@ -105,31 +79,29 @@ def convert(
     Raises:
         ValueError: ``model`` itself is a BatchNorm, which has no parent to be replaced in.
     """
-    if group_norm and isinstance(model, nn.modules.batchnorm._BatchNorm):
+    if group_norm and isinstance(model, _BatchNorm):
         raise ValueError(
             f"the model is a single {type(model).__name__}; convert the module that contains it."
         )
     converted = model if inplace else copy.deepcopy(model)
     changes: list[Change] = []
     normed = followed_by_norm(converted)
-    after_convolution = set(normed.values())
     for parent_name, parent in list(converted.named_modules()):
         if isinstance(parent, nn.GroupNorm):
-            continue  # BatchChannelNorm2d, which has a batch normalization within
+            continue  # BatchChannelNorm2d, which contains a batch normalization
         for child_name, child in list(parent.named_children()):
-            name = f"{parent_name}.{child_name}" if parent_name else child_name
-            kind = type(child).__name__
+            kind, became = type(child).__name__, None
             if standardize and isinstance(child, CONVOLUTIONS):
                 reason = make_standardized(child) if child in normed else "no norm follows it"
                 became = None if reason else type(child).__name__
             elif group_norm and _is_norm(child):
-                reason = _why_not_group_norm(child, child in after_convolution)
-                became = None if reason else "GroupNorm"
-                if became:
+                reason = _why_not_group_norm(child, child in normed.values())
+                if not reason:
+                    became = "GroupNorm"
                     setattr(parent, child_name, _group_norm(child))
             else:
                 continue
-            changes.append(Change(name, kind, became, reason))
+            changes.append(Change(f"{parent_name}.{child_name}".lstrip("."), kind, became, reason))
     return converted, ConversionReport(tuple(changes))
 
 
@@ -137,13 +109,9 @@ def followed_by_norm(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """Each convolution of ``model`` that a norm follows (see :func:`convert`), and that norm."""
     found: dict[nn.Module, nn.Module] = {}
     for parent in model.modules():
-        children = list(parent.children())
-        for conv, after in itertools.pairwise(children):
-            if (
-                isinstance(conv, CONVOLUTIONS)
-                and _is_norm(after)
-                and _channels(after) == (conv.out_channels)
-            ):
+        for conv, after in itertools.pairwise(parent.children()):
+            is_pair = isinstance(conv, CONVOLUTIONS) and _is_norm(after)
+            if is_pair and _channels(after) == conv.out_channels:
                 found[conv] = after
         norm = getattr(parent, "norm", None)
         if isinstance(norm, nn.Module) and hasattr(parent, "kernel_size"):
@@ -161,11 +129,11 @@ def make_standardized(
 
     Args:
         conv: the convolution.
-        classes: a class, and what a module of it becomes; so does one of a subclass that leaves
-            ``forward`` as it is.
+        classes: a class, and what a module of it becomes; so does one of a subclass that has the
+            same ``forward``.
 
     Returns:
-        "", or the reason why it cannot be, and ``conv`` is as it was.
+        "", or the reason why it cannot be standardized; ``conv`` is then unchanged.
     """
     kind = type(conv)
     if isinstance(conv, StandardizedConv):
@@ -186,31 +154,8 @@ def make_standardized(
     return ""
 
 
-def plain_class(conv: StandardizedConv) -> type[nn.Module]:
-    """The class that ``conv`` would have without standardization.
-
-    Raises:
-        TypeError: it was built with a norm or activation, and Detectron2, which has a class for
-            that, is not installed.
-    """
-    if "plain_class" in conv.__dict__:
-        return conv.__dict__["plain_class"]
-    plain: Any = next(c for c in type(conv).__mro__ if not issubclass(c, StandardizedConv))
-    called = [getattr(conv, name, None) is not None for name in ("norm", "activation")]
-    if plain not in CONVOLUTIONS or not any(called):
-        return plain
-    try:
-        from detectron2.layers import Conv2d
-    except ImportError as error:
-        raise TypeError(
-            f"a {type(conv).__name__} with norm or activation is Detectron2's Conv2d without "
-            "standardization, and Detectron2 is not installed. Install it."
-        ) from error
-    return Conv2d
-
-
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) or (
+    return isinstance(module, _NormBase | nn.GroupNorm) or (
         "FrozenBatchNorm" in type(module).__name__  # of torchvision and of Detectron2
     )
 
@@ -225,7 +170,7 @@ def _channels(norm: Any) -> int:
 def _why_not_group_norm(norm: nn.Module, after_convolution: bool) -> str:
     if isinstance(norm, nn.GroupNorm):
         return "it is GroupNorm"
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+    if not isinstance(norm, _BatchNorm):
         return "it is not a BatchNorm" if "Instance" in type(norm).__name__ else "it is frozen"
     if isinstance(norm, nn.BatchNorm1d) and not after_convolution:
         return "no convolution precedes it, and a group of one value has no deviation"
@@ -233,7 +178,7 @@ def _why_not_group_norm(norm: nn.Module, after_convolution: bool) -> str:
 
 
 def _group_norm(norm: Any) -> nn.GroupNorm:
-    channels = _channels(norm)
+    channels = norm.num_features
     groups = next(g for g in range(MAX_GROUPS, 0, -1) if channels % g == 0)
     new = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine).train(norm.training)
     new.weight, new.bias = norm.weight, norm.bias  # on their device, frozen if they were

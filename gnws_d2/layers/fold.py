@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from .batch_channel_norm import BatchChannelNorm2d
-from .convert import plain_class
 from .ws_conv import StandardizedConv
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -18,15 +17,19 @@ Model = TypeVar("Model", bound=nn.Module)
 def fold(model: Model) -> Model:
     """A copy of ``model`` whose convolutions are plain, with the standardized weights stored.
 
-    It computes in evaluation mode what ``model`` computes, bit for bit, and contains no layer of
-    this package: Batch-Channel Normalization becomes BatchNorm2d and GroupNorm. To train on, keep
-    ``model``: the copy no longer has the weights that were trained.
+    It computes what ``model`` computes in evaluation mode, bit for bit, and contains no layer of
+    this package: Batch-Channel Normalization becomes BatchNorm2d and GroupNorm. To train further,
+    keep ``model``: the copy no longer has the weights that were trained.
 
     Args:
-        model: any module; it stays as it is.
+        model: any module; it is not changed.
 
     Returns:
-        A deep copy in evaluation mode, none of whose parameters asks for a gradient.
+        A deep copy in evaluation mode, none of whose parameters requires a gradient.
+
+    Raises:
+        ImportError: a ``WSConv2d`` was built with a norm or activation, whose plain class is
+            ``detectron2.layers.Conv2d``, and Detectron2 is not installed.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
@@ -41,9 +44,16 @@ def fold(model: Model) -> Model:
 
 
 @torch.no_grad()
-def _fold_convolution(conv: StandardizedConv) -> None:
+def _fold_convolution(conv: Any) -> None:
     conv.weight = nn.Parameter(conv.standardized_weight().clone())
-    conv.__class__ = plain_class(conv)  # type: ignore[assignment]
+    plain = conv.__dict__.get("plain_class") or next(
+        c for c in type(conv).__mro__ if not issubclass(c, StandardizedConv)
+    )
+    if plain is nn.Conv2d and (conv.norm is not None or conv.activation is not None):
+        from detectron2.layers import Conv2d  # torch's has neither
+
+        plain = Conv2d
+    conv.__class__ = plain
     for name in ("_kept", "plain_class", "eps"):
         conv.__dict__.pop(name, None)
 

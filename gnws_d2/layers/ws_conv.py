@@ -13,31 +13,36 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .standardized_convolution import standardized_convolution
-from .weight_standardization import check_fan_in, is_recorded, standardize_weight
+from .weight_standardization import (
+    check_fan_in,
+    is_recorded,
+    standardize_weight,
+    standardized_convolution,
+)
 
 _MARK = "weight_standardized"  # in the metadata of a state dict
 
 
 class _Kept(NamedTuple):
-    """A standardized weight, and what identifies the raw weight that it was computed from.
-
-    ``raw`` shares the storage of that weight: while it is held, no other tensor can come to lie at
-    the same address.
-    """
-
-    key: tuple[object, ...]
-    raw: torch.Tensor
     standardized: torch.Tensor
+    key: tuple[object, ...]  # what identifies the raw weight that it was computed from
+    raw: torch.Tensor  # holds the storage of that weight: no other tensor can get its address
 
 
 class StandardizedConv(nn.Module):
-    """The base class of all standardized convolutions.
+    """The base class of all standardized convolutions, before the plain class in their bases.
 
     In evaluation mode and for frozen weights, the standardized weight is computed once and kept
     until the weight changes: by an optimizer's step, ``load_state_dict``, an in-place edit, another
     tensor, or ``.to()``. ``train()`` and ``eval()`` drop it in any case. A write through
     ``weight.data`` bypasses version tracking: call ``eval()`` after it.
+
+    Args:
+        eps: see :func:`~gnws_d2.layers.standardize_weight`.
+        *args, **kwargs: those of the plain class.
+
+    Raises:
+        ValueError: the fan-in (input channels of a group x kernel area) is 1.
     """
 
     # Class attributes, so that a convolution turned into this class in place has them as well.
@@ -45,10 +50,17 @@ class StandardizedConv(nn.Module):
     _kept: _Kept | None = None
 
     weight: torch.Tensor
+    bias: torch.Tensor | None
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
+    padding: Any  # a string or a tuple
     dilation: tuple[int, ...]
     groups: int
+
+    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_fan_in(self._filters(self.weight).shape)
+        self.eps = eps
 
     def standardized_weight(self) -> torch.Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
@@ -62,11 +74,15 @@ class StandardizedConv(nn.Module):
         if self._kept is None or self._kept.key != key:
             # An inference tensor could not be used for training the layers before this one.
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = _Kept(key, weight.detach(), self._standardize(weight))
+                self._kept = _Kept(self._standardize(weight), key, weight.detach())
         return self._kept.standardized
 
     def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
         return standardize_weight(weight, self.eps)
+
+    def _filters(self, weight: torch.Tensor) -> torch.Tensor:
+        """``weight`` as (C_out, C_in / groups, *kernel_size)."""
+        return weight
 
     def _is_trained(self, weight: torch.Tensor) -> bool:
         # A forward of training that takes no gradients rounds as one that does.
@@ -94,11 +110,12 @@ class StandardizedConv(nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         # Without metadata, as in a converted file, nothing is known.
-        if local_metadata and _MARK not in local_metadata and f"{prefix}weight" in state_dict:
+        is_of_module = "version" in local_metadata and f"{prefix}weight" in state_dict
+        if is_of_module and _MARK not in local_metadata:
             warnings.warn(
-                "Weights of a convolution without Weight Standardization are loaded into one with "
-                "it, which computes something else: a network trained without it needs more "
-                "training with it. Build the model without it, or load other weights.",
+                "Weights of a convolution without Weight Standardization are loaded into a "
+                "standardized one, which computes something else. Train the network further, build "
+                "it without standardization, or load other weights.",
                 stacklevel=2,
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
@@ -107,22 +124,16 @@ class StandardizedConv(nn.Module):
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         # torch's convolutions call this with their own weight.
-        padding = self.padding
-        plain = x.dim() == weight.dim() and self.padding_mode == "zeros"
+        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         trained = self._is_trained(weight) and not is_recorded()
-        if trained and plain and not isinstance(padding, str):
-            geometry = (self.stride, padding, self.dilation, self.groups)
+        if trained and plain and x.dim() == weight.dim():
+            geometry = (self.stride, self.padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self.eps)
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
 
 
 class WSConv1d(StandardizedConv, nn.Conv1d):
     """``torch.nn.Conv1d`` with a standardized weight."""
-
-    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_fan_in(self.weight.shape)
-        self.eps = eps
 
 
 class WSConv2d(StandardizedConv, nn.Conv2d):
@@ -133,11 +144,7 @@ class WSConv2d(StandardizedConv, nn.Conv2d):
     Args:
         norm: a module applied to the convolution's output.
         activation: a callable applied after ``norm``.
-        eps: see :func:`~gnws_d2.layers.standardize_weight`.
-        *args, **kwargs: those of ``torch.nn.Conv2d``.
-
-    Raises:
-        ValueError: the fan-in (input channels of a group x kernel area) is 1.
+        *args, **kwargs: see :class:`StandardizedConv`.
     """
 
     def __init__(
@@ -145,14 +152,11 @@ class WSConv2d(StandardizedConv, nn.Conv2d):
         *args: Any,
         norm: nn.Module | None = None,
         activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        eps: float = 1e-5,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_fan_in(self.weight.shape)
         self.norm = norm
         self.activation = activation
-        self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = super().forward(x)
@@ -166,29 +170,12 @@ class WSConv2d(StandardizedConv, nn.Conv2d):
 class WSConv3d(StandardizedConv, nn.Conv3d):
     """``torch.nn.Conv3d`` with a standardized weight."""
 
-    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_fan_in(self.weight.shape)
-        self.eps = eps
-
 
 class _WSConvTranspose(StandardizedConv):
-    """A transposed convolution has its filters along the second dimension of the weight."""
-
-    groups: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: Any
-    dilation: tuple[int, ...]
-    bias: torch.Tensor | None
-
-    def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_fan_in(self._filters(self.weight).shape)
-        self.eps = eps
+    """A transposed convolution has its filters along the second dimension of the weight:
+    (C_in, C_out / groups, *kernel_size)."""
 
     def _filters(self, weight: torch.Tensor) -> torch.Tensor:
-        """(C_in, C_out / groups, *k) to (C_out, C_in / groups, *k)."""
         grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
         return grouped.flatten(0, 1)
 
@@ -201,20 +188,10 @@ class _WSConvTranspose(StandardizedConv):
         output_padding = self._output_padding(  # type: ignore[operator]
             x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
         )
-        convolve = (
-            nn.functional.conv_transpose1d,
-            nn.functional.conv_transpose2d,
-            nn.functional.conv_transpose3d,
-        )[dims - 1]
+        convolve = getattr(nn.functional, f"conv_transpose{dims}d")
         return convolve(
-            x,
-            self.standardized_weight(),
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.groups,
-            self.dilation,
+            *(x, self.standardized_weight(), self.bias, self.stride, self.padding),
+            *(output_padding, self.groups, self.dilation),
         )
 
 
@@ -228,3 +205,14 @@ class WSConvTranspose2d(_WSConvTranspose, nn.ConvTranspose2d):
 
 class WSConvTranspose3d(_WSConvTranspose, nn.ConvTranspose3d):
     """``torch.nn.ConvTranspose3d`` with a standardized weight."""
+
+
+# A plain class, and its standardized counterpart.
+STANDARDIZED: dict[type[nn.Module], type[StandardizedConv]] = {
+    nn.Conv1d: WSConv1d,
+    nn.Conv2d: WSConv2d,
+    nn.Conv3d: WSConv3d,
+    nn.ConvTranspose1d: WSConvTranspose1d,
+    nn.ConvTranspose2d: WSConvTranspose2d,
+    nn.ConvTranspose3d: WSConvTranspose3d,
+}

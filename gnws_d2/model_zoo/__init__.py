@@ -1,8 +1,77 @@
-"""Published configs and checkpoints by name; mirrors ``detectron2.model_zoo``."""
+"""Published configs, models and checkpoints by name; mirrors ``detectron2.model_zoo``.
 
-from . import path_handler
-from .model_zoo import get, get_checkpoint_url, get_config, get_config_file
+Importing this makes Detectron2's path manager understand ``gnws://NAME``.
+"""
 
-path_handler.register()
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..checkpoint import Checkpointer
+from ..config import get_config_file, load_config
+from ..modeling.errors import build_errors
+from .fetch import PublishedCheckpointHandler
+from .published import find
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file"]
+
+PathManager.register_handler(PublishedCheckpointHandler(), allow_override=True)
+
+
+def get_checkpoint_url(config_path: str) -> str:
+    """The address of the published detector that was trained with a config.
+
+    Args:
+        config_path: see :func:`~gnws_d2.config.get_config_file`.
+
+    Returns:
+        "gnws://...", for MODEL.WEIGHTS in any program that imports gnws_d2.
+
+    Raises:
+        ConfigError: there is no such config.
+        CheckpointError: no detector of that config was published.
+    """
+    get_config_file(config_path)
+    return find(config_path).uri
+
+
+def get_config(config_path: str, trained: bool = False) -> CfgNode:
+    """The config of that name, all keys filled in.
+
+    Args:
+        config_path: see :func:`~gnws_d2.config.get_config_file`.
+        trained: name the published detector in ``MODEL.WEIGHTS``, instead of the backbone that
+            training starts from.
+
+    Raises:
+        ConfigError, CheckpointError: see :func:`get_checkpoint_url`.
+    """
+    cfg = load_config(get_config_file(config_path))
+    if trained:
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
+    return cfg
+
+
+def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
+    """The model of that config, in training mode.
+
+    Args:
+        config_path: see :func:`~gnws_d2.config.get_config_file`.
+        trained: with the weights of the published detector; otherwise with those that the config
+            names, of an ImageNet backbone. Both are downloaded when they are first asked for.
+        device: replaces the config's ``MODEL.DEVICE``.
+
+    Raises:
+        ConfigError, CheckpointError: see :func:`get_config`.
+        FileError, CheckpointError: see :func:`~gnws_d2.model_zoo.fetch.fetch`.
+    """
+    cfg = get_config(config_path, trained)
+    if device is not None:
+        cfg.MODEL.DEVICE = device
+    with build_errors(cfg):
+        model = build_model(cfg)
+    Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS)
+    return model

@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from ..errors import GnwsError
+from ..errors import CheckpointError
 
 PREFIX = "gnws://"
-_BACKBONES = "imagenet/"
-
-
-class UnknownCheckpointError(GnwsError, LookupError):
-    """No published checkpoint has the name."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Published:
 
     @property
     def is_backbone(self) -> bool:
-        return self.name.startswith(_BACKBONES)
+        return self.name.startswith("imagenet/")
 
     @property
     def file_name(self) -> str:
@@ -75,19 +70,16 @@ def find(name: str) -> Published:
     """The published checkpoint of that name, or of the detector with the config of that name.
 
     Raises:
-        UnknownCheckpointError: there is none; the message suggests some.
+        CheckpointError: there is none; the message suggests some.
     """
     wanted = name.removeprefix(PREFIX).removesuffix(".yaml")
-    names = {}
-    for entry in published():
-        names[entry.name] = entry
-        if not entry.is_backbone:
-            names[entry.config.removesuffix(".yaml")] = entry
-    if wanted not in names:
-        near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
-        did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UnknownCheckpointError(
-            f"No published checkpoint is called {wanted!r}.{did_you_mean} "
-            "`python -m gnws_d2.model_zoo list` shows all."
-        )
-    return names[wanted]
+    names = {entry.name: entry for entry in published()}
+    names |= {e.config.removesuffix(".yaml"): e for e in published() if not e.is_backbone}
+    if wanted in names:
+        return names[wanted]
+    near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise CheckpointError(
+        f"No published checkpoint is called {wanted!r}.{did_you_mean} "
+        "`python -m gnws_d2.model_zoo list` shows all."
+    )

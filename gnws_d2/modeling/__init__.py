@@ -9,8 +9,8 @@ from .heads import (
     WSSemSegFPNHead,
 )
 from .matcher import MaxIoUMatcher
-from .proposal_generator import MaxIoURPN
 from .roi_heads import MaxIoUROIHeads
+from .rpn import MaxIoURPN
 from .standardize import StandardizationReport, part_of, standardize
 
 __all__ = [

@@ -20,9 +20,10 @@ from detectron2.modeling.backbone.fpn import (
 )
 from detectron2.projects.deeplab import build_resnet_deeplab_backbone
 
-from ..config import ConfigError
-from ..norms import with_norm_layers
+from ..errors import ConfigError
+from .deform_conv import build_deformable
 from .initialization import init_fpn_laterals
+from .norms import with_norm_layers
 from .standardize import standardize
 
 logger = logging.getLogger(__name__)
@@ -76,4 +77,4 @@ def _build(
             "MODEL.FPN.NORM is '', so the convolutions of FPN are not standardized. To train with "
             'GN+WS, set it to "GN".'
         )
-    return standardize(build(with_norm_layers(cfg), input_shape))
+    return standardize(build_deformable(build, with_norm_layers(cfg), input_shape))

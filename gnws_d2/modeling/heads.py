@@ -2,7 +2,7 @@
 
 Each class is the one of Detectron2 without ``WS`` in its name: the same arguments, config keys and
 parameter names. Every convolution that a norm follows is standardized. A norm may also be one of
-:data:`gnws_d2.norms.BCN_NORMS`.
+:data:`.norms.BCN_NORMS`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from detectron2.projects.deeplab import DeepLabV3Head, DeepLabV3PlusHead
 
-from ..norms import Norm, norm_layer, with_norm_layers
+from .norms import Norm, norm_layer, with_norm_layers
 from .standardize import standardize
 
 

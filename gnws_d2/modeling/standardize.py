@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.layers import Conv2d
 from tabulate import tabulate
 from torch import nn
 
-from ..config import ConfigError
+from ..errors import ConfigError
 from ..layers import BatchChannelNorm2d, StandardizedConv, WSConv2d
-from ..layers.convert import CONVOLUTIONS, STANDARDIZED, followed_by_norm, make_standardized
+from ..layers.convert import STANDARDIZED, followed_by_norm, make_standardized
 from .deform_conv import DEFORM_CONVS, WSDeformConv
 
 _CLASSES = {**STANDARDIZED, Conv2d: WSConv2d, **dict.fromkeys(DEFORM_CONVS, WSDeformConv)}
+_CONVOLUTIONS: Any = tuple(_CLASSES)
 
 
 def standardize(model: nn.Module, parts: Sequence[str] | None = None) -> nn.Module:
@@ -40,19 +42,16 @@ def standardize(model: nn.Module, parts: Sequence[str] | None = None) -> nn.Modu
     """
     normed = followed_by_norm(model)
     convs = [(name, conv, part_of(name)) for name, conv in _convolutions(model)]
-    if parts is None:
-        found = [(name, conv) for name, conv, _ in convs if conv in normed]
-        _make_standardized(found, type(model).__name__)
-        return model
-    for part in parts:
-        chosen = [(name, conv) for name, conv, of in convs if of == part]
-        if not chosen:
+    for part in [None] if parts is None else parts:
+        chosen = [(name, conv) for name, conv, of in convs if part in (None, of)]
+        if part is not None and not chosen:
             known = ", ".join(dict.fromkeys(of for _, _, of in convs))
             raise ConfigError(
                 f"{part!r} is not a part of this {type(model).__name__}. Choose from: {known} "
                 "(MODEL.WS.PARTS, or the argument parts)."
             )
-        _make_standardized([(n, conv) for n, conv in chosen if conv in normed], f"part {part!r}")
+        owner = type(model).__name__ if part is None else f"part {part!r}"
+        _make_standardized([(name, conv) for name, conv in chosen if conv in normed], owner)
     return model
 
 
@@ -93,10 +92,19 @@ def part_of(name: str) -> str:
     return name.removeprefix("roi_heads.").split(".")[0]
 
 
-def _convolutions(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        if isinstance(module, (*CONVOLUTIONS, *DEFORM_CONVS)):
-            yield name, module
+def _convolutions(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)]
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """The counts of all, standardized and normalized convolutions in a part, and its norms."""
+
+    part: str
+    convolutions: int
+    standardized: int
+    normalized: int
+    norms: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,18 @@ class StandardizationReport:
 
     @classmethod
     def of(cls, model: nn.Module) -> StandardizationReport:
+        """The report on ``model``, as it is built."""
         normed = followed_by_norm(model)
         parts: dict[str, list[nn.Module]] = {}
         for name, conv in _convolutions(model):
             parts.setdefault(part_of(name), []).append(conv)
-        return cls(tuple(_report_part(part, convs, normed) for part, convs in parts.items()))
+        rows = []
+        for part, convs in parts.items():
+            standardized = sum(isinstance(conv, StandardizedConv) for conv in convs)
+            norms = [_name(normed[conv]) for conv in convs if conv in normed]
+            found = tuple(dict.fromkeys(norms))
+            rows.append(PartReport(part, len(convs), standardized, len(norms), found))
+        return cls(tuple(rows))
 
     @property
     def standardized(self) -> list[str]:
@@ -127,31 +142,6 @@ class StandardizationReport:
         return tabulate(cells, header, tablefmt="pipe")
 
 
-@dataclass(frozen=True)
-class PartReport:
-    """The counts of all, standardized and normalized convolutions in a part, and its norms."""
-
-    part: str
-    convolutions: int
-    standardized: int
-    normalized: int
-    norms: tuple[str, ...]
-
-
-def _report_part(
-    part: str, convs: Sequence[nn.Module], normed: dict[nn.Module, nn.Module]
-) -> PartReport:
-    norms = [_name(normed[conv]) for conv in convs if conv in normed]
-    return PartReport(
-        part=part,
-        convolutions=len(convs),
-        standardized=sum(isinstance(conv, StandardizedConv) for conv in convs),
-        normalized=len(norms),
-        norms=tuple(dict.fromkeys(norms)),
-    )
-
-
 def _name(norm: nn.Module) -> str:
-    if isinstance(norm, BatchChannelNorm2d):
-        return f"{type(norm).__name__} ({type(norm.bn).__name__})"
-    return type(norm).__name__
+    name = type(norm).__name__
+    return f"{name} ({type(norm.bn).__name__})" if isinstance(norm, BatchChannelNorm2d) else name

@@ -6,6 +6,7 @@ from .compile import compile_parts
 from .config import add_acceleration_config
 from .fuse import fuse_norm_relu
 from .fused_group_norm import GroupNormReLU, group_norm_relu
+from .kernels import use_triton_from
 from .layout import pad_to_multiples, use_channels_last
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "group_norm_relu",
     "pad_to_multiples",
     "use_channels_last",
+    "use_triton_from",
 ]

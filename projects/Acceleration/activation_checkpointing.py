@@ -12,7 +12,7 @@ from detectron2.modeling.backbone import ResNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 
 _KEY = "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING"
 

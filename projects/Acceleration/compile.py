@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 
 # The name of a part in the configs, and its module that contains only layers.
 _MODULES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 
 
 def add_acceleration_config(cfg: CfgNode) -> None:

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling.backbone import FPN
 from torch import nn
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 
 
 def use_channels_last(model: nn.Module) -> None:

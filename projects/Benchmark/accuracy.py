@@ -1,110 +1,90 @@
 """Every variant is compared with its own mathematics in float64 before it is timed.
 
-Layer by layer, each convolution with a norm separately, in float32: this shows a wrong formula.
-The whole, in the precision that is timed: this shows a wrong connection; the norm after each
-convolution removes most of what a wrong scale does.
+The comparison is a step with a small image, in the precision that is timed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from case import Case
 from detectron2.modeling import GeneralizedRCNN
+from measure import Step
 from torch import nn
-from workloads import BackboneWorkload, ModelWorkload
+from variants import Variant, build, initial_state
+from workloads import BackboneWorkload, ModelWorkload, workload
+
+from gnws_d2.errors import GnwsError
 
 SIZE = (128, 128)  # of the image: the timed one would take minutes in float64
 PROPOSALS = 16
-LAYER_TOLERANCE = 2e-5
 # Of outputs and of gradients, relative. Gradients jump where rounding moves an input of a ReLU or
 # of max pooling to the other side: one in a million can change them by 1e-3.
-TOLERANCE = {"fp32": (3e-5, 1e-2), "tf32": (3e-2, 2e-1), "bf16": (1e-1, 5e-1)}
+TOLERANCE = {"fp32": (3e-5, 1e-2), "bf16": (1e-1, 5e-1)}
 
 
-class InaccurateError(AssertionError):
-    """A variant does not compute what its name says; its times would mean nothing."""
+class Results(NamedTuple):
+    """Of a step; gradients in the order of the parameters' names."""
+
+    outputs: list[torch.Tensor]
+    gradients: list[torch.Tensor]
 
 
 class Errors(NamedTuple):
-    """Relative errors, in the Euclidean norm; None where there is nothing to compare."""
+    """Relative, in the Euclidean norm."""
 
-    layer: float | None
-    output: float | None
-    gradient: float | None
-
-
-class Reference:
-    """A model in float64, and the results of its small step."""
-
-    def __init__(self, model: GeneralizedRCNN, case: Case) -> None:
-        self.model = model
-        exact = dataclasses.replace(case, precision="fp32", memory_format="nchw")
-        self.outputs, self.gradients = small_step(model, exact)
+    output: float
+    gradient: float
 
 
-def check(name: str, model: GeneralizedRCNN, reference: Reference, case: Case) -> Errors:
-    """Compare ``model`` with its reference, the same weights and mathematics in float64.
+Subjects = dict[str, tuple[Step, nn.Module, Errors]]
+
+
+def prepare(case: Case, variants: Sequence[Variant]) -> Subjects:
+    """Step, model and errors of each variant, by name.
 
     Raises:
-        InaccurateError: an error is above its tolerance.
+        GnwsError: an error is above its tolerance.
     """
-    layer = layer_error(model, reference.model, case.device)
-    outputs, gradients = small_step(model, case)
-    pairs = zip(outputs, reference.outputs, strict=True)
+    state, work = initial_state(case), workload(case)
+    subjects: Subjects = {}
+    references: dict[Any, Results] = {}
+    for variant in variants:
+        mathematics = variant.formula, tuple(variant.opts) if variant.stock else ()
+        if mathematics not in references:
+            exact: Any = build(variant, case, state, exact=True)
+            references[mathematics] = small_step(exact, dataclasses.replace(case, precision="fp32"))
+        model: Any = build(variant, case, state)
+        errors = check(variant.name, case, small_step(model, case), references[mathematics])
+        subjects[variant.name] = work.step(model), model, errors
+    return subjects
+
+
+def check(name: str, case: Case, found: Results, expected: Results) -> Errors:
+    """The largest error of an output, and that of all gradients, against those in float64.
+
+    Raises:
+        GnwsError: an error is above what the precision of ``case`` tolerates.
+    """
+    pairs = zip(found.outputs, expected.outputs, strict=True)
     output = max(relative_error([ours], [true]) for ours, true in pairs)
-    gradient = relative_error(gradients, reference.gradients) if case.training else None
-    return within(name, case, Errors(layer, output, gradient))
-
-
-def within(name: str, case: Case, errors: Errors) -> Errors:
-    """``errors``, or InaccurateError where one is above its tolerance."""
-    tolerances = (LAYER_TOLERANCE, *TOLERANCE[case.precision])
-    for what, error, tolerance in zip(Errors._fields, errors, tolerances, strict=True):
-        if error is not None and not error <= tolerance:  # nan is an error, too
-            raise InaccurateError(
-                f"{name}, {case}: the {what} error against float64 is {error:.1e}, more than "
-                f"{tolerance:.0e}. This variant does not compute what its name says."
-            )
+    gradient = relative_error(found.gradients, expected.gradients) if case.training else 0.0
+    errors = Errors(output, gradient)
+    tolerances = Errors(*TOLERANCE[case.precision])
+    if not (output <= tolerances.output and gradient <= tolerances.gradient):  # or one is nan
+        raise GnwsError(
+            f"{name}, {case}, does not compute what its name says: against float64 it has "
+            f"{errors}; tolerated are {tolerances}."
+        )
     return errors
 
 
-def layer_error(model: nn.Module, reference: nn.Module, device: str) -> float:
-    """The largest error of an output or a weight gradient over all convolutions with a norm."""
-    generator = torch.Generator().manual_seed(2)
-    references = dict(reference.named_modules())
-    worst = 0.0
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        for name, conv in model.named_modules():
-            if not isinstance(conv, nn.Conv2d) or getattr(conv, "norm", None) is None:
-                continue
-            size = max(conv.kernel_size)
-            x = torch.randn(2, conv.in_channels, size, size, generator=generator).to(device)
-            # A folded model has no gradient, nor has a frozen layer.
-            pairs = zip(_layer(conv, x), _layer(references[name], x.double()), strict=False)
-            worst = max(worst, *(relative_error([ours], [true]) for ours, true in pairs))
-    return worst
-
-
-def _layer(conv: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    """The output of ``conv`` without its norm, and the gradient of its weight, if it has one."""
-    norm, activation, conv.norm, conv.activation = conv.norm, conv.activation, None, None
-    try:
-        out = conv(x)
-    finally:
-        conv.norm, conv.activation = norm, activation
-    if not out.requires_grad:
-        return [out]
-    slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
-    return [out, *torch.autograd.grad(out, conv.weight, slope)]
-
-
-def small_step(model: GeneralizedRCNN, case: Case) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def small_step(model: GeneralizedRCNN, case: Case) -> Results:
     """All outputs, losses included, and all gradients of a step with one small image."""
-    case = dataclasses.replace(case, size=SIZE, batch=1)
+    case = dataclasses.replace(case, size=SIZE)
     if case.level == "model":
         work = ModelWorkload(case, proposals=PROPOSALS)
         found = work.step(model)()
@@ -115,7 +95,7 @@ def small_step(model: GeneralizedRCNN, case: Case) -> tuple[list[torch.Tensor], 
     named = sorted(model.named_parameters())
     gradients = [p.grad.detach() for _, p in named if p.grad is not None]
     model.zero_grad(set_to_none=True)
-    return [t.detach() for t in outputs], gradients
+    return Results([t.detach() for t in outputs], gradients)
 
 
 @torch.inference_mode()
@@ -128,7 +108,7 @@ def _masks(model: GeneralizedRCNN, work: ModelWorkload) -> list[torch.Tensor]:
 
 def relative_error(ours: Iterable[torch.Tensor], true: Iterable[torch.Tensor]) -> float:
     """The norm of the difference of all tensors over the norm of ``true``."""
-    pairs = [(a.detach(), b.detach()) for a, b in zip(ours, true, strict=True)]
-    difference = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    size = sum(float(b.double().square().sum()) for _, b in pairs)
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(ours, true, strict=True)]
+    difference = sum(float((a - b).square().sum()) for a, b in pairs)
+    size = sum(float(b.square().sum()) for _, b in pairs)
     return (difference / size) ** 0.5 if size else difference**0.5

@@ -5,11 +5,12 @@ Each formula takes a weight (C_out, C_in / groups, kh, kw) and returns a tensor 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d
 from torch import nn
 
 from gnws_d2.layers import StandardizedConv
@@ -33,22 +34,15 @@ def timm_formula(weight: torch.Tensor) -> torch.Tensor:
     return F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).view_as(weight)
 
 
-class FormulaConv2d(Conv2d):
-    """``detectron2.layers.Conv2d`` that applies ``formula`` to its weight at each forward."""
-
-    formula: Formula
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.formula(self.weight)
-        x = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        if self.norm is not None:
-            x = self.norm(x)
-        return self.activation(x) if self.activation is not None else x
-
-
 def use_formula(model: nn.Module, formula: Formula) -> None:
-    """Make the standardized convolutions of ``model`` compute ``formula`` instead, in place."""
+    """Make the standardized convolutions of ``model`` compute ``formula`` at each forward instead,
+    in place."""
     for conv in model.modules():
         if isinstance(conv, StandardizedConv):
-            conv.__class__ = FormulaConv2d  # type: ignore[assignment]
-            conv.formula = formula
+            conv._conv_forward = functools.partial(_forward, conv, formula)
+
+
+def _forward(
+    conv: Any, formula: Formula, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return nn.Conv2d._conv_forward(conv, x, formula(weight), bias)

@@ -25,39 +25,29 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Case:
-    """What all variants are compared on."""
+    """What all variants are compared on, one image at a time."""
 
     level: str  # "kernel", "backbone" (with FPN) or "model"
     model: str  # an architecture, or the name or file of a config
     size: tuple[int, int]  # height and width of the image, before padding
-    batch: int
     mode: str  # "train" or "infer"
-    precision: str = "fp32"  # or "tf32", "bf16" (autocast)
-    memory_format: str = "nchw"  # or "channels_last"
+    precision: str = "fp32"  # or "bf16" (autocast)
     device: str = "cpu"
+    opts: Sequence[str] = ()  # overrides of the config, KEY VALUE
 
     @property
     def training(self) -> bool:
         return self.mode == "train"
 
-    @property
-    def format(self) -> torch.memory_format:
-        last = self.memory_format == "channels_last"
-        return torch.channels_last if last else torch.contiguous_format
-
     def autocast(self) -> AbstractContextManager:
-        if self.precision != "bf16":
+        if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
     def config(self, opts: Sequence[str] = ()) -> CfgNode:
-        """The model's config with overrides, KEY VALUE.
-
-        Raises:
-            gnws_d2.config.ConfigError: an override names a key that does not exist.
-        """
+        """The model's config with more overrides."""
         fixed = ["MODEL.DEVICE", self.device, "MODEL.WEIGHTS", "", "VIS_PERIOD", "0"]
         # The optimizer takes its step, and all weights stay as they are.
         fixed += ["SOLVER.BASE_LR", "0.0"]
         file = ARCHITECTURES.get(self.model, self.model)
-        return gnws_d2.load_config(file, [*fixed, *opts], [add_acceleration_config])
+        return gnws_d2.load_config(file, [*fixed, *self.opts, *opts], [add_acceleration_config])

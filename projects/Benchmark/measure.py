@@ -1,4 +1,4 @@
-"""Time, memory and launches of a step, and the uncertainty of a ratio of times."""
+"""Time and memory of a step, and the uncertainty of a ratio of times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer  # waits for the GPU before it reads the clock
 
@@ -32,9 +31,13 @@ def paired_times(
     """The seconds of each step in each round.
 
     All steps run in one process, in a random order that the next round reverses (A/B/B/A), so that
-    drift cancels. Each is warmed up twice, unless ``warm_up`` is false: then they are warm, and
-    long. Short steps are repeated, and their mean is taken.
+    drift cancels. Short steps are repeated, and their mean is taken.
     :class:`torch.utils.benchmark.Timer` would warm up again before each of these measurements.
+
+    Args:
+        steps: by name.
+        rounds: how often each is timed.
+        warm_up: run each twice before; steps that are warm and long need neither that nor repeats.
     """
     rng = np.random.default_rng(0)
     repeats = 1
@@ -66,9 +69,8 @@ def ratio(times: np.ndarray, base: np.ndarray) -> Ratio:
 
 
 def memory(step: Step, model: nn.Module, device: str) -> int:
-    """The bytes at the peak of a step: what it allocates, gradients and standardized weights
-    included, and the tensors of ``model``, but not those of other variants. On a GPU its allocator
-    counts, on the CPU torch's profiler."""
+    """The bytes at the peak of a step: what it allocates, with gradients and standardized weights,
+    and the tensors of ``model``, but not those of other variants."""
     model.zero_grad(set_to_none=True)
     model.train(model.training)  # drops standardized weights that were kept
     with allocated(device) as meter:
@@ -85,7 +87,8 @@ class Meter:
 
 @contextmanager
 def allocated(device: str) -> Iterator[Meter]:
-    """Count what is allocated in a block of code; the meter is set when the block ends."""
+    """Count what is allocated in a block of code; the meter is set when the block ends. On a GPU
+    its allocator counts, on the CPU torch's profiler."""
     meter = Meter()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
@@ -102,16 +105,3 @@ def allocated(device: str) -> Iterator[Meter]:
     for event in sorted(events, key=lambda e: e.start_ns()):
         meter.now += event.nbytes()
         meter.peak = max(meter.peak, meter.now)
-
-
-def launches(step: Step, device: str) -> int | None:
-    """The kernels that a step launches on the GPU; None on the CPU."""
-    if torch.device(device).type != "cuda":
-        return None
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        step()
-        torch.cuda.synchronize()
-    return sum(
-        event.device_type == DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
-        for event in profiled.events()
-    )

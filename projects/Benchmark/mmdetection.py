@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from gnws_d2.checkpoint import detectron2_to_mmdet
-from gnws_d2.export.interface import Outputs
 from gnws_d2.model_zoo.published import find
+from gnws_d2.projects.export.interface import Outputs
 
 is_installed = find_spec("mmdet") is not None
 
@@ -25,7 +25,7 @@ is_installed = find_spec("mmdet") is not None
 class MMDetection:
     """A model of ``configs/gn+ws`` with the weights of one of ours.
 
-    Takes and returns what :class:`gnws_d2.export.Detector` does: masks are not pasted.
+    Takes and returns what :class:`gnws_d2.projects.export.Detector` does: masks are not pasted.
 
     Args:
         config_file: the packaged config of the same model.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the tables of docs/benchmarks.md and projects/Acceleration/README.md from
-docs/benchmarks/*.json.
+"""Makes the tables of docs/benchmarks.md, docs/export.md and projects/Acceleration/README.md from
+the results in docs/benchmarks.
 
     python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
     python projects/Benchmark/report.py                                # makes the tables again
@@ -10,36 +10,26 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+from case import ARCHITECTURES
 from results import Row, read
 from tabulate import tabulate
 from variants import BASE, CONTROL, OURS
 
-from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
+from gnws_d2.projects.export import FORMATS
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs/benchmarks"
-CASE = ("level", "what", "model", "size", "batch", "mode", "precision", "memory_format", "device")
-
-
-class Measured(NamedTuple):
-    """A variant in a run, and the rows of the same run and case by variant."""
-
-    row: Row
-    others: dict[str, Row]
-    machine: str
-
-    @property
-    def memory(self) -> float:
-        return self.row["memory"] / self.others[self.row["base"]]["memory"]
-
-    @property
-    def control(self) -> list[float]:
-        return self.others[CONTROL]["ratio"]
+RUNS = ROOT / "docs/benchmarks"  # of benchmark.py
+RUNTIMES_FILE = RUNS / "runtimes/cpu.json"  # of runtimes.py
+RUNTIMES = ["eager", "mmdetection", "folded"]
+RUNTIMES += [name for name in FORMATS if name != "torchscript-script"]
+PACKAGES = ["onnxruntime", "openvino"]  # whose versions the table names beside torch's
+CASE = ("level", "what", "model", "size", "mode", "precision", "device")
 
 
 def main() -> None:
@@ -48,122 +38,152 @@ def main() -> None:
     )
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json")
     for file in parser.parse_args().results:
-        read(file)  # refuses another form
-        shutil.copy(file, RESULTS)
-    for document, text in documents().items():
-        with atomic_write(document) as partial:
-            partial.write_text(text, encoding="utf-8")
-        print(document)
+        shutil.copy(file, RUNS)
+    update_documents()
 
 
-def documents() -> dict[Path, str]:
-    """The documents with the tables of all committed results."""
-    runs = {file.name: read(file) for file in sorted(RESULTS.glob("*.json"))}
-    page, project = ROOT / "docs/benchmarks.md", ROOT / "projects/Acceleration/README.md"
-    results = replace_marked(page.read_text(encoding="utf-8"), "results", headline(runs))
-    variants = replace_marked(project.read_text(encoding="utf-8"), "variants", by_variant(runs))
-    return {page: replace_marked(results, "runs", provenance(runs)), project: variants}
+def update_documents() -> None:
+    """Make all tables again."""
+    runs = {file.name: read(file) for file in sorted(RUNS.glob("*.json"))}
+    _update("docs/benchmarks.md", results=headline(runs), runs=provenance(runs))
+    _update("docs/export.md", runtimes=by_runtime(read(RUNTIMES_FILE)))
+    _update("projects/Acceleration/README.md", variants=by_variant(runs))
 
 
-def measured(runs: dict[str, dict[str, Any]]) -> Iterator[Measured]:
-    """Every variant of every case of every run."""
+def _update(document: str, **tables: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for name, table in tables.items():
+        text = replace_marked(text, name, table)
+    (ROOT / document).write_text(text, encoding="utf-8")
+
+
+def measured(runs: dict[str, dict[str, Any]]) -> Iterator[Row]:
+    """Every row of every run, with memory relative to the base and, of the same run and case, the
+    ratio of the control and the number of variants."""
     for run in runs.values():
         cases: dict[str, dict[str, Row]] = {}
         for row in run["rows"]:
             cases.setdefault(repr([row[key] for key in CASE]), {})[row["variant"]] = row
         for rows in cases.values():
-            yield from (Measured(row, rows, run["machine"]) for row in rows.values())
+            facts = {"machine": run["machine"], "variants": len(rows)}
+            if CONTROL in rows:
+                facts["control"] = rows[CONTROL]["ratio"]
+            for row in rows.values():
+                yield {**row, **facts, "memory": row["memory"] / rows[row["base"]]["memory"]}
 
 
 def headline(runs: dict[str, dict[str, Any]]) -> str:
-    """GN+WS against GN: a line for each part, size and mode, R-50 apart from larger models. Of a
-    case that several runs measured, the run with the most rounds counts."""
-    best: dict[str, Measured] = {}
-    for m in measured(runs):
-        if m.row["variant"] == OURS and m.row["level"] != "kernel":
-            case = repr([m.machine, *(m.row[key] for key in CASE)])
-            best[case] = max(best.get(case, m), m, key=lambda m: len(m.row["seconds"]))
-    tables = []
-    for machine in sorted({m.machine for m in best.values()}):
-        groups: dict[tuple, list[Measured]] = {}
-        for m in best.values():
-            if m.machine == machine:
-                groups.setdefault(_group(m.row), []).append(m)
-        lines = [
-            [
-                *key[-2:],
-                str(len(group)),
-                _span([m.row["ratio"][0] for m in group]),
-                _span([bound for m in group for bound in m.row["ratio"][1:]]),
-                _span([bound for m in group for bound in m.control[1:]]),
-                _span([m.memory for m in group]),
-            ]
-            for key, group in sorted(groups.items())
+    """GN+WS against GN: a line for each part, size, mode and machine, with larger models than R-50
+    together. Of a case that several runs measured, the run with the most rounds counts."""
+    best: dict[str, Row] = {}
+    for row in measured(runs):
+        if row["variant"] == OURS and row["level"] != "kernel":
+            case = repr([row["machine"], *(row[key] for key in CASE)])
+            best[case] = max(best.get(case, row), row, key=lambda row: len(row["seconds"]))
+    groups: dict[tuple, list[Row]] = {}
+    for row in best.values():
+        groups.setdefault(_group(row), []).append(row)
+    lines = [
+        [
+            *key[-3:],
+            str(len(group)),
+            _span([row["ratio"][0] for row in group]),
+            _span([bound for row in group for bound in row["ratio"][1:]]),
+            _span([bound for row in group for bound in row["control"][1:]]),
+            _span([row["memory"] for row in group]),
         ]
-        header = [machine, "size", "models", f"{OURS} / {BASE}", "95% interval", "control"]
-        tables.append(_table(lines, [*header, "memory"]))
-    return "\n\n".join(tables)
+        for key, group in sorted(groups.items())
+    ]
+    header = ["what", "machine", "size", "models", f"{OURS} / {BASE}", "95% interval", "control"]
+    return _table(lines, [*header, "memory"])
+
+
+def _group(row: Row) -> tuple:
+    """What a line of the table is about, the last three in words; sorted in the order of lines."""
+    large = "R_50" not in row["model"]
+    part = "backbone" if row["level"] == "backbone" else "whole model"
+    mode = "training" if row["mode"] == "train" else "inference"
+    precision = row["precision"]
+    unusual = [precision] if precision != "fp32" else []
+    what = ", ".join([part, "R-101, X-50, X-101" if large else "R-50", mode, *unusual])
+    size = "{} x {}".format(*row["size"])
+    return part, large, mode == "inference", precision, what, row["machine"], size
 
 
 def by_variant(runs: dict[str, dict[str, Any]], model: str = "mask_rcnn_R_50_FPN") -> str:
     """All variants of the backbone of ``model`` at 512 x 512 in float32, each from the run that
     compared the most."""
-    found: dict[str, dict[str, Measured]] = {}
-    where = ["backbone", model, [512, 512], 1, "fp32", "nchw", "cpu"]
-    keys = ("level", "model", "size", "batch", "precision", "memory_format", "device")
-    for m in measured(runs):
-        if [m.row[key] for key in keys] == where and m.row["variant"] not in (BASE, CONTROL):
-            modes = found.setdefault(m.row["variant"], {})
-            old = modes.get(m.row["mode"], m)
-            modes[m.row["mode"]] = max(old, m, key=lambda m: len(m.others))
-    lines = []
-    for name, modes in found.items():
-        line = [name]
-        for mode in ("train", "infer"):
-            m = modes.get(mode)
-            line += _cells(m) if m else ["-"] * 3
-        lines.append(line)
+    found: dict[str, dict[str, Row]] = {}
+    where = ["backbone", model, [512, 512], "fp32", "cpu"]
+    keys = ("level", "model", "size", "precision", "device")
+    for row in measured(runs):
+        if [row[key] for key in keys] == where and row["variant"] not in (BASE, CONTROL):
+            modes = found.setdefault(row["variant"], {})
+            old = modes.get(row["mode"], row)
+            modes[row["mode"]] = max(old, row, key=lambda row: row["variants"])
     columns = ["time", "control", "memory"]
     header = [*(f"training: {c}" for c in columns), *(f"inference: {c}" for c in columns)]
+    lines = [
+        [name, *_cells(modes.get("train")), *_cells(modes.get("infer"))]
+        for name, modes in found.items()
+    ]
     return _table(lines, ["variant", *header])
+
+
+def _cells(row: Row | None) -> list[str]:
+    if row is None:
+        return ["-"] * 3
+    ratios = ("{:.3f} ({:.3f} to {:.3f})".format(*row[key]) for key in ("ratio", "control"))
+    return [*ratios, f"{row['memory']:.3f}"]
 
 
 def provenance(runs: dict[str, dict[str, Any]]) -> str:
     """A line for each run: its command, and where it was made."""
-    lines = []
-    for name, run in runs.items():
-        commit = run.get("commit") or "an unrecorded commit"
-        lines.append(
-            f"- [{name}](benchmarks/{name}): `benchmark.py {run['command']}` at {commit}, "
-            f"{run['date']}; {run['machine']}, {run['threads']} threads, load {run['load']} at the "
-            f"start, torch {run['versions']['torch']}"
-        )
-    return "\n".join(lines)
+    return "\n".join(
+        f"- [{name}](benchmarks/{name}): `benchmark.py {run['command']}` at "
+        f"{run.get('commit') or 'an unrecorded commit'}, {run['date']}; {run['machine']}, "
+        f"{run['threads']} threads, load {run['load']} at the start, torch "
+        f"{run['versions']['torch']}"
+        for name, run in runs.items()
+    )
 
 
-def _group(row: Row) -> tuple:
-    """What a line of the table is about, the last two in words; sorted in the order of lines."""
-    large = "R_50" not in row["model"]
-    part = "backbone" if row["level"] == "backbone" else "whole model"
-    mode = "training" if row["mode"] == "train" else "inference"
-    unusual = tuple(str(row[key]) for key, usual in _USUAL.items() if row[key] != usual)
-    what = ", ".join([part, "R-101, X-50, X-101" if large else "R-50", mode, *unusual])
-    height, width = row["size"]
-    return part, large, mode == "inference", unusual, what, f"{height} x {width}"
+def by_runtime(results: dict[str, Any]) -> str:
+    """Time, memory, loading time and agreement: a table of models and runtimes each."""
+    rows = {(row["model"], row["runtime"]): row for row in results["rows"]}
+    cells: dict[str, Callable[[Row], str]] = {
+        "time of an image; of eager": _time,
+        "peak memory, GiB": lambda row: f"{row['memory'] / 2**30:.2f}",
+        "time to load, s": lambda row: f"{row['load']:.1f}",
+        "same detections within 0.001": lambda row: "{} of {}".format(*row["same"]),
+    }
+    tables = []
+    for what, cell in cells.items():
+        lines = [
+            [name, *(cell(rows[name, r]) if (name, r) in rows else "-" for r in RUNTIMES)]
+            for name in ARCHITECTURES
+            if (name, "eager") in rows
+        ]
+        tables.append(_table(lines, [what, *RUNTIMES]))
+    trained = results["accuracy"]
+    lines = [
+        [name, *(f"{row[kind]:.2f}" for row in trained)]
+        for name, kind in (("box", "bbox"), ("mask", "segm"))
+    ]
+    tables.append(_table(lines, ["AP on Digits, trained", *(row["runtime"] for row in trained)]))
+    versions = (f"{name} {results['versions'][name]}" for name in ("torch", *PACKAGES))
+    where = f"{results['machine']}, {results['threads']} threads, {', '.join(versions)}"
+    commits = dict.fromkeys(row["commit"] for row in (*results["rows"], *trained))
+    return "\n\n".join([*tables, f"{where}; until {results['date']}, at {', '.join(commits)}."])
 
 
-_USUAL = {"precision": "fp32", "memory_format": "nchw", "batch": 1}
+def _time(row: Row) -> str:
+    if row["runtime"] == "eager":
+        return f"{np.median(row['seconds']):.2f} s"
+    return f"{row['ratio'][0]:.2f}"
 
 
-def _cells(m: Measured) -> list[str]:
-    return [_ratio(m.row["ratio"]), _ratio(m.control), f"{m.memory:.3f}"]
-
-
-def _ratio(ratio: Sequence[float]) -> str:
-    return "{:.3f} ({:.3f} to {:.3f})".format(*ratio)
-
-
-def _span(values: Sequence[float]) -> str:
+def _span(values: list[float]) -> str:
     low, high = f"{min(values):.3f}", f"{max(values):.3f}"
     return low if low == high else f"{low} to {high}"
 

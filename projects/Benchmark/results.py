@@ -1,4 +1,4 @@
-"""The form of a file of results: JSON, with everything that its numbers depend on."""
+"""Files of results: JSON, with everything that the numbers depend on."""
 
 from __future__ import annotations
 
@@ -7,28 +7,24 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import detectron2
-import numpy as np
 import torch
-from case import Case
-from measure import ratio
 
 import gnws_d2
+from gnws_d2.files import atomic_write
 
-FORMAT = 1
 Row = dict[str, Any]
+_ROWS = ("rows", "accuracy")
 
 
 def machine(device: str) -> dict[str, Any]:
     """Where and with what a run is made."""
     on_gpu = torch.device(device).type == "cuda"
     return {
-        "format": FORMAT,
         "date": f"{datetime.date.today()}",
         "commit": _commit(),
         "machine": torch.cuda.get_device_name(device) if on_gpu else _processor(),
@@ -44,53 +40,20 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def make_row(
-    case: Case,
-    names: Mapping[str, Any],
-    times: np.ndarray,
-    base: np.ndarray,
-    counts: Mapping[str, Any],
-    errors: Sequence[float | None],
-) -> Row:
-    """One variant of one comparison.
-
-    Args:
-        case: what was compared on.
-        names: "what" was run, its "count" in a model, the "variant", and the "base".
-        times, base: (rounds,) seconds of the variant, and of the base.
-        counts: bytes of "memory", and kernel "launches".
-        errors: relative, against float64.
-    """
-    return {
-        **asdict(case),
-        **names,
-        "seconds": [float(f"{t:.4g}") for t in times],
-        "ratio": [round(r, 4) for r in ratio(times, base)],
-        **counts,
-        "errors": [None if e is None else float(f"{e:.1e}") for e in errors],
-    }
-
-
-def dump(results: dict[str, Any]) -> str:
-    """JSON with one line per row, so that a difference is readable."""
-    head = {key: value for key, value in results.items() if key != "rows"}
-    lines = ",\n".join(json.dumps(row) for row in results["rows"])
-    return json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n]\n}}\n'
-
-
 def read(file: Path) -> dict[str, Any]:
-    """A file of results.
+    return json.loads(file.read_text(encoding="utf-8"))
 
-    Raises:
-        ValueError: it has another form.
-    """
-    results = json.loads(file.read_text(encoding="utf-8"))
-    if results.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} is not a file of results in format {FORMAT} (its format is "
-            f"{results.get('format')!r}). Make it again with projects/Benchmark/benchmark.py."
-        )
-    return results
+
+def write(file: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results`` with one line per row, so that a difference is readable."""
+    lines = []
+    for key, value in results.items():
+        text = json.dumps(value)
+        if key in _ROWS:
+            text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+        lines.append(f"{json.dumps(key)}: {text}")
+    with atomic_write(file) as partial:
+        partial.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
 
 
 def _commit() -> str | None:

@@ -74,20 +74,25 @@ VARIANTS = [
 ]
 
 
-def build(variant: Variant, case: Case, state: dict[str, torch.Tensor]) -> nn.Module:
-    """The model of a variant with the weights of ``state``."""
-    opts = [*variant.opts, "MODEL.CHANNELS_LAST", str(case.memory_format == "channels_last")]
-    model = _build(variant, variant.stock, case, opts, state)
+def build(
+    variant: Variant, case: Case, state: dict[str, torch.Tensor], exact: bool = False
+) -> nn.Module:
+    """The model of a variant with the weights of ``state``; if ``exact``, the same mathematics in
+    float64, in Detectron2's own model."""
+    stock = variant.stock or exact
+    opts = variant.opts if variant.stock or not exact else ()
+    cfg = case.config([*_STOCK, *opts] if stock else opts)
+    model = accelerate(build_model(cfg), cfg)
+    if stock and variant.formula is not None:
+        gnws_d2.standardize(model)  # chooses the convolutions
+        use_formula(model, variant.formula)
+    model.load_state_dict(state)
+    model.train(case.training)
+    if exact:
+        # Rounded differently, other anchors could be sampled.
+        model.double().proposal_generator.anchor_generator.float()
+        return model
     return fold(model) if variant.folded else model
-
-
-def build_reference(variant: Variant, case: Case, state: dict[str, torch.Tensor]) -> nn.Module:
-    """The same mathematics in float64, in Detectron2's own model."""
-    opts = variant.opts if variant.stock else ()
-    model = _build(variant, True, case, opts, state).double()
-    # Rounded differently, other anchors could be sampled.
-    model.proposal_generator.anchor_generator.float()  # type: ignore[union-attr]
-    return model
 
 
 def initial_state(case: Case) -> dict[str, torch.Tensor]:
@@ -102,20 +107,3 @@ def initial_state(case: Case) -> dict[str, torch.Tensor]:
         if name.endswith("conv3.norm.weight"):
             state[name] = 0.2 * state[name]
     return state
-
-
-def _build(
-    variant: Variant, stock: bool, case: Case, opts: Sequence[str], state: dict[str, torch.Tensor]
-) -> nn.Module:
-    cfg = case.config([*_STOCK, *opts] if stock else opts)
-    model = accelerate(build_model(cfg), cfg)
-    if stock and variant.formula is not None:
-        gnws_d2.standardize(model)  # chooses the convolutions
-        use_formula(model, variant.formula)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if "running_" not in name]  # FrozenBN's, 0 and 1
-    if missing or unexpected:
-        raise RuntimeError(
-            f"{variant.name}: the weights do not fit, {missing} missing, {unexpected} unknown."
-        )
-    return model.train(case.training)

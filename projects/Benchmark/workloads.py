@@ -18,17 +18,17 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 STRIDE = 32  # of Detectron2's padding
-OBJECTS, PROPOSALS, DETECTIONS = 8, 1000, 100  # per image
+OBJECTS, PROPOSALS, DETECTIONS = 8, 1000, 100
 
 
 class BackboneWorkload:
-    """Backbone and FPN on padded random images; in training with fixed gradients of the outputs."""
+    """Backbone and FPN on a padded random image; in training with fixed gradients of the
+    outputs."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        x = torch.randn(case.batch, 3, *case.size, generator=torch.Generator().manual_seed(0))
-        x = F.pad(x, (0, -case.size[1] % STRIDE, 0, -case.size[0] % STRIDE))
-        self.x = x.to(case.device).contiguous(memory_format=case.format)
+        x = torch.randn(1, 3, *case.size, generator=torch.Generator().manual_seed(0))
+        self.x = F.pad(x, (0, -case.size[1] % STRIDE, 0, -case.size[0] % STRIDE)).to(case.device)
         self._gradients: dict[Any, torch.Tensor] = {}
 
     def step(self, model: GeneralizedRCNN) -> Callable[[], dict[str, torch.Tensor]]:
@@ -55,28 +55,24 @@ class BackboneWorkload:
         key = name, feature.dtype
         if key not in self._gradients:
             gradient = torch.randn(feature.shape, generator=torch.Generator().manual_seed(1))
-            self._gradients[key] = gradient.to(feature).contiguous(memory_format=self.case.format)
+            self._gradients[key] = torch.empty_like(feature).copy_(gradient)
         return self._gradients[key]
 
 
 class ModelWorkload:
-    """A whole detector on images with objects: a training step with losses, backward and SGD, or
-    inference from images to pasted masks."""
+    """A whole detector on an image with objects: a training step with losses, backward and SGD, or
+    inference from the image to pasted masks."""
 
     def __init__(self, case: Case, proposals: int | None = None) -> None:
         self.case, self.cfg = case, case.config()
-        self.batch: list[dict[str, Any]] = []
-        self.proposals: list[Instances] = []
-        self.detections: list[Instances] = []
         generator = torch.Generator().manual_seed(0)
-        for _ in range(case.batch):
-            truth = objects(case.size, self.cfg.MODEL.ROI_HEADS.NUM_CLASSES, generator)
-            image = torch.randint(0, 256, (3, *case.size), generator=generator, dtype=torch.uint8)
-            size = {"height": case.size[0], "width": case.size[1]}
-            self.batch.append({"image": image, "instances": truth, **size})
-            found = propose(truth, proposals or PROPOSALS, generator)
-            self.proposals.append(found.to(case.device))
-            self.detections.append(detect(found[:DETECTIONS], truth, generator).to(case.device))
+        truth = objects(case.size, self.cfg.MODEL.ROI_HEADS.NUM_CLASSES, generator)
+        image = torch.randint(0, 256, (3, *case.size), generator=generator, dtype=torch.uint8)
+        size = {"height": case.size[0], "width": case.size[1]}
+        self.batch = [{"image": image, "instances": truth, **size}]
+        found = propose(truth, proposals or PROPOSALS, generator)
+        self.proposals = [found.to(case.device)]
+        self.detections = [detect(found[:DETECTIONS], truth, generator).to(case.device)]
         self.predicted: dict[str, list[torch.Tensor]] = {}  # by the model, then replaced
 
     def step(self, model: GeneralizedRCNN) -> Callable[[], dict[str, Any]]:

@@ -1,14 +1,5 @@
 #!/usr/bin/env python3
-"""A web page: drop an image, see what is detected, download boxes and masks.
-
-    app.py output/mine/model_best.pth
-    app.py small=output/small/model_best.pth large=output/large/model_best.pth --port 7861
-
-Each model is a checkpoint that carries its config, as train_net.py writes them, an exported file,
-or a published detector such as gnws://mask-rcnn_r50_fpn_gn_ws-all_2x_coco; NAME= is how the page
-calls it. Models are loaded when they are first chosen. The page is served to this machine alone,
-unless --host says otherwise. It needs Gradio: pip install "gnws_d2[app]".
-"""
+"""A web page: drop an image, see what is detected, download boxes and masks: ``app.py --help``."""
 
 from __future__ import annotations
 
@@ -22,27 +13,18 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils.logger import setup_logger
+from gnws.arguments import parse
 
 from gnws_d2 import Predictor
 from gnws_d2.data import read_image
-from gnws_d2.errors import GnwsError, add_debug_flag, one_line_errors
+from gnws_d2.errors import GnwsError, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.coco_detections import CocoDetections, labels_image, write_png
-from gnws_d2.projects.detection.data_arguments import program_parser
 from gnws_d2.projects.detection.drawing import draw, to_cpu
 from gnws_d2.projects.detection.inputs import Frame
 
 LOWEST = 0.05  # of the scores that can be chosen
 Found = tuple[np.ndarray, list[list[Any]], list[str]]
-
-
-def parse_args() -> argparse.Namespace:
-    parser = program_parser(__doc__)
-    parser.add_argument("models", nargs="+", metavar="[NAME=]CHECKPOINT")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--device", help="cpu, cuda, ...; by default as in the config")
-    return add_debug_flag(parser).parse_args()
 
 
 def named_models(words: list[str]) -> dict[str, str]:
@@ -188,18 +170,17 @@ def page(models: Mapping[str, str], device: str | None, folder: Path) -> Any:
 
 
 @one_line_errors(OSError)
-def main() -> None:
-    args = parse_args()
+def main(args: argparse.Namespace) -> None:
     setup_logger(name="gnws_d2")
     models = named_models(args.models)
     try:
         import gradio  # noqa: F401
     except ImportError as error:
-        sys.exit(f'error: Gradio does not import ({error}). Install it: pip install "gnws_d2[app]"')
+        sys.exit(f'error: Gradio does not import ({error}). Install it: pip install "gradio>=6"')
     with tempfile.TemporaryDirectory() as folder:
         app = page(models, args.device, Path(folder))
         app.launch(server_name=args.host, server_port=args.port, allowed_paths=[folder])
 
 
 if __name__ == "__main__":
-    main()
+    main(parse("app"))

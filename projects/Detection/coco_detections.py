@@ -16,13 +16,9 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as rle
 
-from gnws_d2.errors import GnwsError
+from gnws_d2.errors import FileError
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.detection.inputs import Frame
-
-
-class OutputError(GnwsError, OSError):
-    """A file that cannot be written."""
 
 
 class CocoDetections:
@@ -145,13 +141,13 @@ def labels_image(scores: torch.Tensor) -> np.ndarray:
 
 
 def write_json(content: object, file: Path) -> None:
-    """Write ``file`` whole or not at all. Raises OutputError."""
+    """Write ``file`` whole or not at all. Raises FileError."""
     with _named_errors(file), atomic_write(file) as partial:
         partial.write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_png(pixels: np.ndarray, file: Path) -> None:
-    """Write ``file``, and its folder, whole or not at all. Raises OutputError."""
+    """Write ``file``, and its folder, whole or not at all. Raises FileError."""
     with _named_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as partial:
@@ -165,4 +161,4 @@ def _named_errors(file: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         message = f"{file} cannot be written ({reason}). Make room, or choose another folder"
-        raise OutputError(error.errno, message) from error
+        raise FileError(error.errno, message) from error

@@ -1,21 +1,5 @@
 #!/usr/bin/env python3
-"""Detect on images or a video and write the results.
-
-    demo.py --weights output/digits/model_final.pth --input photos/ more/*.jpg --output found
-    demo.py --weights model_final.pth --video-input clip.mp4 --output found
-    demo.py --config-file Digits/fcos_R_18_FPN_gn_ws.py --weights model_final.pth --input a.png
-    demo.py --weights exported/model.onnx --input photos/       # an exported file, also .xml
-
-Inputs are files, folders and globs. The output folder gets each image with what was found drawn
-(photo.jpg.png for photo.jpg, _frame00000.png for the frames of an animated GIF), and
-detections.json in COCO's form: images, categories with the ids of the dataset that the model was
-trained on, and annotations with a score. --image-ids gives the images the ids that they have in an
-annotation file, so that detections.json scores against it. A semantic model writes the class of
-each pixel to labels/, a panoptic one its segments to panoptic/ and panoptic.json.
-
-An image that cannot be read is reported and skipped; the exit code is then 1. Ctrl-C and a full
-disk end the run; what was detected until then is written.
-"""
+"""Detect on images or a video and write the results: ``demo.py --help``."""
 
 from __future__ import annotations
 
@@ -30,45 +14,18 @@ from types import FrameType
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
+from gnws.arguments import parse
 from torch import nn
 from tqdm import tqdm
 
 import gnws_d2
-from gnws_d2.data.errors import DatasetError
-from gnws_d2.data.images import ImageError
-from gnws_d2.engine.console import silence_upstream
-from gnws_d2.errors import add_debug_flag, one_line_errors
-from gnws_d2.predictor import ImageShapeError
+from gnws_d2.engine import silence_upstream
+from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
-from gnws_d2.projects.detection.data_arguments import add_model_arguments, program_parser
 from gnws_d2.projects.detection.inputs import find_files, read_frames
 from gnws_d2.projects.detection.results import Results
 
 logger = logging.getLogger("gnws_d2.demo")
-
-
-def parse_args() -> argparse.Namespace:
-    parser = add_model_arguments(program_parser(__doc__))
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, globs")
-    source.add_argument("--video-input", metavar="FILE", help="a video")
-    source.add_argument(
-        "--webcam", nargs="?", const="0", metavar="N", help="a camera's number or address"
-    )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="FOLDER")
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown"
-    )
-    parser.add_argument(
-        "--image-ids", metavar="ANNOTATIONS.json", help="take the ids of images from this file"
-    )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="KEY VALUE pairs for the config, or key=value for a LazyConfig",
-    )
-    return add_debug_flag(parser).parse_args()
 
 
 class Predictor(gnws_d2.Predictor):
@@ -113,7 +70,7 @@ def run_on_images(inputs: list[str], results: Results, interrupted: Interrupted)
                 if interrupted:
                     return skipped
                 results.add(frame)
-        except (ImageError, ImageShapeError) as error:
+        except DatasetError as error:
             logger.error("%s is skipped: %s", file, str(error).removeprefix(f"{file} "))
             skipped += 1
     return skipped
@@ -141,7 +98,7 @@ def run_on_video(source: str, is_live: bool, results: Results, interrupted: Inte
         finally:
             written.close()
     if not results.detections.images:
-        raise video.VideoError(f"{source} has no frame that can be read.")
+        raise video.FileError(f"{source} has no frame that can be read.")
 
 
 def image_ids(file: str | None) -> dict[str, int]:
@@ -156,8 +113,7 @@ def image_ids(file: str | None) -> dict[str, int]:
 
 
 @one_line_errors(OSError)
-def main() -> int:
-    args = parse_args()
+def main(args: argparse.Namespace) -> int:
     silence_upstream()
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
@@ -183,4 +139,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(parse("predict")))

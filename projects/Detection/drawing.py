@@ -1,15 +1,13 @@
-"""Predictions drawn into images, with Detectron2's visualizers, and several images on one sheet."""
+"""Predictions drawn into images, with Detectron2's visualizers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
-from PIL import Image, ImageOps
 
 MIN_DRAWN = 480  # pixels of the shorter side; smaller images are drawn larger, to be readable
 MAX_ENLARGED = 4096  # of the longer side of an image that is drawn larger
@@ -53,16 +51,6 @@ def draw_frame(bgr: np.ndarray, found: dict[str, Any], visualizer: VideoVisualiz
     else:
         output = visualizer.draw_sem_seg(rgb, found["sem_seg"].argmax(0))
     return output.get_image()
-
-
-def sheet(images: Sequence[Image.Image], columns: int, cell: int) -> Image.Image:
-    """One image that shows all in rows, each within ``cell`` pixels."""
-    columns = min(columns, len(images))
-    whole = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), "white")
-    for i, image in enumerate(images):
-        padded = ImageOps.pad(image, (cell - 8, cell - 8), color="white")
-        whole.paste(padded, (i % columns * cell + 4, i // columns * cell + 4))
-    return whole
 
 
 def to_cpu(found: dict[str, Any]) -> dict[str, Any]:

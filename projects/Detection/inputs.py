@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
-from gnws_d2.data.images import ImageError, read_image
+from gnws_d2.data import read_image
+from gnws_d2.errors import DatasetError
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_frames(file: Path) -> Iterator[Frame]:
     """The image in ``file``, or each frame of an animation.
 
     Raises:
-        ImageError: see :func:`gnws_d2.data.read_image`.
+        DatasetError: see :func:`gnws_d2.data.read_image`.
     """
     if _is_animation(file):
         yield from _animation(file)
@@ -75,7 +76,7 @@ def _animation(file: Path) -> Iterator[Frame]:
     except GeneratorExit:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise ImageError(f"{file} cannot be read ({error or type(error).__name__}).") from error
+        raise DatasetError(f"{file} cannot be read ({error or type(error).__name__}).") from error
 
 
 class OutputNames:

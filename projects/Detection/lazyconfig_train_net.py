@@ -1,14 +1,9 @@
 #!/usr/bin/env python3
 """Train or evaluate a model described by a LazyConfig, Detectron2's configs in Python.
 
-    lazyconfig_train_net.py --config-file Digits/fcos_R_18_FPN_gn_ws.py
-    lazyconfig_train_net.py --config-file ... --eval-only train.init_checkpoint=model_final.pth
-    lazyconfig_train_net.py --config-file ... --num-gpus 2 dataloader.train.total_batch_size=8
-
 A config is a Python program: what it says is executed, so read one of others before its first
 use. The config has Detectron2's usual members: model, dataloader.{train,test,evaluator}, optimizer,
-lr_multiplier and train. Overrides are written key=value, or +key=value for a key that the config
-does not have. --train and --val name your own images, whose classes the model then has.
+lr_multiplier and train. The arguments are those of ``gnws train --help``.
 """
 
 from __future__ import annotations
@@ -24,13 +19,13 @@ from detectron2.data import build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
-    default_argument_parser,
     default_writers,
     hooks,
 )
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
+from gnws.arguments import parse
 from torch import nn
 
 from gnws_d2 import StandardizationReport
@@ -39,7 +34,6 @@ from gnws_d2.config import resolve_config_file
 from gnws_d2.engine import (
     FirstIterations,
     IterationSeed,
-    ProgressBar,
     ResumableLoader,
     StopOnSignal,
     create_ddp_model,
@@ -48,12 +42,11 @@ from gnws_d2.engine import (
     locked_output,
     save_final,
     seek_data,
+    setup_loggers,
 )
-from gnws_d2.engine.console import setup_loggers
-from gnws_d2.errors import add_debug_flag
+from gnws_d2.errors import ConfigError
 from gnws_d2.lazy_config import load_lazy_config
-from gnws_d2.projects.detection.data_arguments import add_data_arguments, data_splits
-from gnws_d2.projects.detection.lazy_data import fit_lazy_config, name_data
+from gnws_d2.projects.own_data import data_splits, fit_lazy_config, name_data
 
 
 def build(cfg: Any) -> nn.Module:
@@ -105,7 +98,7 @@ def train(cfg: Any, resume: bool) -> None:
         train_hooks.insert(3, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
-        train_hooks += [FirstIterations(), ProgressBar()]
+        train_hooks += [FirstIterations()]
     trainer.register_hooks([*train_hooks, StopOnSignal(checkpointer)])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
@@ -115,7 +108,12 @@ def train(cfg: Any, resume: bool) -> None:
         trainer.train(start, cfg.train.max_iter)
 
 
-def main(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """What each process does."""
+    if args.epochs:
+        raise ConfigError("--epochs is for YAML configs. Set train.max_iter=N.")
+    if args.weights:
+        args.opts.append(f"train.init_checkpoint={args.weights}")
     args.config_file = resolve_config_file(args.config_file)
     cfg = load_lazy_config(args.config_file, args.opts)
     name_data(cfg, data_splits(args), args.eval_only)
@@ -130,14 +128,9 @@ def main(args: argparse.Namespace) -> None:
         train(cfg, args.resume)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    return add_data_arguments(add_debug_flag(default_argument_parser(__doc__)))
-
-
-def invoke_main() -> None:
-    args = argument_parser().parse_args()
+def main(args: argparse.Namespace) -> None:
     launch(
-        main,
+        run,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -147,4 +140,4 @@ def invoke_main() -> None:
 
 
 if __name__ == "__main__":
-    invoke_main()
+    main(parse("train"))

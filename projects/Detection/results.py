@@ -11,9 +11,9 @@ import numpy as np
 from detectron2.utils.video_visualizer import VideoVisualizer
 
 from gnws_d2 import Predictor
+from gnws_d2.errors import FileError
 from gnws_d2.projects.detection.coco_detections import (
     CocoDetections,
-    OutputError,
     PanopticSegments,
     labels_image,
     write_png,
@@ -77,14 +77,14 @@ class Results:
         """Write detections.json and panoptic.json; on a full disk, in place of the last images.
 
         Raises:
-            OutputError: they cannot be written.
+            FileError: they cannot be written.
         """
         while True:
             try:
                 self.detections.write(self.output / "detections.json")
                 self._panoptic.write(self.output / "panoptic.json")
                 break
-            except OutputError as error:
+            except FileError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._images:
                     raise
                 removed = self._images.pop()

@@ -1,99 +1,118 @@
 #!/usr/bin/env python3
-"""Train or evaluate a detector, on GPUs or on the CPU.
-
-    train_net.py --data FOLDER
-    train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml --num-gpus 8
-    train_net.py --eval-only --weights output/model_best.pth --test more.json
-    torchrun --nproc_per_node 8 train_net.py --config-file ...
-
-The first trains on your own images, annotated as COCO JSON: docs/own-data.md. A config is a path or
-the name of a packaged one; KEY VALUE pairs at the end override it. Its schedule is scaled from the
-number of processes that it was published for to the actual number.
-"""
+"""Train or evaluate a detector, on GPUs or on the CPU: ``train_net.py --help``."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, hooks
-from detectron2.evaluation import verify_results
+from detectron2.engine import hooks
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
+from gnws.arguments import parse
 from torch import nn
 
+import gnws_d2
+import gnws_d2.projects.digits  # registers the dataset
 from gnws_d2 import engine
-from gnws_d2.checkpoint import Checkpointer, check_weights
-from gnws_d2.config import explicit_keys, packaged_config, portable_config
-from gnws_d2.data import fit_to_data
-from gnws_d2.data.coco_file import kept_files
-from gnws_d2.data.filter import load_train_dataset
-from gnws_d2.data.source import is_source
-from gnws_d2.engine import default_setup, launch, lock_output, scale_schedule, schedule_for
-from gnws_d2.engine.console import setup_loggers
-from gnws_d2.errors import add_debug_flag
-from gnws_d2.projects.acceleration import accelerate
-from gnws_d2.projects.detection.data_arguments import add_data_arguments
-from gnws_d2.projects.detection.own_data import (
-    add_training_arguments,
-    evaluate,
-    finish,
-    read_config,
-    start_from_detector,
-)
+from gnws_d2.checkpoint import Checkpointer, check_weights, read_checkpoint
+from gnws_d2.checkpoint.resume import from_main_process
+from gnws_d2.config import portable_config, resolve_config_file
+from gnws_d2.data import load_train_dataset
+from gnws_d2.engine import default_setup, launch, locked_output, scale_schedule, setup_loggers
+from gnws_d2.errors import ConfigError
+from gnws_d2.predictor import config_of
+from gnws_d2.projects import own_data, report
+from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
 logger = logging.getLogger("gnws_d2")
 
+ADD_CONFIGS = [add_acceleration_config]
+
 
 class Trainer(engine.Trainer):
-    """Runs the model as the keys of projects/Acceleration say."""
+    """Runs the model as the keys of projects/Acceleration say, and shows images in TensorBoard."""
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         return accelerate(super().build_model(cfg), cfg)
 
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        evaluators = super().build_evaluator(cfg, dataset_name, output_folder)
+        for evaluator in getattr(evaluators, "_evaluators", [evaluators]):
+            if isinstance(evaluator, engine.COCOEvaluator):
+                images = report.PredictionImages(dataset_name, evaluator._coco_api)
+                return DatasetEvaluators([evaluators, images])
+        return evaluators
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Read the config, fit it to the data and its schedule to both, and set up Detectron2."""
-    cfg, file, opts = read_config(args)
-    if not args.eval_only:
-        lock_output(cfg.OUTPUT_DIR)
+
+def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
+    """The config that the arguments describe, its file, and its overrides.
+
+    Without ``--config-file`` it is that of the weights if a checkpoint is evaluated, and else one
+    for the data and the device.
+    """
+    splits = own_data.data_splits(args)
+    opts = [*own_data.data_opts(args, splits, eval_only=args.eval_only), *args.opts]
+    for key, value in (("MODEL.WEIGHTS", args.weights), ("SOLVER.EPOCHS", args.epochs)):
+        if value is not None:
+            opts = [key, value, *opts]
+    file = resolve_config_file(args.config_file)
+    if not file and args.eval_only:
+        return config_of(args.weights or "", opts, ADD_CONFIGS), "", opts
+    if not file and not splits["train"]:
+        raise ConfigError(
+            "neither a config nor data is named. Add --data FOLDER to train on your own images, or "
+            "--config-file; `gnws zoo list` shows the packaged configs."
+        )
+    file = file or resolve_config_file(own_data.choose_config(splits["train"]))
+    return gnws_d2.load_config(file, opts, ADD_CONFIGS), file, opts
+
+
+def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) -> CfgNode:
+    """Fit the config to the data and its schedule to both, and set up Detectron2."""
     setup_loggers(cfg.OUTPUT_DIR)
-    explicit = explicit_keys(file, opts)
+    explicit = own_data.explicit_keys(file, opts)
     if not args.eval_only:
         if not args.config_file:
             logger.info("No config was named. For this data and device: %s", file)
-        start_from_detector(cfg, file, explicit)
+        own_data.start_from_detector(cfg, file, explicit)
     args.config_file = file
     check = functools.partial(check_weights, for_inference=args.eval_only)
-    cfg = fit_to_data(cfg, check=None if args.resume else check)
+    cfg = own_data.fit_to_data(cfg, check=None if args.resume else check)
     if not args.eval_only:
-        world_size = comm.get_world_size()
-        if any(map(is_source, cfg.DATASETS.TRAIN)):
-            images = len(load_train_dataset(cfg))
-            cfg = schedule_for(cfg, images, world_size, explicit, packaged_config(file))
+        processes = comm.get_world_size()
+        if any(map(own_data.is_source, cfg.DATASETS.TRAIN)):
+            images, packaged = len(load_train_dataset(cfg)), own_data.packaged_config(file)
+            cfg = own_data.schedule_for(cfg, images, processes, explicit, packaged)
         else:
-            cfg = scale_schedule(cfg, world_size)
+            cfg = scale_schedule(cfg, processes)
     cfg.freeze()
     default_setup(portable_config(cfg), args)
     return cfg
 
 
-def main(args: argparse.Namespace) -> None:
-    with kept_files():  # each annotation file is read once
-        cfg = setup(args)
-        trainer = None if args.eval_only else Trainer(cfg)
-    if trainer is None:
-        model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, for_inference=True)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = evaluate(model, cfg, cfg.DATASETS.TEST, cfg.MODEL.WEIGHTS)
-        if cfg.TEST.AUG.ENABLED:
-            results.update(Trainer.test_with_TTA(cfg, model))
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return
+def evaluate_only(args: argparse.Namespace, cfg: CfgNode) -> None:
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, for_inference=True)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = evaluate(model, cfg, cfg.DATASETS.TEST, cfg.MODEL.WEIGHTS)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+
+
+def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> None:
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
         logger.warning(
             "MODEL.WEIGHTS is empty, and MODEL.BACKBONE.FREEZE_AT %d keeps the first stages at "
@@ -106,18 +125,63 @@ def main(args: argparse.Namespace) -> None:
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
         )
     trainer.train()
-    finish(trainer, cfg)
+    evaluate_best(trainer, cfg)
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    parser = add_debug_flag(default_argument_parser(__doc__))
-    return add_data_arguments(add_training_arguments(parser))
+def evaluate_best(trainer: Trainer, cfg: CfgNode) -> None:
+    """Evaluate the best checkpoint: on DATASETS.TEST if it is not the last one, which has been
+    evaluated, and on DATASETS.FINAL_TEST. Then write the report."""
+    weights = Path(cfg.OUTPUT_DIR, "model_final.pth")
+    best = weights.with_name("model_best.pth")
+    # A file that this run has not kept is of an earlier one in the folder.
+    is_kept = bool(cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST)
+    # The main process alone is sure to see its file.
+    checkpoint = from_main_process(
+        lambda: _weights_of(best) if is_kept and best.is_file() else None
+    )
+    names = list(cfg.DATASETS.FINAL_TEST)
+    if checkpoint is not None:
+        Checkpointer(trainer.model).model.load_state_dict(checkpoint["model"])
+        if checkpoint["iteration"] != trainer.max_iter - 1:
+            names += cfg.DATASETS.TEST
+            logger.info("Evaluating %s", best)
+        weights = best
+    evaluate(trainer.model, cfg, names, str(weights))
 
 
-def invoke_main() -> None:
-    args = argument_parser().parse_args()
+def _weights_of(file: Path) -> dict[str, Any]:
+    checkpoint = read_checkpoint(str(file))
+    return {name: checkpoint[name] for name in ("model", "iteration")}
+
+
+def evaluate(model: nn.Module, cfg: CfgNode, names: Sequence[str], weights: str) -> dict[str, Any]:
+    """Evaluate ``model`` on the datasets ``names``, and report on all that have been evaluated."""
+    evaluated = cfg.clone()
+    evaluated.defrost()
+    evaluated.DATASETS.TEST = tuple(names)
+    evaluators = [Trainer.build_evaluator(cfg, name) for name in names]
+    results = Trainer.test(evaluated, model, evaluators) if names else {}
+    if comm.is_main_process():
+        report.try_report(cfg, weights)
+    return results
+
+
+def run(args: argparse.Namespace) -> None:
+    """What each process does."""
+    cfg, file, opts = read_config(args)
+    with contextlib.nullcontext() if args.eval_only else locked_output(cfg.OUTPUT_DIR):
+        with own_data.kept_files():  # each annotation file is read once
+            cfg = setup(args, cfg, file, opts)
+            trainer = None if args.eval_only else Trainer(cfg)
+        if trainer is None:
+            evaluate_only(args, cfg)
+        else:
+            train(args, cfg, trainer)
+
+
+def main(args: argparse.Namespace) -> None:
     launch(
-        main,
+        run,
         args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -127,4 +191,4 @@ def invoke_main() -> None:
 
 
 if __name__ == "__main__":
-    invoke_main()
+    main(parse("train"))

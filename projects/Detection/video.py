@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from gnws_d2.errors import GnwsError
+from gnws_d2.errors import FileError
 from gnws_d2.projects.detection.inputs import Frame
 
 logger = logging.getLogger("gnws_d2.demo")
@@ -21,21 +21,17 @@ WINDOW = "gnws_d2: Esc ends"
 ESCAPE = 27
 
 
-class VideoError(GnwsError, OSError):
-    """A video that cannot be read or written."""
-
-
 @contextmanager
 def opened(source: str) -> Iterator[Any]:
     """A ``cv2.VideoCapture`` of a file, an address, or the number of a camera."""
     is_camera = source.isdigit()
     if not is_camera and "://" not in source and not Path(source).is_file():
-        raise VideoError(f"{source} is not a file. Correct its path.")
+        raise FileError(f"{source} is not a file. Correct its path.")
     capture = cv2.VideoCapture(int(source) if is_camera else source)
     try:
         if not capture.isOpened():
             kind = f"camera {source}" if is_camera else source
-            raise VideoError(
+            raise FileError(
                 f"{kind} cannot be opened. Check that it works in another program, and that the "
                 "OpenCV here knows its format."
             )
@@ -78,7 +74,7 @@ class VideoFile:
                 str(self.file), codec, self._frames_per_second, self._size
             )
             if not self._writer.isOpened():
-                raise VideoError(f"{self.file} cannot be written. Choose another folder.")
+                raise FileError(f"{self.file} cannot be written. Choose another folder.")
         if (width, height) != self._size:  # OpenCV would leave the frame out in silence
             rgb = cv2.resize(rgb, self._size)
         self._writer.write(np.ascontiguousarray(rgb[:, :, ::-1]))

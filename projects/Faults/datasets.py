@@ -16,12 +16,13 @@ from PIL import Image
 from trials import Trial, Wrong
 
 from gnws_d2 import load_config
-from gnws_d2.data import coco_truth, digits, fit_to_data
-from gnws_d2.data.errors import DatasetError
 from gnws_d2.data.filter import load_train_dataset
 from gnws_d2.data.images import NamingMapper, read_image
-from gnws_d2.data.loading import dataset_errors
-from gnws_d2.data.resize import build_train_mapper
+from gnws_d2.data.load import dataset_errors
+from gnws_d2.data.mapper import build_train_mapper
+from gnws_d2.errors import DatasetError
+from gnws_d2.projects import digits
+from gnws_d2.projects.own_data import coco_truth, fit_to_data
 
 NAME = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 NAN, INF = float("nan"), float("inf")

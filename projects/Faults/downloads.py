@@ -15,9 +15,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # whose ser
 from server import fail, redirect, running, say, send
 from trials import Trial
 
+from gnws_d2.errors import FileError
 from gnws_d2.model_zoo import download as module
 from gnws_d2.model_zoo import fetch as fetching
-from gnws_d2.model_zoo.download import DownloadError, download
+from gnws_d2.model_zoo.download import download
 from gnws_d2.model_zoo.published import published
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -106,7 +107,7 @@ def tolerable(rng: random.Random, folder: Path) -> str:
     answers = [*rng.sample(answers, rng.randint(0, 2)), good(rng)]
     try:
         return _download(rng, folder, answers)
-    except DownloadError as error:
+    except FileError as error:
         return f"did not arrive: {error}"
 
 
@@ -122,7 +123,7 @@ def _download(rng: random.Random, folder: Path, answers: list[Callable[[Any], No
         server.answers = {"/file": answers, "/none": [fail(404)]}
         try:
             download(f"{server.url}/file", file, SHA256[: rng.choice((8, 64))])
-        except DownloadError:
+        except FileError:
             if (file.read_bytes() if file.exists() else None) != before:
                 return "a failed download changed the file"
             raise
@@ -166,7 +167,7 @@ def mirrors(rng: random.Random, folder: Path) -> str:
     ):
         try:
             fetching.fetch(entry)
-        except DownloadError:
+        except FileError:
             if entry.url in asked:
                 return "the official address was asked"
             raise

@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import random
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tabulate import tabulate
-from trials import OUTCOMES, SURVIVED, Task, run
+from trials import LOST, SURVIVED, Unavailable, perform, run
 
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
@@ -30,50 +30,47 @@ CORPORA = ("configs", "checkpoints", "datasets", "downloads", "kills", "machines
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENT, COUNTS = DOCS / "reliability.md", DOCS / "reliability.json"
 
-
-def tasks_of(corpora: list[str], scale: float) -> list[Task]:
-    """The trials of all corpora that can run here; a corpus may have a function ``unavailable``."""
-    tasks = []
-    for corpus in corpora:
-        module = importlib.import_module(corpus)
-        if reason := getattr(module, "unavailable", str)():
-            print(f"{corpus} skipped: {reason}", file=sys.stderr)
-            continue
-        for kind, (count, _) in module.CLASSES.items():
-            tasks += [Task(corpus, kind, i) for i in range(max(1, round(count * scale)))]
-    return tasks
+Counts = dict[str, dict[str, Mapping[str, int]]]  # corpus -> class -> outcome -> trials
 
 
-def table(counts: dict[str, dict[str, dict[str, int]]]) -> str:
-    rows = []
+def attack(corpus: str, seed: int, scale: float) -> dict[str, Mapping[str, int]]:
+    """The outcomes of each class; {} if the corpus cannot run here. Those lost are printed."""
+    module = importlib.import_module(corpus)
+    try:
+        getattr(module, "prepare", list)()  # once, for all its trials
+    except Unavailable as reason:
+        print(f"{corpus} skipped: {reason}", file=sys.stderr)
+        return {}
+    counts = {kind: Counter() for kind in module.CLASSES}
+    for kind, (trials, _) in module.CLASSES.items():
+        for index in range(max(1, round(trials * scale))):
+            outcome, detail = run(f"{corpus}/{kind}/{index}", seed)
+            counts[kind][outcome] += 1
+            if outcome in LOST:
+                print(f"{outcome}: {corpus}/{kind}/{index}: {detail}", flush=True)
+    return counts
+
+
+def table(counts: Counts) -> str:
+    rows: list[list] = []
     for corpus, kinds in counts.items():
         for kind, found in kinds.items():
             survived = sum(found.get(outcome, 0) for outcome in SURVIVED)
-            others = [found.get(outcome, 0) for outcome in OUTCOMES[len(SURVIVED) :]]
-            rows.append([corpus, kind, sum(found.values()), survived, *others])
-    total = ["all", "", *map(sum, zip(*(row[2:] for row in rows), strict=True))]
+            lost = [found.get(outcome, 0) for outcome in LOST]
+            rows.append([corpus, kind, sum(found.values()), survived, *lost])
+    rows.append(["all", "", *map(sum, zip(*(row[2:] for row in rows), strict=True))])
     header = ["corpus", "class", "trials", "survived", "silently wrong", "hang", "crash"]
-    return tabulate([*rows, total], [*header, "bare traceback"], tablefmt="github")
+    return tabulate(rows, [*header, "bare traceback"], tablefmt="github")
 
 
-def keep(counts: dict[str, dict[str, dict[str, int]]]) -> None:
-    for file, text in (
-        (COUNTS, json.dumps(counts, indent=1) + "\n"),
-        (
-            DOCUMENT,
-            replace_marked(DOCUMENT.read_text(encoding="utf-8"), "faults", table(counts)),
-        ),
-    ):
+def keep(counts: Counts) -> None:
+    """Write the counts, and those kept of other corpora, into the two documents."""
+    counts = json.loads(COUNTS.read_text(encoding="utf-8")) | counts
+    counts = {corpus: counts[corpus] for corpus in CORPORA if corpus in counts}
+    document = replace_marked(DOCUMENT.read_text(encoding="utf-8"), "faults", table(counts))
+    for file, text in ((COUNTS, json.dumps(counts, indent=1) + "\n"), (DOCUMENT, document)):
         with atomic_write(file) as partial:
             partial.write_text(text, encoding="utf-8")
-
-
-def only(name: str, seed: int) -> None:
-    corpus, kind, index = name.split("/")
-    task = Task(corpus, kind, int(index))
-    trial = importlib.import_module(corpus).CLASSES[kind][1]
-    with tempfile.TemporaryDirectory() as folder:
-        print(trial(random.Random(f"{seed}/{task}"), Path(folder)) or "right")
 
 
 def main() -> int:
@@ -83,34 +80,21 @@ def main() -> int:
     parser.add_argument("corpora", nargs="*", metavar="CORPUS", help=f"of {', '.join(CORPORA)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of trials")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     parser.add_argument("--only", metavar="TRIAL", help="run one, as the output names it")
     args = parser.parse_args()
     if unknown := set(args.corpora) - set(CORPORA):
         parser.error(f"no such corpus: {', '.join(unknown)}; choose from {', '.join(CORPORA)}")
     if args.only:
-        only(args.only, args.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            print(perform(args.only, args.seed, Path(folder)) or "right")
         return 0
-    corpora = args.corpora or list(CORPORA)
-    found: dict[tuple[str, str], Counter[str]] = {}
-    for result in run(tasks_of(corpora, args.scale), args.seed, args.jobs):
-        task = result.task
-        found.setdefault((task.corpus, task.kind), Counter())[result.outcome] += 1
-        if result.outcome not in SURVIVED:
-            print(f"{result.outcome}: {task}: {result.detail}", flush=True)
-    corpora = [corpus for corpus in corpora if any(corpus == tried for tried, _ in found)]
-    counts = {} if args.dry_run or not COUNTS.exists() else json.loads(COUNTS.read_text())
-    for corpus in corpora:
-        kinds = importlib.import_module(corpus).CLASSES
-        counts[corpus] = {k: dict(sorted(found[corpus, k].items())) for k in kinds}
-    counts = {corpus: counts[corpus] for corpus in CORPORA if corpus in counts}
-    print(json.dumps({corpus: counts[corpus] for corpus in corpora}, indent=1))
+    counts = {c: attack(c, args.seed, args.scale) for c in args.corpora or CORPORA}
+    counts = {corpus: kinds for corpus, kinds in counts.items() if kinds}
     print(table(counts))
     if not args.dry_run:
         keep(counts)
-    lost = sum(n for kinds in found.values() for o, n in kinds.items() if o not in SURVIVED)
-    return 1 if lost else 0
+    return int(any(kind[outcome] for c in counts.values() for kind in c.values() for outcome in LOST))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import training
 from trials import Trial
 
 from gnws_d2 import files
-from gnws_d2.checkpoint.files import read_checkpoint, write_checkpoint
+from gnws_d2.checkpoint.serialization import read_checkpoint, write_checkpoint
 
 
 def while_writing(rng: random.Random, folder: Path) -> str:

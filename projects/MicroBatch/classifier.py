@@ -3,85 +3,61 @@
 FashionMNIST, which torchvision downloads into $GNWS_D2_CACHE.
 
     python projects/MicroBatch/classifier.py --output output/micro_batch
-
-Started again, it runs only what is missing.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.solver import WarmupParamScheduler
-from experiment import MOVING_SPEED, Job, Preset
+from experiment import MOVING_SPEED, Job, Preset, command
 from fvcore.common.param_scheduler import CosineParamScheduler
-from run import command
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
 
-from gnws_d2.cache import cache_path
-from gnws_d2.data.digits.scans import load_scans
+from gnws_d2.files import cache_path
 from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, convert
+from gnws_d2.projects.digits.scans import load_scans
 
-GRID = Preset(lr_grid=(0.05, 0.1, 0.2), seeds=1, first_seed=100, batches=(2,))
+LR_GRID = (0.05, 0.1, 0.2)
+FASHION_LR_GRID = (0.0125, 0.025, *LR_GRID)
 EXPERIMENTS = {
-    "classifier_lr": replace(GRID, images=2880),
-    "classifier": Preset(images=2880, seeds=3),
-    "fashion_lr": replace(GRID, images=2400, lr_grid=(0.0125, 0.025, 0.05, 0.1, 0.2)),
-    "fashion": Preset(images=2400, seeds=3),
+    "classifier_lr": Preset(images=2880, lrs=LR_GRID, batches=(2,), seeds=(100,)),
+    "classifier": Preset(images=2880),
+    "fashion_lr": Preset(images=2400, lrs=FASHION_LR_GRID, batches=(2,), seeds=(100,)),
+    "fashion": Preset(images=2400),
 }
 FASHION_TEST_IMAGES = 2000
-GROUP = 8  # channels that GN and BCN normalize together
+GROUP = 8  # the number of channels that GN and BCN normalize together
 NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "BN": nn.BatchNorm2d,
     "GN": lambda channels: nn.GroupNorm(channels // GROUP, channels),
     "BCN": lambda channels: BatchChannelNorm2d(channels, channels // GROUP, estimate=True),
 }
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, 1, H, W), classes (N,)
-
-
-class Block(nn.Module):
-    """A basic residual block, with a convolution for its shortcut where ``stride`` is 2."""
-
-    def __init__(
-        self, channels: int, out: int, stride: int, norm: Callable[[int], nn.Module]
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
-        self.norm1 = norm(out)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.norm2 = norm(out)
-        self.shortcut = nn.Identity()
-        if stride > 1:
-            conv = nn.Conv2d(channels, out, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, norm(out))
-        self.relu2 = nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.relu1(self.norm1(self.conv1(x)))
-        return self.relu2(self.norm2(self.conv2(y)) + self.shortcut(x))
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W), classes (N,)
+Observe = Callable[[int, nn.Module], None]
 
 
 def build_classifier(norm: str) -> nn.Sequential:
-    """The network with a norm of NORMS; takes (N, 1, H, W), returns (N, 10)."""
+    """The network with one of NORMS. It takes (N, 1, H, W) and returns (N, 10)."""
     layer = NORM_LAYERS[norm.removesuffix("+WS")]
-    model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1, 1, bias=False),
-        layer(32),
-        nn.ReLU(),
-        Block(32, 32, 1, layer),
-        Block(32, 64, 2, layer),
-        Block(64, 128, 2, layer),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(128, 10),
-    )
+
+    def block(channels: int, out: int) -> BasicBlock:
+        if channels == out:
+            return BasicBlock(out, out, norm_layer=layer)
+        shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, 2, bias=False), layer(out))
+        return BasicBlock(channels, out, 2, shortcut, norm_layer=layer)
+
+    stem = (nn.Conv2d(1, 32, 3, 1, 1, bias=False), layer(32), nn.ReLU())
+    blocks = (block(32, 32), block(32, 64), block(64, 128))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+    model = nn.Sequential(*stem, *blocks, *head)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -92,17 +68,16 @@ def build_classifier(norm: str) -> nn.Sequential:
 
 @functools.cache
 def load(split: str, fashion: bool = False) -> Batch:
-    """Images of mean 0 and variance 1 over "train", and their classes: (1438, 1, 8, 8) scans, or
-    (60000, 1, 14, 14) of FashionMNIST at half its size.
+    """Images and classes. Over "train", the images have mean 0 and variance 1.
 
     Args:
-        split: "train", or "val": 359 other scans, the first of FashionMNIST's test images.
+        split: "train": 1438 scans of 8x8, or 60000 images of FashionMNIST at half their size,
+            14x14. "val": 359 other scans, or the first FASHION_TEST_IMAGES test images.
+        fashion: FashionMNIST instead of the scans.
     """
-    (train, _), (images, labels) = (
-        load_fashion(name) if fashion else load_ink(name) for name in ("train", split)
-    )
-    mean, std = train.numpy().mean(), train.numpy().std()
-    return (images - mean) / std, labels
+    read = load_fashion if fashion else load_ink
+    train, (images, labels) = read("train")[0].numpy(), read(split)
+    return (images - train.mean()) / train.std(), labels
 
 
 def load_ink(split: str) -> Batch:
@@ -113,15 +88,15 @@ def load_ink(split: str) -> Batch:
 def load_fashion(split: str) -> Batch:
     from torchvision.datasets import FashionMNIST
 
-    whole = FashionMNIST(str(cache_path()), train=split == "train", download=True)
+    data = FashionMNIST(str(cache_path()), train=split == "train", download=True)
     chosen = slice(None if split == "train" else FASHION_TEST_IMAGES)
-    images = whole.data[chosen].unsqueeze(1).float() / 255
-    return F.avg_pool2d(images, 2), whole.targets[chosen]
+    images = data.data[chosen].unsqueeze(1).float() / 255
+    return F.avg_pool2d(images, 2), data.targets[chosen]
 
 
 def batches(job: Job, data: Batch) -> Iterator[Batch]:
-    """The images of a training, epoch after epoch in random order. The order is that of the seed,
-    whatever the batch."""
+    """The batches of a training, epoch after epoch in random order. The order depends on the seed,
+    not on the batch."""
     images, labels = data
     rng = np.random.default_rng((job.seed, 1))
     epochs = -(-job.images // len(labels))
@@ -130,12 +105,7 @@ def batches(job: Job, data: Batch) -> Iterator[Batch]:
         yield images[chosen], labels[chosen]
 
 
-def optimize(
-    model: nn.Module,
-    data: Batch,
-    job: Job,
-    observe: Callable[[int, nn.Module], None] = lambda *_: None,
-) -> None:
+def optimize(model: nn.Module, data: Batch, job: Job, observe: Observe = lambda *_: None) -> None:
     """Train a model to classify.
 
     Args:
@@ -163,17 +133,14 @@ def optimize(
 
 
 def forget_running_statistics(model: nn.Module) -> bool:
-    """Let every BN of ``model`` normalize by the statistics of its batch in evaluation too; the
-    estimates of BCN, its statistics in training, stay.
+    """Let every BN of ``model`` use the statistics of its batch in evaluation too. BCN keeps its
+    estimates, which it also uses in training.
 
     Returns:
-        Whether there was one.
+        Whether the model has a BN.
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and not isinstance(module, EstimatedBatchNorm2d)
-    ]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [norm for norm in norms if not isinstance(norm, EstimatedBatchNorm2d)]
     for norm in norms:
         norm.running_mean = norm.running_var = None
     return bool(norms)
@@ -181,14 +148,14 @@ def forget_running_statistics(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Batch, batch: int = 512) -> float:
-    """In percent, in evaluation mode, ``batch`` images at a time."""
+    """Accuracy in percent, in evaluation mode, ``batch`` images at a time."""
     images, labels = data
     found = torch.cat([model.eval()(part).argmax(1) for part in images.split(batch)])
     return 100 * (found == labels).float().mean().item()
 
 
-def fit(job: Job, observe: Callable[[int, nn.Module], None] = lambda *_: None) -> nn.Sequential:
-    """Train the network of a job; see :func:`optimize`."""
+def fit(job: Job, observe: Observe = lambda *_: None) -> nn.Sequential:
+    """The trained network of a job; see :func:`optimize`."""
     torch.manual_seed(job.seed)
     model = build_classifier(job.norm)
     optimize(model, load("train", job.experiment.startswith("fashion")), job, observe)

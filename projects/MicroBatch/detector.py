@@ -3,7 +3,7 @@
 
     python projects/MicroBatch/detector.py --output output/micro_batch
 
-Started again, it runs only what is missing.
+The config, except for the norm and the schedule, is faster_rcnn_R_18_FPN.yaml.
 """
 
 from __future__ import annotations
@@ -24,42 +24,41 @@ from detectron2.evaluation import inference_on_dataset
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone import build_resnet_backbone
-from experiment import REFERENCE_BATCH, Job, Preset
-from run import command
+from experiment import REFERENCE_BATCH, Job, Preset, command
 from torch import nn
 
 import gnws_d2
-from gnws_d2.data.digits import make_digits
 from gnws_d2.engine import Trainer
+from gnws_d2.projects.digits import make_digits
 
 LR_GRID = (0.03, 0.06, 0.12)
-# A learning rate for each norm, chosen with a seed of its own; then equal images for all batches,
-# and equal steps: those of a batch of 4.
+# The learning rate of each norm, chosen with a seed of its own; then all batches with equal images,
+# and with the steps of a batch of 4.
 EXPERIMENTS = {
-    "detector_lr": Preset(images=5120, lr_grid=LR_GRID, seeds=1, first_seed=100, batches=(2,)),
-    "detector": Preset(images=5120, seeds=3),
-    "detector_steps": Preset(steps=1280, seeds=3, batches=(1, 2)),
+    "detector_lr": Preset(images=5120, lrs=LR_GRID, batches=(2,), seeds=(100,)),
+    "detector": Preset(images=5120),
+    "detector_steps": Preset(steps=1280, batches=(1, 2)),
 }
-WARMUP = 0.1  # of the images
+WARMUP = 0.1  # share of the images
 CONFIG = Path(__file__).with_name("faster_rcnn_R_18_FPN.yaml")
-PARTS = ["stem", "backbone", "fpn", "box_head"]  # those with a norm
+PARTS = ["stem", "backbone", "fpn", "box_head"]  # all that have a norm
 
 
 def load_digits_of_one_class(split: str) -> list[dict[str, Any]]:
-    """Digits of "train" or "val" with boxes of one class, which is learnt from fewer images: what
-    a digit is called takes thousands."""
+    """Digits of "train" or "val" with boxes of one class: telling ten classes apart would take
+    thousands of images more."""
     records = DatasetCatalog.get(f"digits_{split}")
     for record in records:
-        boxes = record["annotations"]
         record["annotations"] = [
-            {"bbox": box["bbox"], "bbox_mode": box["bbox_mode"], "category_id": 0} for box in boxes
+            {"bbox": box["bbox"], "bbox_mode": box["bbox_mode"], "category_id": 0}
+            for box in record["annotations"]
         ]
     return records
 
 
 def register() -> None:
-    """Register Digits of one class, again for every job: the evaluator writes an annotation file
-    into the folder of its job, and records where."""
+    """Register Digits of one class. Each job does it again, because the evaluator writes an
+    annotation file into the folder of its job and keeps the path in the metadata."""
     for split in ("train", "val"):
         name = f"digits_of_one_class_{split}"
         if name not in DatasetCatalog:
@@ -70,7 +69,7 @@ def register() -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_two_level_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Detectron2's ResNet with FPN, without the level p6, which wants p5."""
+    """Detectron2's ResNet with FPN, without the level p6, which needs p5."""
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -81,7 +80,7 @@ def build_two_level_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 def job_config(job: Job, folder: str) -> CfgNode:
-    """The config of a job, which writes into ``folder``. The Trainer scales it to the batch."""
+    """The config of a job that writes into ``folder``; the Trainer scales it to the batch."""
     norm = {"BCN": "EstBCN"}.get(job.norm_layer, job.norm_layer)
     steps = job.images // REFERENCE_BATCH
     opts: list[Any] = ["OUTPUT_DIR", folder, "SEED", job.seed, "SOLVER.MAX_ITER", steps]
@@ -90,17 +89,7 @@ def job_config(job: Job, folder: str) -> CfgNode:
     opts += ["MODEL.WS.PARTS", PARTS if job.standardized else []]
     for section in ("RESNETS", "FPN", "ROI_BOX_HEAD"):
         opts += [f"MODEL.{section}.NORM", norm]
-    cfg = gnws_d2.load_config(CONFIG, [str(word) for word in opts])
-    cfg.freeze()
-    return cfg
-
-
-def evaluate(trainer: Trainer, batch: int) -> dict[str, Any]:
-    """Box AP on the test images, ``batch`` at a time."""
-    cfg = trainer.cfg
-    (name,) = cfg.DATASETS.TEST
-    loader = build_detection_test_loader(cfg, name, batch_size=batch)
-    return inference_on_dataset(trainer.model, loader, trainer.build_evaluator(cfg, name))["bbox"]
+    return gnws_d2.load_config(CONFIG, [str(word) for word in opts])
 
 
 def train(
@@ -108,22 +97,28 @@ def train(
     config: Callable[[Job, str], CfgNode] = job_config,
     prepare: Callable[[Job, nn.Module], None] = lambda *_: None,
 ) -> list[dict[str, Any]]:
-    """Train and evaluate; a model that finds nothing has an AP of 0.
+    """Train and evaluate. A model that finds nothing has an AP of 0.
 
     Args:
-        config: of a job, and the folder that it writes into.
-        prepare: changes the model before it is trained.
+        config: the config of a job that writes into a folder.
+        prepare: changes the model before the training.
     """
     make_digits()
     register()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        trainer = Trainer(config(job, folder))
+        cfg = config(job, folder)
+        cfg.freeze()
+        trainer = Trainer(cfg)
         prepare(job, trainer.model)
         trainer.train()
         box = trainer._last_eval_results["bbox"]
         row = {name: box[name] for name in ("AP", "AP50")}
         if forget_running_statistics(trainer.model):
-            row["AP_batch_statistics"] = evaluate(trainer, job.batch)["AP"]
+            (name,) = cfg.DATASETS.TEST
+            loader = build_detection_test_loader(cfg, name, batch_size=job.batch)
+            evaluator = trainer.build_evaluator(cfg, name)
+            results = inference_on_dataset(trainer.model, loader, evaluator)
+            row["AP_batch_statistics"] = results["bbox"]["AP"]
     return [{name: 0.0 if math.isnan(value) else value for name, value in row.items()}]
 
 

@@ -1,11 +1,28 @@
-"""An experiment: the same training for every norm, number of images per step and seed."""
+"""Experiments: the same training for every norm, number of images per step and seed.
+
+Each training writes one JSON file. A training that has one is not run again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-REFERENCE_BATCH = 8  # images per step that the learning rate of a preset is meant for
+from tqdm import tqdm
+
+from gnws_d2.files import atomic_write
+
+REFERENCE_BATCH = 8  # images per step that a reference learning rate is meant for
 BATCHES = (1, 2, 4, 8)
 NORMS = ("BN", "GN", "GN+WS", "BCN", "BCN+WS")
 MOVING_SPEED = 0.1  # of the estimates of BCN; falls with the learning rate
@@ -16,12 +33,12 @@ class Job:
     """One training.
 
     Attributes:
-        experiment: its name, the first word of the file of its result.
-        norm: of NORMS, or what else the experiment compares.
+        experiment: the name of its experiment.
+        norm: one of NORMS, or what else the experiment compares.
         batch: images per step.
-        seed: of initial weights and of the order of the images.
-        images: seen in all, a multiple of every batch.
-        reference_lr: learning rate of a batch of REFERENCE_BATCH images.
+        seed: seed of the initial weights and of the order of the images.
+        images: the number of images seen, a multiple of ``batch``.
+        reference_lr: learning rate for REFERENCE_BATCH images per step.
     """
 
     experiment: str
@@ -31,26 +48,13 @@ class Job:
     images: int
     reference_lr: float
 
-    def __post_init__(self) -> None:
-        if self.images % self.batch:
-            raise ValueError(
-                f"{self.images} images are not a whole number of steps of {self.batch} images. "
-                f"Choose a multiple of {self.batch}."
-            )
-
-    @property
-    def name(self) -> str:
-        norm = self.norm.lower().replace("+", "_")
-        lr = f"lr{self.reference_lr:g}"
-        return f"{self.experiment}-{norm}-batch{self.batch}-{lr}-seed{self.seed}"
-
     @property
     def steps(self) -> int:
         return self.images // self.batch
 
     @property
     def lr(self) -> float:
-        """Scaled linearly with the batch."""
+        """The learning rate, scaled linearly with the batch."""
         return self.reference_lr * self.batch / REFERENCE_BATCH
 
     @property
@@ -61,38 +65,98 @@ class Job:
     def norm_layer(self) -> str:
         return self.norm.removesuffix("+WS")
 
+    def result_file(self, folder: Path) -> Path:
+        norm = self.norm.lower().replace("+", "_")
+        rate = f"lr{self.reference_lr:g}-images{self.images}"
+        return folder / f"{self.experiment}-{norm}-batch{self.batch}-{rate}-seed{self.seed}.json"
+
 
 @dataclass(frozen=True)
 class Preset:
-    """How much of an experiment is done.
+    """What an experiment compares: all combinations of ``lrs``, ``norms``, ``batches``, ``seeds``.
 
     Attributes:
-        seeds: how many.
-        images, reference_lr, norms, batches: as those of Job, several of the latter two.
-        first_seed: the smallest.
-        lr_grid: reference learning rates, each of which is tried, to choose one for each norm.
-        steps: of each job, whatever its batch, in place of ``images``.
+        images: the number of images that each job sees.
+        steps: the number of steps of each job, if ``images`` is 0.
+        lrs: reference learning rates; if empty, each norm has the best of the experiment before.
     """
 
-    seeds: int
     images: int = 0
-    reference_lr: float = 0.0
+    steps: int = 0
+    lrs: Sequence[float] = ()
     norms: Sequence[str] = NORMS
     batches: Sequence[int] = BATCHES
-    first_seed: int = 0
-    lr_grid: Sequence[float] = ()
-    steps: int = 0
+    seeds: Sequence[int] = (0, 1, 2)
 
-    def jobs(self, experiment: str, lrs: Mapping[str, float] | None = None) -> list[Job]:
-        """All jobs; whole seeds one after the other, so that a stopped run has whole tables.
-
-        Args:
-            lrs: the reference learning rate chosen for each norm.
-        """
+    def jobs(self, experiment: str, best_lrs: Mapping[str, float]) -> list[Job]:
         return [
-            Job(experiment, norm, batch, seed, self.steps * batch or self.images, lr)
-            for seed in range(self.first_seed, self.first_seed + self.seeds)
+            Job(experiment, norm, batch, seed, self.images or self.steps * batch, lr)
+            for seed in self.seeds
             for norm in self.norms
             for batch in self.batches
-            for lr in self.lr_grid or [lrs[norm] if lrs else self.reference_lr]
+            for lr in self.lrs or [best_lrs[norm]]
         ]
+
+
+# Trains and returns the measurements, as rows of a CSV file. Raises FloatingPointError if the
+# training diverges.
+Train = Callable[[Job], list[dict[str, Any]]]
+
+
+def run_job(train: Train, folder: Path, job: Job) -> None:
+    """Run one job and write its result. A diverged training is a result without rows."""
+    start = time.process_time()
+    diverged, rows = "", []
+    try:
+        rows = train(job)
+    except FloatingPointError as error:
+        diverged = str(error) or "not finite"
+    seconds = round(time.process_time() - start, 1)
+    result = {"job": asdict(job), "diverged": diverged, "cpu_seconds": seconds, "rows": rows}
+    with atomic_write(job.result_file(folder)) as unfinished:
+        unfinished.write_text(json.dumps(result), encoding="utf-8")
+
+
+def run_jobs(train: Train, jobs: Sequence[Job], folder: Path, processes: int) -> None:
+    """Run the jobs without a result, each in one thread. Errors other than divergence stop it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [job for job in jobs if not job.result_file(folder).exists()]
+    os.environ["OMP_NUM_THREADS"] = "1"  # the processes read it when they import torch
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        results = pool.map(partial(run_job, train, folder), waiting)
+        list(tqdm(results, total=len(waiting), unit="job"))
+
+
+def best_lrs(jobs: Sequence[Job], folder: Path, score: str) -> dict[str, float]:
+    """For each norm, the reference learning rate of the job with the highest score; diverged jobs
+    have the lowest."""
+
+    def score_of(job: Job) -> float:
+        rows = json.loads(job.result_file(folder).read_text(encoding="utf-8"))["rows"]
+        return rows[0][score] if rows else -math.inf
+
+    return {job.norm: job.reference_lr for job in sorted(jobs, key=score_of)}
+
+
+def command(doc: str | None, train: Train, presets: Mapping[str, Preset], score: str = "") -> None:
+    """The command line of a module.
+
+    Args:
+        doc: its description.
+        train: runs one job.
+        presets: the experiments, by name and in order. One with several learning rates chooses
+            those of the experiments after it, by the ``score`` of its results.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/micro_batch"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes")
+    args = parser.parse_args()
+    chosen: dict[str, float] = {}
+    for name, preset in presets.items():
+        jobs = preset.jobs(name, chosen)
+        run_jobs(train, jobs, args.output, args.jobs)
+        if len(preset.lrs) > 1:
+            chosen = best_lrs(jobs, args.output, score)
+    print(f"Results: {args.output}. Tables and plot: summary.py --results {args.output}")

@@ -12,99 +12,63 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart by the colour-blind; without WS in lighter ones, and dashed.
+# Okabe and Ito's colours, which the colour-blind can tell apart; without WS lighter and dashed.
 STYLES = {
-    "BN": ("#000000", "-", "o"),
-    "GN": ("#56B4E9", "--", "s"),
-    "GN+WS": ("#0072B2", "-", "s"),
-    "BCN": ("#E69F00", "--", "^"),
-    "BCN+WS": ("#D55E00", "-", "^"),
+    "BN": {"color": "#000000", "linestyle": "-", "marker": "o"},
+    "GN": {"color": "#56B4E9", "linestyle": "--", "marker": "s"},
+    "GN+WS": {"color": "#0072B2", "linestyle": "-", "marker": "s"},
+    "BCN": {"color": "#E69F00", "linestyle": "--", "marker": "^"},
+    "BCN+WS": {"color": "#D55E00", "linestyle": "-", "marker": "^"},
 }
-plt.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 10,
-        "axes.titlelocation": "left",
-        "figure.constrained_layout.use": True,
-        "svg.hashsalt": "gnws_d2",  # the same file every time
-    }
-)
+SETTINGS = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "gnws_d2",  # the same file every time
+}
 
-# For each norm, an array of (seeds, points); NaN where a job diverged or was not run.
-Lines = Mapping[str, np.ndarray]
+# For each norm and batch, the scores of all seeds; NaN where a job diverged.
+Lines = Mapping[str, Sequence[Sequence[float]]]
 
 
-def mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Over seeds, (seeds, points), those without a result left out; NaN where none has one, and a
-    deviation of 0 where one has."""
-    finite = np.ma.masked_invalid(values)
-    std = finite.std(axis=0, ddof=1) if len(values) > 1 else 0 * finite[0]
-    mean = finite.mean(axis=0)
-    return np.ma.filled(mean, np.nan), np.where(np.ma.getmaskarray(mean), np.nan, std.filled(0))
-
-
-def label_lines(axes: Axes, lines: Lines) -> None:
-    """Name each line at its right end, in its colour, the names moved apart where they would touch;
-    one without a result at the bottom. Call it when the limits of ``axes`` are set."""
+def label_lines(axes: Axes, ends: Mapping[str, float]) -> None:
+    """Name each line at its right end, at ``ends`` on the y axis, in its colour. Names that would
+    overlap are moved up. The limits of ``axes`` must be final."""
     to_share = axes.transAxes.inverted().transform
-    ends, names = {}, {}
-    for norm, values in lines.items():
-        mean = mean_and_std(values)[0]
-        last = mean[np.isfinite(mean)][-1:]
-        names[norm] = norm if len(last) else f"{norm} diverged"
-        ends[norm] = to_share(axes.transData.transform((1, last[0])))[1] if len(last) else 0.0
-    norms = sorted(ends, key=lambda norm: ends[norm])
     gap = 12 / (axes.get_position().height * axes.figure.get_figheight() * 72)
-    places: list[float] = []
-    for norm in norms:
-        places.append(max(ends[norm], places[-1] + gap) if places else ends[norm])
-    excess = max(0.0, places[-1] - 1) if places else 0.0
-    for i in reversed(range(len(places))):  # down again from the top
-        above = places[i + 1] - gap if i + 1 < len(places) else places[i] - excess
-        places[i] = min(places[i], above)
-    for norm, place in zip(norms, places, strict=True):
-        axes.annotate(
-            names[norm],
-            xy=(1, place),
-            xytext=(6, 0),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="center",
-            color=STYLES[norm][0],
-            fontsize=9,
-            annotation_clip=False,
-        )
+    place = -np.inf
+    for norm in sorted(ends, key=ends.get):
+        end = to_share(axes.transData.transform((1, ends[norm])))[1]
+        place = max(end, place + gap)
+        text = {"color": STYLES[norm]["color"], "fontsize": 9, "va": "center"}
+        axes.annotate(norm, (1, place), (6, 0), "axes fraction", "offset points", **text)
 
 
+@plt.rc_context(SETTINGS)
 def scores_against_batch(batches: Sequence[int], panels: Mapping[str, Lines], file: Path) -> None:
-    """Write ``file``.png and ``file``.svg: scores of every norm against the images per step, a
-    panel for each experiment by its title; means over seeds with bars of a standard deviation."""
+    """Write ``file``.png and ``file``.svg: the scores of every norm against the images per step,
+    one panel for each title. Points are means over seeds, bars their standard deviation."""
     figure, grid = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.8), squeeze=False)
+    sizes = {"linewidth": 1.6, "markersize": 5, "capsize": 2}
+    ends = []
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
         axes.set_xscale("log", base=2)
-        for i, (norm, values) in enumerate(lines.items()):
-            colour, dash, mark = STYLES[norm]
-            aside = 1.03 ** (i - (len(lines) - 1) / 2)  # so that bars do not cover each other
-            mean, std = mean_and_std(values)
-            bars = axes.errorbar(
-                np.asarray(batches) * aside,
-                mean,
-                std,
-                color=colour,
-                linestyle=dash,
-                linewidth=1.6,
-                marker=mark,
-                markersize=5,
-                capsize=2,
-            )
+        means = {norm: [np.nanmean(seeds) for seeds in scores] for norm, scores in lines.items()}
+        for i, (norm, scores) in enumerate(lines.items()):
+            # The lines lie side by side, so that bars do not cover each other.
+            places = np.asarray(batches) * 1.03 ** (i - (len(lines) - 1) / 2)
+            stds = [np.nanstd(seeds, ddof=1) for seeds in scores]
+            bars = axes.errorbar(places, means[norm], stds, **STYLES[norm], **sizes)
             bars[-1][0].set_linestyle("-")
+        ends.append({norm: line[-1] for norm, line in means.items()})
         axes.set_xticks(batches, [str(b) for b in batches])
         axes.set(xlabel="images per step", title=title)
     figure.draw_without_rendering()
-    for axes, lines in zip(grid[0], panels.values(), strict=True):
-        label_lines(axes, lines)
+    for axes, of_norms in zip(grid[0], ends, strict=True):
+        label_lines(axes, of_norms)
     figure.savefig(file.with_suffix(".png"), dpi=130)
     figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

@@ -4,14 +4,12 @@ trained to classify digits.
 
     python projects/MicroBatch/finetune.py --output output/micro_batch
 
-Compared, each with the frozen stem and first stage of Detectron2's default:
+The stem and the first stage are frozen, as is Detectron2's default. It compares:
 
 - FrozenBN: a backbone trained with BN, whose statistics and affine parameters are constants, and no
-  norm in FPN and head, as Detectron2's model zoo has it;
-- BN: the same, but with BN training on in the backbone's other stages;
-- GN+WS in the backbone, FPN and head.
-
-Started again, it runs only what is missing.
+  norm in the FPN and the head, as in Detectron2's model zoo;
+- BN: the same, but BN is trained in the backbone's other stages;
+- GN+WS in the backbone, the FPN and the head.
 """
 
 from __future__ import annotations
@@ -27,37 +25,31 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
-from experiment import Job, Preset
-from run import command
+from experiment import Job, Preset, command
 from torch import nn
 from torch.nn import functional as F
 
-from gnws_d2.data.digits import make_digits
 from gnws_d2.files import atomic_write
+from gnws_d2.projects.digits import make_digits
 
 NORMS = ("FrozenBN", "BN", "GN+WS")
 EXPERIMENTS = {
     "pretrain": Preset(
-        images=12800, reference_lr=0.0125, seeds=1, norms=("BN", "GN+WS"), batches=(32,)
+        images=12800, lrs=(0.0125,), norms=("BN", "GN+WS"), batches=(32,), seeds=(0,)
     ),
     "finetune_lr": Preset(
-        images=1600,
-        lr_grid=detector.LR_GRID,
-        seeds=1,
-        first_seed=100,
-        norms=NORMS,
-        batches=(2,),
+        images=1600, lrs=detector.LR_GRID, norms=NORMS, batches=(2,), seeds=(100,)
     ),
-    "finetune": Preset(images=1600, seeds=3, norms=NORMS, batches=(1, 2)),
+    "finetune": Preset(images=1600, norms=NORMS, batches=(1, 2)),
 }
 WEIGHTS = Path("output/micro_batch_weights")
-CROP = 32  # pixels; the digits of the detector have 18 to 38
+CROP = 32  # pixels; the digits that the detector sees have 18 to 38
 
 
 @functools.cache
 def crops(split: str) -> Batch:
-    """All digits of "train" or "val" with some ground around, (N, 3, CROP, CROP) RGB, and their
-    classes."""
+    """All digits of "train" or "val" with an eighth of their size added on each side, as RGB
+    (N, 3, CROP, CROP), and their classes (N,)."""
     make_digits()
     images, labels = [], []
     for record in DatasetCatalog.get(f"digits_{split}"):
@@ -74,11 +66,9 @@ def crops(split: str) -> Batch:
 
 def job_config(job: Job, folder: str) -> CfgNode:
     cfg = detector.job_config(job, folder)
-    cfg.defrost()
     cfg.MODEL.BACKBONE.FREEZE_AT = 2 if job.experiment != "pretrain" else 0
     if not job.standardized:
         cfg.MODEL.FPN.NORM = cfg.MODEL.ROI_BOX_HEAD.NORM = ""
-    cfg.freeze()
     return cfg
 
 
@@ -87,7 +77,7 @@ def weights_file(norm: str) -> Path:
 
 
 class Classifier(nn.Module):
-    """The backbone of a detector with a linear layer; takes RGB, (N, 3, H, W)."""
+    """The backbone of a detector with a linear layer; takes RGB (N, 3, H, W), returns (N, 10)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -107,19 +97,17 @@ def pretrain(job: Job) -> list[dict[str, Any]]:
     model = Classifier(build_model(job_config(job, "")))
     optimize(model, crops("train"), job)
     WEIGHTS.mkdir(parents=True, exist_ok=True)
-    with atomic_write(weights_file(job.norm)) as partial:
-        torch.save(model.backbone.state_dict(), partial)
+    with atomic_write(weights_file(job.norm)) as unfinished:
+        torch.save(model.backbone.state_dict(), unfinished)
     return [{"accuracy": accuracy(model, crops("val"))}]
 
 
 def load_backbone(job: Job, model: nn.Module) -> None:
-    state = torch.load(weights_file(job.norm))
-    missing, unexpected = model.backbone.bottom_up.load_state_dict(state, strict=False)
-    # FrozenBatchNorm2d does not count batches.
-    if wrong := [k for k in missing + unexpected if not k.endswith("num_batches_tracked")]:
-        raise ValueError(
-            f"{weights_file(job.norm)} does not fit the backbone of {job.name}: {wrong}."
-        )
+    backbone = model.backbone.bottom_up
+    wanted = backbone.state_dict()
+    saved = torch.load(weights_file(job.norm))
+    # FrozenBatchNorm2d has no num_batches_tracked.
+    backbone.load_state_dict({name: value for name, value in saved.items() if name in wanted})
 
 
 def train(job: Job) -> list[dict[str, Any]]:

@@ -1,40 +1,27 @@
 #!/usr/bin/env python3
-"""docs/micro-batch.md and its plot, from the results of the experiments.
+"""Writes the tables and the plot of docs/micro-batch.md.
 
     python projects/MicroBatch/summary.py --results output/micro_batch
     python projects/MicroBatch/summary.py    # from the CSV files as they are
 
-The results go into CSV files in docs/micro-batch; everything else is made from those: the tables
-between the document's marks, and the plot.
+The results of the experiments become CSV files in docs/micro-batch. The tables between the
+document's marks and the plot are made from those.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import figures
 import numpy as np
-from doc_tables import (
-    ORDER,
-    SCORES,
-    Rows,
-    batch_statistics_table,
-    channels_table,
-    cost_table,
-    differences_table,
-    distinct,
-    rates_table,
-    read,
-    scores,
-    smoothness_table,
-    steps_table,
-    values,
-)
 from experiment import BATCHES
-from run import read_result
+from tabulate import tabulate
 
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
@@ -43,48 +30,228 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "micro-batch.md"
 DATA = ROOT / "docs" / "micro-batch"
 
+ORDER = ("BN", "BN+WS", "FrozenBN", "GN", "GN+WS", "BCN", "BCN+WS")  # of norms
+# The experiments that compare norms at a chosen learning rate -> the column of the score.
+SCORES = {"detector": "AP", "finetune": "AP", "classifier": "accuracy", "fashion": "accuracy"}
+EXPERIMENTS = (
+    *("detector_lr", "detector", "detector_steps", "pretrain", "finetune_lr", "finetune"),
+    *("classifier_lr", "classifier", "fashion_lr", "fashion", "smoothness", "channels"),
+)
+PAIRS = (
+    *(("GN+WS", "BN"), ("GN+WS", "GN")),
+    *(("BCN+WS", "BN"), ("BCN+WS", "BCN"), ("BCN+WS", "GN+WS")),
+)
+# Name in the table -> column, selected rows, factor, digits.
+SMOOTHNESS = {
+    "raw β": ("raw_beta", {}, 1, 2),
+    "relative β": ("relative_beta", {}, 1, 0),
+    "relative β at the start": ("relative_beta", {"images_seen": 0}, 1, 0),
+    "relative loss range": ("relative_loss_range", {}, 1, 2),
+    "gradient along the mean (%)": ("share_along_mean", {}, 100, 2),
+    "along the filter (%)": ("share_along_filter", {}, 100, 2),
+}
+CHANNELS = {
+    "median of abs(mean) / std": ("mean_over_std_50", {}, 1, 2),
+    "median distance from (0, 1)": ("distance_50", {}, 1, 2),
+    "95% of distances are below": ("distance_95", {}, 1, 2),
+    "never positive (%)": ("never_positive", {}, 100, 1),
+    "always positive (%)": ("always_positive", {}, 100, 1),
+    "median share between images (%)": ("between_50", {}, 100, 1),
+}
+PANELS = {
+    "detector": "detector: box AP on Digits",
+    "classifier": "classifier: accuracy on scans (%)",
+    "fashion": "classifier: accuracy on FashionMNIST (%)",
+}
+
+Rows = list[dict[str, str]]
+BySeed = dict[str, float]  # a number for each seed; NaN if its job diverged
+
 
 def collect(results: Path, data: Path) -> None:
-    """Write the results in a folder as CSV: a row for each one measured.
+    """Write the results in a folder as one CSV file for each experiment.
 
     Raises:
-        FileNotFoundError: the folder holds none.
+        FileNotFoundError: the folder has no results.
     """
     files = sorted(results.glob("*.json"))
     if not files:
-        raise FileNotFoundError(f"{results} holds no results. Run an experiment into it.")
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for result in filter(None, map(read_result, files)):
-        job = dict(result["job"])
+        raise FileNotFoundError(f"{results} has no results. Run an experiment into it.")
+    tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for file in files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        rows, job = result.pop("rows"), result.pop("job")
         experiment = job.pop("experiment")
-        cost = {"diverged": result["diverged"], "cpu_seconds": result["cpu_seconds"]}
-        for row in result["rows"] or [{}]:  # one that diverged has a row too
-            tables.setdefault(experiment, []).append({**job, **cost, **row})
-    data.mkdir(parents=True, exist_ok=True)
+        tables[experiment] += [{**job, **result, **row} for row in rows or [{}]]
     for name, rows in tables.items():
-        header = dict.fromkeys(key for row in rows for key in row)
+        header = dict.fromkeys(column for row in rows for column in row)
         rows.sort(key=lambda row: ORDER.index(row["norm"]))
-        with atomic_write(data / f"{name}.csv") as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, header, lineterminator="\n")
+        with (data / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, header, lineterminator="\n")
             writer.writeheader()
-            writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
+            writer.writerows({k: shorten(v) for k, v in row.items()} for row in rows)
 
 
-def _short(value: Any) -> Any:
+def shorten(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
+def read(data: Path, name: str) -> Rows:
+    with (data / f"{name}.csv").open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def equal_steps(data: Path) -> Rows:
+    """The rows of equally many steps: ``detector`` at 4 images has those of ``detector_steps``."""
+    return read(data, "detector_steps") + select(read(data, "detector"), batch=4)
+
+
+def select(rows: Rows, **where: str | int) -> Rows:
+    return [r for r in rows if all(r[name] == str(value) for name, value in where.items())]
+
+
+def distinct(rows: Rows, column: str) -> list[str]:
+    """The values in a column, in ORDER or by size."""
+    return sorted({row[column] for row in rows}, key=ORDER.index if column == "norm" else float)
+
+
+def by_seed(rows: Rows, column: str, **where: str | int) -> BySeed:
+    """A column of the selected rows; its median over the rows of a seed, if there are several."""
+    numbers = defaultdict(list)
+    for row in select(rows, **where):
+        numbers[row["seed"]].append(float(row[column] or "nan"))
+    return {seed: float(np.median(found)) for seed, found in numbers.items()}
+
+
+def each_batch(rows: Rows, column: str, norm: str) -> list[BySeed]:
+    """The numbers of a norm for each of BATCHES."""
+    return [by_seed(rows, column, norm=norm, batch=batch) for batch in BATCHES]
+
+
+def paired_differences(ours: Iterable[BySeed], theirs: Iterable[BySeed]) -> list[BySeed]:
+    """Ours less theirs, for the seeds that both have."""
+    pairs = zip(ours, theirs, strict=True)
+    return [{seed: a[seed] - b[seed] for seed in a if seed in b} for a, b in pairs]
+
+
+def mean_and_std(numbers: BySeed, digits: int = 1) -> str:
+    """ "mean ± standard deviation" over seeds; jobs that diverged are counted."""
+    finite = [n for n in numbers.values() if np.isfinite(n)]
+    if not finite:
+        return "diverged" if numbers else "not measured"
+    text = f"{np.mean(finite):.{digits}f}"
+    if len(finite) > 1:
+        text += f" ± {np.std(finite, ddof=1):.{digits}f}"
+    lost = len(numbers) - len(finite)
+    return f"{text} ({lost} of {len(numbers)} diverged)" if lost else text
+
+
+def bold_if_agreed(differences: BySeed) -> str:
+    """The same, in bold if all seeds agree on the sign."""
+    text = mean_and_std(differences)
+    signs = np.sign([*differences.values()])
+    return f"**{text}**" if len(signs) > 1 and abs(signs.sum()) == len(signs) else text
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return tabulate(body, header, tablefmt="github", disable_numparse=True)
+
+
+def per_step(batches: Iterable[object]) -> list[str]:
+    return [f"{batch} per step" for batch in batches]
+
+
+def scores_table(rows: Rows, column: str) -> str:
+    """A score for each norm (rows) and number of images per step (columns)."""
+    batches, body = distinct(rows, "batch"), []
+    for norm in distinct(rows, "norm"):
+        cells = [by_seed(rows, column, norm=norm, batch=batch) for batch in batches]
+        body.append([norm, *map(mean_and_std, cells)])
+    return table(["norm", *per_step(batches)], body)
+
+
+def rates_table(data: Path) -> str:
+    """For each norm and experiment, the score at each learning rate; the chosen one in bold."""
+    columns: dict[str, dict[str, str]] = {}
+    for name, key in SCORES.items():
+        tried, chosen = read(data, f"{name}_lr"), read(data, name)
+        rates = distinct(tried, "reference_lr")
+        column = columns[f"{name}, {key} at {', '.join(rates)}"] = {}
+        for norm in distinct(tried, "norm"):
+            cells = {r: mean_and_std(by_seed(tried, key, norm=norm, reference_lr=r)) for r in rates}
+            [best] = distinct(select(chosen, norm=norm), "reference_lr")
+            cells[best] = f"**{cells[best]}**"
+            column[norm] = ", ".join(cells.values())
+    norms = [norm for norm in ORDER if any(norm in column for column in columns.values())]
+    body = [[norm, *(column.get(norm, "") for column in columns.values())] for norm in norms]
+    return table(["norm", *columns], body)
+
+
+def batch_statistics_table(data: Path) -> str:
+    """Scores of BN with its running statistics and with those of each batch of test images."""
+    body = []
+    for name, column in SCORES.items():
+        rows = read(data, name)
+        running = each_batch(rows, column, "BN")
+        own = each_batch(rows, f"{column}_batch_statistics", "BN")
+        difference = paired_differences(own, running)
+        parts = {"running": running, "of the test batch": own, "difference": difference}
+        body += [[f"{name}, {part}", *map(mean_and_std, cells)] for part, cells in parts.items()]
+    return table(["BN's statistics", *per_step(BATCHES)], body)
+
+
+def differences_table(data: Path) -> str:
+    """The score of one norm less that of another with the same seed."""
+    experiments = {"detector": read(data, "detector"), "equal steps": equal_steps(data)}
+    experiments |= {name: read(data, name) for name in ("classifier", "fashion")}
+    body = []
+    for name, rows in experiments.items():
+        scores = {n: each_batch(rows, SCORES.get(name, "AP"), n) for n in distinct(rows, "norm")}
+        for ours, theirs in PAIRS:
+            differences = paired_differences(scores[ours], scores[theirs])
+            body.append([f"{name}: {ours} - {theirs}", *map(bold_if_agreed, differences)])
+    return table(["difference", *per_step(BATCHES)], body)
+
+
+def medians_table(rows: Rows, columns: Mapping[str, tuple[str, dict[str, int], int, int]]) -> str:
+    """For each norm, the median over the rows of a training; its mean and deviation over seeds."""
+    body = []
+    for norm in distinct(rows, "norm"):
+        cells = [norm]
+        for column, where, factor, digits in columns.values():
+            medians = by_seed(rows, column, norm=norm, **where)
+            scaled = {seed: factor * median for seed, median in medians.items()}
+            cells.append(mean_and_std(scaled, digits))
+        body.append(cells)
+    return table(["norm", *columns], body)
+
+
+def cost_table(data: Path) -> str:
+    """The number of jobs and what they cost."""
+    body, total = [], 0.0
+    for name in EXPERIMENTS:
+        rows = read(data, name)
+        jobs = {(r["norm"], r["batch"], r["reference_lr"], r["seed"]): r for r in rows}.values()
+        minutes = sum(float(job["cpu_seconds"]) for job in jobs) / 60
+        total += minutes
+        seeds, images = len(distinct(rows, "seed")), distinct(rows, "images")
+        diverged = sum(bool(job["diverged"]) for job in jobs)
+        body.append([name, len(jobs), seeds, "-".join(images), diverged, f"{minutes:.1f}"])
+    header = ["experiment", "jobs", "seeds", "images per job", "diverged", "CPU minutes"]
+    return table(header, [*body, ["all", "", "", "", "", f"{total:.1f}"]])
+
+
 def document(text: str, data: Path) -> str:
-    """``text`` with a new table between each pair of marks."""
+    """``text`` with new tables between its marks."""
     tables = {
-        **{name: scores(read(data, name), key) for name, key in SCORES.items()},
-        "equal steps": steps_table(data),
+        **{name: scores_table(read(data, name), column) for name, column in SCORES.items()},
+        "equal steps": scores_table(equal_steps(data), "AP"),
         "differences": differences_table(data),
         "statistics of BN": batch_statistics_table(data),
-        "pretrain": scores(read(data, "pretrain"), "accuracy"),
+        "pretrain": scores_table(read(data, "pretrain"), "accuracy"),
         "learning rates": rates_table(data),
-        "smoothness": smoothness_table(read(data, "smoothness")),
-        "channels": channels_table(read(data, "channels")),
+        "smoothness": medians_table(read(data, "smoothness"), SMOOTHNESS),
+        "channels": medians_table(read(data, "channels"), CHANNELS),
         "cost": cost_table(data),
     }
     for name, made in tables.items():
@@ -93,42 +260,28 @@ def document(text: str, data: Path) -> str:
 
 
 def draw(data: Path) -> None:
-    """The plot, beside the CSV files that it is made from."""
-    panels = {
-        "detector: box AP on Digits": ("detector", "AP"),
-        "classifier: accuracy on scans (%)": ("classifier", "accuracy"),
-        "classifier: accuracy on FashionMNIST (%)": ("fashion", "accuracy"),
-    }
-    lines = {}
-    for title, (name, key) in panels.items():
-        if rows := read(data, name):
-            lines[title] = lines_over_seeds(rows, key)
-    figures.scores_against_batch(BATCHES, lines, data / "scores")
-
-
-def lines_over_seeds(rows: Rows, key: str) -> figures.Lines:
-    """For each norm a score at each of BATCHES: (seeds, batches), NaN where there is no result."""
-    lines = {}
-    for norm in distinct(rows, "norm"):
-        lines[norm] = np.full((len(distinct(rows, "seed")), len(BATCHES)), np.nan)
-        for i, seed in enumerate(distinct(rows, "seed")):
-            for j, batch in enumerate(BATCHES):
-                if found := values(rows, key, norm=norm, seed=seed, batch=batch):
-                    lines[norm][i, j] = found[0]
-    return lines
+    """Draw the plot into the folder of the CSV files."""
+    panels = {}
+    for name, title in PANELS.items():
+        rows, lines = read(data, name), {}
+        for norm in distinct(rows, "norm"):
+            scores = each_batch(rows, SCORES[name], norm)
+            lines[norm] = [list(seeds.values()) for seeds in scores]
+        panels[title] = lines
+    figures.scores_against_batch(BATCHES, panels, data / "scores")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, help="folder of an experiment's --output")
+    parser.add_argument("--results", type=Path, help="the --output folder of the experiments")
     args = parser.parse_args()
     if args.results:
         collect(args.results, DATA)
     text = document(DOCUMENT.read_text(encoding="utf-8"), DATA)
-    with atomic_write(DOCUMENT) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with atomic_write(DOCUMENT) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     draw(DATA)
     print(DOCUMENT)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import gnws_d2
 from gnws_d2 import load_config
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config, kernels
 from gnws_d2.projects.acceleration.fuse import count_fused
 from gnws_d2.projects.detection.train_net import Trainer

@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 from gnws_d2.projects.acceleration import checkpoint_activations
 
 KEY = "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING"

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 
 MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 PARTS = "['backbone', 'rpn', 'box_head', 'mask_head']"

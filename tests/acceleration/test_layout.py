@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 from gnws_d2.layers import StandardizedConv, WSConv2d
 from gnws_d2.projects.acceleration import use_channels_last
 

@@ -8,7 +8,7 @@ from mmdetection import MMDetection
 from runtimes import photograph
 from variants import initial_state
 
-from gnws_d2.export import Detector, compare
+from gnws_d2.projects.export import Detector, compare
 
 pytest.importorskip("mmdet")
 pytestmark = pytest.mark.slow

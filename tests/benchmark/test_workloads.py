@@ -8,7 +8,7 @@ from case import ARCHITECTURES, Case
 from variants import BASE, OURS, PLAIN, VARIANTS, Variant, build, initial_state
 from workloads import workload
 
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 from gnws_d2.layers import StandardizedConv
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}

@@ -11,8 +11,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer, CheckpointError, Provenance
+from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.checkpoint.convert import detectron2_checkpoint
+from gnws_d2.errors import CheckpointError
 
 GN_WS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 GN = "Digits/mask_rcnn_R_18_FPN_gn.yaml"

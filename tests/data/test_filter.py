@@ -11,10 +11,9 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from gnws_d2 import load_config
-from gnws_d2.config import ConfigError
-from gnws_d2.data.errors import DatasetError
-from gnws_d2.data.filter import filter_dataset, load_train_dataset
+from gnws_d2.data import filter_dataset, load_train_dataset
 from gnws_d2.engine import Trainer
+from gnws_d2.errors import ConfigError, DatasetError
 
 # By name: height, width, and the boxes XYWH of its objects; "crowd" after a crowd's.
 IMAGES = {
@@ -93,19 +92,17 @@ def test_what_is_given_stays_and_boxes_come_in_any_mode():
 
 
 def test_the_trainer_trains_on_these_images(dataset):
-    # The data check refuses boxes that reach out of their image before any filter sees them.
-    opts = ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
-    loader = Trainer.build_train_loader(config(*opts))
+    loader = Trainer.build_train_loader(config("DATALOADER.NUM_WORKERS", "0"))
     seen = {}
-    for batch, _ in zip(loader, range(4), strict=False):
+    for batch, _ in zip(loader, range(5), strict=False):
         for d in batch:
             seen[d["file_name"].split("/")[-1].split(".")[0]] = len(d["instances"])
-    assert seen == {name: count for name, count in KEPT.items() if name != "outside"}
+    assert seen == KEPT
 
 
 def test_a_dataset_of_which_nothing_is_left(dataset, monkeypatch):
     monkeypatch.setattr("gnws_d2.data.filter.MIN_IMAGE_SIDE", 64)
-    with pytest.raises(DatasetError, match=r"filtered.*of 8 images.*64.*DATALOADER\.FILTER"):
+    with pytest.raises(DatasetError, match=r"filtered.*of 8 images.*DATALOADER\.FILTER"):
         load_train_dataset(config())
 
 

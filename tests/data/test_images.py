@@ -10,8 +10,8 @@ import pytest
 from detectron2.data import detection_utils
 from PIL import Image
 
-from gnws_d2.data.errors import DatasetError
-from gnws_d2.data.images import NamingMapper, image_size, read_image
+from gnws_d2.data import image_size, read_image, read_labels
+from gnws_d2.errors import DatasetError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -112,12 +112,25 @@ def test_bad_files_are_named(tmp_path, spoil, said):
     assert "\n" not in str(caught.value)
 
 
-def test_mappers_read_this_way(tmp_path):
-    file = tmp_path / "a.png"
-    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(file)
-    read = NamingMapper(lambda record: detection_utils.read_image(record["file_name"], "BGR"))
-    assert (read({"file_name": str(file)}) == 255).all()
-    assert detection_utils.read_image.__module__ == "detectron2.data.detection_utils"
-    truncated(file)
-    with pytest.raises(DatasetError, match=r"a\.png cannot be read .*Restore"):
-        read({"file_name": str(file)})
+@pytest.mark.parametrize(
+    ("mode", "values"),
+    [
+        ("L", np.arange(40, dtype=np.uint8).reshape(5, 8)),
+        ("P", np.arange(40, dtype=np.uint8).reshape(5, 8)),
+        ("I;16", np.arange(0, 40000, 1000, dtype=np.uint16).reshape(5, 8)),
+        ("1", np.eye(5, 8, dtype=np.uint8)),
+    ],
+)
+def test_labels_are_what_is_stored(tmp_path, mode, values):
+    image = Image.fromarray(values * 255).convert("1") if mode == "1" else Image.fromarray(values)
+    if mode == "P":
+        image.putpalette(list(range(255, -1, -1)) * 3)
+    image.save(tmp_path / "a.png")
+    found = read_labels(tmp_path / "a.png")
+    assert found.dtype == np.int64 and (found == values).all()
+
+
+def test_colors_are_no_labels(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    with pytest.raises(DatasetError, match=r"a\.png has mode RGB, colors instead"):
+        read_labels(tmp_path / "a.png")

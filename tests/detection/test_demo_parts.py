@@ -20,9 +20,9 @@ from pycocotools.cocoeval import COCOeval
 from gnws_d2 import Predictor
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.data.images import read_image
-from gnws_d2.errors import GnwsError
+from gnws_d2.errors import FileError, GnwsError
 from gnws_d2.projects.detection import coco_detections, demo, results, video
-from gnws_d2.projects.detection.coco_detections import CocoDetections, OutputError
+from gnws_d2.projects.detection.coco_detections import CocoDetections
 from gnws_d2.projects.detection.inputs import Frame, OutputNames, find_files, read_frames
 from gnws_d2.projects.detection.results import Results
 
@@ -62,7 +62,7 @@ class NarrowStub(Stub):
 
     def __call__(self, bgr):
         if bgr.shape[0] == 2:
-            raise demo.ImageShapeError("an image of 20000 x 2 pixels cannot be resized")
+            raise demo.DatasetError("an image of 20000 x 2 pixels cannot be resized")
         return super().__call__(bgr)
 
 
@@ -241,7 +241,7 @@ def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, mo
     assert len(json.loads((output / "detections.json").read_text())["images"]) == 3
 
     monkeypatch.setattr(Image.Image, "save", lambda *args, **how: (_ for _ in ()).throw(full))
-    with pytest.raises(OutputError, match=r"d\.png\.png cannot be written .*Make room"):
+    with pytest.raises(FileError, match=r"d\.png\.png cannot be written .*Make room"):
         written.add(frame(tmp_path / "d.png"))
     assert not (output / "d.png.png").exists()
     monkeypatch.setattr(results, "write_png", None)  # a disk that is not full, but cannot be used
@@ -249,7 +249,7 @@ def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, mo
     monkeypatch.setattr(
         coco_detections.json, "dumps", lambda content: (_ for _ in ()).throw(read_only)
     )
-    with pytest.raises(OutputError, match="Read-only"):
+    with pytest.raises(FileError, match="Read-only"):
         written.write()
     assert (output / "a.png.png").exists()
 

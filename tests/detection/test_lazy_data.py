@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from detectron2.config import instantiate
 
-from gnws_d2.data.catalog import unregister
 from gnws_d2.lazy_config import load_lazy_config
-from gnws_d2.projects.detection.lazy_data import fit_lazy_config, name_data
+from gnws_d2.projects.own_data.catalog import unregister
+from gnws_d2.projects.own_data.lazy_data import fit_lazy_config, name_data
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from coco_files import make_coco

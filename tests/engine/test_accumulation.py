@@ -19,14 +19,10 @@ from tiny import FEW_PROPOSALS, allow_double, register_tiny_digits
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer
-from gnws_d2.engine.accumulation import (
-    AccumulatingAMPTrainer,
-    AccumulatingTrainer,
-    micro_batches,
-)
-from gnws_d2.engine.resume import IterationSeed, ResumableLoader
+from gnws_d2.engine.accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, micro_batches
+from gnws_d2.engine.data_order import IterationSeed, ResumableLoader
+from gnws_d2.errors import ConfigError
 
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 STEPS = "SOLVER.ACCUMULATION_STEPS"
@@ -146,8 +142,8 @@ def test_a_run_resumed_in_the_middle_ends_as_an_unbroken_one(tiny_config):
 
 def test_a_batch_that_does_not_divide_is_refused(tiny_config, monkeypatch):
     four = ["SOLVER.IMS_PER_BATCH", "4"]
-    with pytest.raises(ConfigError, match=rf"{STEPS} is 3.*IMS_PER_BATCH, 4.*divisor of 4"):
-        tiny_config(CONFIG, *four, STEPS, "3")
+    with pytest.raises(ConfigError, match=rf"is 4.*1 processes with {STEPS} 3.*multiple of 3"):
+        Trainer(tiny_config(CONFIG, *four, STEPS, "3"))
     monkeypatch.setattr("gnws_d2.engine.trainer.comm.get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match=rf"is 4.*2 processes with {STEPS} 4.*multiple of 8"):
         Trainer(tiny_config(CONFIG, *four, STEPS, "4"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import FEW_PROPOSALS
 
-from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer
+from gnws_d2.errors import ConfigError
 
 PERIODS = ["TEST.EVAL_PERIOD", "1", "SOLVER.CHECKPOINT_PERIOD", "1"]
 
@@ -98,14 +98,8 @@ def test_a_run_that_no_longer_improves_ends_as_if_complete(tiny_config):
     assert final["iteration"] == 7 and best(output) == 4
 
 
-def test_early_stopping_needs_evaluations(tiny_config):
-    with pytest.raises(ConfigError, match=r"EARLY_STOPPING is 2, but nothing is evaluated"):
-        Trainer(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "SOLVER.EARLY_STOPPING", "2"))
-
-
-def test_early_stopping_needs_a_metric(tiny_config):
-    with pytest.raises(ConfigError, match=r"TEST\.BEST_METRIC is empty"):
-        tiny_config(
-            *("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "SOLVER.EARLY_STOPPING", "2"),
-            *("TEST.BEST_METRIC", ""),
-        )
+@pytest.mark.parametrize("opts", [["TEST.EVAL_PERIOD", "0"], ["TEST.BEST_METRIC", ""]])
+def test_early_stopping_needs_evaluations_and_a_metric(tiny_config, opts):
+    opts = ["TEST.EVAL_PERIOD", "1", "SOLVER.EARLY_STOPPING", "2", *opts]
+    with pytest.raises(ConfigError, match=r"EARLY_STOPPING is 2, but no evaluation can improve"):
+        Trainer(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts))

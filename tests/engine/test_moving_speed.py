@@ -10,9 +10,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from tiny import FEW_PROPOSALS
 
-from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer
-from gnws_d2.engine.moving_speed import MovingSpeed
+from gnws_d2.engine.hooks import MovingSpeed
+from gnws_d2.errors import ConfigError
 from gnws_d2.layers import EstimatedBatchNorm2d
 
 CONFIG = "Digits/mask_rcnn_R_18_FPN_bcn_ws.yaml"

@@ -5,8 +5,8 @@ import torch
 from detectron2.engine import AMPTrainer
 from torch import nn
 
-from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer
+from gnws_d2.errors import ConfigError
 
 AMP = ["SOLVER.AMP.ENABLED", "True"]
 BFLOAT16 = [*AMP, "SOLVER.AMP.DTYPE", "bfloat16"]

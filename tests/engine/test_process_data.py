@@ -11,7 +11,7 @@ from tiny import TINY, register_tiny_digits
 
 import gnws_d2
 from gnws_d2.engine import launch
-from gnws_d2.engine.resume import ResumableLoader
+from gnws_d2.engine.data_order import ResumableLoader
 
 OPTS = [
     *(*TINY, "INPUT.MIN_SIZE_TRAIN", "(48, 56, 64, 72, 80)", "MODEL.DEVICE", "cpu"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnws_d2.engine.resume import IterationSeed, ResumableLoader, _BatchOrder
+from gnws_d2.engine.data_order import IterationSeed, ResumableLoader, _BatchOrder
 
 
 def fingerprint(batch: list[dict]) -> list[tuple]:

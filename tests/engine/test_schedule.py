@@ -6,8 +6,9 @@ from detectron2.engine import DefaultTrainer
 from detectron2.solver import build_lr_scheduler
 
 from gnws_d2 import load_config
-from gnws_d2.config import ConfigError
 from gnws_d2.engine import scale_schedule
+from gnws_d2.engine.schedule import in_iterations
+from gnws_d2.errors import ConfigError
 
 CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 
@@ -87,3 +88,13 @@ def test_the_warm_up_is_mmdetections():
         factor = min(0.001 + 0.999 * i / 499, 1.0)
         schedule.last_epoch = i
         assert schedule.get_lr() == pytest.approx([factor], rel=1e-12), i
+
+
+def test_epochs_become_iterations_and_steps_keep_their_fractions(tiny_config):
+    """16 images in batches of 2 are 8 iterations an epoch."""
+    opts = ["SOLVER.EPOCHS", "3", "SOLVER.MAX_ITER", "100", "SOLVER.STEPS", "(50, 75)"]
+    opts += ["SOLVER.CHECKPOINT_EPOCHS", "1", "TEST.EVAL_EPOCHS", "0.5"]
+    cfg = in_iterations(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts))
+    assert cfg.SOLVER.MAX_ITER == 24 and cfg.SOLVER.STEPS == (12, 18)
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == 8 and cfg.TEST.EVAL_PERIOD == 4
+    assert in_iterations(cfg) is cfg

@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2 import evaluation
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
     DatasetMapper,
     MapDataset,
-    MetadataCatalog,
 )
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
@@ -20,8 +18,8 @@ from detectron2.utils.events import EventStorage
 from tiny import FEW_PROPOSALS
 from torch.utils.data import DataLoader
 
-from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer, build_evaluator
+from gnws_d2.errors import ConfigError
 
 CONFIGS = {
     "mask": ["Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"],
@@ -140,7 +138,7 @@ def test_any_train_loader_trains_and_resumes_with_its_first_batch(tiny_config, c
     opts += ["SOLVER.ACCUMULATION_STEPS", "2", "DATASETS.TEST", "()"]
     cfg = tiny_config(CONFIGS["mask"][0], *opts)
     # Detectron2's loggers do not propagate.
-    with caplog.at_level("INFO", logger="gnws_d2.engine.resume"):
+    with caplog.at_level("INFO", logger="gnws_d2.engine.data_order"):
         WithDataLoader(cfg).train()
     (said,) = [r for r in caplog.records if "cannot start in the middle" in r.getMessage()]
     assert said.levelname == "INFO" and "DataLoader" in said.getMessage()
@@ -163,26 +161,6 @@ def test_a_nonfinite_loss_is_explained_with_any_train_loader(tiny_config):
     conv.register_forward_hook(lambda module, inputs, output: output * float("nan"))
     with pytest.raises(FloatingPointError, match=r"'backbone\.fpn_output3'"):
         trainer.train()
-
-
-@pytest.mark.parametrize(
-    ("kind", "evaluator"),
-    [
-        ("lvis", "LVISEvaluator"),
-        ("pascal_voc", "PascalVOCDetectionEvaluator"),
-        ("cityscapes_instance", "CityscapesInstanceEvaluator"),
-    ],
-)
-def test_the_evaluator_is_the_one_that_the_dataset_asks_for(
-    tiny_config, monkeypatch, kind, evaluator
-):
-    builtin = {"lvis": "lvis_v1_val", "pascal_voc": "voc_2007_test"}.get(kind)
-    name = builtin or "cityscapes_fine_instance_seg_val"
-    assert MetadataCatalog.get(name).evaluator_type == kind
-    made = []
-    monkeypatch.setattr(evaluation, evaluator, lambda *args, **_: made.append(args) or evaluator)
-    assert build_evaluator(tiny_config(), name) == evaluator
-    assert made[0][0] == name
 
 
 def test_a_dataset_without_an_evaluator_is_refused_with_the_cure(tiny_config):

@@ -2,7 +2,7 @@
 
 import torch
 
-from gnws_d2.export import EXACT, ROUNDED, compare
+from gnws_d2.projects.export import EXACT, ROUNDED, compare
 
 
 def outputs(n: int = 4) -> tuple[torch.Tensor, ...]:

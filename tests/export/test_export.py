@@ -14,18 +14,18 @@ import torch
 from detectron2.modeling import build_model
 from openvino import opset13
 
-from gnws_d2.export import (
+from gnws_d2.errors import GnwsError
+from gnws_d2.projects.export import (
     EXACT,
     FORMATS,
     Detector,
     Exporter,
-    ExportError,
     Tolerance,
-    export,
     formats,
     load_exported,
 )
-from gnws_d2.export.branch_free import BranchFreeDetector
+from gnws_d2.projects.export import exporter as export
+from gnws_d2.projects.export.branch_free import BranchFreeDetector
 
 export_file = sys.modules["gnws_d2.export.export"]  # a function has the name of the module
 FASTER = ["MODEL.MASK_ON", "False"]
@@ -171,7 +171,7 @@ def _nodes(file):
 def test_a_file_that_differs_is_not_kept(tiny_config, tmp_path):
     model = model_of(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *ALL))
     (tmp_path / "model.ts").write_text("from before")
-    with pytest.raises(ExportError, match=r"of 30 detections .* finds 0 within -1"):
+    with pytest.raises(GnwsError, match=r"of 30 detections .* finds 0 within -1"):
         nothing = dataclasses.replace(EXACT, difference=-1)
         export(model, "torchscript-trace", tmp_path / "model.ts", images((96, 96)), {}, nothing)
     assert [file.name for file in tmp_path.iterdir() if file.suffix != ""] == ["model.ts"]
@@ -186,7 +186,7 @@ def test_of_detections_that_suppress_each_other_another_may_stay(others, kept):
     moved = boxes.clone()
     moved[:others] += 1000
     found = (moved, *expected[1:])
-    with nullcontext() if kept else pytest.raises(ExportError, match="95% have to be the same"):
+    with nullcontext() if kept else pytest.raises(GnwsError, match="95% have to be the same"):
         tolerance = FORMATS["onnx"].tolerance
         [result] = export_file._compare_all("onnx", [expected], [found], tolerance)
         assert result.same == 95
@@ -218,7 +218,7 @@ def test_weights_in_a_second_file_are_never_those_of_another_export(tmp_path, mo
 
 
 def test_a_name_has_the_suffix_of_its_format(tiny_config, tmp_path):
-    with pytest.raises(ExportError, match=r"model.onnx is not a name for openvino.*model.xml"):
+    with pytest.raises(GnwsError, match=r"model.onnx is not a name for openvino.*model.xml"):
         export(torch.nn.Identity(), "openvino", tmp_path / "model.onnx", [])
 
 
@@ -232,7 +232,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tiny_config, tmp_path, form
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
         with pytest.raises(
-            ExportError, match=r"model\S* cannot be written .*too large.* Make room"
+            GnwsError, match=r"model\S* cannot be written .*too large.* Make room"
         ):
             export(model, format, tmp_path / FORMATS[format].file, images((96, 96)))
     finally:
@@ -252,6 +252,6 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tiny_config, tmp_path, form
 )
 def test_what_a_format_does_not_support_is_refused(tiny_config, tmp_path, config, format, reason):
     model = build_model(tiny_config(f"Digits/{config}.yaml"))
-    with pytest.raises(ExportError, match=reason):
+    with pytest.raises(GnwsError, match=reason):
         export(model, format, tmp_path / FORMATS[format].file, images((96, 96)))
     assert not list(tmp_path.glob("model*"))

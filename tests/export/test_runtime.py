@@ -17,8 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from openvino import opset13
 from processes import ROOT
 
-from gnws_d2.export import FORMATS, ExportError, load_exported
-from gnws_d2.export.runtime import FACTS, cpu_has_bfloat16
+from gnws_d2.errors import GnwsError
+from gnws_d2.projects.export import FORMATS, load_exported
+from gnws_d2.projects.export.runtime import FACTS, cpu_has_bfloat16
 
 
 @pytest.fixture
@@ -124,15 +125,15 @@ def test_a_torch_export_file_is_not_unpickled(tmp_path):
         for name in source.namelist():
             inputs = name.endswith("sample_inputs/model.pt")
             target.writestr(name, pickled.read_bytes() if inputs else source.read(name))
-    with pytest.raises(ExportError, match=r"bad\.pt2 cannot be loaded"):
+    with pytest.raises(GnwsError, match=r"bad\.pt2 cannot be loaded"):
         load_exported(bad)
     assert not mark.exists()
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
     for name in ("model.ts", "model.pt2", "model.onnx", "model.xml"):
-        with pytest.raises(ExportError, match=rf"{name} cannot be loaded .* Export it again"):
+        with pytest.raises(GnwsError, match=rf"{name} cannot be loaded .* Export it again"):
             load_exported(tmp_path / name)
         (tmp_path / name).write_text("no model")
-        with pytest.raises(ExportError, match=rf"{name} cannot be loaded .* Export it again"):
+        with pytest.raises(GnwsError, match=rf"{name} cannot be loaded .* Export it again"):
             load_exported(tmp_path / name)

@@ -1,4 +1,5 @@
-"""The layer against a float64 formula written here, finite differences, and its edge cases."""
+"""Standardization, and standardization and convolution as one function, against a float64 formula
+written here, finite differences, and their edge cases."""
 
 import copy
 import subprocess
@@ -13,23 +14,56 @@ from torch import nn
 from torch.nn import functional as F
 
 from gnws_d2.layers import WSConv2d, standardize_weight
+from gnws_d2.layers.weight_standardization import standardized_convolution
 
+EPS = 1e-5
 SHAPES = [(1, 2, 1, 1), (4, 3, 7, 7), (8, 16, 1, 1), (6, 1, 3, 3), (5, 4, 3), (3, 2, 2, 3, 2)]
+# input, weight, (stride, padding, dilation, groups)
+CASES = [
+    ((2, 4, 9), (6, 4, 3), ((2,), (1,), (1,), 1)),
+    ((2, 4, 7, 6), (6, 4, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
+    ((1, 4, 9, 8), (6, 2, 3, 2), ((2, 1), (0, 2), (2, 1), 2)),
+    ((3, 4, 5, 5), (6, 4, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
+    ((1, 2, 5, 6, 4), (3, 2, 3, 3, 2), ((1, 2, 1), (1, 1, 0), (1, 1, 1), 1)),
+]
+CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
-def reference(weight: torch.Tensor, eps: float = 1e-5) -> np.ndarray:
-    """(w - mean) / (std + eps) filter by filter, in float64 and by sums alone."""
-    out = np.empty(weight.shape)
-    for i, filt in enumerate(weight.detach().double().numpy()):
-        n = filt.size
-        mean = filt.sum() / n
-        std = (((filt - mean) ** 2).sum() / (n - 1)) ** 0.5
-        out[i] = (filt - mean) / (std + eps)
-    return out
+def reference(weight: torch.Tensor, eps: float = EPS) -> torch.Tensor:
+    """(w - mean) / (std + eps) of each filter, in float64 and by sums alone."""
+    rows = weight.double().flatten(1)
+    mean = rows.sum(1, keepdim=True) / rows.shape[1]
+    std = ((rows - mean).square().sum(1, keepdim=True) / (rows.shape[1] - 1)).sqrt()
+    return ((rows - mean) / (std + eps)).view(weight.shape)
 
 
-def relative_error(value: torch.Tensor, expected: np.ndarray) -> float:
-    return np.linalg.norm(value.detach().double().numpy() - expected) / np.linalg.norm(expected)
+def formula(x, weight, bias, geometry):
+    return CONVOLUTIONS[x.dim()](x, reference(weight), bias, *geometry)
+
+
+@torch.no_grad()
+def error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """The relative one."""
+    return ((value.double() - expected).norm() / expected.norm()).item()
+
+
+def tensors(x_shape, weight_shape, dtype=torch.float64):
+    torch.manual_seed(0)
+    x, weight = torch.randn(x_shape), torch.randn(weight_shape) * 0.1 + 0.02
+    made = (x, weight, torch.randn(weight_shape[0]))
+    return tuple(tensor.to(dtype).requires_grad_() for tensor in made)
+
+
+def outcome(function, inputs, *arguments):
+    """The output and the gradients of the inputs, for the same gradient of the output."""
+    out = function(*inputs, *arguments)
+    torch.manual_seed(1)
+    grad = torch.randn(out.shape, dtype=torch.float64).to(out.dtype)
+    return out, *torch.autograd.grad(out, inputs, grad)
+
+
+def exact_outcome(inputs, geometry):
+    return outcome(formula, [t.detach().double().requires_grad_() for t in inputs], geometry)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -43,7 +77,7 @@ def test_formula(shape, requires_grad, dtype, tolerance):
     weight = (torch.randn(shape) * 3 + 0.5).to(dtype).requires_grad_(requires_grad)
     out = standardize_weight(weight)
     assert out.dtype == dtype and out.shape == weight.shape
-    assert relative_error(out, reference(weight)) < tolerance
+    assert error(out, reference(weight)) < tolerance
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -59,118 +93,117 @@ def test_formula_on_any_shape_and_scale(shape, scale, shift, eps, seed):
     weight = torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift
     # The values themselves are only exact to 1e-16 of their size, the deviation can be smaller.
     tolerance = 1e-13 * (1 + abs(shift) / scale)
-    assert relative_error(standardize_weight(weight, eps), reference(weight, eps)) < tolerance
-
-
-def test_is_not_the_biased_variant():
-    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
-    biased = F.batch_norm(weight.view(1, 4, -1), None, None, training=True, eps=1e-5)
-    assert relative_error(standardize_weight(weight), biased.view_as(weight).numpy()) > 1e-3
+    assert error(standardize_weight(weight, eps), reference(weight, eps)) < tolerance
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients(shape):
+def test_first_and_second_derivatives(shape):
     torch.manual_seed(0)
     weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(standardize_weight, (weight,))
     assert torch.autograd.gradgradcheck(standardize_weight, (weight,))
 
 
-def test_gradient_is_unchanged_by_a_shift_of_a_filter():
-    weight = torch.randn(5, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn_like(weight)
-    standardize_weight(weight).backward(grad)
-    assert weight.grad.sum((1, 2, 3)).abs().max() < 1e-12 * weight.grad.abs().max()
-
-
-@pytest.mark.parametrize("value", [0.0, 0.1, -3.7e4, 1e-30])
+@pytest.mark.parametrize("off", [0.0, 1e-38, 1e-7, 1e-6, 1e-3])
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.7e4, 1e-30, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_constant_filters_stay_finite(value, dtype):
+def test_constant_and_nearly_constant_filters_stay_finite(value, off, dtype):
     weight = torch.randn(3, 8, 3, 3).to(dtype)
     weight[1] = value
+    weight[1, 0, 0, 0] += off
     weight.requires_grad_()
     out = standardize_weight(weight)
     out.backward(torch.randn_like(out))
     assert out.isfinite().all() and weight.grad.isfinite().all()
-    # A value whose sum rounds leaves a deviation of its last digit, never more than one filter's.
-    assert out[1].abs().max() < 3
+    if not off:
+        # A value whose sum rounds leaves a deviation of its last digit, never more than a filter's.
+        assert out[1].abs().max() < 3
 
 
-def test_nearly_constant_filters_stay_finite():
-    weight = torch.ones(4, 16, 3, 3)
-    weight[:, 0, 0, 0] += torch.tensor([1e-7, 1e-6, 1e-3, 1e-38])
-    weight.requires_grad_()
-    out = standardize_weight(weight)
-    out.backward(torch.randn_like(out))
-    assert out.isfinite().all() and weight.grad.isfinite().all()
+@pytest.mark.parametrize(("x_shape", "weight_shape", "geometry"), CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_convolution_and_its_gradients_are_the_formula_s(
+    x_shape, weight_shape, geometry, dtype, tolerance, channels_last
+):
+    x, weight, bias = tensors(x_shape, weight_shape, dtype)
+    if channels_last and x.dim() == 4:
+        # to(), as of a module: contiguous() leaves the strides of a 1x1 weight as they are.
+        x, weight = (
+            t.detach().to(memory_format=torch.channels_last, copy=True).requires_grad_()
+            for t in (x, weight)
+        )
+        assert weight.stride(3) == weight.shape[1]
+    ours = outcome(standardized_convolution, (x, weight, bias), geometry, EPS)
+    for a, b in zip(ours, exact_outcome((x, weight, bias), geometry), strict=True):
+        assert a.dtype == dtype and error(a, b) <= tolerance
 
 
-def test_only_two_numbers_a_filter_are_kept_for_backward():
-    weight = torch.randn(16, 8, 3, 3, requires_grad=True)
-    kept = []
+@pytest.mark.parametrize(("x_shape", "weight_shape", "geometry"), CASES)
+def test_first_and_second_derivatives_of_the_convolution(x_shape, weight_shape, geometry):
+    def function(*inputs):
+        return standardized_convolution(*inputs, geometry, EPS)
+
+    inputs = tensors(x_shape, weight_shape)
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(("convolves", "expected"), [(False, [4, 4]), (True, [4, 4, 8 * 6 * 6])])
+def test_two_numbers_a_filter_and_the_input_are_kept_for_backward(convolves, expected):
+    conv, kept = WSConv2d(8, 4, 3, padding=1), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        standardize_weight(weight)
-    extra = [t for t in kept if t.data_ptr() != weight.data_ptr()]
-    assert sum(t.numel() for t in extra) == 2 * 16
+        if convolves:
+            conv(torch.randn(1, 8, 6, 6, requires_grad=True))
+        else:
+            standardize_weight(conv.weight)
+    of_weight = conv.weight.data_ptr()
+    assert sorted(t.numel() for t in kept if t.data_ptr() != of_weight) == expected
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (3, 1)])
-def test_a_fan_in_of_one_is_refused(shape):
-    with pytest.raises(ValueError, match="fan-in of 1"):
-        standardize_weight(torch.randn(shape))
+def test_only_the_gradients_asked_for_are_computed():
+    x, weight, _ = tensors(*CASES[1][:2])
+    out = standardized_convolution(x.detach(), weight, None, CASES[1][2], EPS)
+    out.sum().backward()
+    assert x.grad is None and weight.grad is not None
 
 
-def test_a_depthwise_1x1_convolution_is_refused():
-    with pytest.raises(ValueError, match=r"\(8, 1, 1, 1\).*fan-in of 1"):
-        WSConv2d(8, 8, 1, groups=8)
+def test_autocast_standardizes_in_float32_and_convolves_in_bfloat16():
+    """Gradients have the parameters' own dtype."""
+    inputs, geometry = tensors((2, 8, 7, 6), (6, 8, 3, 3), torch.float32), CASES[1][2]
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = standardize_weight(inputs[1])
+        assert weight.dtype == torch.float32 and error(weight, reference(inputs[1])) < 1e-6
+        out, *grads = outcome(standardized_convolution, inputs, geometry, EPS)
+    assert out.dtype == torch.bfloat16
+    _, *exact = exact_outcome(inputs, geometry)
+    for a, b in zip(grads, exact, strict=True):
+        assert a.dtype == torch.float32 and error(a, b) <= 1e-2
 
 
-CONVS = [
-    dict(in_channels=6, out_channels=8, kernel_size=3, padding=1),
-    dict(in_channels=6, out_channels=8, kernel_size=3, stride=2, dilation=2, padding=2, bias=False),
-    dict(in_channels=6, out_channels=4, kernel_size=(1, 3), groups=2, padding=(0, 1)),
-    dict(in_channels=6, out_channels=6, kernel_size=3, groups=6, padding="same"),
-    dict(in_channels=6, out_channels=8, kernel_size=3, padding=1, padding_mode="reflect"),
-]
+@pytest.mark.parametrize("parameter", ["weight", "bias", "input"])
+def test_compiled_gradients_are_the_eager_ones(parameter):
+    conv = WSConv2d(4, 6, 3, padding=1).double()
+    with torch.no_grad():
+        conv.weight[1] = 0.5  # no variance
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for module in (conv, torch.compile(conv, backend="aot_eager", fullgraph=True)):
+        inputs = {"weight": conv.weight, "bias": conv.bias, "input": x}
+        grads += torch.autograd.grad(module(x).square().sum(), inputs[parameter])
+    assert grads[0].norm() > 0
+    torch.testing.assert_close(grads[1], grads[0])
 
 
-@pytest.mark.parametrize("arguments", CONVS)
-def test_convolution_is_that_of_torch_with_a_standardized_weight(arguments):
-    torch.manual_seed(0)
-    conv = WSConv2d(**arguments).double()
-    plain = nn.Conv2d(**arguments).double()
-    plain.load_state_dict(conv.state_dict())  # the same names and shapes
-    plain.weight.data = torch.from_numpy(reference(conv.weight))
-    x = torch.randn(2, 6, 9, 11, dtype=torch.float64)
-    torch.testing.assert_close(conv(x), plain(x), rtol=1e-12, atol=1e-12)
-
-
-def test_norm_and_activation_are_applied_in_order():
-    conv = WSConv2d(3, 32, 3, norm=nn.GroupNorm(32, 32), activation=torch.relu)
-    x = torch.randn(1, 3, 8, 8)
-    expected = F.conv2d(x, standardize_weight(conv.weight), conv.bias)
+def test_norm_and_activation_are_applied_in_order_and_to_an_empty_batch():
+    conv = WSConv2d(3, 32, 3, stride=2, norm=nn.GroupNorm(32, 32), activation=torch.relu)
+    x = torch.randn(1, 3, 9, 9)
+    expected = F.conv2d(x, standardize_weight(conv.weight), conv.bias, 2)
     torch.testing.assert_close(conv(x), torch.relu(conv.norm(expected)))
-
-
-def test_an_empty_batch_has_the_output_shape_and_zero_gradients():
-    conv = WSConv2d(3, 32, 3, stride=2, norm=nn.GroupNorm(32, 32), activation=nn.ReLU())
-    out = conv(torch.zeros(0, 3, 9, 9))
+    out = conv(x[:0])
     assert out.shape == (0, 32, 4, 4)
     out.sum().backward()
     assert all((p.grad == 0).all() for p in conv.parameters())
-
-
-def test_autocast_standardizes_in_float32():
-    conv = WSConv2d(16, 8, 3, bias=False)
-    x = torch.randn(1, 16, 6, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = conv(x)
-        weight = standardize_weight(conv.weight)
-    assert out.dtype == torch.bfloat16
-    assert weight.dtype == torch.float32
-    assert relative_error(weight, reference(conv.weight)) < 1e-6
-    out.float().sum().backward()
-    assert conv.weight.grad.dtype == torch.float32 and conv.weight.grad.isfinite().all()
 
 
 def test_channels_last_in_and_out():
@@ -181,14 +214,6 @@ def test_channels_last_in_and_out():
     assert out.is_contiguous(memory_format=torch.channels_last)
     nchw = copy.deepcopy(conv).to(memory_format=torch.contiguous_format)(x.contiguous())
     torch.testing.assert_close(out, nchw, rtol=1e-5, atol=1e-5)
-
-
-def test_state_dict_is_the_plain_convolution_s():
-    conv, plain = WSConv2d(4, 8, 3), nn.Conv2d(4, 8, 3)
-    assert list(conv.state_dict()) == list(plain.state_dict()) == ["weight", "bias"]
-    before = conv.weight.clone()
-    conv(torch.randn(1, 4, 5, 5))
-    assert torch.equal(conv.state_dict()["weight"], before)
 
 
 @pytest.mark.slow

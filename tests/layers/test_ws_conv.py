@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,17 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from gnws_d2.layers import (
-    StandardizedConv,
-    WSConv1d,
-    WSConv2d,
-    WSConv3d,
-    WSConvTranspose1d,
-    WSConvTranspose2d,
-    WSConvTranspose3d,
-    fold,
-    standardize_weight,
-)
+from gnws_d2 import layers
+from gnws_d2.layers import StandardizedConv, WSConv2d, fold, standardize_weight
 
 X = torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -30,11 +22,8 @@ X = torch.randn(2, 4, 5, 5, dtype=torch.float64, generator=torch.Generator().man
 def uncached(conv: nn.Module) -> torch.Tensor:
     """The layer's output from its weight as it is now."""
     weight = conv.weight.detach().double()
-    flat = weight.flatten(1)
-    n = flat.shape[1]
-    mean = flat.sum(1, keepdim=True) / n
-    std = ((flat - mean).square().sum(1, keepdim=True) / (n - 1)).sqrt()
-    return F.conv2d(X, ((flat - mean) / (std + conv.eps)).view_as(weight), conv.bias.double())
+    std, mean = torch.std_mean(weight, (1, 2, 3), keepdim=True)
+    return F.conv2d(X, (weight - mean) / (std + conv.eps), conv.bias.double())
 
 
 class Chain:
@@ -42,42 +31,31 @@ class Chain:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.conv = WSConv2d(4, 6, 3).double()
-        self.new_optimizer()
+        self.use(WSConv2d(4, 6, 3).double())
         self.average = torch.optim.swa_utils.AveragedModel(self.conv)
 
-    def new_optimizer(self) -> None:
-        self.optimizer = torch.optim.SGD(self.conv.parameters(), lr=0.1, momentum=0.9)
+    def use(self, conv: nn.Module) -> None:
+        self.conv = conv
+        self.optimizer = torch.optim.SGD(conv.parameters(), lr=0.1, momentum=0.9)
 
-    def forward_with_grad(self) -> None:
-        self.conv(X.to(self.conv.weight.dtype))
-
-    def forward_without_grad(self) -> None:
-        with torch.no_grad():
-            self.conv(X.to(self.conv.weight.dtype))
-
-    def forward_in_inference_mode(self) -> None:
-        with torch.inference_mode():
-            self.conv(X.to(self.conv.weight.dtype))
+    def forward(self, mode: Callable = torch.no_grad) -> torch.Tensor:
+        with mode():
+            return self.conv(X.to(self.conv.weight.dtype))
 
     def optimizer_step(self) -> None:
         self.conv.requires_grad_(True)
-        self.conv(X.to(self.conv.weight.dtype)).square().mean().backward()
+        self.forward(torch.enable_grad).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def load_state_dict(self) -> None:
+    def load_state_dict(self, assign: bool = False) -> None:
         state = {n: torch.randn_like(t) for n, t in self.conv.state_dict().items()}
-        self.conv.load_state_dict(state)
+        self.conv.load_state_dict(state, assign=assign)
+        self.use(self.conv)
 
-    def load_and_assign(self) -> None:
-        state = {n: torch.randn_like(t) for n, t in self.conv.state_dict().items()}
-        self.conv.load_state_dict(state, assign=True)
-        self.new_optimizer()
-
+    @torch.no_grad()
     def edit_in_place(self) -> None:
-        with torch.no_grad():
-            self.conv.weight.mul_(1.5).add_(torch.randn_like(self.conv.weight))
+        self.conv.weight.mul_(1.5).add_(torch.randn_like(self.conv.weight))
 
     def edit_one_number_through_the_state_dict(self) -> None:
         self.conv.state_dict()["weight"][0, 0, 0, 0] += 5
@@ -87,95 +65,84 @@ class Chain:
 
     def assign_a_parameter(self) -> None:
         self.conv.weight = nn.Parameter(torch.randn_like(self.conv.weight))
-        self.new_optimizer()
+        self.use(self.conv)
 
     def change_eps(self) -> None:
         self.conv.eps *= 10
 
     def to_float_and_back(self) -> None:
         self.conv.float()
-        self.forward_without_grad()
+        self.forward()
         self.conv.double()
-
-    def to_channels_last(self) -> None:
-        self.conv.to(memory_format=torch.channels_last)
-
-    def train(self) -> None:
-        self.conv.train()
-
-    def eval(self) -> None:
-        self.conv.eval()
-
-    def freeze(self) -> None:
-        self.conv.requires_grad_(False)
-
-    def unfreeze(self) -> None:
-        self.conv.requires_grad_(True)
 
     def average_weights(self) -> None:
         self.average.update_parameters(self.conv)
         self.conv.load_state_dict(self.average.module.state_dict())
 
     def copy(self) -> None:
-        original, self.conv = self.conv, copy.deepcopy(self.conv)
+        original = self.conv
+        self.use(copy.deepcopy(original))
         with torch.no_grad():
             original.weight.zero_()
-        self.new_optimizer()
-
-    def pickle(self) -> None:
-        self.conv = pickle.loads(pickle.dumps(self.conv))
-        self.new_optimizer()
 
 
-OPERATIONS = sorted(name for name in vars(Chain) if name not in ("__init__", "new_optimizer"))
-OPERATIONS = [name for name in OPERATIONS if not name.startswith("__")]
+METHODS = {name: value for name, value in vars(Chain).items() if not name.startswith("__")}
+OPERATIONS: list[Callable[[Chain], object]] = [
+    *(value for name, value in METHODS.items() if name not in ("use", "forward")),
+    lambda chain: chain.forward(torch.enable_grad),
+    lambda chain: chain.forward(torch.no_grad),
+    lambda chain: chain.forward(torch.inference_mode),
+    lambda chain: chain.load_state_dict(assign=True),
+    lambda chain: chain.conv.to(memory_format=torch.channels_last),
+    lambda chain: chain.conv.train(),
+    lambda chain: chain.conv.eval(),
+    lambda chain: chain.conv.requires_grad_(False),
+    lambda chain: chain.conv.requires_grad_(True),
+    lambda chain: chain.use(pickle.loads(pickle.dumps(chain.conv))),
+]
 
 
-@given(names=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=12))
+@given(operations=st.lists(st.sampled_from(OPERATIONS), min_size=1, max_size=12))
 @settings(max_examples=200, deadline=None, derandomize=True)
-def test_after_any_operations_the_result_is_that_of_the_weight_as_it_is(names):
+def test_after_any_operations_the_result_is_that_of_the_weight_as_it_is(operations):
     chain = Chain()
-    for name in names:
-        getattr(chain, name)()
+    for operation in operations:
+        operation(chain)
         for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
-            with mode():
-                found = chain.conv(X)
-            torch.testing.assert_close(
-                found.detach().clone(), uncached(chain.conv), rtol=1e-10, atol=1e-10
-            )
+            found = chain.forward(mode).detach().clone()
+            torch.testing.assert_close(found, uncached(chain.conv), rtol=1e-10, atol=1e-10)
         assert list(chain.conv.state_dict()) == ["weight", "bias"]
 
 
-def count_standardizations(monkeypatch) -> list:
-    calls = []
-    original = StandardizedConv._standardize
+@pytest.fixture
+def standardizations(monkeypatch) -> list[None]:
+    """As many elements as weights were standardized."""
+    calls, original = [], StandardizedConv._standardize
 
     def counted(self, weight):
-        calls.append(1)
+        calls.append(None)
         return original(self, weight)
 
     monkeypatch.setattr(StandardizedConv, "_standardize", counted)
     return calls
 
 
-def test_in_evaluation_it_is_standardized_once(monkeypatch):
-    calls = count_standardizations(monkeypatch)
+def test_in_evaluation_it_is_standardized_once(standardizations):
     conv = WSConv2d(4, 6, 3).double().eval()
     for mode in (torch.no_grad, torch.no_grad, torch.inference_mode, torch.no_grad):
         with mode():
             conv(X)
-    assert len(calls) == 1
+    assert len(standardizations) == 1
 
 
-def test_a_frozen_convolution_is_standardized_once_in_training(monkeypatch):
-    calls = count_standardizations(monkeypatch)
+def test_a_frozen_convolution_is_standardized_once_in_training(standardizations):
     conv = WSConv2d(4, 6, 3).double().requires_grad_(False)
     x = X.clone().requires_grad_()
     with torch.inference_mode():  # what is kept from here on serves training, too
         conv(X)
     for _ in range(3):
         conv(x).sum().backward()
-    assert len(calls) == 1 and x.grad is not None
+    assert len(standardizations) == 1 and x.grad is not None
 
 
 def test_nothing_kept_is_copied_or_saved():
@@ -203,7 +170,8 @@ def test_weights_of_a_plain_convolution_are_warned_of(tmp_path):
         state = torch.load(tmp_path / "file.pth", weights_only=True)
         WSConv2d(4, 6, 3).load_state_dict(state)
         plain.load_state_dict(state)
-        ws.load_state_dict(dict(plain.state_dict()))  # says nothing of its modules
+        for assign in (False, True):  # says nothing of its modules
+            ws.load_state_dict(dict(plain.state_dict()), assign=assign)
 
 
 def test_a_compiled_module_follows_its_weight():
@@ -220,65 +188,61 @@ def test_vectorized_over_weights():
     conv = WSConv2d(4, 6, 3, bias=False).double().eval()
     weights = torch.randn(3, *conv.weight.shape, dtype=torch.float64)
     with torch.no_grad():
-        found = torch.func.vmap(lambda w: torch.func.functional_call(conv, {"weight": w}, (X,)))(
-            weights
-        )
+        convolve = torch.func.vmap(lambda w: torch.func.functional_call(conv, {"weight": w}, (X,)))
+        found = convolve(weights)
         expected = [F.conv2d(X, standardize_weight(w)) for w in weights]
     torch.testing.assert_close(found, torch.stack(expected))
 
 
-TRANSPOSED = [
-    (WSConvTranspose1d, nn.ConvTranspose1d, (7,)),
-    (WSConvTranspose2d, nn.ConvTranspose2d, (7, 6)),
-    (WSConvTranspose3d, nn.ConvTranspose3d, (4, 5, 3)),
-]
-FORWARD = [
-    (WSConv1d, nn.Conv1d, (7,)),
-    (WSConv2d, nn.Conv2d, (7, 6)),
-    (WSConv3d, nn.Conv3d, (4, 5, 3)),
+KINDS = [("Conv1d", (7,)), ("Conv2d", (7, 6)), ("Conv3d", (4, 5, 3))]
+KINDS += [(name.replace("Conv", "ConvTranspose"), size) for name, size in KINDS]
+OPTIONS = [dict(stride=2, padding=1, groups=groups) for groups in (1, 2)]
+OPTIONS_2D = [
+    dict(stride=2, dilation=2, padding=2, bias=False),
+    dict(groups=2, padding="same"),
+    dict(padding=1, padding_mode="reflect"),
 ]
 
 
-@pytest.mark.parametrize(("ws", "plain", "size"), FORWARD + TRANSPOSED)
-@pytest.mark.parametrize("groups", [1, 2])
-def test_every_kind_standardizes_each_filter(ws, plain, size, groups):
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [(*kind, options) for kind in KINDS for options in OPTIONS]
+    + [(*KINDS[1], options) for options in OPTIONS_2D],
+)
+def test_every_kind_standardizes_each_filter(name, size, options):
     """A filter is all that makes one output channel, whichever way the weight is laid out."""
     torch.manual_seed(0)
-    conv = ws(4, 6, 3, stride=2, padding=1, groups=groups).double()
-    weight = conv.weight.detach().clone()
-    transposed = ws.__name__.startswith("WSConvTranspose")
+    ws, plain = getattr(layers, f"WS{name}"), getattr(nn, name)
+    conv, reference = (kind(4, 6, 3, **options).double() for kind in (ws, plain))
+    reference.load_state_dict(conv.state_dict())  # the same names and shapes
+    inputs, outputs = 4 // conv.groups, 6 // conv.groups  # of a group
     for out in range(6):
-        if transposed:
-            rows = slice(
-                out // (6 // groups) * (4 // groups), (out // (6 // groups) + 1) * (4 // groups)
-            )
-            index = (rows, out % (6 // groups))
-        else:
-            index = (out,)
-        filt = weight[index]
-        weight[index] = (filt - filt.mean()) / (filt.std() + 1e-5)
-    reference = plain(4, 6, 3, stride=2, padding=1, groups=groups).double()
-    reference.load_state_dict({"weight": weight, "bias": conv.bias.detach()})
+        first = out // outputs * inputs
+        transposed = (slice(first, first + inputs), out % outputs)
+        index = transposed if "Transpose" in name else (out,)
+        filt = conv.weight.data[index]
+        reference.weight.data[index] = (filt - filt.mean()) / (filt.std() + 1e-5)
     x = torch.randn(2, 4, *size, dtype=torch.float64)
-    torch.testing.assert_close(conv(x), reference(x))
+    torch.testing.assert_close(conv(x), reference(x), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(
         lambda w: torch.func.functional_call(conv, {"weight": w}, x[:1]), conv.weight
     )
-    assert ws(4, 6, 3).state_dict().keys() == plain(4, 6, 3).state_dict().keys()
     with torch.no_grad():
         torch.testing.assert_close(fold(conv)(x), conv(x))
     assert type(fold(conv)) is plain
 
 
 def test_transposed_takes_an_output_size():
-    conv = WSConvTranspose2d(4, 6, 3, stride=2)
+    conv = layers.WSConvTranspose2d(4, 6, 3, stride=2)
     assert conv(torch.randn(1, 4, 5, 5), output_size=[12, 12]).shape[2:] == (12, 12)
 
 
-@pytest.mark.parametrize("ws", [WSConv1d, WSConv2d, WSConv3d, WSConvTranspose2d])
-def test_a_fan_in_of_one_is_refused(ws):
+@pytest.mark.parametrize("name", [name for name, _ in KINDS])
+def test_a_fan_in_of_one_is_refused(name):
     with pytest.raises(ValueError, match="fan-in of 1"):
-        ws(4, 4, 1, groups=4)
+        getattr(layers, f"WS{name}")(4, 4, 1, groups=4)
+    with pytest.raises(ValueError, match=r"\(3, 1\).*fan-in of 1"):
+        standardize_weight(torch.randn(3, 1))
 
 
 def test_folded_is_plain_and_equal_bit_for_bit():

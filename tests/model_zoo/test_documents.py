@@ -1,26 +1,58 @@
-"""MODEL_ZOO.md, the metafile and the README's table are those that the data file makes."""
+"""MODEL_ZOO.md, the README and the metafile have the numbers, names and hashes of the data file."""
 
+import csv
+import re
+from pathlib import Path
+
+import pytest
 import yaml
 
-from gnws_d2.model_zoo.documents import documents, metafile
-from gnws_d2.model_zoo.published import published
+import gnws_d2
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(gnws_d2.__file__).parent / "model_zoo" / "checkpoints.csv"
+ROWS = list(csv.DictReader(DATA.read_text(encoding="utf-8").splitlines()))
+DETECTORS = [row for row in ROWS if row["box_ap"]]
+BACKBONES = [row for row in ROWS if not row["box_ap"]]
 
 
-def test_the_documents_are_up_to_date():
-    for file, text in documents().items():
-        stale = f"{file.name} differs: run python -m gnws_d2.model_zoo document"
-        assert file.read_text(encoding="utf-8") == text, stale
+def tables(document: str) -> list[list[str]]:
+    """The cells of all rows of its tables that link to a file."""
+    lines = (ROOT / document).read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "](" in line]
+    return [row for row in rows if len(row) > 1]
 
 
-def test_the_metafile_is_in_the_form_of_the_model_index():
-    index = yaml.safe_load(metafile())
-    collections = {c["Name"] for c in index["Collections"]}
-    detectors = [entry for entry in published() if not entry.is_backbone]
-    assert [model["Name"] for model in index["Models"]] == [entry.name for entry in detectors]
-    for model, entry in zip(index["Models"], detectors, strict=True):
-        assert model["In Collection"] in collections and model["Weights"] == entry.url
-        metrics = {k: v for r in model["Results"] for k, v in r["Metrics"].items()}
-        expected = {"box AP": float(entry.box_ap)}
-        if entry.mask_ap:
-            expected["mask AP"] = float(entry.mask_ap)
-        assert metrics == expected
+def results(row: dict[str, str]) -> list[str]:
+    stem = Path(row["config"]).stem
+    schedule = stem.partition("_gn_ws_")[2].replace("_", "-")
+    numbers = (row[key] or "-" for key in ("box_ap", "mask_ap", "train_mem_gb", "inference_ms"))
+    return [f"[{stem}](configs/{row['config']})", schedule, *numbers]
+
+
+def published(row: dict[str, str]) -> list[str]:
+    sha256 = re.search(r"-(\w{8})\.pth$", row["url"])[1]
+    return [f"[{row['name']}]({row['url']})", f"`{sha256}`"]
+
+
+def test_the_tables():
+    assert len(DETECTORS) == 12 and len(BACKBONES) == 6
+    assert [row for row in tables("README.md") if len(row) == 6] == list(map(results, DETECTORS))
+    expected = [results(row) + published(row) for row in DETECTORS]
+    assert tables("MODEL_ZOO.md") == expected + list(map(published, BACKBONES))
+
+
+@pytest.mark.parametrize("row", DETECTORS, ids=lambda row: row["name"])
+def test_the_metafile_in_the_form_of_openmmlabs_model_index(row):
+    index = yaml.safe_load((ROOT / "configs" / "metafile.yml").read_text(encoding="utf-8"))
+    [model] = [model for model in index["Models"] if model["Name"] == row["name"]]
+    assert model["In Collection"] in [collection["Name"] for collection in index["Collections"]]
+    assert model["Weights"] == row["url"] and model["Config"] == f"configs/{row['config']}"
+    metadata = model["Metadata"]
+    assert metadata["Training Memory (GB)"] == float(row["train_mem_gb"])
+    assert metadata["Epochs"] == int(row["epochs"])
+    times = [entry["value"] for entry in metadata.get("inference time (ms/im)", [])]
+    assert times == ([float(row["inference_ms"])] if row["inference_ms"] else [])
+    metrics = {key: value for r in model["Results"] for key, value in r["Metrics"].items()}
+    aps = {"box AP": row["box_ap"], "mask AP": row["mask_ap"]}
+    assert metrics == {key: float(value) for key, value in aps.items() if value}

@@ -5,6 +5,7 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from torch import nn
 
 from gnws_d2 import StandardizationReport, model_zoo
+from gnws_d2.errors import CheckpointError, ConfigError
 from gnws_d2.layers import WSConv2d
 from gnws_d2.model_zoo.published import find
 
@@ -35,10 +36,6 @@ MODELS = [
 def name_of(family: str, backbone: str, schedule: str, norm: str = "gn_ws") -> str:
     folder = "COCO-Detection" if family == "faster" else "COCO-InstanceSegmentation"
     return f"{folder}/{family}_rcnn_{backbone}_FPN_{norm}_{schedule}.yaml"
-
-
-def test_there_are_twelve():
-    assert len(MODELS) == 12
 
 
 @pytest.mark.parametrize("model", MODELS, ids="-".join)
@@ -122,23 +119,21 @@ def test_get_builds_a_model_in_training_mode():
     assert model.training and model.device.type == "cpu"
 
 
-def test_every_model_starts_from_the_backbone_of_its_kind():
-    for model in MODELS:
-        backbone = find(model_zoo.get_config(name_of(*model)).MODEL.WEIGHTS)
-        assert backbone.is_backbone and backbone.name.endswith("_gn_ws")
-        same = model_zoo.get_config(backbone.config).MODEL.RESNETS
-        assert same == model_zoo.get_config(name_of(*model)).MODEL.RESNETS
-
-
-def test_trained_names_the_published_detector():
-    for model in MODELS:
-        url = model_zoo.get_checkpoint_url(name_of(*model))
-        assert model_zoo.get_config(name_of(*model), trained=True).MODEL.WEIGHTS == url
-        assert find(url).config == name_of(*model)
+@pytest.mark.parametrize("model", MODELS, ids="-".join)
+def test_its_published_detector_and_backbone(model):
+    assert len(MODELS) == 12
+    name = name_of(*model)
+    cfg = model_zoo.get_config(name)
+    backbone = find(cfg.MODEL.WEIGHTS)
+    assert backbone.is_backbone and backbone.name.endswith("_gn_ws")
+    assert model_zoo.get_config(backbone.config).MODEL.RESNETS == cfg.MODEL.RESNETS
+    url = model_zoo.get_checkpoint_url(name)
+    assert model_zoo.get_config(name, trained=True).MODEL.WEIGHTS == url
+    assert find(url).config == name and not find(url).is_backbone
 
 
 def test_there_is_no_published_detector_without_standardization():
-    with pytest.raises(RuntimeError, match=r"faster_rcnn_R_50_FPN_gn_1x.*Choose from: .*_gn_ws_1x"):
+    with pytest.raises(CheckpointError, match=r"'.*R_50_FPN_gn_1x'\. Did you mean .*_gn_ws_1x"):
         model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml")
-    with pytest.raises(FileNotFoundError, match="faster_rcnn_R_50_FPN_gn_ws_1x"):
+    with pytest.raises(ConfigError, match="faster_rcnn_R_50_FPN_gn_ws_1x"):
         model_zoo.get_checkpoint_url("COCO-Detection/faster_rcnn_R_51_FPN_gn_ws_1x.yaml")

@@ -12,7 +12,7 @@ from torch import nn
 
 import gnws_d2
 from gnws_d2 import StandardizationReport, modeling
-from gnws_d2.config import ConfigError
+from gnws_d2.errors import ConfigError
 from gnws_d2.layers import BatchChannelNorm2d, WSConv2d, fold, standardize_weight
 
 ROI = ShapeSpec(channels=32, height=7, width=7)
@@ -73,7 +73,7 @@ def test_a_head_is_detectron2_s_with_standardized_weights(
     bcn = [m for m in head.modules() if isinstance(m, BatchChannelNorm2d)]
     assert len(bcn) == (0 if norm == "GN" else count)
     counterpart = weights_standardized(
-        plain(shape, **arguments, **{key: gnws_d2.norms.norm_layer(norm)}).eval(), head
+        plain(shape, **arguments, **{key: norm_layer(norm)}).eval(), head
     )
     x = features(shape)
     layers = {"box": "forward", "mask": "layers", "semantic": "layers", "deeplab": "layers"}

@@ -12,9 +12,9 @@ from detectron2.modeling import build_model
 
 from gnws_d2 import StandardizationReport, load_config
 from gnws_d2.config import get_config_file
-from gnws_d2.data import digits
 from gnws_d2.engine import Trainer
 from gnws_d2.layers import fold
+from gnws_d2.projects import digits
 
 # Of each config: standardized convolutions by part, and what its evaluation gives.
 FAMILIES = {

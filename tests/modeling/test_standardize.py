@@ -7,8 +7,8 @@ from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
 from gnws_d2 import StandardizationReport, standardize
-from gnws_d2.config import ConfigError
 from gnws_d2.engine import Trainer
+from gnws_d2.errors import ConfigError
 from gnws_d2.layers import WSConv2d, standardize_weight
 from gnws_d2.modeling.standardize import part_of
 

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from gnws_d2.data.coco_file import coco_api
+from gnws_d2.projects.own_data.coco_file import coco_api
 
 SIDE = 40  # of the square objects, in pixels
 

@@ -10,11 +10,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
-from gnws_d2.engine.evaluators import build_evaluator
-from gnws_d2.report.choose import choose, image_results
-from gnws_d2.report.confusion import confusion_matrix, most_confused
-from gnws_d2.report.history import read_history
-from gnws_d2.report.matching import ReportError, match
+from gnws_d2.engine.evaluation import build_evaluator
+from gnws_d2.errors import GnwsError
+from gnws_d2.projects.report.choose import choose, image_results
+from gnws_d2.projects.report.confusion import confusion_matrix, most_confused
+from gnws_d2.projects.report.history import read_history
+from gnws_d2.projects.report.matching import match
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_no_classes():
 
 
 def test_results_of_another_dataset_are_refused():
-    with pytest.raises(ReportError, match="image 99"):
+    with pytest.raises(GnwsError, match="image 99"):
         match(coco([]), [detection(99, 1, 0, 0.5)], "bbox")
 
 

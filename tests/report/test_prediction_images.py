@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from gnws_d2.engine.prediction_images import PredictionImages
+from gnws_d2.projects.report.prediction_images import PredictionImages
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 import gnws_d2
-from gnws_d2.engine.evaluators import build_evaluator
-from gnws_d2.report import write
-from gnws_d2.report.folders import dataset_folder, short_name
-from gnws_d2.report.images import RIGHT, WRONG, draw, jpeg, without
-from gnws_d2.report.matching import match
-from gnws_d2.report.run import try_report
-from gnws_d2.report.write import write_report
+from gnws_d2.engine.evaluation import build_evaluator
+from gnws_d2.engine.folders import dataset_folder, short_name
+from gnws_d2.projects.report import write
+from gnws_d2.projects.report.images import RIGHT, WRONG, draw, jpeg, without
+from gnws_d2.projects.report.matching import match
+from gnws_d2.projects.report.run import try_report
+from gnws_d2.projects.report.write import write_report
 
 EVIL = "<script>alert(1)</script> & $x^$"
 

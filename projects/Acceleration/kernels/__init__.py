@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
+
+from . import torch_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -24,52 +28,45 @@ MIN_ELEMENTS = 2**16
 MAX_ELEMENTS_OF_IMAGE = 2**31
 MAX_IMAGES = 2**16 - 1
 
+_min_elements = MIN_ELEMENTS
+
+
+@contextlib.contextmanager
+def use_triton_from(elements: int) -> Iterator[None]:
+    """Within this context, let Triton's kernels run on inputs of at least ``elements`` elements,
+    instead of :data:`MIN_ELEMENTS`."""
+    global _min_elements
+    before, _min_elements = _min_elements, elements
+    try:
+        yield
+    finally:
+        _min_elements = before
+
 
 def kernels_for(x: torch.Tensor) -> ModuleType:
-    """The module whose functions run on ``x``, (N, C, *).
-
-    Raises:
-        ValueError: GNWS_D2_KERNELS is neither "auto" nor "torch".
-    """
+    """The module whose functions run on ``x``, (N, C, *)."""
     if use_triton_for(x):
-        from . import triton_kernels  # not on top: it imports Triton
+        from . import triton_kernels  # imports Triton
 
         return triton_kernels
-    from . import torch_kernels
-
     return torch_kernels
 
 
 def use_triton_for(x: torch.Tensor) -> bool:
     """Whether Triton's kernels can run on ``x``, (N, C, *), and are expected to be faster."""
-    large = x.numel() >= max(MIN_ELEMENTS, 1)
+    large = x.numel() >= max(_min_elements, 1)
     fits = large and x[0].numel() < MAX_ELEMENTS_OF_IMAGE and len(x) <= MAX_IMAGES
     on_gpu = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"  # the latter to test them
     of_a_type = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    # _allowed comes first: an invalid value is an error without a GPU, too.
-    chosen = _allowed() and on_gpu and of_a_type and fits and _works(x.device)
+    chosen = on_gpu and of_a_type and fits and triton_runs_on(x.device)
     _log_choice(x.device.type, "Triton" if chosen else "torch")
     return chosen
 
 
 def triton_runs_on(device: torch.device) -> bool:
     """Whether Triton's kernels run there: GNWS_D2_KERNELS is not "torch", and Triton is installed
-    and works.
-
-    Raises:
-        ValueError: GNWS_D2_KERNELS is neither "auto" nor "torch".
-    """
-    return _allowed() and _works(device)
-
-
-def _allowed() -> bool:
-    choice = os.environ.get(VARIABLE, "auto")
-    if choice not in ("auto", "torch"):
-        raise ValueError(
-            f'{VARIABLE} is {choice!r}. Set it to "auto" (Triton\'s kernels on a GPU) or to '
-            '"torch" (torch\'s everywhere).'
-        )
-    return choice == "auto"
+    and works."""
+    return os.environ.get(VARIABLE) != "torch" and _works(device)
 
 
 @functools.cache
@@ -96,7 +93,7 @@ def _works(device: torch.device) -> bool:
 def _try(device: torch.device) -> None:
     """Run all kernels on a small input. Raises AssertionError where torch's compute something
     else."""
-    from . import torch_kernels, triton_kernels
+    from . import triton_kernels
 
     x = torch.linspace(-1, 1, 1200, device=device, dtype=torch.float32).view(2, 6, 10, 10)
     weight = torch.linspace(0.5, 1, 6, device=device, dtype=torch.float32)

@@ -1,0 +1,262 @@
+"""Training that continues exactly where it stopped.
+
+Detectron2 restores weights, optimizer and schedule, but restarts the data and the random numbers.
+Here everything random is drawn from (seed, process, position): the order of the images, the
+augmentation of each, and what a step samples. A resumed run then sees what an uninterrupted one
+sees, with any number of data workers.
+
+A micro-batch of gradient accumulation gets the images and random numbers of the process that it
+stands for, see :func:`process_of`: accumulating runs compute what more processes compute.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..checkpoint import Checkpointer
+from ..data import Mapper, NamingMapper, load_train_dataset
+from .console import silence_upstream
+from .stopping import outlive_signals
+
+logger = logging.getLogger(__name__)
+
+
+def process_of(micro_batch: int) -> int:
+    """The rank of the process that a micro-batch of this process stands for, among as many
+    processes as there are micro-batches in all."""
+    return comm.get_rank() + micro_batch * comm.get_world_size()
+
+
+class IterationSeed(HookBase):
+    """Seeds the random numbers of every micro-batch; its seed is saved and resumed.
+
+    Args:
+        seed: of the run; negative (Detectron2's default of SEED) draws one.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed if seed >= 0 else comm.shared_random_seed()
+
+    def before_step(self) -> None:
+        self.before_micro_batch(0)
+
+    def before_micro_batch(self, index: int) -> None:
+        seed = _hash(self.seed, process_of(index), self.trainer.iter)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seed = state["seed"]
+
+
+class ResumableLoader:
+    """Detectron2's train loader of a config, able to start at any iteration.
+
+    Iterating yields this process's batches, lists of dicts of the dataset mapper, without end. A
+    batch is the concatenation of its SOLVER.ACCUMULATION_STEPS micro-batches.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        dataset: list[dict],
+        mapper: Callable[[dict], dict],
+        build_sampler: Callable[[], Sampler] | None = None,
+        total_batch_size: int,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        seed: int = -1,
+        accumulation_steps: int = 1,
+    ) -> None:
+        """``ResumableLoader(cfg)``, or the arguments of ``build_detection_train_loader``.
+
+        Args:
+            build_sampler: makes its sampler, by default a ``TrainingSampler``; called for each
+                start, because some samplers draw a seed when they are built.
+        """
+        self.dataset, self._mapper = dataset, mapper
+        self._build_sampler = build_sampler or functools.partial(TrainingSampler, len(dataset))
+        self._processes = [process_of(i) for i in range(accumulation_steps)]
+        self._batch_size = total_batch_size // (comm.get_world_size() * accumulation_steps)
+        self._by_shape = aspect_ratio_grouping
+        self._num_workers = num_workers
+        self.seek(seed=max(seed, 0), iteration=0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        dataset = load_train_dataset(cfg)
+        cfg, mapper = cfg.clone(), Mapper(cfg, is_train=True)
+
+        def build_sampler() -> Sampler:
+            return build_detection_train_loader.from_config(cfg, mapper, dataset=dataset)["sampler"]
+
+        return {
+            "dataset": dataset,
+            "mapper": mapper,
+            "build_sampler": build_sampler,
+            "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+            "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            "num_workers": cfg.DATALOADER.NUM_WORKERS,
+            "seed": cfg.SEED,
+            "accumulation_steps": cfg.SOLVER.ACCUMULATION_STEPS,
+        }
+
+    @property
+    def images(self) -> int:
+        """The number of images, of all processes."""
+        return len(self.dataset)
+
+    def seek(self, seed: int, iteration: int) -> None:
+        """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
+        self._seed, self._iteration = seed, iteration
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        with _random_numbers(self._seed):
+            sampler = self._build_sampler()
+        # Images are grouped before loading. Detectron2 groups them after it, where nothing can tell
+        # which images an iteration will get.
+        loader = DataLoader(
+            _SeededDataset(self.dataset, self._mapper, self._seed),
+            batch_sampler=_BatchOrder(
+                sampler,
+                groups=[self._by_shape and d["width"] > d["height"] for d in self.dataset],
+                batch_size=self._batch_size,
+                start=self._iteration,
+                processes=self._processes,
+            ),
+            num_workers=self._num_workers,
+            collate_fn=list,
+            worker_init_fn=start_worker,
+            # A loader without a generator takes a number from those of the training step.
+            generator=torch.Generator(),
+        )
+        batches = iter(loader)
+        try:
+            yield from batches
+        finally:
+            # Now: the traceback of an error keeps them, and so their workers, until the very end.
+            getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def seek_data(loader: Iterable, seed: int, iteration: int) -> None:
+    """Let a train loader start at ``iteration``, or say that it cannot."""
+    if isinstance(loader, ResumableLoader):
+        loader.seek(seed, iteration)
+        return
+    logger.log(
+        logging.WARNING if iteration else logging.INFO,
+        "The train loader is a %s, which cannot start in the middle: a resumed run continues "
+        "weights, optimizer and schedule exactly, but reads the data from the start.",
+        type(loader).__name__,
+    )
+
+
+def save_final(checkpointer: Checkpointer, start: int, max_iter: int) -> None:
+    """Save model_final.pth where a run resumes at its end from another checkpoint: it was killed
+    between its last two, which are of one state."""
+    resumed = checkpointer.resumed_from
+    if start >= max_iter and resumed and resumed.name != "model_final.pth":
+        checkpointer.save("model_final", iteration=start - 1)
+
+
+class _BatchOrder(Sampler):
+    """Groups a sampler's endless stream of indices into micro-batches of one group each, one for
+    each of ``processes`` an iteration.
+
+    Yields for each iteration a list of (process, position, index): the position counts that
+    process's images from the first iteration.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        groups: list[bool],
+        batch_size: int,
+        start: int,
+        processes: Sequence[int] = (0,),
+    ) -> None:
+        self._sampler = sampler
+        self._groups = groups
+        self._batch_size = batch_size
+        self._start = start
+        self._processes = processes
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        # A sampler deals indices to processes in turn, and so this process's to its micro-batches.
+        count = len(self._processes)
+        streams = (itertools.islice(self._sampler, i, None, count) for i in range(count))
+        iterations = enumerate(zip(*map(self._batches, streams), strict=False))
+        for iteration, batches in itertools.islice(iterations, self._start, None):
+            first = iteration * self._batch_size
+            yield [
+                (process, position, index)
+                for process, batch in zip(self._processes, batches, strict=True)
+                for position, index in enumerate(batch, first)
+            ]
+
+    def _batches(self, indices: Iterator[int]) -> Iterator[list[int]]:
+        open_batches: dict[bool, list[int]] = {False: [], True: []}
+        for index in indices:
+            batch = open_batches[self._groups[index]]
+            batch.append(index)
+            if len(batch) == self._batch_size:
+                yield batch
+                open_batches[self._groups[index]] = []
+
+
+class _SeededDataset(Dataset):
+    """Maps the image of (process, position, index) with the random numbers of the first two."""
+
+    def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int) -> None:
+        self._mapped = MapDataset(DatasetFromList(dicts, copy=False), NamingMapper(mapper))
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
+        process, position, index = key
+        with _random_numbers(_hash(self._seed, process, position)):
+            return self._mapped[index]
+
+
+def start_worker(worker_id: int) -> None:
+    """Prepare a worker of a data loader: for ``worker_init_fn``."""
+    outlive_signals()
+    silence_upstream()
+
+
+@contextmanager
+def _random_numbers(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generators, and restore their states at the end."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _hash(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -1,0 +1,113 @@
+"""Detectron2's evaluators, chosen by a dataset's metadata."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from detectron2 import evaluation
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+
+from ..config import DATASET_KEYS, dataset_names
+from ..data import read_labels
+from ..errors import ConfigError
+
+
+class COCOEvaluator(evaluation.COCOEvaluator):
+    """Detectron2's, which also evaluates a model with masks on a dataset of boxes alone, for boxes,
+    and names the AP of each class where the classes are not in the order of their ids."""
+
+    def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
+        tasks = super()._tasks_from_predictions(predictions)
+        truth = self._coco_api.anns.values()
+        if "segm" in tasks and truth and not any("segmentation" in a for a in truth):
+            self._logger.info("The dataset has boxes only: masks are not evaluated.")
+            tasks.remove("segm")
+        return tasks
+
+    def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: Any = None) -> dict:
+        # pycocotools orders classes by their ids in the file, which a predictor need not.
+        if class_names is not None:
+            class_names = [self._coco_api.cats[i]["name"] for i in sorted(self._coco_api.cats)]
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+
+def _coco(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
+    return COCOEvaluator(
+        name,
+        output_dir=out,
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        # The truth of a dataset without a file is written anew: its function may have changed.
+        allow_cached_coco=False,
+    )
+
+
+def _sem_seg(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
+    # The default function of the copy of Detectron2 on PyPI fails with NumPy 2.
+    return evaluation.SemSegEvaluator(name, output_dir=out, sem_seg_loading_fn=read_labels)
+
+
+# evaluator_type -> the evaluators, each made from (config, dataset name, output folder)
+_EVALUATORS: dict[str, list[Callable[[CfgNode, str, str], DatasetEvaluator]]] = {
+    "coco": [_coco],
+    "lvis": [lambda cfg, name, out: evaluation.LVISEvaluator(name, output_dir=out)],
+    "pascal_voc": [lambda cfg, name, out: evaluation.PascalVOCDetectionEvaluator(name)],
+    "cityscapes_instance": [lambda cfg, name, out: evaluation.CityscapesInstanceEvaluator(name)],
+    "cityscapes_sem_seg": [lambda cfg, name, out: evaluation.CityscapesSemSegEvaluator(name)],
+    "sem_seg": [_sem_seg],
+}
+_EVALUATORS["coco_and_sem_seg"] = [*_EVALUATORS["sem_seg"], *_EVALUATORS["coco"]]
+_EVALUATORS["coco_panoptic_seg"] = [
+    *_EVALUATORS["coco_and_sem_seg"],
+    lambda cfg, name, out: evaluation.COCOPanopticEvaluator(name, out),
+]
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+) -> DatasetEvaluator:
+    """The evaluator for a registered dataset, chosen by its metadata's ``evaluator_type``.
+
+    Args:
+        output_folder: where it writes; by default OUTPUT_DIR/inference, and of several datasets
+            a folder of it each.
+
+    Raises:
+        ConfigError: the dataset has no ``evaluator_type``, or one that is not known here.
+    """
+    folder = output_folder or str(
+        Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, dataset_name))
+    )
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind not in _EVALUATORS:
+        raise ConfigError(
+            f"DATASETS.TEST names {dataset_name!r}, whose metadata has evaluator_type {kind!r}. "
+            f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of "
+            f"{', '.join(_EVALUATORS)}."
+        )
+    evaluators = [make(cfg, dataset_name, folder) for make in _EVALUATORS[kind]]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def evaluated_datasets(cfg: CfgNode) -> list[str]:
+    """The datasets that a training evaluates, each once."""
+    return dataset_names(cfg, DATASET_KEYS[1:])
+
+
+def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
+    """The folder of a dataset's files in ``inference`` and ``report``: "" if the config evaluates
+    only one dataset, else a name made of the dataset's."""
+    names = evaluated_datasets(cfg)
+    if len(names) < 2 or dataset_name not in names:
+        return ""
+    slugs: list[str] = []
+    for name in names:
+        # The last two words of a path, without the suffix.
+        words = re.sub(r"\.json\b", "", "_".join(name.split("=")[0].split("/")[-2:]))
+        slug = re.sub(r"[^\w.-]+|_+", "_", words).strip("_.") or "dataset"
+        slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
+    return slugs[names.index(dataset_name)]

@@ -1,0 +1,39 @@
+"""Batch-Channel Normalization as a value of any NORM key of Detectron2's configs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..config import leaves, set_key
+from ..layers import BatchChannelNorm2d
+
+# What Detectron2's ``get_norm`` takes: a name, or what makes the layer for a number of channels.
+Norm = str | Callable[[int], nn.Module]
+
+# Name in a config -> the layer for a number of channels.
+BCN_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BCN": BatchChannelNorm2d,
+    "SyncBCN": functools.partial(BatchChannelNorm2d, sync=True),
+    "EstBCN": functools.partial(BatchChannelNorm2d, estimate=True),
+    "SyncEstBCN": functools.partial(BatchChannelNorm2d, estimate=True, sync=True),
+}
+
+
+def norm_layer(norm: Norm) -> Norm:
+    """``norm`` for Detectron2's ``get_norm``, which knows a fixed set of names but also takes a
+    callable: the layer itself of a name in :data:`BCN_NORMS`, and anything else unchanged."""
+    return BCN_NORMS.get(norm, norm) if isinstance(norm, str) else norm
+
+
+def with_norm_layers(cfg: CfgNode) -> CfgNode:
+    """A copy of ``cfg`` to build a model from, in which every NORM key of MODEL that names one of
+    :data:`BCN_NORMS` holds the layer itself."""
+    cfg = cfg.clone()
+    for key, value in list(leaves(cfg.MODEL)):
+        if key.endswith(".NORM"):
+            set_key(cfg.MODEL, key, norm_layer(value))
+    return cfg

@@ -1,0 +1,1 @@
+"""The command ``gnws``. Imports neither torch nor Detectron2, so that its help appears at once."""

@@ -1,0 +1,20 @@
+"""The command ``gnws``: the programs of projects/ under one name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from gnws.arguments import COMMANDS, parse_gnws
+
+
+def main() -> int | None:
+    args = parse_gnws()
+    module = COMMANDS[args.command].module
+    if args.command in ("train", "eval") and args.config_file.endswith(".py"):
+        module = "gnws_d2.projects.detection.lazyconfig_train_net"
+    return importlib.import_module(module).main(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Export a detector to files that run without Detectron2 and this package: see ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+from gnws.arguments import parse
+from tabulate import tabulate
+from torch import nn
+from torch.nn import functional as F
+
+import gnws_d2
+from gnws_d2.data import read_image
+from gnws_d2.errors import GnwsError, one_line_errors
+from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
+from gnws_d2.projects.export import FORMATS, Exporter
+
+
+class Predictor(gnws_d2.Predictor):
+    """Of the keys of projects/Acceleration, only padding changes what a file computes."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        if cfg.INPUT.SIZE_DIVISIBILITY:
+            pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)
+        return model
+
+
+@one_line_errors()
+def main(args: argparse.Namespace) -> int:
+    for name in ("gnws_d2", "fvcore"):
+        setup_logger(name=name)
+    if args.config_file and args.config_file.endswith(".py"):
+        sys.exit(
+            "Export a LazyConfig's model from a script: gnws_d2.projects.export.export(model, ...)."
+        )
+    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    add_configs = [add_acceleration_config]
+    predictor = Predictor(
+        args.config_file, args.weights, opts=opts, add_configs=add_configs, folded=False
+    )
+    prepared = [predictor.prepare(read_image(file, "BGR"))["image"] for file in args.input]
+    images = [image for original in prepared for image in at_two_sizes(original)]
+    args.output.mkdir(parents=True, exist_ok=True)
+    exporter = Exporter(predictor.model, images, facts(predictor))
+
+    rows, refused, compared = [], 0, 0
+    for name in args.format:
+        file, tolerance = args.output / FORMATS[name].file, FORMATS[name].tolerance
+        if args.tolerance is not None:
+            tolerance = replace(tolerance, difference=args.tolerance)
+        try:
+            results = exporter.export(name, file, tolerance)
+        except GnwsError as error:
+            print(error, file=sys.stderr)
+            refused += 1
+            continue
+        detections = sum(result.same for result in results)
+        difference = max(result.difference for result in results)
+        parts = [file, file.with_suffix(".bin")]
+        size = sum(part.stat().st_size for part in parts if part.exists())
+        same = f"{detections} of {sum(result.expected for result in results)}"
+        rows.append([file, size / 2**20, len(results), same, difference])
+        compared += detections
+    columns = ["file", "MiB", "images", "same detections", "their largest difference"]
+    print(tabulate(rows, columns, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
+    if rows and not compared:
+        print("Nothing was detected, so nothing was compared: use other images.", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def at_two_sizes(image: torch.Tensor) -> list[torch.Tensor]:
+    """``image`` (3, H, W), levels 0 to 255, and the same at three quarters of its size, where that
+    makes no side smaller than the 65 pixels that torch.export, ONNX and OpenVINO need."""
+    size = [min(side, max(65, side * 3 // 4)) for side in image.shape[1:]]
+    return [image, F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]]
+
+
+def facts(predictor: Predictor) -> dict[str, Any]:
+    """What a program needs to know to prepare images and to name what is found."""
+    cfg = predictor.cfg
+    return {
+        "format": cfg.INPUT.FORMAT,
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "resize": cfg.INPUT.RESIZE_TEST,
+        "classes": predictor.classes,
+        "category_ids": predictor.category_ids,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse("export")))

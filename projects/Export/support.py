@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""What works with each kind of model, found out by trying it: the table of docs/export.md.
+
+    support.py                              # all rows, into the document: most of an hour
+    support.py "Mask R-CNN" "Keypoint R-CNN"  # these rows of it
+    support.py --dry-run "Mask R-CNN"       # printed only
+
+Results are kept in docs/support.json; a row that is missing is "not measured yet".
+Each config is built, trained for two steps on small images of Digits, evaluated, and exported to
+every format; a file counts when the export keeps it, because it detects what the model detects, in
+images of two sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import lazyconfig_train_net
+import torch
+from detectron2.config import CfgNode, LazyConfig
+from detectron2.data import DatasetMapper
+from detectron2.utils.logger import setup_logger
+from export_model import at_two_sizes
+from tabulate import tabulate
+from torch import nn
+
+import gnws_d2
+from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.config import get_config_file
+from gnws_d2.engine import Trainer
+from gnws_d2.errors import GnwsError
+from gnws_d2.files import atomic_write
+from gnws_d2.marked_text import replace_marked
+from gnws_d2.projects import digits
+from gnws_d2.projects.export import FORMATS as ALL_FORMATS
+from gnws_d2.projects.export import ROUNDED, Exporter
+
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS, DOCUMENT = DOCS / "support.json", DOCS / "export.md"
+BACKBONES = {"R-50": "R_50", "R-101": "R_101", "X-50": "X_50_32x4d", "X-101": "X_101_32x4d"}
+CONFIGS = {
+    **{
+        f"Faster R-CNN, {name}": f"COCO-Detection/faster_rcnn_{backbone}_FPN_gn_ws_1x.yaml"
+        for name, backbone in BACKBONES.items()
+    },
+    **{
+        f"Mask R-CNN, {name}": f"COCO-InstanceSegmentation/mask_rcnn_{backbone}_FPN_gn_ws_2x.yaml"
+        for name, backbone in BACKBONES.items()
+    },
+    "Mask R-CNN": "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml",
+    "Mask R-CNN, BCN": "Digits/mask_rcnn_R_18_FPN_bcn_ws.yaml",
+    "Mask R-CNN, deformable": "Digits/mask_rcnn_R_50_FPN_deform_gn_ws.yaml",
+    "Cascade Mask R-CNN": "Digits/cascade_mask_rcnn_R_18_FPN_gn_ws.yaml",
+    "Keypoint R-CNN": "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml",
+    "PointRend": "Digits/pointrend_R_18_FPN_gn_ws.yaml",
+    "RetinaNet": "Digits/retinanet_R_18_FPN_gn_ws.yaml",
+    "FCOS": "Digits/fcos_R_18_FPN_gn_ws.py",
+    "Semantic FPN": "Digits/semantic_R_18_FPN_gn_ws.yaml",
+    "Panoptic FPN": "Digits/panoptic_fpn_R_18_gn_ws.yaml",
+    "DeepLabV3+": "Digits/deeplab_v3_plus_R_50_gn_ws.yaml",
+}
+SMALL = [
+    *("MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.ROI_HEADS.NUM_CLASSES", "10"),
+    *("INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128", "SEED", "3"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_WORLD_SIZE", "0"),
+    *("SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0"),
+    *("DATALOADER.NUM_WORKERS", "0", "VIS_PERIOD", "0", "MODEL.DEVICE", "cpu"),
+    # Hardly trained: detections count at any score.
+    *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"),
+    *("TEST.DETECTIONS_PER_IMAGE", "20"),
+]
+# In 8 bits of precision a model has to be trained to agree; the graph is that of float32.
+FORMATS = {name: format for name, format in ALL_FORMATS.items() if format.tolerance != ROUNDED}
+YES = "yes"
+
+
+def row(config_file: str, output: Path) -> list[str]:
+    """The cells of one model: that it trains, its evaluated tasks, and for each format "yes" or why
+    not."""
+    if config_file.endswith(".py"):
+        model, tasks = train_lazy(config_file, output)
+        cfg = config("Digits/retinanet_R_18_FPN_gn_ws.yaml", output)  # for the size of images
+    else:
+        cfg = config(config_file, output)
+        model, tasks = train(cfg)
+    images = sorted((digits.make_digits() / "val").glob("*.png"))[:2]
+    mapper = DatasetMapper(cfg, is_train=False)
+    mapped = [mapper({"file_name": str(file)})["image"].float() for file in images]
+    tensors = [tensor for image in mapped for tensor in at_two_sizes(image)]
+    return [YES, ", ".join(tasks), *exports(model, tensors, output).values()]
+
+
+def config(config_file: str, output: Path) -> CfgNode:
+    cfg = gnws_d2.load_config(config_file, [*SMALL, "OUTPUT_DIR", str(output)])
+    if config_file.startswith("COCO"):
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digits_train",), ("digits_val",)
+        cfg.INPUT.MASK_FORMAT = "bitmask"
+    return cfg
+
+
+def train(cfg: CfgNode) -> tuple[nn.Module, list[str]]:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return trainer.model, list(trainer.train() or trainer._last_eval_results)
+
+
+def train_lazy(config_file: str, output: Path) -> tuple[nn.Module, list[str]]:
+    cfg = LazyConfig.load(get_config_file(config_file))
+    options = [f"train.output_dir={output}", "train.device=cpu", "train.max_iter=2"]
+    cfg = LazyConfig.apply_overrides(cfg, [*options, "dataloader.train.total_batch_size=2"])
+    lazyconfig_train_net.train(cfg, resume=False)
+    model = lazyconfig_train_net.build(cfg)
+    Checkpointer(model).load(str(output / "model_final.pth"))
+    model.test_score_thresh = 0.0
+    return model, list(lazyconfig_train_net.test(cfg, model))
+
+
+def exports(model: nn.Module, images: list[torch.Tensor], output: Path) -> dict[str, str]:
+    """For each format, "yes", or why it does not support the model."""
+    found, exporter = {}, Exporter(model, images)
+    for name, how in FORMATS.items():
+        try:
+            results = exporter.export(name, output / how.file)
+            detections = sum(result.same for result in results)
+            found[name] = YES if detections else "nothing was detected"
+        except GnwsError as error:
+            reason = str(error).rstrip(".").removeprefix(f"{name} does not support this model: ")
+            found[name] = reason.split(";")[0]  # without the part at which this model differs
+    return found
+
+
+def table(rows: dict[str, list[str]]) -> str:
+    """A table in which "no" has a number, and the reasons below it."""
+    reasons: dict[str, int] = {}
+    cells = []
+    for name in CONFIGS:
+        link = f"[{name}](../configs/{CONFIGS[name]})"
+        if name not in rows:
+            cells.append([link, *["not measured yet"] * (2 + len(FORMATS))])
+            continue
+        trains, tasks, *formats = rows[name]
+        marks = [
+            cell if cell == YES else f"no ({reasons.setdefault(cell, len(reasons) + 1)})"
+            for cell in formats
+        ]
+        cells.append([link, trains, tasks, *marks])
+    header = ["model", "builds, trains", "evaluates", *FORMATS]
+    text = tabulate(cells, header, tablefmt="github", disable_numparse=True)
+    notes = [f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in reasons.items()]
+    return "\n".join([text, "", *notes])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of {', '.join(CONFIGS)}")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing")
+    args = parser.parse_args()
+    names = args.names
+    if unknown := set(names) - set(CONFIGS):
+        sys.exit(f"No such model: {', '.join(unknown)}. Choose from {', '.join(CONFIGS)}.")
+    setup_logger(name="gnws_d2")
+    rows = {}
+    if RESULTS.exists() and not args.dry_run:
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        few = digits.make_digits(Path(folder), num_train=8, num_val=4)
+        few.rename(few.with_name(digits.make.NAME))
+        os.environ["GNWS_D2_CACHE"] = folder
+        digits.register()
+        for i, name in enumerate(names or CONFIGS):
+            output = Path(folder) / str(i)
+            output.mkdir()
+            rows[name] = row(CONFIGS[name], output)
+            print(f"\n{name}: {rows[name]}\n", flush=True)
+            if not args.dry_run:
+                keep(rows)
+    print(table(rows))
+
+
+def keep(rows: dict[str, list[str]]) -> None:
+    """After each row: a run of hours may be stopped."""
+    with atomic_write(RESULTS) as partial:
+        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    with atomic_write(DOCUMENT) as partial:
+        partial.write_text(replace_marked(text, "support", table(rows)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Datasets named on the command line, as keys of the config."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog
+
+from gnws_d2.errors import DatasetError
+
+from .source import Source, source_of, split_of
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+
+
+def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The dataset names for "train", "val" and "test" that the arguments name, absolute.
+
+    Raises:
+        DatasetError: a file or folder does not exist, or its layout is unknown.
+    """
+    splits = {
+        split: [resolve(word) for word in getattr(args, split)]
+        for split in ("train", "val", "test")
+    }
+    if args.data is not None:
+        if splits["train"]:
+            raise DatasetError("--data and --train both name training data. Use one of them.")
+        for split, names in find_export(args.data).items():
+            splits[split] = splits[split] or names
+    if not splits["val"]:
+        names, splits["train"] = splits["train"], []
+        for name in names:
+            source = source_of(name)
+            if source and source.part != "val":
+                name = str(replace(source, part="train"))
+                splits["val"].append(str(replace(source, part="val")))
+            splits["train"].append(name)
+    return splits
+
+
+def data_opts(
+    args: argparse.Namespace, splits: Mapping[str, list[str]], *, eval_only: bool = False
+) -> list[str]:
+    """KEY VALUE pairs for the config.
+
+    Args:
+        splits: see :func:`data_splits`.
+        eval_only: only evaluate, on the test images if there are any.
+    """
+    names = {"TRAIN": splits["train"], "TEST": splits["val"], "FINAL_TEST": splits["test"]}
+    if eval_only:
+        names = {"TEST": splits["test"] or splits["val"]}
+    opts = []
+    for key, value in names.items():
+        if value:
+            opts += [f"DATASETS.{key}", repr(tuple(value))]
+    if eval_only and opts:
+        opts += ["DATASETS.FINAL_TEST", "()"]
+    if args.skip_bad_annotations:
+        opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
+    return opts
+
+
+def resolve(word: str) -> str:
+    """The dataset name for a word on the command line: a registered name stays, a file gets
+    absolute paths, and a folder stands for its only annotation file.
+
+    Raises:
+        DatasetError: no such file or dataset.
+    """
+    source = source_of(word)
+    if source is None and word in DatasetCatalog:
+        return word
+    path = Path(word).expanduser()
+    if path.is_dir():
+        files = _annotation_files(path)
+        if len(files) != 1:
+            raise DatasetError(
+                f"{word} has {len(files)} annotation files. Name one: {word}/FILE.json, or use "
+                "--data for a folder with several splits."
+            )
+        return str(Source(files[0]).absolute())
+    if source is None:
+        raise DatasetError(
+            f"{word!r} is neither a registered dataset nor a COCO annotation file (*.json)."
+        )
+    if not source.file.expanduser().exists():
+        raise DatasetError(f"{source.file} does not exist. Check the path.")
+    return str(source.absolute())
+
+
+def find_export(folder: Path) -> dict[str, list[str]]:
+    """The datasets in a folder that Roboflow, CVAT or COCO's site exported.
+
+    Returns:
+        names by split: "train", and "val" and "test" if they exist.
+
+    Raises:
+        DatasetError: the folder has no training annotations, or several files could be.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"--data {folder}: no such folder. Name the folder of the export.")
+    files = _annotation_files(folder)
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        word = file.parent.name if file.name == ROBOFLOW_FILE else file.stem
+        by_split.setdefault(split_of(word) or "", []).append(file)
+    unnamed = by_split.pop("", [])
+    if "train" not in by_split and len(unnamed) == 1:
+        by_split["train"] = unnamed
+    if "train" not in by_split:
+        found = ", ".join(str(f.relative_to(folder)) for f in files) or "no *.json"
+        raise DatasetError(
+            f"--data {folder}: found {found}, but none of train/{ROBOFLOW_FILE}, "
+            "annotations/instances_train*.json or a single *.json. Name the files with --train "
+            "and --val."
+        )
+    return {
+        split: [str(Source(file).absolute()) for file in found] for split, found in by_split.items()
+    }
+
+
+def _annotation_files(folder: Path) -> list[Path]:
+    """Roboflow's files, or the instances in ``annotations``, or any file in the folder."""
+    for pattern in (
+        *(f"*/{ROBOFLOW_FILE}", ROBOFLOW_FILE),
+        *("annotations/instances_*.json", "annotations/*.json", "*.json", "*/*.json"),
+    ):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    return []

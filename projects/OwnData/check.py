@@ -1,0 +1,374 @@
+"""Find the images and annotations of a COCO file that would train or evaluate wrong.
+
+pycocotools and Detectron2 accept most damage silently, and some of it crashes them. Everything that
+they read is therefore checked first.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gnws_d2.data import image_size
+from gnws_d2.errors import DatasetError, shorten
+
+from . import rle
+from .coco_file import CocoFile, is_id
+
+TOLERANCE = 1.0  # pixels that a box may extend beyond its image
+NORMALIZED_SIDE = 1.0  # a box smaller than this, in the first pixel, is a fraction of the image
+SAME_AREA = 1e-3  # relative
+# Intersection over union with the box around a mask: the least of a bbox, the least of one that
+# cannot be two corners, and the least of two corners.
+LEAST_OVERLAP, SURE_OVERLAP, CORNERS_OVERLAP = 0.1, 0.5, 0.9
+
+_REAL = {int, float}  # the types of JSON's numbers; bool is not one
+Box = tuple[float, float, float, float]  # x, y, width, height
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One image or annotation that cannot be used.
+
+    Attributes:
+        reason: a sentence about it, without the file.
+        image: its id, or the annotation's image_id.
+        annotation: its id; None where the image is the problem.
+    """
+
+    reason: str
+    image: Any
+    annotation: Any = None
+
+
+@dataclass
+class Verdict:
+    """The result of :func:`check_coco`.
+
+    Attributes:
+        problems: in the order of the file, images first.
+        bad_images, bad_annotations: their indices in the file. The annotations of a bad image are
+            bad too, but are not listed as problems.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    bad_images: set[int] = field(default_factory=set)
+    bad_annotations: set[int] = field(default_factory=set)
+
+
+def header_problem(file: Path, image: dict[str, Any]) -> str:
+    """Compare the header of an image file with ``image``, its entry in the annotation file.
+
+    Returns:
+        what is wrong; "" if nothing is.
+    """
+    try:
+        width, height, orientation = image_size(file)
+    except DatasetError as error:
+        # Leave out the advice, which is to skip the image here.
+        return f"{file}{str(error).removeprefix(str(file)).partition('. ')[0].rstrip('.')}"
+    stated = image["width"], image["height"]
+    if stated == (width, height):
+        return ""
+    found = f"it is {width} x {height} pixels, but the annotations say {stated[0]} x {stated[1]}"
+    if orientation in (5, 6, 7, 8) and stated == (height, width):
+        return f"{found}: they ignore its EXIF orientation, {orientation}"
+    return found
+
+
+def check_coco(
+    coco: CocoFile,
+    image_folder: Path,
+    *,
+    needs_masks: bool = False,
+    image_problem: Callable[[Path, dict[str, Any]], str] = header_problem,
+) -> Verdict:
+    """Check every image and annotation of a file.
+
+    Args:
+        image_folder: the folder of the images.
+        needs_masks: an annotation without a segmentation is a problem, unless it is a crowd.
+        image_problem: says what is wrong with an image file, or "".
+    """
+    verdict = Verdict()
+    good: dict[Any, dict[str, Any]] = {}
+    bad = set()
+    for index, (image, reason) in enumerate(_image_problems(coco.images)):
+        number = image.get("id")
+        reason = reason or image_problem(image_folder / image["file_name"], image)
+        if not reason:
+            good[number] = image
+            continue
+        named = f"image {image.get('file_name', index)!r:.100} (id {number!r})"
+        verdict.bad_images.add(index)
+        verdict.problems.append(Problem(shorten(f"{named}: {reason}", quote=False), number))
+        if is_id(number):
+            bad.add(number)
+    check = _AnnotationCheck(coco, needs_masks)
+    checked = []
+    for index, annotation in enumerate(coco.annotations or ()):
+        number = annotation.get("image_id")
+        if is_id(number) and number in bad:
+            verdict.bad_annotations.add(index)
+        else:
+            image = good.get(number) if is_id(number) else None
+            checked.append((index, annotation, image, check(annotation, image)))
+    # If the boxes of a file have another form, some of them are possible in this form too. They
+    # come last, as others show the form more clearly.
+    other_form = check.other_form()
+    for index, annotation, image, reason in sorted(checked, key=lambda entry: not entry[-1]):
+        if reason := reason or other_form:
+            number = annotation.get("id")
+            of_image = f" of {image['file_name']!r:.100}" if image else ""
+            line = f"annotation {number!r:.60}{of_image}: {reason}"
+            verdict.bad_annotations.add(index)
+            problem = Problem(shorten(line, quote=False), annotation.get("image_id"), number)
+            verdict.problems.append(problem)
+    return verdict
+
+
+def _image_problems(images: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each entry of ``images``, and what is wrong with it without a look at its file, or ""."""
+    ids, kind = _ids_of(images)
+    files = Counter(image.get("file_name") for image in images if _is_name(image.get("file_name")))
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    for image in images:
+        number, name = image.get("id"), image.get("file_name")
+        sides: list[Any] = [image.get("width"), image.get("height")]
+        reason = ""
+        if not is_id(number) or type(number) is not kind:
+            reason = f"its id is {number!r:.60}, not a whole number of 64 bits"
+        elif ids[number] > 1:
+            reason = f"{ids[number]} images have this id"
+        elif not _is_name(name):
+            reason = f"its file_name is {name!r:.60}"
+        elif files[name] > 1:
+            reason = f"the file is listed {files[name]} times"
+        elif not all(_is_number(s) and s >= 1 and s == int(s) for s in sides):
+            reason = f"its size is {sides[0]!r:.30} x {sides[1]!r:.30}"
+        elif sides[0] * sides[1] > most:
+            reason = f"its size is {sides[0]} x {sides[1]}, more than {most:.0f} pixels"
+        yield image, reason
+
+
+def _ids_of(entries: list[dict[str, Any]]) -> tuple[Counter[Any], type]:
+    """How often each id occurs, and the type that most ids have."""
+    ids = [entry.get("id") for entry in entries]
+    kinds = Counter(map(type, ids))
+    return Counter(filter(is_id, ids)), max(kinds, key=kinds.__getitem__, default=int)
+
+
+class _AnnotationCheck:
+    """``check(annotation, image)`` says what is wrong with an annotation, or ""."""
+
+    def __init__(self, coco: CocoFile, needs_masks: bool) -> None:
+        annotations = coco.annotations or []
+        self._ids, self._kind = _ids_of(annotations)
+        self._categories = coco.class_names
+        self._keypoints = {
+            c["id"]: len(c["keypoints"])
+            for c in coco.categories
+            if isinstance(c.get("keypoints"), list)
+        }
+        objects = [a for a in annotations if not a.get("iscrowd")]
+        masks = sum(bool(a.get("segmentation")) for a in objects)
+        self._without_mask = needs_masks and (
+            f"no segmentation, although {masks} of {len(objects)} objects have one; set "
+            "MODEL.MASK_ON False to train on boxes only"
+        )
+        # How many boxes have each form, or could have it.
+        self._boxes: Counter[str] = Counter()
+
+    def other_form(self) -> str:
+        """What is wrong with every box: one has another form, and all others could have it; or
+        ""."""
+        count = self._boxes["all"]
+        for form in ("like two corners", "normalized"):
+            if self._boxes[form] and self._boxes[f"maybe {form}"] == count > 1:
+                return f"its bbox looks {form}, and so does every other box in the file"
+        return ""
+
+    def __call__(self, annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
+        number, category = annotation.get("id"), annotation.get("category_id")
+        if not is_id(number) or type(number) is not self._kind:
+            return f"its id is {number!r:.60}, not a whole number of 64 bits"
+        if self._ids[number] > 1:
+            return f"{self._ids[number]} annotations have this id"
+        if image is None:
+            return f"its image_id, {annotation.get('image_id')!r:.60}, is not the id of an image"
+        if not is_id(category) or category not in self._categories:
+            return f"its category_id, {category!r:.60}, is not the id of a category"
+        crowd = annotation.get("iscrowd", 0)
+        if not isinstance(crowd, int) or crowd not in (0, 1):
+            return f"its iscrowd is {crowd!r:.60}, not 0 or 1"
+        if annotation.get("ignore"):
+            return "it has the member ignore, which Detectron2 does not know. Use iscrowd"
+        area = annotation.get("area", 0)
+        if not _is_number(area) or area < 0:
+            return f"its area is {area!r:.60}"
+        return (
+            self._box(annotation.get("bbox"), annotation, image)
+            or self._segmentation(annotation, image)
+            or self._keypoint(annotation)
+        )
+
+    def _box(self, box: Any, annotation: dict[str, Any], image: dict[str, Any]) -> str:
+        if not isinstance(box, list) or len(box) != 4 or not _are_real(box):
+            return f"its bbox is {box!r:.80}, not [x, y, width, height]"
+        x, y, width, height = box
+        size = image["width"], image["height"]
+        if not all(map(_is_number, box)):
+            return f"its bbox is {_short(box)}, not finite"
+        if width <= 0 or height <= 0:
+            return f"its bbox is {_short(box)}, without width or height"
+        self._boxes["all"] += 1
+        self._boxes["maybe normalized"] += max(box) <= NORMALIZED_SIDE
+        if width < NORMALIZED_SIDE and height < NORMALIZED_SIDE and 0 <= x < 1 and 0 <= y < 1:
+            self._boxes["normalized"] += 1
+            return f"its bbox is {_short(box)}, which looks normalized: store pixels"
+        inside = _is_inside((x, y, x + width, y + height), size)
+        corners = width > x and height > y and _is_inside((x, y, width, height), size)
+        self._boxes["maybe like two corners"] += corners
+        if not inside and corners:
+            self._boxes["like two corners"] += 1
+            return _corners(box)
+        if not inside:
+            return f"its bbox is {_short(box)}, outside its image of {size[0]} x {size[1]} pixels"
+        area = annotation.get("area")
+        if corners and area and not annotation.get("segmentation"):
+            as_corners = (width - x) * (height - y)
+            if _is_close(area, as_corners) and not _is_close(area, width * height):
+                return _corners(box, f": its area is {area:g}")
+        return ""
+
+    def _segmentation(self, annotation: dict[str, Any], image: dict[str, Any]) -> str:
+        mask = annotation.get("segmentation")
+        if mask is None or mask == [] or mask == {}:
+            return "" if annotation.get("iscrowd") else self._without_mask or ""
+        if not isinstance(mask, (list, dict)):
+            return f"its segmentation is {mask!r:.60}, neither polygons nor RLE"
+        try:
+            around = (
+                _box_of_polygons(mask, image) if type(mask) is list else _box_of_rle(mask, image)
+            )
+        except DatasetError as error:
+            return str(error)
+        x, y, width, height = box = annotation["bbox"]
+        overlap = _overlap(box, around)
+        if overlap < SURE_OVERLAP and width > x and height > y:
+            as_corners = _overlap((x, y, width - x, height - y), around)
+            if as_corners > CORNERS_OVERLAP:
+                return _corners(box, f": its mask is in {_short(around)}")
+        if overlap < LEAST_OVERLAP:
+            return f"its bbox is {_short(box)}, but its mask is in {_short(around)}"
+        return ""
+
+    def _keypoint(self, annotation: dict[str, Any]) -> str:
+        points = annotation.get("keypoints")
+        if points is None or points == []:
+            return ""
+        if not isinstance(points, list) or len(points) % 3 or not all(map(_is_number, points)):
+            return f"its keypoints are {points!r:.60}, not finite [x, y, visibility, ...]"
+        wanted = self._keypoints.get(annotation["category_id"])
+        if wanted is not None and len(points) != 3 * wanted:
+            return f"it has {len(points) // 3} keypoints, its category has {wanted}"
+        if any(visibility not in (0, 1, 2) for visibility in points[2::3]):
+            return "a keypoint's visibility is not 0, 1 or 2"
+        return ""
+
+
+def _box_of_polygons(polygons: list[Any], image: dict[str, Any]) -> Box:
+    """The box around polygons. A DatasetError says what is wrong with them."""
+    if _are_real(polygons):
+        raise DatasetError("its segmentation is one flat list. Store a list of polygons")
+    for polygon in polygons:
+        if not isinstance(polygon, list) or not _are_real(polygon):
+            raise DatasetError(f"its polygon is {polygon!r:.60}, not [x, y, x, y, ...]")
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise DatasetError(f"a polygon has {len(polygon)} coordinates, not 3 or more pairs")
+    values = polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))
+    try:
+        points = np.asarray(values, np.float64).reshape(-1, 2)
+    except OverflowError:  # a whole number that no float can hold
+        points = np.full((1, 2), np.inf)
+    left, top = points.min(axis=0).tolist()  # NaN if any is
+    right, bottom = points.max(axis=0).tolist()
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        raise DatasetError("a polygon has coordinates that are not finite")
+    width, height = image["width"], image["height"]
+    if min(left + width, top + height, 2 * width - right, 2 * height - bottom) < 0:
+        raise DatasetError(
+            f"a polygon reaches from {left:g}, {top:g} to {right:g}, {bottom:g}, far outside its "
+            f"image of {width} x {height} pixels"
+        )
+    return left, top, right - left, bottom - top
+
+
+def _box_of_rle(mask: dict[str, Any], image: dict[str, Any]) -> Box:
+    """The box around a mask. A DatasetError says what is wrong with the mask."""
+    height, width = int(image["height"]), int(image["width"])
+    size = mask.get("size")
+    if not isinstance(size, list) or size != [height, width]:
+        raise DatasetError(f"its RLE has size {size!r:.40}, not [{height}, {width}] as its image")
+    try:
+        around = rle.bounds(rle.runs(mask.get("counts"), height, width), height)
+    except DatasetError as error:
+        raise DatasetError(f"its RLE is damaged: {error}") from error
+    if around is None:
+        raise DatasetError("its mask is empty")
+    return around
+
+
+def _is_inside(corners: tuple[float, ...], size: tuple[float, float]) -> bool:
+    left, top, right, bottom = corners
+    return (
+        left >= -TOLERANCE
+        and top >= -TOLERANCE
+        and right <= size[0] + TOLERANCE
+        and bottom <= size[1] + TOLERANCE
+    )
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
+    """Intersection over union; polygons may be lines, so every side is at least a pixel."""
+    sides = [max(1.0, side) for side in (*one[2:], *other[2:])]
+    width = min(one[0] + sides[0], other[0] + sides[2]) - max(one[0], other[0])
+    height = min(one[1] + sides[1], other[1] + sides[3]) - max(one[1], other[1])
+    common = max(0.0, width) * max(0.0, height)
+    return common / (sides[0] * sides[1] + sides[2] * sides[3] - common)
+
+
+def _are_real(values: list[Any]) -> bool:
+    return set(map(type, values)) <= _REAL
+
+
+def _is_number(value: Any) -> bool:
+    # Neither NaN nor infinite, nor a whole number that no float can hold.
+    return type(value) in _REAL and -sys.float_info.max <= value <= sys.float_info.max
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def _is_close(one: float, other: float) -> bool:
+    return abs(one - other) <= SAME_AREA * max(one, other)
+
+
+def _corners(box: Any, why: str = "") -> str:
+    return (
+        f"its bbox is {_short(box)}, which looks like two corners{why}. Store [x, y, width, height]"
+    )
+
+
+def _short(box: Any) -> str:
+    return "[" + ", ".join(f"{v:.6g}" if _is_number(v) else f"{v!r:.12}" for v in box) + "]"

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Check COCO datasets before training: every image is decoded, every annotation looked at."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from detectron2.utils.logger import setup_logger
+from gnws.arguments import parse
+from tqdm import tqdm
+
+import gnws_d2
+from gnws_d2.config import DATASET_KEYS, dataset_names
+from gnws_d2.data import read_image
+from gnws_d2.engine import silence_upstream
+from gnws_d2.errors import DatasetError, one_line_errors
+from gnws_d2.files import atomic_write
+from gnws_d2.projects.acceleration import add_acceleration_config
+from gnws_d2.projects.own_data.arguments import data_opts, data_splits
+from gnws_d2.projects.own_data.check import Problem, check_coco, header_problem
+from gnws_d2.projects.own_data.coco_file import kept_files, read_coco
+from gnws_d2.projects.own_data.fit import fit_to_data
+from gnws_d2.projects.own_data.source import Source, is_source, resolve
+from gnws_d2.projects.own_data.summary import data_summary
+
+logger = logging.getLogger("gnws_d2.check_data")
+
+MOST_LISTED = 10  # problems of a file; --output has all
+
+
+def check(name: str, digests: dict[str, str]) -> list[Problem]:
+    """The problems of a dataset's file; ``digests`` gets those of the content of its images."""
+    if is_source(name):
+        source = Source.parse(name)
+        coco = read_coco(source.file)
+        folder = source.image_folder(coco.file_names)
+    else:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
+            raise DatasetError(f"{name!r} is not a COCO dataset. Name a *.json file.")
+        coco, folder = read_coco(metadata.json_file), Path(metadata.image_root)
+    with tqdm(total=len(coco.images), unit="image", disable=None, leave=False) as bar:
+
+        def decode(file: Path, image: dict[str, Any]) -> str:
+            bar.update()
+            if reason := header_problem(file, image):
+                return reason
+            try:
+                read_image(file, "BGR")
+            except DatasetError as error:
+                return str(error)
+            digests[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+            return ""
+
+        problems = check_coco(coco, folder, image_problem=decode).problems
+    for problem in problems[:MOST_LISTED]:
+        logger.error("%s: %s", coco.file, problem.reason)
+    if len(problems) > MOST_LISTED:
+        logger.error("%s: %d more", coco.file, len(problems) - MOST_LISTED)
+    return problems
+
+
+def shared_content(digests: dict[str, str]) -> list[list[str]]:
+    """Groups of image files of one content, of different annotation files or of one."""
+    files: dict[str, list[str]] = {}
+    for file, digest in sorted(digests.items()):
+        files.setdefault(digest, []).append(file)
+    return sorted(group for group in files.values() if len(group) > 1)
+
+
+@one_line_errors()
+def main(args: argparse.Namespace) -> int:
+    silence_upstream()
+    setup_logger(name="gnws_d2")
+    splits = data_splits(args)
+    splits["train"] += map(resolve, args.sources)
+    if not any(splits.values()):
+        raise DatasetError("no data is named. Add --data FOLDER, --train SOURCE or a file.")
+    opts = [word for key in DATASET_KEYS for word in (key, "()")]  # not those of the config
+    opts += [*data_opts(args, splits), "DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
+    cfg = gnws_d2.load_config(args.config_file, [*opts, *args.opts], [add_acceleration_config])
+    names = dataset_names(cfg)
+    found: dict[str, list[Problem]] = {}
+    digests: dict[str, str] = {}
+    with kept_files():
+        for name in names:
+            file = name.partition("#")[0]
+            if file not in found:  # both parts of a split are in one file
+                found[file] = check(name, digests)
+        cfg = fit_to_data(cfg)  # logs the table
+    shared = shared_content(digests)
+    if shared:
+        logger.warning(
+            "%d images exist more than once, such as %s", len(shared), " and ".join(shared[0][:2])
+        )
+    bad = sum(map(len, found.values()))
+    if args.output is not None:
+        report = {
+            "problems": {f: [asdict(p) for p in problems] for f, problems in found.items()},
+            "same_content": shared,
+            "summary": {name: data_summary(name, cfg) for name in names},
+        }
+        with atomic_write(args.output) as partial:
+            partial.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        logger.info("%s has all that was found.", args.output)
+    logger.info("%d images and annotations would train or evaluate wrong.", bad)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse("check-data")))

@@ -1,0 +1,211 @@
+"""Read a COCO annotation file: valid JSON with the members and categories that COCO defines."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+
+from gnws_d2.errors import DatasetError
+
+EXPORT = "Export it again as COCO JSON."
+
+
+@dataclass
+class CocoFile:
+    """The members of a COCO annotation file that detection uses.
+
+    Attributes:
+        file: the path that it was read from.
+        images, annotations, categories: as in the file. ``annotations`` is None where the file
+            lacks them, as those of test sets do.
+    """
+
+    file: str
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]] | None
+    categories: list[dict[str, Any]]
+
+    @functools.cached_property
+    def class_names(self) -> dict[Any, str]:
+        """The names of the categories by id."""
+        return {category["id"]: category["name"] for category in self.categories}
+
+    @functools.cached_property
+    def used_categories(self) -> dict[str, int]:
+        """The ids of the categories that have annotations, by name and in the order of ids.
+
+        Raises:
+            DatasetError: two of them share a name.
+        """
+        ids = (annotation.get("category_id") for annotation in self.annotations or ())
+        used = {number for number in ids if isinstance(number, int)}  # others may be unhashable
+        found: dict[str, int] = {}
+        for number, name in sorted(self.class_names.items()):
+            if number not in used:
+                continue
+            if name in found:
+                raise DatasetError(
+                    f"{self.file}: categories {found[name]} and {number} are both named {name!r}. "
+                    "Rename one, or give their annotations one id."
+                )
+            found[name] = number
+        return found
+
+    @property
+    def category_ids(self) -> dict[str, int]:
+        """The ids of all categories by name; if two share a name, that of the used one."""
+        return {name: number for number, name in self.class_names.items()} | self.used_categories
+
+    @property
+    def file_names(self) -> list[str]:
+        """The names of image files that can be used as a path."""
+        names = (image.get("file_name") for image in self.images)
+        return [name for name in names if isinstance(name, str) and name and "\0" not in name]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether an object has a mask; crowds do not count."""
+        objects = (a for a in self.annotations or () if not a.get("iscrowd"))
+        return any(a.get("segmentation") for a in objects)
+
+
+def class_ids(
+    classes: Iterable[str], *known: Mapping[str, int], taken: Iterable[int] = ()
+) -> dict[str, int]:
+    """Give each class an id: the one in the first of ``known`` that has the class, or a new one if
+    there is none or an earlier class has it.
+
+    Args:
+        known: ids by class name.
+        taken: further ids that a new one must not be.
+    """
+    highest = max([0, *taken, *(number for ids in known for number in ids.values())])
+    found: dict[str, int] = {}
+    for name in classes:
+        number = next((ids[name] for ids in known if name in ids), None)
+        if number is None or number in found.values():
+            highest = number = highest + 1
+        found[name] = number
+    return found
+
+
+_kept: dict[str, CocoFile] | None = None
+
+
+@contextmanager
+def kept_files() -> Iterator[None]:
+    """Read every file only once within this context. The files must not change meanwhile."""
+    global _kept
+    outer = _kept
+    _kept = {} if outer is None else outer
+    try:
+        yield
+    finally:
+        _kept = outer
+
+
+def read_coco(file: str | os.PathLike) -> CocoFile:
+    """Read a COCO annotation file. Images and annotations are only checked to be dicts.
+
+    Raises:
+        DatasetError: it is not a regular file or not JSON, lacks a member, or its categories
+            cannot be used.
+    """
+    path = os.fspath(file)
+    if _kept is None:
+        return _read_coco(path)
+    if path not in _kept:
+        _kept[path] = _read_coco(path)
+    return _kept[path]
+
+
+def _read_coco(file: str) -> CocoFile:
+    content = _read_json(file)
+    if not isinstance(content, dict):
+        raise DatasetError(
+            f"{file} is not a COCO annotation file: it holds a {type(content).__name__} instead of "
+            f"images, annotations and categories. {EXPORT}"
+        )
+    for member in ("images", "categories", "annotations"):
+        if member not in content:
+            if member == "annotations" and content["images"]:
+                continue
+            raise DatasetError(
+                f"{file} is not a COCO annotation file: {member!r} is missing in it. {EXPORT}"
+            )
+        entries = content[member]
+        if not isinstance(entries, list):
+            raise DatasetError(
+                f"{file}: {member!r} is a {type(entries).__name__}, not a list. {EXPORT}"
+            )
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                raise DatasetError(f"{file}: {member}[{index}] is {entry!r:.60}. {EXPORT}")
+    if not content["images"]:
+        raise DatasetError(f"{file} lists no images. {EXPORT}")
+    _check_categories(file, content["categories"])
+    return CocoFile(file, content["images"], content.get("annotations"), content["categories"])
+
+
+def _read_json(file: str) -> Any:
+    try:
+        path = PathManager.get_local_path(file)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a FIFO would block
+            raise DatasetError(f"{file} is not a regular file. Name the annotation file.")
+        return json.loads(Path(path).read_bytes(), object_pairs_hook=_members)
+    except DatasetError:
+        raise
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{file} does not exist. Put it there, or set DETECTRON2_DATASETS to the folder that "
+            "holds Detectron2's datasets."
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error}. Check the file.") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{file} is not valid JSON ({error}): it is damaged or cut off. Fetch it again."
+        ) from error
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):  # Python would take the last one
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r:.60} appears twice in an object")
+    return members
+
+
+def _check_categories(file: str, categories: list[dict[str, Any]]) -> None:
+    if not categories:
+        raise DatasetError(f"{file} lists no categories. {EXPORT}")
+    for index, category in enumerate(categories):
+        name, number = category.get("name"), category.get("id")
+        if type(number) is not int or number < 0:
+            raise DatasetError(
+                f"{file}: categories[{index}] has id {number!r:.60}. Ids are whole numbers from 0."
+            )
+        if not isinstance(name, str) or not name.strip():
+            raise DatasetError(f"{file}: category {number} has name {name!r:.60}. Give it a name.")
+    for number, count in Counter(category["id"] for category in categories).items():
+        if count > 1:
+            names = [c["name"] for c in categories if c["id"] == number]
+            raise DatasetError(
+                f"{file}: category id {number} is used for {', '.join(map(repr, names))}. Give "
+                "each its own id."
+            )
+
+
+def is_id(value: Any) -> bool:
+    """Whether ``value`` can be the id of an image or annotation; NumPy holds 64 bits."""
+    return isinstance(value, str) or (type(value) is int and -(2**63) <= value < 2**63)

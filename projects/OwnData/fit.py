@@ -1,0 +1,304 @@
+"""Fit a config to the COCO files that it names as datasets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from gnws_d2.config import DATASET_KEYS, built_architecture, dataset_names, get_key, set_key
+from gnws_d2.errors import ConfigError, DatasetError
+from gnws_d2.files import atomic_write
+
+from .check import Verdict, check_coco
+from .coco_file import CocoFile, class_ids, kept_files, read_coco
+from .source import Source, is_source, source_of
+from .summary import summary_table
+from .truth import register_source
+
+logger = logging.getLogger(__name__)
+
+SKIPPED_FILE = "skipped_annotations.json"
+
+Files = Mapping[str, CocoFile]  # by dataset name
+Changes = list[tuple[str, dict[str, Any]]]  # a reason, and the values of keys that follow from it
+
+
+def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) -> CfgNode:
+    """Register the COCO files among ``cfg``'s datasets, check them, and fit ``cfg`` to them.
+
+    Sets DATASETS.CLASSES and CATEGORY_IDS, NUM_CLASSES of every head, MODEL.REMAKE_PREDICTORS, and
+    what depends on masks and keypoints: MODEL.MASK_ON, INPUT.MASK_FORMAT, NUM_KEYPOINTS. Each
+    change is logged with its reason. Where DATASETS.CLASSES is set, as in a saved config, the
+    files' classes are matched to it by name.
+
+    Args:
+        check: called with the new config before anything is logged, so that an error which it
+            raises does not follow a long log.
+
+    Returns:
+        a new config, as frozen as ``cfg``; ``cfg`` itself if no dataset is a file.
+
+    Raises:
+        DatasetError: a file cannot be used.
+        ConfigError: the model cannot be trained on instances.
+    """
+    sources = {name: source for name in dataset_names(cfg) if (source := source_of(name))}
+    # A saved config also serves for prediction, where its files may be missing.
+    present = {name: source for name, source in sources.items() if source.file.exists()}
+    if not sources:
+        if check:
+            check(cfg)
+        return cfg
+    _check_architecture(cfg)
+    for name, source in sources.items():
+        if name not in present and not cfg.DATASETS.CLASSES:
+            raise DatasetError(f"{source.file} does not exist. Check the path in DATASETS.")
+    with kept_files():
+        files = {name: read_coco(source.file) for name, source in present.items()}
+        classes = _classes(cfg, files)
+        used = _register(cfg, present, files, classes)
+        fitted, said = _changed(cfg, _changes(cfg, used, classes))
+        if check:
+            check(fitted)
+        for change in said:
+            logger.info(change)
+        if files:
+            _log_left_out(fitted, files, used)
+            logger.info("The data:\n%s", summary_table(list(files), fitted))
+            _warn_of_shared_images(fitted, used)
+    return fitted
+
+
+def _training(cfg: CfgNode, files: Files) -> list[str]:
+    return [name for name in files if name in cfg.DATASETS.TRAIN]
+
+
+def _check_architecture(cfg: CfgNode) -> None:
+    built = built_architecture(cfg)
+    if built in ("SemanticSegmentor", "PanopticFPN"):
+        raise ConfigError(
+            f"{built} needs label images, which a COCO instance file lacks. Choose a config of "
+            "Faster R-CNN, Mask R-CNN or RetinaNet, or register a dataset with label images."
+        )
+
+
+def _classes(cfg: CfgNode, files: Files) -> dict[str, int]:
+    """The classes in the predictor's order, and their ids in results."""
+    training = _training(cfg, files)
+    order = [*training, *(name for name in files if name not in training)]
+    classes = list(cfg.DATASETS.CLASSES)
+    registered = _registered_classes(cfg)
+    if classes:
+        _check_known(classes, training, files)
+    else:
+        classes = list(dict.fromkeys(c for name in order for c in files[name].used_categories))
+        if registered is not None and (training or set(classes) <= set(registered)):
+            if new := [c for c in classes if c not in registered]:
+                raise DatasetError(
+                    f"{', '.join(training)}: class {new[0]!r} is not one of the registered "
+                    f"dataset's in DATASETS.TRAIN: {', '.join(registered)}. Rename it, or train on "
+                    "files alone."
+                )
+            classes = registered
+    if not classes:
+        raise DatasetError(f"{', '.join(files)}: no annotations. Add some.")
+    ids = [int(number) for number in cfg.DATASETS.CATEGORY_IDS]
+    if len(ids) == len(set(ids)) == len(classes):
+        return dict(zip(classes, ids, strict=True))
+    return class_ids(classes, *(files[name].category_ids for name in order))
+
+
+def _registered_classes(cfg: CfgNode) -> list[str] | None:
+    """The classes of the training data that was registered elsewhere; None if there is none."""
+    for name in cfg.DATASETS.TRAIN:
+        if not is_source(name) and name in DatasetCatalog:
+            if classes := MetadataCatalog.get(name).get("thing_classes"):
+                return list(classes)
+    return None
+
+
+def _check_known(classes: Sequence[str], training: Sequence[str], files: Files) -> None:
+    in_training = {c for name in training for c in files[name].category_ids}
+    if training and (missing := [c for c in classes if c not in in_training]):
+        raise DatasetError(
+            f"{', '.join(training)}: DATASETS.CLASSES has {missing[0]!r}, which is no category "
+            f"there. Its categories: {', '.join(sorted(in_training))}. Correct DATASETS.CLASSES, "
+            "or set it to [] to take them from the data."
+        )
+    for name, coco in files.items():
+        if not set(coco.category_ids) & set(classes):
+            raise DatasetError(
+                f"{name} has none of the classes in DATASETS.CLASSES ({', '.join(classes)}), but "
+                f"{', '.join(coco.category_ids)}. Correct DATASETS.CLASSES."
+            )
+
+
+def _register(
+    cfg: CfgNode, sources: Mapping[str, Source], files: Files, classes: Mapping[str, int]
+) -> Files:
+    """Check and register the files, and return the used part of each."""
+    training = _training(cfg, files)
+    masks_on = cfg.MODEL.MASK_ON and (not training or any(files[n].has_masks for n in training))
+    used: dict[str, CocoFile] = {}
+    verdicts: dict[tuple[str, Path, bool], Verdict] = {}
+    for name, coco in files.items():
+        # A model with masks is evaluated on a set of boxes alone for boxes alone.
+        needs_masks = masks_on and (name in training or coco.has_masks)
+        folder = sources[name].image_folder(coco.file_names)
+        checked = coco.file, folder, needs_masks
+        if checked not in verdicts:  # both parts of a file are checked at once
+            verdicts[checked] = check_coco(coco, folder, needs_masks=needs_masks)
+            if not cfg.DATALOADER.SKIP_BAD_ANNOTATIONS:
+                _refuse_problems(coco.file, verdicts[checked])
+        used[name] = register_source(name, sources[name], coco, verdicts[checked], classes)
+        if name in training and not used[name].annotations:
+            raise DatasetError(f"{name} has no annotations to train on. Add some.")
+    if comm.is_main_process():
+        _write_skipped(((file, verdict) for (file, *_), verdict in verdicts.items()), cfg)
+    return used
+
+
+def _refuse_problems(file: str, verdict: Verdict) -> None:
+    if verdict.problems:
+        count = len(verdict.problems) - 1
+        more = f" There are {count} more." if count else ""
+        raise DatasetError(
+            f"{file}: {verdict.problems[0].reason.rstrip('.')}.{more} Fix the file "
+            "(gnws check-data lists everything), or go on without these images and annotations: "
+            "--skip-bad-annotations, DATALOADER.SKIP_BAD_ANNOTATIONS True."
+        )
+
+
+def _write_skipped(verdicts: Iterable[tuple[str, Verdict]], cfg: CfgNode) -> None:
+    """List what is skipped in OUTPUT_DIR, if anything is."""
+    skipped = {file: [vars(p) for p in verdict.problems] for file, verdict in verdicts}
+    count = sum(map(len, skipped.values()))
+    if not count:
+        return
+    file = Path(cfg.OUTPUT_DIR) / SKIPPED_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as partial:
+        text = json.dumps({name: problems for name, problems in skipped.items() if problems}, indent=1)
+        partial.write_text(text, encoding="utf-8")
+    logger.warning("%d bad images and annotations are skipped; %s lists them.", count, file)
+
+
+def _changes(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> Changes:
+    """The keys that follow from the data, by reason."""
+    heads = [
+        f"MODEL.{section}.NUM_CLASSES"
+        for section, node in cfg.MODEL.items()
+        if isinstance(node, CfgNode) and "NUM_CLASSES" in node and section != "SEM_SEG_HEAD"
+    ]
+    values = {
+        "DATASETS.CLASSES": list(classes),
+        "DATASETS.CATEGORY_IDS": list(classes.values()),
+        **dict.fromkeys(heads, len(classes)),
+        "MODEL.REMAKE_PREDICTORS": True,
+    }
+    changes: Changes = [(f"{len(classes)} classes in the data: {', '.join(classes)}", values)]
+    training = {name: used[name] for name in _training(cfg, used)}
+    if cfg.MODEL.MASK_ON and training:
+        if not any(coco.has_masks for coco in training.values()):
+            changes.append(("The training data has boxes only", {"MODEL.MASK_ON": False}))
+        objects = itertools.chain.from_iterable(map(_objects, training.values()))
+        if any(isinstance(o.get("segmentation"), dict) for o in objects):
+            changes.append(
+                ("The training data has masks as RLE", {"INPUT.MASK_FORMAT": "bitmask"})
+            )
+    if cfg.MODEL.KEYPOINT_ON and training:
+        names = _keypoint_names(training)
+        values = {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(names)}
+        if len(cfg.TEST.KEYPOINT_OKS_SIGMAS) != len(names):
+            values["TEST.KEYPOINT_OKS_SIGMAS"] = [1 / len(names)] * len(names)
+        changes.append((f"{len(names)} keypoints in the data: {', '.join(names)}", values))
+    return changes
+
+
+def _changed(cfg: CfgNode, changes: Changes) -> tuple[CfgNode, list[str]]:
+    """``cfg`` with ``changes``, and a sentence for each that makes a difference."""
+    fitted, said = cfg.clone(), []
+    fitted.defrost()
+    for reason, values in changes:
+        new = {key: value for key, value in values.items() if get_key(cfg, key) != value}
+        for key, value in new.items():
+            set_key(fitted, key, value)
+        if new:
+            said.append(f"{reason}. Set: {', '.join(f'{k} {v}' for k, v in new.items())}")
+    if cfg.is_frozen():
+        fitted.freeze()
+    return fitted, said
+
+
+def _objects(coco: CocoFile) -> list[dict[str, Any]]:
+    """The annotations that are trained on: all but crowds."""
+    return [a for a in coco.annotations or () if not a.get("iscrowd")]
+
+
+def _keypoint_names(training: Files) -> list[str]:
+    lacking = [n for n, c in training.items() if not any(o.get("keypoints") for o in _objects(c))]
+    if lacking:
+        raise DatasetError(
+            f"{', '.join(lacking)}: no annotation has keypoints, but MODEL.KEYPOINT_ON is True. "
+            "Choose a config without keypoints, or set it to False."
+        )
+    first = next(iter(training))
+    names = MetadataCatalog.get(first).get("keypoint_names")
+    if not names:
+        raise DatasetError(
+            f"{first}: its categories do not name their keypoints. Add the member keypoints "
+            "to them, a list of names."
+        )
+    return names
+
+
+def _log_left_out(cfg: CfgNode, files: Files, used: Files) -> None:
+    """Log the categories that are not used, and the classes that are not trained on."""
+    classes = cfg.DATASETS.CLASSES
+    unused: set[str] = set()
+    for name, coco in files.items():
+        unused |= set(coco.class_names.values()) - set(coco.used_categories) - set(classes)
+        if other := [c for c in coco.used_categories if c not in classes]:
+            logger.warning(
+                "%s: annotations of %s are left out, which DATASETS.CLASSES does not have.",
+                *(name, _list(other)),
+            )
+    if unused:
+        logger.info("Categories without annotations are left out: %s", _list(sorted(unused)))
+    training = _training(cfg, used)
+    trained = {c for name in training for c in used[name].used_categories}
+    if training and (untrained := [c for c in classes if c not in trained]):
+        logger.warning(
+            "No training image has an object of %s. The model will not find any.", _list(untrained)
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _warn_of_shared_images(cfg: CfgNode, used: Files) -> None:
+    images = {
+        name: {
+            os.path.realpath(os.path.join(MetadataCatalog.get(name).image_root, image["file_name"]))
+            for image in coco.images
+        }
+        for name, coco in used.items()
+    }
+    for one, other in itertools.combinations(images, 2):
+        together = any({one, other} <= set(get_key(cfg, key)) for key in DATASET_KEYS)
+        if not together and (shared := images[one] & images[other]):
+            logger.warning(
+                "%d images of %s are also in %s, such as %s: these images are in both sets, so "
+                "scores on them are not meaningful.",
+                *(len(shared), one, other, min(shared)),
+            )

@@ -1,0 +1,91 @@
+"""COCO's run-length encoded masks, decoded without pycocotools.
+
+Its C code does not check what it reads: counts that are too short leave pixels uninitialized,
+others write past the mask. Here counts are validated before it sees them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gnws_d2.errors import DatasetError
+
+MOST_DIGITS = 7  # of a count: 5 bits each, for at most 32 bits
+
+
+def runs(counts: Any, height: int, width: int) -> np.ndarray:
+    """The lengths of the runs of a mask, column by column, the first of zeros.
+
+    Args:
+        counts: as in a COCO file: a list of lengths, or their compressed string. That has 6-bit
+            digits from "0", the lowest first: 5 bits of the number and one that says whether
+            another follows. From the fourth run on, the difference to the run two before is stored
+            (``rleFrString`` in pycocotools' maskApi.c).
+
+    Returns:
+        int64, with the sum ``height * width``.
+
+    Raises:
+        DatasetError: that is not what ``counts`` is.
+    """
+    if isinstance(counts, (str, bytes)):
+        lengths = _decompress(counts)
+    elif isinstance(counts, list):
+        lengths = np.asarray(counts) if counts else np.zeros(0, np.int64)
+        if lengths.ndim != 1 or lengths.dtype != np.int64:
+            raise DatasetError("its counts are not all whole numbers")
+    else:
+        raise DatasetError(f"its counts are {type(counts).__name__}, not a list or string")
+    if (lengths < 0).any():
+        raise DatasetError("a count is negative")
+    # In float64 beside int64, which could wrap around.
+    total, pixels = lengths.sum(), height * width
+    if total != pixels or lengths.sum(dtype=np.float64) > 2 * pixels:
+        raise DatasetError(f"its counts sum to {total}, not to {height} x {width} = {pixels}")
+    return lengths
+
+
+def bounds(lengths: np.ndarray, height: int) -> tuple[int, int, int, int] | None:
+    """The box x, y, width, height around the ones of a mask's :func:`runs`; None without any."""
+    ends = np.cumsum(lengths)
+    starts = (ends - lengths)[1::2]
+    ends = ends[1::2]
+    inside = ends > starts
+    if not inside.any():
+        return None
+    starts, last = starts[inside], ends[inside] - 1
+    columns = starts // height, last // height
+    # A run over the end of a column has ones in the last row and in the first.
+    spans = columns[1] > columns[0]
+    top = 0 if spans.any() else int((starts % height).min())
+    bottom = height - 1 if spans.any() else int((last % height).max())
+    left, right = int(columns[0].min()), int(columns[1].max())
+    return left, top, right - left + 1, bottom - top + 1
+
+
+def _decompress(counts: str | bytes) -> np.ndarray:
+    try:
+        text = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError:
+        raise DatasetError("its counts have characters that no mask has") from None
+    digits = np.frombuffer(text, np.uint8).astype(np.int64) - ord("0")
+    if ((digits < 0) | (digits > 63)).any():
+        raise DatasetError("its counts have characters that no mask has")
+    if not len(digits):
+        return digits
+    is_last = digits & 0x20 == 0
+    if not is_last[-1]:
+        raise DatasetError("its counts are cut off")
+    ends = np.flatnonzero(is_last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts >= MOST_DIGITS).any():
+        raise DatasetError("a count has more than 32 bits")
+    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
+    values = np.add.reduceat((digits & 0x1F) << (5 * place), starts)
+    # The highest bit is the sign.
+    values -= np.where(digits[ends] & 0x10, 1 << (5 * (ends - starts + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values

@@ -1,0 +1,119 @@
+"""Dataset names that are COCO files: ``ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val]``.
+
+Without ``=IMAGE_FOLDER`` the images are looked for beside the file. ``#train`` and ``#val`` are the
+two parts of a fixed split, see :mod:`.split`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from gnws_d2.errors import DatasetError, shorten
+
+PARTS = ("train", "val")
+SUFFIX = ".json"
+PROBED_IMAGES = 20  # of a file, to find out where its images are
+# Words in the names of files and folders, and the split that they stand for.
+SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A COCO annotation file, the folder of its images, and the part of it that is used.
+
+    Attributes:
+        file: the annotation file.
+        folder: the folder of the images; None: beside the file, see :meth:`image_folder`.
+        part: "train" or "val" of the fixed split; "": the whole file.
+    """
+
+    file: Path
+    folder: Path | None = None
+    part: str = ""
+
+    @classmethod
+    def parse(cls, name: str) -> Source | None:
+        """The source that ``name`` describes; None if it does not look like one."""
+        body, _, part = name.rpartition("#")
+        if part not in PARTS:
+            body, part = name, ""
+        file, separator, folder = body.partition(f"{SUFFIX}=")
+        if separator:
+            return cls(Path(file + SUFFIX), Path(folder), part)
+        return cls(Path(body), None, part) if body.lower().endswith(SUFFIX) else None
+
+    def __str__(self) -> str:
+        folder = f"={self.folder}" if self.folder else ""
+        return f"{self.file}{folder}{f'#{self.part}' if self.part else ''}"
+
+    def absolute(self) -> Source:
+        """The same source with absolute paths, to be saved in a config."""
+        folder = self.folder and self.folder.expanduser().absolute()
+        return replace(self, file=self.file.expanduser().absolute(), folder=folder)
+
+    def image_folder(self, file_names: Sequence[str]) -> Path:
+        """Find the folder of the images.
+
+        It is the folder that contains most of the first images, and the first of several: the
+        file's own folder, ``images`` in it, ``images`` beside it, and folders named after the
+        file's split.
+
+        Args:
+            file_names: the images that the annotation file lists.
+
+        Raises:
+            DatasetError: none of the folders contains an image.
+        """
+        if self.folder is not None:
+            return self.folder
+        probes = file_names[:PROBED_IMAGES]
+        folders = self._candidates()
+        found = [sum(os.path.exists(folder / name) for name in probes) for folder in folders]
+        if max(found, default=0) == 0:
+            first = shorten(probes[0] if probes else "...")
+            raise DatasetError(
+                f"{self.file}: the images, such as {first}, are in none of "
+                f"{', '.join(map(str, folders))}. Name their folder: {self.file}=FOLDER."
+            )
+        return folders[found.index(max(found))]
+
+    def _candidates(self) -> list[Path]:
+        own = self.file.parent
+        split = self.file.stem.removeprefix("instances_")
+        words = [split, *(word for word in SPLIT_WORDS if SPLIT_WORDS[word] == split_of(split))]
+        roots = [own, own / "images", own.parent / "images"]
+        named = [root / word for root in (own, *roots[1:], own.parent) for word in words]
+        return [f for f in dict.fromkeys([*roots, *named, own.parent]) if f.is_dir()]
+
+
+def source_of(name: str) -> Source | None:
+    """The source that a dataset's name describes; None if the dataset was registered elsewhere."""
+    if name in DatasetCatalog and not MetadataCatalog.get(name).get("is_source"):
+        return None
+    return Source.parse(name)
+
+
+def is_source(name: str) -> bool:
+    """Whether ``name`` names a COCO file, not a dataset that was registered elsewhere."""
+    return source_of(name) is not None
+
+
+def short_name(dataset_name: str) -> str:
+    """The name of a dataset for people: of a source, the last two parts of its path and its part
+    of the split; otherwise the name itself."""
+    source = Source.parse(dataset_name)
+    if source is None:
+        return dataset_name
+    part = f" ({source.part})" if source.part else ""
+    return "/".join((*source.file.parts[-2:-1], source.file.name)) + part
+
+
+def split_of(word: str) -> str | None:
+    """The split that the name of a file or folder contains: "train", "val", "test" or None."""
+    letters = "".join(c if c.isalpha() else " " for c in word.lower()).split()
+    return next((SPLIT_WORDS[part] for part in letters if part in SPLIT_WORDS), None)

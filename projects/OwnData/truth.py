@@ -1,0 +1,185 @@
+"""Register the used part of a COCO file with Detectron2, to train on and to evaluate against.
+
+A file that is used as it is becomes the dataset's ``json_file``. Otherwise ``json_file`` is a file
+in the cache folder that holds only the images, annotations and categories that are used, so that
+Detectron2's own ``COCOEvaluator`` evaluates against exactly those.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from pycocotools import mask as mask_util
+
+from gnws_d2.errors import DatasetError
+from gnws_d2.files import atomic_write, cache_dir, cache_path
+
+from .check import Verdict
+from .coco_file import CocoFile, class_ids, read_coco
+from .source import Source
+from .split import split_names
+
+MEMBERS = ("images", "annotations", "categories")
+
+
+def register_source(
+    name: str, source: Source, coco: CocoFile, verdict: Verdict, classes: Mapping[str, int]
+) -> CocoFile:
+    """Register a COCO file under ``name``. A registered one is replaced.
+
+    Args:
+        source, coco: the file, and its content.
+        verdict: the images and annotations to leave out. The others must be sound.
+        classes: the classes in the predictor's order, and the ids that results have for those that
+            the file lacks.
+
+    Returns:
+        The part of the file that is used.
+
+    Raises:
+        DatasetError: no image is left, or two categories with annotations share a name.
+    """
+    spare = {c: number for c, number in classes.items() if number not in coco.class_names}
+    # Detectron2's evaluation requires a category for every class.
+    ids = class_ids(classes, coco.category_ids, spare, taken=coco.class_names)
+    used = _used(coco, source.part, verdict, ids)
+    if not used.images:
+        raise DatasetError(f"dataset {name}: no image is left. Add some, or repair the file.")
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.pop(name, None)
+    DatasetCatalog.register(name, functools.partial(load_dicts, name))
+    MetadataCatalog.get(name).set(
+        thing_classes=list(classes),
+        thing_dataset_id_to_contiguous_id={n: index for index, n in enumerate(ids.values())},
+        json_file=_json_file(used, coco),
+        image_root=str(source.image_folder(coco.file_names)),
+        evaluator_type="coco",
+        is_source=True,
+        **_keypoint_metadata(used),
+    )
+    return used
+
+
+def load_dicts(name: str) -> list[dict[str, Any]]:
+    """Load a registered source in Detectron2's format. Annotations keep their ids."""
+    metadata = MetadataCatalog.get(name)
+    coco, to_class = read_coco(metadata.json_file), metadata.thing_dataset_id_to_contiguous_id
+    objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in coco.images}
+    for annotation in coco.annotations or ():
+        objects[annotation["image_id"]].append(_to_detectron2(annotation, to_class))
+    return [
+        {
+            "file_name": os.path.join(metadata.image_root, image["file_name"]),
+            "height": int(image["height"]),
+            "width": int(image["width"]),
+            "image_id": image["id"],
+            "annotations": objects[image["id"]],
+        }
+        for image in sorted(coco.images, key=lambda image: image["id"])
+    ]
+
+
+def _to_detectron2(annotation: dict[str, Any], to_class: dict[int, int]) -> dict[str, Any]:
+    made = {
+        "id": annotation["id"],
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": to_class[annotation["category_id"]],
+        "iscrowd": int(annotation["iscrowd"]),
+    }
+    if mask := annotation.get("segmentation"):
+        if isinstance(mask, dict) and isinstance(mask["counts"], list):
+            mask = mask_util.frPyObjects(mask, *mask["size"])
+        made["segmentation"] = mask
+    if points := annotation.get("keypoints"):
+        # COCO stores the indices of pixels; Detectron2 expects the centers of those pixels.
+        moved = np.asarray(points, np.float64).reshape(-1, 3) + [0.5, 0.5, 0]
+        made["keypoints"] = moved.ravel().tolist()
+    return made
+
+
+def _used(coco: CocoFile, part: str, verdict: Verdict, ids: Mapping[str, int]) -> CocoFile:
+    """The images, annotations and categories that are used, with all members that pycocotools
+    requires. ``ids`` are those of the file, by class."""
+    images = [image for i, image in enumerate(coco.images) if i not in verdict.bad_images]
+    if part:
+        # Split all images, so that repairing a skipped one does not move others.
+        chosen = split_names([_name(image) for image in coco.images], part)
+        images = [image for image in images if image["file_name"] in chosen]
+    numbers = set(ids.values())
+    categories = [category for category in coco.categories if category["id"] in numbers]
+    categories += [{"id": n, "name": c} for c, n in ids.items() if n not in coco.class_names]
+    if coco.annotations is None:
+        return CocoFile(coco.file, images, None, categories)
+    shown = {image["id"] for image in images}
+    kept = [
+        annotation
+        for i, annotation in enumerate(coco.annotations)
+        if i not in verdict.bad_annotations
+        and annotation["image_id"] in shown
+        and annotation["category_id"] in numbers
+    ]
+    kept_ids = [annotation["id"] for annotation in kept]
+    # pycocotools takes 0 for "not matched", and stores ids as floats.
+    if not all(isinstance(number, int) and 0 < number < 2**53 for number in kept_ids):
+        kept_ids = list(range(1, len(kept) + 1))
+    # Where some annotations have keypoints, the others get invisible ones: Detectron2 and
+    # pycocotools require them of all.
+    points = max((len(a.get("keypoints") or ()) for a in kept), default=0)
+    annotations = [_complete(a, n, points) for a, n in zip(kept, kept_ids, strict=True)]
+    return CocoFile(coco.file, images, annotations, categories)
+
+
+def _complete(annotation: dict[str, Any], number: int, points: int) -> dict[str, Any]:
+    """``annotation`` with the id ``number`` and, unless ``points`` is 0, that many values of
+    keypoints."""
+    made = {**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
+    if not annotation.get("segmentation"):
+        made.pop("segmentation", None)
+    if "area" not in annotation:
+        made["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    if points:
+        made["keypoints"] = annotation.get("keypoints") or [0] * points
+        made["num_keypoints"] = sum(visibility > 0 for visibility in made["keypoints"][2::3])
+    return made
+
+
+def _json_file(used: CocoFile, coco: CocoFile) -> str:
+    """The path of a JSON file with exactly ``used``: that of ``coco``, or one in the cache."""
+    content = {member: getattr(used, member) for member in MEMBERS}
+    if all(content[member] == getattr(coco, member) for member in MEMBERS):
+        return coco.file
+    if used.annotations is None:
+        del content["annotations"]
+    text = json.dumps(content).encode()
+    file = cache_path() / "truth" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
+    if not file.is_file():
+        cache_dir(file.parent)
+        with atomic_write(file) as partial:
+            partial.write_bytes(text)
+    return str(file)
+
+
+def _keypoint_metadata(used: CocoFile) -> dict[str, Any]:
+    names: Any = next((c["keypoints"] for c in used.categories if c.get("keypoints")), None)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return {}
+    flips = [
+        (name, name.replace("left", "right"))
+        for name in names
+        if "left" in name and name.replace("left", "right") in names
+    ]
+    return {"keypoint_names": names, "keypoint_flip_map": flips, "keypoint_connection_rules": []}
+
+
+def _name(image: dict[str, Any]) -> str:
+    name = image.get("file_name")
+    return name if isinstance(name, str) and "\0" not in name else ""

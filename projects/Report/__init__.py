@@ -1,0 +1,7 @@
+"""The report of an evaluation: plots, images, and one HTML page with all of them."""
+
+from .images import sheet
+from .prediction_images import PredictionImages
+from .run import report_run, try_report
+
+__all__ = ["PredictionImages", "report_run", "sheet", "try_report"]

@@ -1,0 +1,260 @@
+"""Write the report of an evaluation: plots, images and one HTML page."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils.collect_env import collect_env_info
+from pycocotools.coco import COCO
+
+from gnws_d2.config import changed_keys
+from gnws_d2.data import read_image
+from gnws_d2.errors import DatasetError
+from gnws_d2.files import atomic_write
+from gnws_d2.projects.own_data import short_name
+
+from . import curves
+from .choose import choose, image_results
+from .confusion import confusion_matrix, most_confused
+from .history import read_history
+from .images import beside, jpeg, truth_and_prediction, without
+from .matching import Matches, f1_score, match, ratio
+from .page import data_uri, render
+
+logger = logging.getLogger(__name__)
+
+PAGE = "report.html"
+_DEFAULT_THRESHOLD = 0.5  # where no detection is right, and so none is suggested
+_IMAGE_BYTES = 120_000  # 18 images of this size, and the plots, stay below 5 MB in base64
+_KINDS = {"worst": "Worst images", "best": "Best images", "random": "Random images"}
+
+
+def write_report(
+    folder: Path,
+    cfg: CfgNode,
+    dataset_name: str,
+    truth: COCO,
+    results: Sequence[Mapping[str, Any]],
+    *,
+    weights: str,
+    date: str = "",
+    data_summary: Mapping[str, Mapping[str, Any]] | None = None,
+    images: int = 3,
+) -> Path:
+    """Write report.html, its plots as PNG and its images as JPEG.
+
+    Args:
+        folder: where the report goes.
+        cfg: the config. metrics.json in its OUTPUT_DIR gives the course of the training, if it
+            exists.
+        dataset_name: what was evaluated; its metadata says where the images are.
+        truth: its images, annotations and categories.
+        results: detections in COCO's form. Masks are evaluated if detections and truth have them.
+        weights: the checkpoint that was evaluated, for the commands of the page.
+        date: of the evaluation, for the page.
+        data_summary: more about the data for the page: tables of names and values, by title.
+        images: how many of the worst, of the best and of random images are shown.
+
+    Returns:
+        The page.
+
+    Raises:
+        GnwsError: ``results`` are not of this dataset.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    detections = [{**row, "id": i} for i, row in enumerate(results, 1)]  # as pycocotools does
+    all_matches = [match(truth, detections, task) for task in _tasks(truth, detections)]
+    boxes = all_matches[0]
+    pairs, missing = _pairs(truth, detections, boxes, dataset_name, folder, images)
+    history = read_history(Path(cfg.OUTPUT_DIR, "metrics.json"))
+    page = render(
+        title=f"{Path(cfg.OUTPUT_DIR).resolve().name}: {short_name(dataset_name)}",
+        subtitle=" · ".join(filter(None, [weights, date])),
+        notes=_notes(truth, detections, boxes),
+        tasks=[_task(truth, detections, matches, folder) for matches in all_matches],
+        pairs=pairs,
+        missing=missing,
+        training=_save(
+            folder,
+            loss=curves.losses(history),
+            ap_history=curves.ap_history(history),
+            learning_rate=curves.learning_rate(history),
+        ),
+        data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
+        commands=_commands(weights, _threshold(boxes)),
+        changed_config={key: str(value) for key, value in changed_keys(cfg).items()},
+        config=cfg.dump(),
+        environment=collect_env_info(),
+    )
+    file = folder / PAGE
+    with atomic_write(file) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return file
+
+
+def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:
+    annotations = truth.dataset.get("annotations", [])
+    has_masks = all(a.get("segmentation") for a in annotations) and any(
+        "segmentation" in d for d in detections
+    )
+    return ["bbox", "segm"] if has_masks else ["bbox"]
+
+
+def _threshold(matches: Matches) -> float:
+    suggested = matches.suggested_threshold
+    return _DEFAULT_THRESHOLD if suggested is None else suggested
+
+
+def _pairs(
+    truth: COCO,
+    detections: Sequence[Mapping[str, Any]],
+    matches: Matches,
+    dataset_name: str,
+    folder: Path,
+    number: int,
+) -> tuple[dict[str, list[dict[str, str]]], list[str]]:
+    """The images to show, written to ``folder`` too, and the files that could not be read."""
+    root = MetadataCatalog.get(dataset_name).get("image_root") or ""
+    names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
+    unpredicted = {"segmentation", "keypoints"}.difference(*detections[:1])
+    threshold = _threshold(matches)
+    results = image_results(matches, sorted(truth.imgs), threshold)
+    (folder / "images").mkdir(exist_ok=True)
+    pairs: dict[str, list[dict[str, str]]] = {}
+    missing = []
+    for kind, chosen in choose(results, number).items():
+        for i, result in enumerate(chosen, 1):
+            name = truth.imgs[result.image_id]["file_name"]
+            try:
+                rgb = read_image(os.path.join(root, name), format="RGB")
+            except DatasetError as error:
+                logger.warning("An image of the report is left out. %s", error)
+                missing.append(str(error))
+                continue
+            halves = truth_and_prediction(
+                rgb,
+                without(truth.imgToAnns[result.image_id], unpredicted),
+                [d for d in detections if d["image_id"] == result.image_id],
+                names,
+                matches,
+                threshold,
+            )
+            (folder / "images" / f"{kind}_{i}.jpg").write_bytes(jpeg(beside(*halves), 1_000_000))
+            left, right = (data_uri(jpeg(half, _IMAGE_BYTES)) for half in halves)
+            counts = f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
+            pairs.setdefault(_KINDS[kind], []).append(
+                {"title": name, "caption": counts, "truth": left, "prediction": right}
+            )
+    return pairs, missing
+
+
+def _task(
+    truth: COCO, detections: Sequence[dict[str, Any]], matches: Matches, folder: Path
+) -> dict[str, Any]:
+    """The results of boxes or of masks, as the page shows them."""
+    threshold = _threshold(matches)
+    matrix = confusion_matrix(truth, detections, matches.task, threshold)
+    plots = _save(
+        folder,
+        matches.task,
+        precision_recall_50=curves.precision_recall(matches, 50),
+        precision_recall_75=curves.precision_recall(matches, 75),
+        f1=curves.scores_and_f1(matches),
+        scores=curves.score_histogram(matches),
+        confusion=curves.confusion(matrix, matches.classes, matches.task, threshold),
+        ap_per_class=curves.ap_per_class(matches),
+    )
+    at = round(100 * threshold)  # its index in THRESHOLDS
+    right, wrong = (counts[:, at] for counts in matches.kept)
+    rows = [
+        {
+            "name": name,
+            "objects": int(matches.objects[k]),
+            **dict(zip(("AP", "AP50", "AP75"), matches.class_ap[k], strict=True)),
+            **_percents(right[k], wrong[k], matches.objects[k]),
+        }
+        for k, name in enumerate(matches.classes)
+    ]
+    return {
+        "name": curves.TASKS[matches.task],
+        "ap": matches.ap,
+        "threshold": matches.suggested_threshold,
+        "at_threshold": _percents(right.sum(), wrong.sum(), matches.objects.sum()),
+        "classes": sorted(rows, key=lambda row: -np.nan_to_num(row["AP"], nan=-1)),
+        "confused": most_confused(matrix, matches.classes),
+        "plots": plots,
+    }
+
+
+def _percents(right: Any, wrong: Any, objects: Any) -> dict[str, float]:
+    return {
+        "precision": 100 * float(ratio(right, right + wrong)),
+        "recall": 100 * float(ratio(right, objects)),
+        "F1": 100 * float(f1_score(right, wrong, objects)),
+    }
+
+
+def _save(folder: Path, prefix: str = "", **figures: Any) -> list[dict[str, Any]]:
+    """The plots that exist, as the page shows them; ``width`` is in pixels, and 0 if it may be of
+    any size."""
+    saved = []
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        content = curves.encode(figure)
+        (folder / f"{'_'.join(filter(None, [prefix, name]))}.png").write_bytes(content)
+        inches = figure.get_size_inches()[0]
+        width = round(100 * inches) if inches > 7 else 0
+        title = figure.axes[0].get_title(loc="left")
+        saved.append({"name": title, "uri": data_uri(content), "width": width})
+    return saved
+
+
+def _notes(truth: COCO, detections: Sequence[Any], matches: Matches) -> list[str]:
+    if not truth.dataset.get("annotations"):
+        return ["The dataset has no annotations: nothing can be counted as right or missed."]
+    if not detections:
+        return ["The model detects nothing in these images."]
+    if matches.suggested_threshold is None:
+        return ["No detection is right at an IoU of 0.5."]
+    return []
+
+
+def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
+    annotations = truth.dataset.get("annotations", [])
+    images = list(truth.imgs.values())
+    annotated = {a["image_id"] for a in annotations}
+    sizes = sorted({(i["width"], i["height"]) for i in images}, key=lambda s: s[0] * s[1])
+    summary: dict[str, Any] = {
+        "dataset": dataset_name,
+        "images": len(images),
+        "images without objects": len(set(truth.imgs) - annotated),
+        "objects": sum(not a.get("iscrowd") for a in annotations),
+        "crowds": sum(bool(a.get("iscrowd")) for a in annotations),
+        "classes": len(truth.cats),
+    }
+    if sizes:
+        (w0, h0), (w1, h1) = sizes[0], sizes[-1]
+        summary["image size"] = f"{w0} x {h0}" + (f" to {w1} x {h1}" if len(sizes) > 1 else "")
+    return summary
+
+
+def _commands(weights: str, threshold: float) -> list[tuple[str, str]]:
+    words = ["gnws", "predict", "--weights", weights, "--input", "FOLDER", "--output", "found"]
+    program = f"""from gnws_d2 import Predictor
+from gnws_d2.data import read_image
+
+predictor = Predictor(weights={weights!r}, score_threshold={threshold:.2f})
+found = predictor(read_image("image.jpg", "BGR"))["instances"]
+for box, score, index in zip(found.pred_boxes, found.scores, found.pred_classes):
+    print(predictor.classes[index], float(score), box.tolist())"""
+    command = f"{shlex.join(words)} \\\n    --confidence-threshold {threshold:.2f}"
+    return [("On the command line", command), ("In Python", program)]

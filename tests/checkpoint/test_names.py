@@ -1,0 +1,199 @@
+"""The names in MMDetection and in Detectron2: one to one, and nothing passes that does not fit."""
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parity.weights import mmdet_state_dict
+
+from gnws_d2 import load_config
+from gnws_d2.checkpoint import detectron2_to_mmdet, mmdet_to_detectron2
+from gnws_d2.checkpoint.names import _packaged_shapes, mmdet_name
+from gnws_d2.checkpoint.structure import shapes_of
+from gnws_d2.errors import CheckpointError
+
+PARITY = Path(__file__).parents[1] / "parity"
+MANIFESTS = sorted(PARITY.glob("*.manifest.json"))
+FASTER_R50 = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+FASTER_R101 = "COCO-Detection/faster_rcnn_R_101_FPN_gn_ws_1x.yaml"
+MASK_X101 = "COCO-InstanceSegmentation/mask_rcnn_X_101_32x4d_FPN_gn_ws_2x.yaml"
+DIGITS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
+
+
+def zeros(shapes):
+    """Tensors of these shapes that take no memory."""
+    return {name: torch.zeros(()).expand(tuple(shape)) for name, shape in shapes.items()}
+
+
+def in_mmdet(config):
+    return zeros({mmdet_name(n): shape for n, shape in shapes_of(load_config(config)).items()})
+
+
+@pytest.fixture
+def faster():
+    """What a published file of Faster R-CNN R-50 holds."""
+    return zeros(json.loads((PARITY / f"{MANIFESTS[0].name}").read_text()))
+
+
+def backbone_of(detector):
+    prefix = "backbone."
+    bare = {n.removeprefix(prefix): t for n, t in detector.items() if n.startswith(prefix)}
+    return {**bare, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.name.split("_coco")[0])
+def test_mmdetections_own_manifests_are_mapped_and_back(file):
+    """Names and shapes written by MMDetection itself."""
+    tensors = zeros(json.loads(file.read_text()))
+    converted = mmdet_to_detectron2(tensors)
+    assert len(converted) == len(tensors)
+    back = detectron2_to_mmdet(converted)
+    assert list(back) == list(tensors)
+    assert all(back[name] is tensors[name] for name in tensors)
+
+
+@pytest.mark.parametrize("config", [FASTER_R101, MASK_X101, DIGITS])
+def test_other_architectures_are_mapped_and_back(config):
+    tensors = zeros(shapes_of(load_config(config)))
+    there = detectron2_to_mmdet(tensors)
+    assert set(there).isdisjoint(tensors)
+    assert list(mmdet_to_detectron2(there)) == list(tensors)
+    assert mmdet_to_detectron2(there, config).keys() == tensors.keys()
+
+
+def test_an_imagenet_backbone_has_bare_names(faster):
+    bare = backbone_of(faster)
+    converted = mmdet_to_detectron2(bare)
+    assert {"stem.conv1.norm.weight", "res2.0.shortcut.norm.bias", "linear.bias"} < set(converted)
+    assert list(detectron2_to_mmdet(converted)) == list(bare)
+    del bare["fc.weight"], bare["fc.bias"]
+    assert len(mmdet_to_detectron2(bare, FASTER_R50)) == len(converted) - 2
+
+
+def test_values_pass_bit_for_bit():
+    tensors = mmdet_state_dict(MANIFESTS[0], seed=3)
+    assert all(
+        torch.equal(new, old)
+        for new, old in zip(mmdet_to_detectron2(tensors).values(), tensors.values(), strict=True)
+    )
+
+
+def test_a_deeper_file_says_which_config_fits(faster):
+    with pytest.raises(CheckpointError, match=r"unexpected: backbone\.layer3\.6\.") as error:
+        mmdet_to_detectron2(in_mmdet(FASTER_R101), FASTER_R50)
+    assert f"It fits {FASTER_R101}" in str(error.value)
+    with pytest.raises(CheckpointError, match=r"missing: backbone\.layer3\.6\."):
+        mmdet_to_detectron2(faster, FASTER_R101)
+
+
+def test_another_number_of_classes_is_named(faster):
+    cfg = load_config(FASTER_R50, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"])
+    with pytest.raises(
+        CheckpointError, match=r"fc_cls\.weight \(81, 1024\) instead of \(4, 1024\).*NUM_CLASSES 80"
+    ):
+        mmdet_to_detectron2(faster, cfg)
+    assert len(mmdet_to_detectron2(in_mmdet(FASTER_R50))) == len(faster)
+
+
+@pytest.mark.parametrize("names", ["old", "new"])
+def test_a_file_of_mmdetection_1_is_recognized(faster, names):
+    if names == "old":
+        faster = {name.removeprefix("roi_head."): tensor for name, tensor in faster.items()}
+    else:
+        faster["roi_head.bbox_head.fc_reg.weight"] = torch.zeros(324, 1024)
+        faster["roi_head.bbox_head.fc_reg.bias"] = torch.zeros(324)
+    with pytest.raises(CheckpointError, match=r"MMDetection 1\.x.*upgrade_model_version"):
+        mmdet_to_detectron2(faster)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(faster, bad):
+    faster["neck.fpn_convs.2.gn.bias"] = torch.full((256,), bad)
+    with pytest.raises(CheckpointError, match=r"NaN or infinity: neck\.fpn_convs\.2\.gn\.bias"):
+        mmdet_to_detectron2(faster)
+
+
+def test_large_finite_values_pass(faster):
+    faster["neck.fpn_convs.2.gn.bias"] = torch.full((256,), 3e38)  # their sum overflows
+    assert len(mmdet_to_detectron2(faster)) == len(faster)
+
+
+NAMES = sorted(json.loads(MANIFESTS[0].read_text()))
+ODD_VALUES = st.sampled_from(
+    [
+        None,
+        "text",
+        torch.zeros(3, dtype=torch.int64),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3, 3).to_sparse(),
+        torch.zeros((), device="meta"),
+        torch.zeros(()),
+        torch.zeros(0),
+        torch.tensor([float("nan")]),
+    ]
+)
+DAMAGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("remove"), st.sampled_from(NAMES)),
+        st.tuples(st.just("replace"), st.sampled_from(NAMES), ODD_VALUES),
+        st.tuples(
+            st.just("add"),
+            st.one_of(
+                st.text(string.ascii_letters + string.digits + "._\n", max_size=30),
+                st.sampled_from(NAMES).map(lambda n: n.replace("layer3.1.", "layer3.01.") + "x"),
+                st.sampled_from(["backbone.layer5.0.conv1.weight", "backbone.layer1.٣.gn1.bias"]),
+                st.integers(),
+            ),
+            st.one_of(ODD_VALUES, st.just(torch.zeros(64))),
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(damages=DAMAGES)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_whatever_is_damaged_is_refused_with_a_checkpoint_error(damages):
+    original = zeros(json.loads(MANIFESTS[0].read_text()))
+    damaged = dict(original)
+    for kind, name, *value in damages:
+        if kind == "remove":
+            damaged.pop(name, None)
+        else:
+            damaged[name] = value[0]
+    shapes = {
+        n: tuple(v.shape) if isinstance(v, torch.Tensor) and v.dtype == torch.float32 else None
+        for n, v in damaged.items()
+    }
+    if shapes == {n: tuple(t.shape) for n, t in original.items()}:
+        assert len(mmdet_to_detectron2(damaged)) == len(original)
+        return
+    for convert in (mmdet_to_detectron2, detectron2_to_mmdet):
+        with pytest.raises(CheckpointError):
+            convert(damaged)
+
+
+@given(value=st.one_of(st.none(), st.integers(), st.text(), st.lists(st.integers()), st.binary()))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_what_is_no_state_dict_is_refused(value):
+    with pytest.raises(CheckpointError, match="instead of a state dict"):
+        mmdet_to_detectron2(value)
+
+
+def test_an_empty_state_dict_is_refused():
+    with pytest.raises(CheckpointError, match="missing"):
+        mmdet_to_detectron2({})
+
+
+def test_names_and_shapes_are_those_of_the_built_model():
+    """What the checks expect against a model that was really built, norms and all."""
+    from detectron2.modeling import build_model
+
+    model = build_model(load_config(DIGITS, ["MODEL.DEVICE", "cpu"]))
+    built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert _packaged_shapes(DIGITS, None) == built

@@ -1,0 +1,157 @@
+"""What ``--resume`` refuses or says, before it loads anything."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from processes import START_METHOD
+from tiny import FEW_PROPOSALS
+from torch import nn
+
+from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.engine import Trainer
+from gnws_d2.errors import CheckpointError
+
+CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
+
+
+@pytest.fixture
+def trainer(tiny_config):
+    """``trainer("KEY", "VALUE", ...)`` of a run of two iterations."""
+
+    def make(*opts):
+        steps = ["SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", "1"]
+        return Trainer(tiny_config(CONFIG, *FEW_PROPOSALS, *steps, *opts))
+
+    return make
+
+
+@pytest.fixture
+def trained(trainer) -> Path:
+    """The folder of such a run, complete."""
+    trainer().train()
+    return Path(trainer().cfg.OUTPUT_DIR)
+
+
+def edit(file: Path, change) -> None:
+    checkpoint = torch.load(file, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, file)
+
+
+def warnings_of(caplog, trainer, resume):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="gnws_d2"):
+        trainer.resume_or_load(resume=resume)
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_nothing_to_resume_and_a_used_folder_are_said(trainer, caplog):
+    first = trainer()
+    (said,) = warnings_of(caplog, first, resume=True)
+    assert said.startswith(f"Nothing to resume: {first.cfg.OUTPUT_DIR} has no checkpoint")
+    assert first.start_iter == 0
+    assert not warnings_of(caplog, first, resume=False)
+    first.train()
+    (said,) = warnings_of(caplog, trainer(), resume=False)
+    assert "already has checkpoints (model_0000000.pth, model_0000001.pth, model_final.pth)" in said
+    again = trainer("SOLVER.MAX_ITER", "3")
+    assert not warnings_of(caplog, again, resume=True) and again.start_iter == 2
+
+
+def test_a_checkpoint_that_cannot_be_continued_is_refused(trainer, trained):
+    def refused(message):
+        with pytest.raises(CheckpointError, match=message):
+            trainer().resume_or_load(resume=True)
+
+    last = trained / "last_checkpoint"
+    for change, message in (
+        (lambda c: c.pop("trainer"), "model_final.pth has no trainer state"),
+        (lambda c: c.update(trainer=3), "model_final.pth has no trainer state"),
+        (lambda c: c["trainer"].pop("iteration"), "model_final.pth has no trainer state"),
+        (lambda c: c["trainer"]["_trainer"].pop("optimizer"), "model_final.pth is empty"),
+        (lambda c: c["trainer"]["_trainer"]["optimizer"].update(state={}), "is empty"),
+        (lambda c: c["trainer"]["_trainer"]["optimizer"]["param_groups"].pop(), "does not fit"),
+    ):
+        whole = (trained / "model_final.pth").read_bytes()
+        edit(trained / "model_final.pth", change)
+        refused(message)
+        (trained / "model_final.pth").write_bytes(whole)
+    last.write_text("model_0000009.pth")
+    refused(r"names 'model_0000009\.pth', which does not exist\. Write one of model_0000000\.pth")
+    last.unlink()
+    refused(r"last_checkpoint is missing\. Write one of model_0000000\.pth, .* without --resume")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "former"),
+    [
+        ("SOLVER.BASE_LR", "0.5", "0.03"),
+        ("SOLVER.MOMENTUM", "0.8", "0.9"),
+        ("SOLVER.WEIGHT_DECAY", "0.5", "0.0001"),
+        ("SEED", "8", "7"),
+    ],
+)
+def test_what_a_resumed_run_would_ignore_is_refused(trainer, trained, key, value, former):
+    with pytest.raises(CheckpointError, match=rf"{key} is {value}, was {former}\. Resume with"):
+        trainer(key, value).resume_or_load(resume=True)
+
+
+def test_another_batch_is_resumed_with_a_warning(trainer, trained, caplog):
+    (said,) = warnings_of(caplog, trainer("SOLVER.IMS_PER_BATCH", "4"), resume=True)
+    assert "SOLVER.IMS_PER_BATCH is 4" in said and "was trained with 2" in said
+
+
+def test_the_weights_alone_of_a_checkpoint_are_loaded_without_resuming(trainer, trained):
+    edit(trained / "model_final.pth", lambda c: c.pop("trainer"))
+    other = trainer(
+        "MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(trained / "b")
+    )
+    other.resume_or_load(resume=False)
+    assert other.start_iter == 0
+
+
+class State:
+    """What a trainer saves, small."""
+
+    def __init__(self) -> None:
+        self.iteration = 0
+
+    def state_dict(self):
+        return {"iteration": self.iteration, "optimizer": {"param_groups": [{"lr": 0.1}]}}
+
+    def load_state_dict(self, state):
+        self.iteration = state["iteration"]
+
+
+def resume_in_process(rank: int, folder: Path) -> None:
+    """Each process has a folder of its own, as on machines without a shared one."""
+    options = {"init_method": f"file://{folder}/rendezvous", "rank": rank, "world_size": 2}
+    dist.init_process_group("gloo", **options)
+    try:
+        own = folder / str(rank)
+        torch.manual_seed(rank)
+        model, state = nn.Linear(2, 2), State()
+        found = Checkpointer(model, str(own), trainer=state).resume_or_load("", resume=True)
+        torch.save([model.weight.data, state.iteration, found["note"]], folder / f"found_{rank}")
+        (own / "last_checkpoint").write_text("none.pth")
+        with pytest.raises(CheckpointError, match=r"/0/last_checkpoint names 'none\.pth'"):
+            Checkpointer(model, str(own), trainer=state).resume_or_load("", resume=True)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_processes_resume_what_the_first_one_has(tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    model, state = nn.Linear(2, 2), State()
+    state.iteration = 7
+    Checkpointer(model, str(tmp_path / "0"), trainer=state, save_to_disk=True).save("m", note="n")
+    mp.start_processes(resume_in_process, (tmp_path,), nprocs=2, start_method=START_METHOD)
+    for rank in range(2):
+        weight, iteration, note = torch.load(tmp_path / f"found_{rank}")
+        assert torch.equal(weight, model.weight) and (iteration, note) == (7, "n")

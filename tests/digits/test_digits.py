@@ -1,0 +1,139 @@
+"""What is in the files of Digits: images, boxes, masks, classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.mask import frPyObjects
+
+from gnws_d2.projects import digits
+from gnws_d2.projects.digits import make
+from gnws_d2.projects.digits.annotation import segmentation
+from gnws_d2.projects.digits.scans import load_scans, split_ids
+
+
+def read_coco(folder: Path, split: str) -> COCO:
+    return COCO(str(make.json_file(folder, split)))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return digits.make_digits(tmp_path_factory.mktemp("digits"), num_train=100, num_val=20)
+
+
+def test_same_bytes_every_time(tmp_path):
+    first, again = (digits.make_digits(tmp_path / n, num_train=12, num_val=4) for n in "ab")
+    assert len(files(first)) == 3 * (12 + 4) + 3  # two annotation files and their digest
+    assert files(first) == files(again)
+
+
+def test_smaller_set_is_the_start_of_a_larger_one(folder, tmp_path):
+    small = digits.make_digits(tmp_path, num_train=5, num_val=2)
+    images = {n: data for n, data in files(small).items() if n.endswith(".png")}
+    assert len(images) == 3 * 7
+    assert images.items() <= files(folder).items()
+
+
+def test_splits_share_no_scan(folder):
+    used = [{a["scan"] for a in read_coco(folder, s).anns.values()} for s in ("train", "val")]
+    assert used[0] and used[1] and not used[0] & used[1]
+
+
+def test_splits_divide_every_class_alike():
+    labels = np.repeat(np.arange(10), 50)
+    train, val = split_ids(labels, "train"), split_ids(labels, "val")
+    assert sorted([*train, *val]) == list(range(500))
+    assert np.bincount(labels[train]).tolist() == [40] * 10
+
+
+def test_scans_have_the_class_of_the_annotation(folder):
+    scans = load_scans("train")
+    label = dict(zip(scans.ids.tolist(), scans.labels.tolist(), strict=True))
+    coco = read_coco(folder, "train")
+    for a in coco.anns.values():
+        assert coco.cats[a["category_id"]]["name"] == str(label[a["scan"]])
+
+
+@pytest.mark.parametrize("split, count", [("train", 100), ("val", 20)])
+def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
+    coco = read_coco(folder, split)
+    assert len(coco.imgs) == count and min(coco.anns) == 1
+    for image_id, image in coco.imgs.items():
+        with Image.open(make.image_root(folder, split) / image["file_name"]) as opened:
+            assert (opened.size, opened.mode) == ((image["width"], image["height"]), "RGB")
+        annotations = coco.imgToAnns[image_id]
+        assert 1 <= len(annotations) <= 5
+        masks = np.array([coco.annToMask(a) for a in annotations])
+        assert masks.sum(axis=0).max() == 1, "masks overlap"
+        for a, mask in zip(annotations, masks, strict=True):
+            ys, xs = np.nonzero(mask)
+            assert a["area"] == mask.sum() and a["iscrowd"] == 0
+            assert a["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+
+
+def test_masks_lie_on_the_ink(folder):
+    """A digit is of one colour but for the grain: its image varies less inside the mask."""
+    coco = read_coco(folder, "val")
+    for a in coco.anns.values():
+        path = make.image_root(folder, "val") / coco.imgs[a["image_id"]]["file_name"]
+        pixels = np.asarray(Image.open(path)).astype(float)
+        mask = coco.annToMask(a).astype(bool)
+        inner = mask.copy()  # without the soft edge
+        for axis in (0, 1):
+            inner &= np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+        assert pixels[inner].std(axis=0).max() < 12
+        x, y, w, h = (int(v) for v in a["bbox"])
+        assert pixels[y : y + h, x : x + w].std(axis=(0, 1)).max() > 15
+
+
+@pytest.mark.parametrize(
+    ("rows", "runs"),
+    [
+        pytest.param(["111", "101", "111"], [0, 4, 1, 4], id="hole"),
+        pytest.param(["000", "101", "100"], [1, 2, 4, 1, 1], id="two parts"),
+    ],
+)
+def test_masks_are_run_lengths_along_the_columns(rows, runs):
+    mask = np.array([[c == "1" for c in row] for row in rows])
+    encoded = json.loads(json.dumps(segmentation(mask)))
+    expected = frPyObjects({"size": [3, 3], "counts": runs}, 3, 3)
+    assert encoded == {"size": [3, 3], "counts": expected["counts"].decode()}
+
+
+def test_classes_are_balanced(folder):
+    coco = read_coco(folder, "train")
+    counts = np.array([len(coco.getAnnIds(catIds=[c])) for c in coco.cats])
+    assert len(counts) == 10 and counts.min() > 0.6 * counts.mean()
+
+
+def test_keypoints_are_the_outermost_pixels(folder):
+    coco = read_coco(folder, "val")
+    for annotation in coco.anns.values():
+        mask = coco.annToMask(annotation)
+        x, y, width, height = annotation["bbox"]
+        points = np.array(annotation["keypoints"]).reshape(4, 3)
+        assert (points[:, 2] == 2).all() and annotation["num_keypoints"] == 4
+        assert all(mask[int(py), int(px)] for px, py, _ in points)
+        top, bottom, left, right = points[:, :2]
+        assert (top[1], bottom[1]) == (y, y + height - 1)
+        assert (left[0], right[0]) == (x, x + width - 1)
+
+
+def test_label_images_are_those_of_the_masks(folder):
+    coco = read_coco(folder, "val")
+    for image in coco.imgs.values():
+        semantic, stuff = (
+            np.asarray(Image.open(make.label_root(folder, "val", kind) / image["file_name"]))
+            for kind in ("semantic", "stuff")
+        )
+        expected = np.zeros_like(semantic)
+        for annotation in coco.imgToAnns[image["id"]]:
+            expected[coco.annToMask(annotation) > 0] = annotation["category_id"]
+        assert (semantic == expected).all() and (stuff == (expected == 0)).all()

@@ -1,0 +1,145 @@
+"""Batch-Channel Normalization as NORM of the models that Detectron2 builds."""
+
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import FrozenBatchNorm2d, get_norm
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from torch import nn
+
+from gnws_d2 import StandardizationReport, load_config
+from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.checkpoint.structure import shapes_of
+from gnws_d2.errors import ConfigError
+from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, SyncBatchNorm2d
+from gnws_d2.modeling.norms import BCN_NORMS, with_norm_layers
+
+CONFIG = "Digits/mask_rcnn_R_18_FPN_bcn_ws.yaml"
+KEYS = [f"MODEL.{part}.NORM" for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")]
+INNER = {
+    "BCN": (nn.BatchNorm2d, False),
+    "SyncBCN": (SyncBatchNorm2d, True),
+    "EstBCN": (EstimatedBatchNorm2d, False),
+    "SyncEstBCN": (EstimatedBatchNorm2d, True),
+}
+
+
+def all_set_to(norm: str) -> list[str]:
+    return [word for key in KEYS for word in (key, norm)]
+
+
+@pytest.mark.parametrize("norm", BCN_NORMS)
+def test_every_part_has_the_norm_of_its_key(tiny_config, norm):
+    kind, sync = INNER[norm]
+    cfg = tiny_config(CONFIG, *all_set_to(norm))
+    model = build_model(cfg)
+    norms = [m for m in model.modules() if isinstance(m, BatchChannelNorm2d)]
+    assert all(type(m.bn) is kind and m.num_groups == 32 for m in norms)
+    assert all(getattr(m.bn, "sync", sync) == sync for m in norms)
+    gn = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"))
+    assert len(norms) == sum(isinstance(m, nn.GroupNorm) for m in gn.modules())
+    with torch.no_grad():
+        features = model.eval().backbone(torch.randn(1, 3, 64, 64))
+    assert all(f.isfinite().all() for f in features.values())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_norms_are_chosen_part_by_part_and_reported(tiny_config, key):
+    cfg = tiny_config(CONFIG, *all_set_to("GN"), key, "EstBCN")
+    report = StandardizationReport.of(build_model(cfg))
+    estimated = {
+        "MODEL.RESNETS.NORM": {"stem", "backbone"},
+        "MODEL.FPN.NORM": {"fpn"},
+        "MODEL.ROI_BOX_HEAD.NORM": {"box_head"},
+        "MODEL.ROI_MASK_HEAD.NORM": {"mask_head"},
+    }[key]
+    name = "BatchChannelNorm2d (EstimatedBatchNorm2d)"
+    assert {row.part for row in report.rows if row.norms == (name,)} == estimated
+    assert name in str(report) and "GroupNorm" in str(report)
+
+
+def test_without_weight_standardization(tiny_config):
+    opts = ["MODEL.META_ARCHITECTURE", "WeightStandardizedModel", *all_set_to("EstBCN")]
+    model = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml", *opts))
+    assert not any(row.standardized for row in StandardizationReport.of(model).rows)
+    assert sum(isinstance(m, BatchChannelNorm2d) for m in model.modules()) == 32
+
+
+def test_the_config_and_detectron2_stay_as_they_are(tiny_config):
+    cfg = tiny_config(CONFIG)
+    before = cfg.dump()
+    build_model(cfg)
+    assert cfg.dump() == before
+    assert with_norm_layers(cfg).MODEL.FPN.NORM is BCN_NORMS["EstBCN"]
+    with pytest.raises(KeyError):
+        get_norm("EstBCN", 32)
+
+
+@pytest.mark.parametrize("norm", ["BCN", "EstBCN"])
+def test_frozen_stages_keep_their_statistics(tiny_config, norm):
+    cfg = tiny_config(CONFIG, *all_set_to(norm), "MODEL.BACKBONE.FREEZE_AT", "2")
+    bottom_up = build_model(cfg).backbone.bottom_up
+    for stage in (bottom_up.stem, bottom_up.res2):
+        norms = [m for m in stage.modules() if isinstance(m, BatchChannelNorm2d)]
+        assert norms and all(isinstance(m.bn, FrozenBatchNorm2d) for m in norms)
+        assert not any(p.requires_grad for p in stage.parameters())
+    assert not any(isinstance(m, FrozenBatchNorm2d) for m in bottom_up.res3.modules())
+
+
+@pytest.mark.parametrize("freeze", ["02", "20"])
+def test_weights_of_frozen_and_trained_stages_interchange(tiny_config, tmp_path, freeze):
+    """Only a layer that is trained has a moving speed; it is not of the weights."""
+    trained, other = (build_model(tiny_config(CONFIG, "MODEL.BACKBONE.FREEZE_AT", f))
+                      for f in freeze)  # fmt: skip
+    for module in trained.modules():
+        if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+            module.running_mean.normal_()
+    DetectionCheckpointer(trained, str(tmp_path)).save("model")
+    Checkpointer(other, str(tmp_path)).load(str(tmp_path / "model.pth"))
+    theirs, own = trained.state_dict(), other.state_dict()
+    names = {name for name in own if not name.endswith("moving_speed")}
+    assert names == {name for name in theirs if not name.endswith("moving_speed")}
+    assert all(torch.equal(theirs[name], own[name]) for name in names)
+
+
+def test_the_weight_decay_of_norms_is_that_of_every_part_of_it(tiny_config):
+    cfg = tiny_config(CONFIG, "SOLVER.WEIGHT_DECAY_NORM", "0.25")
+    model = build_model(cfg)
+    decays = {p: g["weight_decay"] for g in build_optimizer(cfg, model).param_groups
+              for p in g["params"]}  # fmt: skip
+    norm = model.backbone.fpn_lateral3.norm
+    assert {decays[p] for p in norm.parameters()} == {0.25}
+    assert decays[model.backbone.fpn_lateral3.weight] == cfg.SOLVER.WEIGHT_DECAY
+
+
+def test_shapes_without_building_the_tensors(tiny_config):
+    cfg = tiny_config(CONFIG)
+    built = {name: tuple(t.shape) for name, t in build_model(cfg).state_dict().items()}
+    assert shapes_of(cfg) == built
+
+
+def test_a_norm_of_no_config_is_refused(tiny_config):
+    with pytest.raises(ConfigError, match=r"MODEL\.FPN\.NORM is 'EBCN'.*'EstBCN'"):
+        tiny_config(CONFIG, "MODEL.FPN.NORM", "EBCN")
+
+
+@pytest.mark.parametrize("depth", ["R_50", "R_101", "X_50_32x4d", "X_101_32x4d"])
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [("COCO-Detection/faster_rcnn_{}_FPN_bcn_ws_1x.yaml", False),
+     ("COCO-InstanceSegmentation/mask_rcnn_{}_FPN_bcn_ws_2x.yaml", True)],
+    ids=["faster", "mask"],
+)  # fmt: skip
+def test_the_coco_configs_are_those_of_gn_ws_but_for_the_norm(name, mask, depth):
+    cfg, gn = load_config(name.format(depth)), load_config(name.format(depth).replace("bcn", "gn"))
+    for key in KEYS:
+        part = key.split(".")[1]
+        assert cfg.MODEL[part].NORM == "EstBCN"
+        cfg.MODEL[part].NORM = "GN"
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.MODEL.WEIGHTS == ""
+    cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.WEIGHTS = 2, gn.MODEL.WEIGHTS
+    cfg.MODEL.BCN = gn.MODEL.BCN
+    assert cfg == gn
+    assert cfg.MODEL.MASK_ON == mask
+    shapes_of(load_config(name.format(depth)))

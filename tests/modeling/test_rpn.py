@@ -1,0 +1,149 @@
+"""Anchors on the padding, objects without an anchor, and what the losses are divided by."""
+
+import math
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.proposal_generator import RPN, build_proposal_generator
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
+
+from gnws_d2 import load_config
+from gnws_d2.modeling.rpn import MaxIoURPN
+
+CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+STRIDES = (4, 8, 16, 32, 64)
+EVERY_ANCHOR = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", "1000000", "MODEL.RPN.POSITIVE_FRACTION", "1.0"]
+
+
+def build(*opts):
+    shapes = {f"p{i + 2}": ShapeSpec(channels=256, stride=s) for i, s in enumerate(STRIDES)}
+    torch.manual_seed(0)
+    return build_proposal_generator(load_config(CONFIG, ["MODEL.DEVICE", "cpu", *opts]), shapes)
+
+
+def features_of(height, width, images=1):
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"p{i + 2}": torch.randn(
+            images, 256, math.ceil(height / s), math.ceil(width / s), generator=generator
+        )
+        for i, s in enumerate(STRIDES)
+    }
+
+
+def instances(size, *boxes):
+    tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Instances(size, gt_boxes=Boxes(tensor), gt_classes=torch.zeros(len(boxes)).long())
+
+
+def anchors_of(rpn, height, width):
+    return rpn.anchor_generator(list(features_of(height, width).values()))
+
+
+def on_image(batch, size):
+    """By rows and columns of the grids, as MMDetection counts them."""
+    flags = []
+    for stride in STRIDES:
+        rows, columns = (math.ceil(side / stride) for side in batch)
+        last_row, last_column = (math.ceil(math.ceil(n / 32) * 32 / stride) for n in size)
+        for row in range(rows):
+            for column in range(columns):
+                flags += [row < last_row and column < last_column] * 3
+    return torch.tensor(flags)
+
+
+def test_the_config_names_it_and_one_line_names_detectron2s():
+    rpn = build()
+    assert type(rpn) is MaxIoURPN and rpn.anchor_matcher.low_quality_iou == 0.3
+    assert type(build("MODEL.PROPOSAL_GENERATOR.NAME", "RPN")) is RPN
+
+
+@pytest.mark.parametrize("size", [(128, 224), (160, 150), (97, 65), (160, 224)])
+def test_anchors_on_the_padding_are_left_out(size):
+    rpn = build(*EVERY_ANCHOR)
+    [labels], _ = rpn.label_and_sample_anchors(
+        anchors_of(rpn, 160, 224), [instances(size, (10, 10, 60, 60))]
+    )
+    assert labels.dtype == torch.int8
+    kept = on_image((160, 224), size)
+    assert (labels[~kept] == -1).all()
+    assert (labels == 1).any() and (labels == 0).sum() > 0.8 * kept.sum()
+    # Those that remain are labeled as without padding.
+    height, width = (math.ceil(side / 32) * 32 for side in size)
+    [alone], _ = rpn.label_and_sample_anchors(
+        anchors_of(rpn, height, width), [instances(size, (10, 10, 60, 60))]
+    )
+    assert torch.equal(labels[kept], alone)
+
+
+def test_an_object_at_the_edge_gets_its_best_anchor_on_the_image():
+    """Its best of all has an IoU of 0.61 and its center at y = 64, the first row of the padding;
+    next comes y = 60."""
+    rpn, size, box = build(*EVERY_ANCHOR), (64, 224), (80, 49, 140, 77)
+    anchors = anchors_of(rpn, 160, 224)
+    for whole, row in ((size, 60), ((160, 224), 64)):
+        [labels], [matched] = rpn.label_and_sample_anchors(anchors, [instances(whole, box)])
+        centers = Boxes.cat(anchors).get_centers()[labels == 1]
+        assert len(centers) and (centers[:, 1] - row).abs().max() < 0.01
+        assert (matched[labels == 1] == torch.tensor(box)).all()
+
+
+def test_a_small_object_gets_no_anchor_and_a_larger_one_does():
+    rpn = build(*EVERY_ANCHOR)
+    anchors = anchors_of(rpn, 160, 224)
+    for side, found in ((8, False), (16, False), (18, True)):
+        target = [instances((160, 224), (100, 100, 100 + side, 100 + side))]
+        [labels], _ = rpn.label_and_sample_anchors(anchors, target)
+        assert bool((labels == 1).any()) == found
+    [labels], _ = RPN.label_and_sample_anchors(
+        build(*EVERY_ANCHOR, "MODEL.PROPOSAL_GENERATOR.NAME", "RPN"),
+        anchors,
+        [instances((160, 224), (100, 100, 108, 108))],
+    )
+    assert (labels == 1).any()
+
+
+def test_anchors_across_the_boundary_are_left_out_where_the_key_says_so():
+    rpn = build(*EVERY_ANCHOR, "MODEL.RPN.BOUNDARY_THRESH", "0")
+    anchors = anchors_of(rpn, 160, 224)
+    [labels], _ = rpn.label_and_sample_anchors(anchors, [instances((160, 224), (10, 10, 60, 60))])
+    inside = Boxes.cat(anchors).inside_box((160, 224))
+    assert (labels[~inside] == -1).all() and (labels[inside] >= 0).any()
+
+
+@pytest.mark.parametrize(
+    ("objects", "divisor"),
+    [([(10, 10, 60, 60)], 256), ([], 257), ([(100, 100, 108, 108)], 257)],
+    ids=["an object", "none", "one without an anchor"],
+)
+def test_losses_are_divided_by_the_sampled_anchors(objects, divisor):
+    rpn, size = build(), (160, 224)
+    features = features_of(*size)
+    sampled = []
+    draw = rpn._subsample_labels
+    rpn._subsample_labels = lambda labels: sampled.append(draw(labels)) or sampled[-1]
+    with EventStorage():
+        images = ImageList(torch.zeros(1, 3, *size), [size])
+        _, losses = rpn(images, features, [instances(size, *objects)])
+    [labels] = sampled
+    logits, _ = rpn.rpn_head(list(features.values()))
+    logits = torch.cat([level.permute(0, 2, 3, 1).flatten() for level in logits])
+    counted = labels >= 0
+    total = F.binary_cross_entropy_with_logits(
+        logits[counted], labels[counted].float(), reduction="sum"
+    )
+    assert losses["loss_rpn_cls"].item() == pytest.approx(total.item() / divisor, rel=1e-5)
+    assert bool(losses["loss_rpn_loc"]) == (divisor == 256)
+
+
+@torch.no_grad()
+def test_inference_is_that_of_rpn():
+    ours, theirs = build().eval(), build("MODEL.PROPOSAL_GENERATOR.NAME", "RPN").eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = ImageList(torch.zeros(1, 3, 160, 224), [(150, 200)])
+    [a], [b] = (rpn(images, features_of(160, 224))[0] for rpn in (ours, theirs))
+    assert len(a) and torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+    assert torch.equal(a.objectness_logits, b.objectness_logits)

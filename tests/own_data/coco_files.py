@@ -1,0 +1,74 @@
+"""Small COCO files for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from gnws_d2.projects.own_data.catalog import unregister
+from gnws_d2.projects.own_data.source import is_source
+
+WIDTH, HEIGHT = 64, 48
+CATEGORIES = {7: "cat", 3: "dog"}
+
+
+def polygon(x: float, y: float, width: float, height: float) -> list[list[float]]:
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def make_coco(
+    folder: Path,
+    file: str = "mine.json",
+    images: int = 4,
+    categories: dict[int, str] = CATEGORIES,
+    masks: bool = True,
+    image_folder: str = "images",
+    prefix: str = "",
+) -> Path:
+    """Write a COCO file of two objects an image, the categories in turn, and its images."""
+    rng = np.random.default_rng(0)
+    (folder / image_folder).mkdir(parents=True, exist_ok=True)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    coco["categories"] = [{"id": i, "name": name} for i, name in categories.items()]
+    for index in range(images):
+        name = f"{prefix}{index}.png"
+        pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / image_folder / name)
+        coco["images"].append(
+            {"id": 10 + index, "file_name": name, "width": WIDTH, "height": HEIGHT}
+        )
+        for place in range(2):
+            box = [4 + 20 * place, 6 + index % 20, 16, 12]
+            number = len(coco["annotations"])
+            annotation = {"id": 100 + number, "image_id": 10 + index, "bbox": box, "iscrowd": 0}
+            annotation["category_id"] = list(categories)[number % len(categories)]
+            annotation["area"] = box[2] * box[3]
+            if masks:
+                annotation["segmentation"] = polygon(*box)
+            coco["annotations"].append(annotation)
+    write(folder / file, coco)
+    return folder / file
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text())
+
+
+def write(file: Path, coco: Any) -> None:
+    file.write_text(json.dumps(coco))
+
+
+@pytest.fixture(autouse=True)
+def forget_sources():
+    """Sources that a test registers are forgotten after it; imported by the tests' files."""
+    yield
+    for name in list(DatasetCatalog.list()):
+        if is_source(name):
+            unregister(name)

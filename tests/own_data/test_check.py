@@ -1,0 +1,491 @@
+"""Damaged datasets, one by one: each is refused in one line that names file, image or annotation,
+for training and for evaluation, and what is left trains where the damage is skipped."""
+
+import json
+import math
+import os
+import re
+
+import numpy as np
+import pytest
+from coco_files import HEIGHT, WIDTH, make_coco, polygon, read, write
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from PIL import Image
+from pycocotools import mask as mask_util
+from pycocotools.coco import COCO
+
+import gnws_d2
+from gnws_d2.data.load import check_records, dataset_errors
+from gnws_d2.engine.data_order import ResumableLoader
+from gnws_d2.errors import DatasetError
+from gnws_d2.projects.own_data import coco_truth, fit_to_data
+from gnws_d2.projects.own_data.coco_check import check_coco
+from gnws_d2.projects.own_data.coco_file import CocoFile, read_coco
+
+CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
+MASK[6:18, 4:20] = 1  # as the box of annotation 100
+RLE = mask_util.encode(np.asfortranarray(MASK))["counts"].decode()
+SIZE = [HEIGHT, WIDTH]
+
+
+def rle(counts, size=SIZE):
+    return {"segmentation": {"size": size, "counts": counts}}
+
+
+# Of annotation 100, box [4, 6, 16, 12] in an image of 64 x 48: members, and what is said.
+OF_ANNOTATION = {
+    "bbox NaN": ({"bbox": [math.nan, 6, 16, 12]}, "bbox is [nan, 6, 16, 12], not finite"),
+    "bbox infinite": ({"bbox": [4, 6, math.inf, 12]}, "bbox is [4, 6, inf, 12], not finite"),
+    "bbox huge": ({"bbox": [4, 6, 1e300, 12]}, "outside its image of 64 x 48 pixels"),
+    "bbox huge whole": ({"bbox": [4, 6, 10**400, 12]}, "not finite"),
+    "bbox zero": ({"bbox": [4, 6, 0, 0]}, "bbox is [4, 6, 0, 0], without width or height"),
+    "bbox zero height": ({"bbox": [4, 6, 16, 0]}, "without width or height"),
+    "bbox negative": ({"bbox": [20, 18, -16, -12]}, "without width or height"),
+    "bbox normalized": ({"bbox": [0.06, 0.125, 0.25, 0.25]}, "which looks normalized"),
+    "bbox corners": (
+        {"bbox": [40, 30, 60, 44], "segmentation": []},
+        "which looks like two corners",
+    ),
+    "bbox corners by mask": (
+        {"bbox": [10, 8, 20, 14], "segmentation": polygon(10, 8, 10, 6)},
+        "which looks like two corners: its mask is in [10, 8, 10, 6]",
+    ),
+    "bbox corners by area": (
+        {"bbox": [10, 8, 20, 14], "segmentation": [], "area": 60.0},
+        "which looks like two corners: its area is 60",
+    ),
+    "bbox outside": ({"bbox": [70, 6, 16, 12]}, "outside its image of 64 x 48 pixels"),
+    "bbox over the edge": ({"bbox": [50, 6, 16, 12]}, "outside its image of 64 x 48 pixels"),
+    "bbox before the edge": ({"bbox": [-5, 6, 16, 12]}, "outside its image of 64 x 48 pixels"),
+    "bbox short": ({"bbox": [4, 6, 16]}, "bbox is [4, 6, 16], not [x, y, width, height]"),
+    "bbox empty": ({"bbox": []}, "bbox is [], not"),
+    "bbox null": ({"bbox": None}, "bbox is None, not"),
+    "bbox text": ({"bbox": "4,6,16,12"}, "bbox is '4,6,16,12', not"),
+    "bbox of text": ({"bbox": ["4", "6", "16", "12"]}, "bbox is ['4', '6', '16', '12'], not"),
+    "bbox of nulls": ({"bbox": [None, 6, 16, 12]}, "bbox is [None, 6, 16, 12], not"),
+    "bbox nested": ({"bbox": [[4, 6, 16, 12]]}, "bbox is [[4, 6, 16, 12]], not"),
+    "bbox dict": ({"bbox": {"x": 4}}, "bbox is {'x': 4}, not"),
+    "bbox elsewhere": ({"bbox": [44, 30, 10, 10]}, "but its mask is in [4, 6, 16, 12]"),
+    "iscrowd text": ({"iscrowd": "1"}, "iscrowd is '1', not 0 or 1"),
+    "iscrowd null": ({"iscrowd": None}, "iscrowd is None, not 0 or 1"),
+    "iscrowd 2": ({"iscrowd": 2}, "iscrowd is 2, not 0 or 1"),
+    "iscrowd 0.0": ({"iscrowd": 0.0}, "iscrowd is 0.0, not 0 or 1"),
+    "ignore": ({"ignore": 1}, "it has the member ignore"),
+    "area NaN": ({"area": math.nan}, "area is nan"),
+    "area text": ({"area": "192"}, "area is '192'"),
+    "area negative": ({"area": -1}, "area is -1"),
+    "category unknown": ({"category_id": 77}, "category_id, 77, is no category's"),
+    "category null": ({"category_id": None}, "category_id, None, is no category's"),
+    "category text": ({"category_id": "cat"}, "category_id, 'cat', is no category's"),
+    "category list": ({"category_id": [7]}, "category_id, [7], is no category's"),
+    "category true": ({"category_id": True}, "category_id, True, is no category's"),
+    "polygon NaN": ({"segmentation": [[math.nan] * 6]}, "coordinates that are not finite"),
+    "polygon infinite": ({"segmentation": [[math.inf, 1] * 3]}, "coordinates that are not finite"),
+    "polygon huge": ({"segmentation": [[1e30, 1] * 3]}, "far outside its image of 64 x 48"),
+    "polygon huge whole": ({"segmentation": [[10**400, 1] * 3]}, "are not finite"),
+    "polygon far outside": ({"segmentation": polygon(-90, 6, 16, 12)}, "far outside its image"),
+    "polygon of two points": ({"segmentation": [[4, 6, 20, 18]]}, "a polygon has 4 coordinates"),
+    "polygon odd": ({"segmentation": [[4, 6, 20, 6, 20, 18, 4]]}, "a polygon has 7 coordinates"),
+    "polygon empty": ({"segmentation": [[]]}, "a polygon has 0 coordinates"),
+    "polygon flat": ({"segmentation": [4, 6, 20, 6, 20, 18]}, "is one flat list"),
+    "polygon of text": ({"segmentation": [["4", "6"] * 3]}, "its polygon is ['4', '6'"),
+    "polygon of pairs": ({"segmentation": [[[4, 6], [20, 6], [20, 18]]]}, "its polygon is [[4, 6]"),
+    "polygon null": ({"segmentation": [None]}, "its polygon is None"),
+    "segmentation text": ({"segmentation": RLE}, "neither polygons nor RLE"),
+    "segmentation true": ({"segmentation": True}, "neither polygons nor RLE"),
+    "RLE without counts": ({"segmentation": {"size": SIZE}}, "its RLE is damaged"),
+    "RLE empty": (rle(""), "its RLE is damaged: its counts sum to 0, not to 48 x 64 = 3072"),
+    "RLE short": (rle(RLE[:-1]), "its RLE is damaged"),
+    "RLE long": (rle(RLE + RLE), "its RLE is damaged"),
+    "RLE cut": (rle("Z"), "its RLE is damaged"),
+    "RLE of other characters": (rle("\u00fc" + RLE), "its RLE is damaged"),
+    "RLE of other size": (rle(RLE, [WIDTH, HEIGHT]), "its RLE has size [64, 48], not [48, 64]"),
+    "RLE of huge size": (rle(RLE, [10**6, 10**6]), "its RLE has size [1000000, 1000000]"),
+    "RLE of no size": ({"segmentation": {"counts": RLE}}, "its RLE has size None"),
+    "RLE of nothing": (rle([HEIGHT * WIDTH]), "its mask is empty"),
+    "runs short": (rle([100, 100]), "counts sum to 200, not to 48 x 64"),
+    "runs long": (rle([10**15, 10**15]), "its RLE is damaged"),
+    "runs negative": (rle([-1, 3073]), "a count is negative"),
+    "runs floats": (rle([0.5, 3071.5]), "not all whole numbers"),
+    "keypoints NaN": ({"keypoints": [math.nan, 6, 2]}, "not finite [x, y, visibility, ...]"),
+    "keypoints cut": ({"keypoints": [4, 6]}, "not finite [x, y, visibility, ...]"),
+    "keypoints text": ({"keypoints": "none"}, "not finite [x, y, visibility, ...]"),
+    "keypoints visibility": ({"keypoints": [4, 6, 7]}, "visibility is not 0, 1 or 2"),
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    return make_coco(tmp_path)
+
+
+def config(file, skip=False, name=None):
+    names = repr((name or str(file),))
+    opts = ["DATASETS.TRAIN", names, "DATASETS.TEST", names]
+    opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", str(skip), "DATALOADER.NUM_WORKERS", "0"]
+    return gnws_d2.load_config(CONFIG, [*opts, "OUTPUT_DIR", str(file.parent / "output")])
+
+
+def refused(file, said, named):
+    """It is refused, in one line, and what is skipped is in a list."""
+    with pytest.raises(DatasetError) as caught:
+        fit_to_data(config(file))
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ") and "\n" not in message and len(message) < 600
+    assert said in message and named in message, message
+    assert "--skip-bad-annotations" in message
+
+
+@pytest.mark.parametrize("damage", OF_ANNOTATION)
+def test_a_damaged_annotation(file, damage):
+    members, said = OF_ANNOTATION[damage]
+    coco = read(file)
+    coco["annotations"][0].update(members)
+    write(file, coco)
+    refused(file, said, "annotation 100 of '0.png': ")
+    cfg = fit_to_data(config(file, skip=True))
+    with dataset_errors(cfg, cfg.DATASETS.TRAIN):
+        pass
+    assert [a["id"] for a in DatasetCatalog.get(str(file))[0]["annotations"]] == [101]
+    assert sorted(coco_truth(str(file)).anns) == list(range(101, 108))
+    (skipped,) = json.loads((file.parent / "output/skipped_annotations.json").read_text()).values()
+    assert [(s["image"], s["annotation"]) for s in skipped] == [(10, 100)]
+
+
+def change_annotation(**members):
+    return lambda coco: coco["annotations"][0].update(members)
+
+
+def change_image(**members):
+    return lambda coco: coco["images"][0].update(members)
+
+
+def second_image_of_a_file(coco):
+    coco["images"].append({**coco["images"][0], "id": 99})
+
+
+# What is named, what is said, and the ids of images and annotations that are left.
+ALL_IMAGES, ALL = {10, 11, 12, 13}, set(range(100, 108))
+NOT_100 = (ALL_IMAGES, ALL - {100})
+NOT_10 = (ALL_IMAGES - {10}, ALL - {100, 101})
+OF_IDS = {
+    "annotation ids twice": (
+        change_annotation(id=101),
+        "annotation 101 of '0.png': 2 annotations have this id. There are 1 more",
+        (ALL_IMAGES, ALL - {100, 101}),
+    ),
+    "annotation id null": (
+        change_annotation(id=None),
+        "annotation None of '0.png': its id is None, not a whole number",
+        NOT_100,
+    ),
+    "annotation id text": (
+        change_annotation(id="a"),
+        "annotation 'a' of '0.png': its id is 'a', not a whole number",
+        NOT_100,
+    ),
+    "annotation id beyond 64 bits": (
+        change_annotation(id=2**63),
+        "its id is 9223372036854775808, not a whole number of 64 bits",
+        (ALL_IMAGES, ALL - {100}),
+    ),
+    "annotation id float": (
+        change_annotation(id=1.5),
+        "its id is 1.5, not a whole number",
+        NOT_100,
+    ),
+    "annotation id list": (
+        change_annotation(id=[1]),
+        "annotation [1] of '0.png': its id is [1]",
+        NOT_100,
+    ),
+    "image_id unknown": (
+        change_annotation(image_id=999),
+        "annotation 100: its image_id, 999, is no image's",
+        NOT_100,
+    ),
+    "image_id text": (
+        change_annotation(image_id="10"),
+        "annotation 100: its image_id, '10', is no image's",
+        NOT_100,
+    ),
+    "image_id null": (
+        change_annotation(image_id=None),
+        "annotation 100: its image_id, None, is no image's",
+        NOT_100,
+    ),
+    "image ids twice": (
+        change_image(id=11),
+        "image '0.png' (id 11): 2 images have this id. There are 3 more",
+        ({12, 13}, ALL - {100, 101, 102, 103}),
+    ),
+    "image id null": (change_image(id=None), "image '0.png' (id None): its id is None", NOT_10),
+    "one file twice": (
+        second_image_of_a_file,
+        "image '0.png' (id 10): the file is listed 2 times",
+        NOT_10,
+    ),
+    "width 0": (change_image(width=0), "its size is 0 x 48", NOT_10),
+    "width null": (change_image(width=None), "its size is None x 48", NOT_10),
+    "width huge": (change_image(width=10**9), "its size is 1000000000 x 48, more than", NOT_10),
+    "size exchanged": (
+        change_image(width=HEIGHT, height=WIDTH),
+        "it is 64 x 48 pixels, but the annotations say 48 x 64",
+        NOT_10,
+    ),
+    "size of another": (
+        change_image(width=640, height=480),
+        "it is 64 x 48 pixels, but the annotations say 640 x 480",
+        NOT_10,
+    ),
+    "file_name null": (
+        change_image(file_name=None),
+        "image None (id 10): its file_name is None",
+        NOT_10,
+    ),
+    "file_name missing": (
+        lambda coco: coco["images"][0].pop("file_name"),
+        "(id 10): its file_name is None",
+        NOT_10,
+    ),
+    "file_name of lines": (change_image(file_name="a\n" * 200), r"image 'a\na\na", NOT_10),
+    "file_name too long": (change_image(file_name="a" * 300), "image 'aaaaaaaa", NOT_10),
+    "file_name of half a character": (
+        change_image(file_name="\ud800.png"),
+        "cannot be read",
+        NOT_10,
+    ),
+    "file_name with a NUL": (
+        change_image(file_name="a\0.png"),
+        "its file_name is 'a\\x00.png'",
+        NOT_10,
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", OF_IDS)
+def test_damaged_ids_and_images(file, damage):
+    change, said, left = OF_IDS[damage]
+    coco = read(file)
+    change(coco)
+    write(file, coco)
+    refused(file, said, "")
+    fit_to_data(config(file, skip=True))
+    truth = coco_truth(str(file))
+    assert (set(truth.imgs), set(truth.anns)) == left
+    assert {r["image_id"] for r in DatasetCatalog.get(str(file))} == left[0]
+
+
+def rotated(image):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(image).save(image, exif=exif)
+
+
+IMAGE_FILES = {
+    "missing": (lambda image: image.unlink(), "0.png does not exist"),
+    "empty": (lambda image: image.write_bytes(b""), "0.png cannot be read"),
+    "no image": (lambda image: image.write_text("404 Not Found"), "0.png cannot be read"),
+    "a folder": (lambda image: (image.unlink(), image.mkdir()), "0.png is not a regular file"),
+    "a FIFO": (lambda image: (image.unlink(), os.mkfifo(image)), "0.png is not a regular file"),
+    "EXIF ignored": (rotated, "they ignore its EXIF orientation, 6"),
+    "float pixels": (
+        lambda image: Image.fromarray(MASK.astype(np.float32)).save(image, format="TIFF"),
+        "0.png has 32-bit pixels",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", IMAGE_FILES)
+def test_damaged_image_files(file, damage):
+    spoil, said = IMAGE_FILES[damage]
+    spoil(file.parent / "images" / "0.png")
+    refused(file, said, "image '0.png' (id 10): ")
+    fit_to_data(config(file, skip=True))
+    assert set(coco_truth(str(file)).imgs) == ALL_IMAGES - {10}
+
+
+def replaced(**members):
+    return lambda file: write(file, {**read(file), **members})
+
+
+def without(member):
+    def remove(file):
+        coco = read(file)
+        del coco[member]
+        write(file, coco)
+
+    return remove
+
+
+FILES = {
+    "missing": (lambda file: file.unlink(), r"does not exist"),
+    "a folder": (lambda file: (file.unlink(), file.mkdir()), r"not a regular file"),
+    "a FIFO": (lambda file: (file.unlink(), os.mkfifo(file)), r"not a regular file"),
+    "empty": (lambda file: file.write_text(""), r"not valid JSON.*Fetch it again"),
+    "cut off": (lambda file: file.write_text(file.read_text()[:500]), r"not valid JSON"),
+    "trailing": (lambda file: file.write_text(file.read_text() + "}"), r"not valid JSON"),
+    "two of a member": (
+        lambda file: file.write_text(file.read_text().replace('"bbox"', '"bbox": 1, "bbox"', 1)),
+        r"'bbox' appears twice",
+    ),
+    "binary": (lambda file: file.write_bytes(b"\xff\xfe\x00\x80" * 9), r"not valid JSON"),
+    "deep": (lambda file: file.write_text("[" * 100_000), r"not valid JSON"),
+    "long number": (lambda file: file.write_text("9" * 10_000), r"not valid JSON"),
+    "a list": (lambda file: file.write_text("[]"), r"it holds a list"),
+    "a number": (lambda file: file.write_text("1"), r"it holds a int"),
+    "another form": (lambda file: file.write_text('{"pictures": []}'), r"'images' is missing"),
+    "no categories": (without("categories"), r"'categories' is missing"),
+    "no images": (replaced(images=[]), r"lists no images"),
+    "images null": (replaced(images=None), r"'images' is a NoneType, not a list"),
+    "images a dict": (replaced(images={"1": {}}), r"'images' is a dict, not a list"),
+    "images of text": (replaced(images=["a.png"]), r"images\[0\] is 'a\.png'"),
+    "annotations null": (replaced(annotations=None), r"'annotations' is a NoneType"),
+    "annotations of lists": (replaced(annotations=[[1]]), r"annotations\[0\] is \[1\]"),
+    "no annotations": (replaced(annotations=[]), r"no annotations"),
+    "categories empty": (replaced(categories=[]), r"lists no categories"),
+    "category without a name": (replaced(categories=[{"id": 7}]), r"category 7 has name None"),
+    "category without an id": (replaced(categories=[{"name": "a"}]), r"\[0\] has id None"),
+    "category id text": (replaced(categories=[{"id": "7", "name": "a"}]), r"\[0\] has id '7'"),
+    "category ids twice": (
+        replaced(categories=[{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]),
+        r"category id 7 is used for 'cat', 'dog'",
+    ),
+    "category names twice": (
+        replaced(categories=[{"id": 7, "name": "cat"}, {"id": 3, "name": "cat"}]),
+        r"categories 3 and 7 are both named 'cat'",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FILES)
+@pytest.mark.parametrize("skip", [False, True])
+def test_damaged_files(file, damage, skip):
+    """Nothing of them can be skipped."""
+    spoil, said = FILES[damage]
+    spoil(file)
+    with pytest.raises(DatasetError, match=rf"mine\.json.*{said}") as caught:
+        fit_to_data(config(file, skip))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_file_of_corners_is_bad_as_a_whole(tmp_path):
+    """Some boxes are inside their image in either form: skipping the others would train on them."""
+    file = make_coco(tmp_path, masks=False)
+    coco = read(file)
+    for annotation in coco["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+        del annotation["area"]
+    coco["annotations"][1]["bbox"] = [40, 30, 60, 44]
+    write(file, coco)
+    refused(file, "101 of '0.png': its bbox is [40, 30, 60, 44], which looks like two", "7 more")
+    with pytest.raises(DatasetError, match="no annotations"):
+        fit_to_data(config(file, skip=True))
+
+
+def test_a_normalized_file_is_bad_as_a_whole(tmp_path):
+    file = make_coco(tmp_path, masks=False)
+    coco = read(file)
+    for annotation in coco["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x / WIDTH, y / HEIGHT, width / WIDTH, height / HEIGHT]
+        del annotation["area"]
+    coco["annotations"][5]["bbox"] = [0, 0, 1, 1]  # the whole image
+    write(file, coco)
+    refused(file, "There are 7 more", "which looks normalized")
+
+
+FINE = {
+    "box a pixel over the edge": {"bbox": [48.5, 6, 16.4, 12], "segmentation": []},
+    "box of the whole image": {"bbox": [0, 0, WIDTH, HEIGHT], "segmentation": []},
+    "box of a pixel in the corner": {"bbox": [0, 0, 1, 1], "segmentation": []},
+    "box of text's dot": {"bbox": [30.5, 20.5, 0.4, 0.4], "segmentation": []},
+    "iscrowd true": {"iscrowd": True},
+    "compressed RLE": rle(RLE),
+    "runs": rle([4 * 48 + 6, 12, *[36, 12] * 15, 3072 - (19 * 48 + 18)]),
+    "polygon a little over the edge": {"segmentation": polygon(-3, 6, 23, 12)},
+    "several polygons": {"segmentation": [*polygon(4, 6, 5, 12), *polygon(10, 6, 10, 12)]},
+    "no area": {"area": 0},
+    "visible keypoints": {"keypoints": [4.5, 6, 2, 0, 0, 0]},
+}
+
+
+@pytest.mark.parametrize("case", FINE)
+def test_what_is_right_passes(file, case):
+    coco = read(file)
+    coco["annotations"][0].update(FINE[case])
+    write(file, coco)
+    found = check_coco(read_coco(file), file.parent / "images")
+    assert not found.problems, found.problems
+    fit_to_data(config(file))
+    # pycocotools gets along with what passes.
+    truth = coco_truth(str(file))
+    for annotation in truth.anns.values():
+        if "segmentation" in annotation:
+            assert truth.annToMask(annotation).shape == (HEIGHT, WIDTH)
+
+
+@pytest.fixture
+def registered(file):
+    register_coco_instances("mine", {}, str(file), str(file.parent / "images"))
+    yield file
+    DatasetCatalog.remove("mine")
+    MetadataCatalog.remove("mine")
+
+
+@pytest.mark.parametrize("damage", ["bbox NaN", "polygon NaN", "RLE empty", "iscrowd text"])
+def test_what_users_register_themselves_is_checked_too(registered, damage):
+    members, said = OF_ANNOTATION[damage]
+    coco = read(registered)
+    coco["annotations"][0].update(members)
+    write(registered, coco)
+    cfg = config(registered, name="mine")
+    with pytest.raises(DatasetError, match=re.escape(said)):
+        ResumableLoader(cfg)
+    with pytest.raises(DatasetError, match=re.escape(said)), dataset_errors(cfg, ["mine"]):
+        pass
+    cfg = config(registered, skip=True, name="mine")
+    loader = ResumableLoader(cfg)
+    ids = [a["id"] for record in loader.dataset for a in record["annotations"]]
+    assert ids == list(range(101, 108))
+    skipped = json.loads((registered.parent / "output/skipped_annotations.json").read_text())
+    assert [s["annotation"] for s in skipped[str(registered)]] == [100]
+
+
+def test_a_registered_dataset_is_otherwise_detectron2s(registered):
+    from detectron2.data.datasets import load_coco_json
+
+    (theirs,) = [load_coco_json(str(registered), str(registered.parent / "images"), "mine")]
+    assert ResumableLoader(config(registered, name="mine")).dataset == theirs
+    truth, plain = coco_truth("mine"), COCO(str(registered))
+    assert truth.anns == plain.anns and truth.imgs == plain.imgs and truth.cats == plain.cats
+
+
+def test_fewer_classes_than_the_model_has_are_said(registered, caplog):
+    ResumableLoader(config(registered, name="mine"))
+    assert "mine has 2 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 80. Set it to 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("box", "mode"), [([1, 2, math.nan, 9], 1), ([5, 5, 5, 9], 0), ([5, 5, 0, 9], 1)]
+)
+def test_boxes_of_other_datasets(box, mode):
+    good = {"bbox": [1, 2, 3, 4], "bbox_mode": 0, "category_id": 0}
+    records = [
+        {"file_name": "a.png", "annotations": [good, {**good, "bbox": box, "bbox_mode": mode}]}
+    ]
+    check_records(["theirs"], [{"file_name": "a.png", "annotations": [good]}])
+    with pytest.raises(DatasetError, match=r"dataset theirs: a\.png has the box \["):
+        check_records(["theirs"], records)
+
+
+def test_the_empty_boxes_of_coco_itself_pass():
+    """Two of its 860,001; the filters of training drop them."""
+    image = {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480}
+    box = {"id": 918, "image_id": 1, "category_id": 1, "bbox": [0, 9.5, 640, 0.0], "iscrowd": 0}
+    coco = CocoFile("a.json", [image], [box], [{"id": 1, "name": "a"}])
+    assert len(check_coco(coco).problems) == 1
+    assert not check_coco(coco, empty_boxes_too=True).problems

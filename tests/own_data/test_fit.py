@@ -1,0 +1,334 @@
+"""A config that names COCO files is fitted to them: classes, heads, masks, evaluation."""
+
+import copy
+import functools
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from coco_files import make_coco, read, write
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from processes import run
+from tiny import FEW_PROPOSALS, TINY
+
+import gnws_d2
+from gnws_d2.checkpoint import Provenance, check_weights
+from gnws_d2.config import portable_config
+from gnws_d2.data.load import dataset_errors
+from gnws_d2.engine import Trainer, build_evaluator
+from gnws_d2.errors import CheckpointError, ConfigError, DatasetError
+from gnws_d2.projects.own_data import coco_truth, fit_to_data, register_source
+
+BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+MASKS = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
+
+
+def config(tmp_path, train, val=(), name=BOXES, *opts):
+    names = {"TRAIN": train, "TEST": val}
+    words = [w for key, value in names.items() for w in (f"DATASETS.{key}", str(value))]
+    return gnws_d2.load_config(name, [*words, "OUTPUT_DIR", str(tmp_path / "output"), *opts])
+
+
+def test_classes_come_from_the_data_by_id(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    cfg = config(tmp_path, make_coco(tmp_path))
+    fitted = fit_to_data(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80 and not cfg.DATASETS.CLASSES
+    assert fitted.DATASETS.CLASSES == ["dog", "cat"]
+    assert fitted.DATASETS.CATEGORY_IDS == [3, 7]
+    assert fitted.MODEL.ROI_HEADS.NUM_CLASSES == fitted.MODEL.RETINANET.NUM_CLASSES == 2
+    assert fitted.MODEL.REMAKE_PREDICTORS
+    assert "2 classes in the data: dog, cat. Set: DATASETS.CLASSES" in caplog.text
+    provenance = Provenance.of(fitted, [])
+    assert provenance.classes == ["dog", "cat"] and provenance.category_ids == [3, 7]
+    caplog.clear()
+    assert fit_to_data(fitted) == fitted and not caplog.text
+
+
+def test_an_error_of_the_check_comes_before_what_is_logged(tmp_path, caplog):
+    cfg = config(tmp_path, make_coco(tmp_path), (), BOXES, "MODEL.WEIGHTS", "")
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    with pytest.raises(CheckpointError, match=r"^MODEL\.WEIGHTS is empty"):
+        fit_to_data(cfg, functools.partial(check_weights, for_inference=True))
+    assert not caplog.text
+    fit_to_data(cfg, check_weights)
+    assert "The data:" in caplog.text
+
+
+def test_what_a_second_fit_finds_is_not_logged_again(tmp_path, caplog):
+    """As the trainer's fit finds it, after the schedule has changed the config."""
+    file = make_coco(tmp_path)
+    coco = read(file)
+    coco["categories"].append({"id": 5, "name": "never"})
+    write(file, coco)
+    fitted = fit_to_data(config(tmp_path, file))
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    fitted.SOLVER.MAX_ITER += 1
+    assert fit_to_data(fitted) == fitted and not caplog.text
+
+
+def test_a_config_without_files_stays_itself(tmp_path):
+    cfg = gnws_d2.load_config(BOXES)
+    checked = []
+    assert fit_to_data(cfg, checked.append) is cfg and checked == [cfg]
+
+
+def test_dicts_are_detectron2s_with_ids(tmp_path):
+    file = make_coco(tmp_path)
+    fitted = fit_to_data(config(tmp_path, file))
+    records = DatasetCatalog.get(str(file))
+    assert [r["image_id"] for r in records] == [10, 11, 12, 13]
+    assert [a["id"] for a in records[1]["annotations"]] == [102, 103]
+    assert [a["category_id"] for a in records[1]["annotations"]] == [1, 0]
+    assert records[0]["file_name"] == str(tmp_path / "images" / "0.png")
+    assert MetadataCatalog.get(str(file)).thing_classes == fitted.DATASETS.CLASSES
+
+
+def perfect(truth, name):
+    """The truth as a model's results, in the predictor's class indices."""
+    to_class = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    for image in truth.dataset["images"]:
+        found = [a for a in truth.dataset["annotations"] if a["image_id"] == image["id"]]
+        result = Instances((image["height"], image["width"]))
+        boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        result.pred_boxes = Boxes(boxes)
+        result.scores = torch.ones(len(found))
+        result.pred_classes = torch.tensor(
+            [to_class[a["category_id"]] for a in found], dtype=torch.int64
+        )
+        yield {"image_id": image["id"]}, {"instances": result}
+
+
+def evaluate(cfg, name, results=None):
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    for inputs, outputs in results or perfect(coco_truth(name), name):
+        evaluator.process([inputs], [outputs])
+    return evaluator.evaluate()
+
+
+def test_a_perfect_prediction_scores_100_with_the_files_own_ids(tmp_path):
+    file = make_coco(tmp_path)
+    cfg = fit_to_data(config(tmp_path, file, file))
+    found = evaluate(cfg, str(file))["bbox"]
+    assert found["AP"] == found["AP-dog"] == found["AP-cat"] == 100
+    results = json.loads((tmp_path / "output/inference/coco_instances_results.json").read_text())
+    own = {(a["image_id"], a["category_id"]) for a in read(file)["annotations"]}
+    assert {(r["image_id"], r["category_id"]) for r in results} == own
+
+
+def test_the_ap_of_a_class_is_named_rightly_in_any_order_of_ids(tmp_path):
+    """The first file names the classes; the second has their ids in the other order."""
+    train = make_coco(tmp_path / "a")
+    val = make_coco(tmp_path / "b", categories={1: "cat", 9: "dog"})
+    cfg = fit_to_data(config(tmp_path, train, val))
+    assert cfg.DATASETS.CLASSES == ["dog", "cat"] and cfg.DATASETS.CATEGORY_IDS == [3, 7]
+    dogs = []
+    for inputs, outputs in perfect(coco_truth(str(val)), str(val)):
+        kept = outputs["instances"]
+        dogs.append((inputs, {"instances": kept[kept.pred_classes == 0]}))
+    found = evaluate(cfg, str(val), dogs)["bbox"]
+    assert found["AP-dog"] == 100 and found["AP-cat"] == 0
+
+
+def test_an_unused_supercategory_is_left_out(tmp_path, caplog):
+    """As Roboflow exports it: category 0, whose name may be that of the only class."""
+    caplog.set_level(logging.INFO)
+    file = make_coco(tmp_path, categories={1: "cell"})
+    coco = read(file)
+    coco["categories"].insert(0, {"id": 0, "name": "cell", "supercategory": "none"})
+    coco["categories"].append({"id": 5, "name": "never", "supercategory": "cell"})
+    coco["annotations"][0]["id"] = 0  # Roboflow counts from 0, which pycocotools misreads
+    write(file, coco)
+    cfg = fit_to_data(config(tmp_path, file, file))
+    assert cfg.DATASETS.CLASSES == ["cell"] and cfg.DATASETS.CATEGORY_IDS == [1]
+    assert caplog.text.count("Categories without annotations are left out: 'never'\n") == 1
+    assert evaluate(cfg, str(file))["bbox"]["AP"] == 100
+
+
+def test_a_validation_file_may_lack_classes(tmp_path):
+    train = make_coco(tmp_path / "a")
+    val = make_coco(tmp_path / "b", categories={3: "cat"})
+    cfg = fit_to_data(config(tmp_path, train, val))
+    assert cfg.DATASETS.CLASSES == ["dog", "cat"]
+    # 3 is dog's in the training file, and cat's here.
+    ids = MetadataCatalog.get(str(val)).thing_dataset_id_to_contiguous_id
+    assert ids[3] == 1 and sorted(ids.values()) == [0, 1]
+    found = evaluate(cfg, str(val))["bbox"]
+    assert found["AP"] == found["AP-cat"] == 100
+
+
+def test_several_files_are_merged_by_name(tmp_path):
+    one = make_coco(tmp_path / "a", categories={1: "cat", 2: "dog"})
+    two = make_coco(tmp_path / "b", categories={1: "dog", 2: "cow"})
+    cfg = fit_to_data(config(tmp_path, (str(one), str(two))))
+    assert cfg.DATASETS.CLASSES == ["cat", "dog", "cow"]
+    assert cfg.DATASETS.CATEGORY_IDS == [1, 2, 3]  # 2 is dog's: cow gets another
+    classes = {a["category_id"] for r in DatasetCatalog.get(str(two)) for a in r["annotations"]}
+    assert classes == {1, 2}
+    cfg.DATALOADER.NUM_WORKERS = 0
+    assert len(Trainer.build_train_loader(cfg).dataset) == 8
+
+
+def test_a_saved_config_matches_its_classes_by_name(tmp_path):
+    train = make_coco(tmp_path / "a")
+    fitted = fit_to_data(config(tmp_path, train))
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(portable_config(fitted).dump())
+    other = make_coco(tmp_path / "b", categories={1: "cat", 2: "cow"})
+    cfg = gnws_d2.load_config(saved, ["DATASETS.TEST", str(other)])
+    train.unlink()  # not needed where the config is only evaluated
+    cfg = fit_to_data(cfg)
+    assert cfg.DATASETS.CLASSES == ["dog", "cat"] and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    assert {a["category_id"] for a in coco_truth(str(other)).anns.values()} == {1}
+    assert evaluate(cfg, str(other))["bbox"]["AP"] == 100
+
+
+def test_classes_that_the_data_does_not_have_are_an_error(tmp_path):
+    file = make_coco(tmp_path)
+    cfg = config(tmp_path, file, (), BOXES, "DATASETS.CLASSES", "['dgo', 'cat']")
+    with pytest.raises(DatasetError, match=r"CLASSES has 'dgo'.*cat, dog.*Correct"):
+        fit_to_data(cfg)
+
+
+def test_boxes_only_turn_masks_off(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    fitted = fit_to_data(config(tmp_path, make_coco(tmp_path, masks=False), (), MASKS))
+    assert not fitted.MODEL.MASK_ON
+    assert "boxes only. Set: MODEL.MASK_ON False" in caplog.text
+
+
+def test_some_without_masks_are_an_error_that_says_which(tmp_path):
+    file = make_coco(tmp_path)
+    coco = read(file)
+    del coco["annotations"][3]["segmentation"]
+    coco["annotations"][5]["segmentation"] = []
+    write(file, coco)
+    said = r"annotation 103 of '1\.png': it has no segmentation, and 6 of 8.*MASK_ON False.*1 more"
+    with pytest.raises(DatasetError, match=said):
+        fit_to_data(config(tmp_path, file, (), MASKS))
+    assert fit_to_data(config(tmp_path, file)).MODEL.ROI_HEADS.NUM_CLASSES == 2
+    cfg = config(tmp_path, file, (), MASKS, "DATALOADER.SKIP_BAD_ANNOTATIONS", "True")
+    fitted = fit_to_data(cfg)
+    with dataset_errors(fitted, fitted.DATASETS.TRAIN):
+        pass
+    kept = [a["id"] for r in DatasetCatalog.get(str(file)) for a in r["annotations"]]
+    assert kept == [100, 101, 102, 104, 106, 107]
+    (skipped,) = json.loads((tmp_path / "output/skipped_annotations.json").read_text()).values()
+    assert [problem["annotation"] for problem in skipped] == [103, 105]
+
+
+def test_rle_sets_the_mask_format(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    file = make_coco(tmp_path)
+    coco = read(file)
+    runs = [0, 48 * 20, 48 * 44]
+    coco["annotations"][0].update(
+        segmentation={"size": [48, 64], "counts": runs}, bbox=[0, 0, 20, 48]
+    )
+    write(file, coco)
+    fitted = fit_to_data(config(tmp_path, file, (), MASKS))
+    assert fitted.MODEL.MASK_ON and fitted.INPUT.MASK_FORMAT == "bitmask"
+    assert "masks as RLE. Set: INPUT.MASK_FORMAT bitmask" in caplog.text
+
+
+def test_label_images_are_needed_by_semantic_models(tmp_path):
+    cfg = config(tmp_path, make_coco(tmp_path), (), "Digits/semantic_R_18_FPN_gn_ws.yaml")
+    with pytest.raises(ConfigError, match=r"SemanticSegmentor needs label images.*Choose"):
+        fit_to_data(cfg)
+
+
+def test_keypoints_come_from_the_categories(tmp_path):
+    file = make_coco(tmp_path, categories={1: "cat"})
+    coco = read(file)
+    coco["categories"][0]["keypoints"] = ["nose", "left_eye", "right_eye"]
+    for annotation in coco["annotations"]:
+        x, y, *_ = annotation["bbox"]
+        annotation["keypoints"] = [x + 3, y + 2, 2] * 3
+    write(file, coco)
+    cfg = config(tmp_path, file, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml")
+    fitted = fit_to_data(cfg)
+    assert fitted.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 3
+    assert len(fitted.TEST.KEYPOINT_OKS_SIGMAS) == 3
+    assert MetadataCatalog.get(str(file)).keypoint_flip_map == [("left_eye", "right_eye")]
+    assert DatasetCatalog.get(str(file))[0]["annotations"][0]["keypoints"][:3] == [7.5, 8.5, 2]
+    # pycocotools and Detectron2 want keypoints of all objects where some have them.
+    del coco["annotations"][1]["keypoints"]
+    write(file, coco)
+    fit_to_data(cfg)
+    assert coco_truth(str(file)).anns[101]["num_keypoints"] == 0
+    assert DatasetCatalog.get(str(file))[0]["annotations"][1]["keypoints"][2] == 0
+    plain = make_coco(tmp_path / "plain")
+    with pytest.raises(DatasetError, match=r"no annotation has keypoints, but MODEL\.KEYPOINT_ON"):
+        fit_to_data(config(tmp_path, plain, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml"))
+
+
+def test_a_file_is_read_once_to_fit_and_not_again(tmp_path, monkeypatch):
+    from gnws_d2.projects.own_data import coco_file
+
+    reads = []
+    read_json = coco_file._read_json
+    monkeypatch.setattr(coco_file, "_read_json", lambda f: reads.append(f) or read_json(f))
+    file = make_coco(tmp_path)
+    fitted = fit_to_data(config(tmp_path, f"{file}#train", f"{file}#val"))
+    assert reads == [str(file)]
+    assert fit_to_data(fitted) is fitted and len(reads) == 1
+    write(file, {**read(file), "info": {}})
+    assert fit_to_data(fitted) == fitted and len(reads) == 2
+
+
+def test_a_frozen_config_stays_frozen_and_unchanged(tmp_path):
+    cfg = config(tmp_path, make_coco(tmp_path))
+    before = copy.deepcopy(cfg)
+    cfg.freeze()
+    fitted = fit_to_data(cfg)
+    assert fitted.is_frozen() and cfg == before
+
+
+@pytest.mark.slow
+def test_it_trains_and_evaluates(tmp_path, tiny_config):
+    file = make_coco(tmp_path, images=6)
+    opts = ["SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
+    datasets = ["DATASETS.TRAIN", f"{file}#train", "DATASETS.TEST", f"{file}#val"]
+    cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts, *datasets)
+    cfg.INPUT.MASK_FORMAT = "polygon"
+    trainer = Trainer(cfg)
+    assert trainer.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    results = Trainer.test(trainer.cfg, trainer.model)
+    assert set(results) == {"bbox", "segm"}
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert Provenance.read(saved).category_ids == [3, 7]
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_same_data(tmp_path):
+    """Each registers the files itself; the classes are in the checkpoint."""
+    file = make_coco(tmp_path, images=6)
+    opts = [
+        "DATASETS.TRAIN",
+        f"{file}#train",
+        "DATASETS.TEST",
+        f"{file}#val",
+        "MODEL.DEVICE",
+        "cpu",
+    ]
+    opts += ["SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path)]
+    program = Path(__file__).parents[2] / "projects" / "Detection" / "train_net.py"
+    words = [str(program), "--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"]
+    words += ["--num-gpus", "2", "--dist-url", "auto", *TINY, *FEW_PROPOSALS, *opts]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    saved = Provenance.read(torch.load(tmp_path / "model_final.pth", weights_only=False))
+    assert saved.classes == ["dog", "cat"] and saved.category_ids == [3, 7]
+    results = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    register_source(f"{file}#val")
+    images = set(coco_truth(f"{file}#val").imgs)
+    assert {result["image_id"] for result in results} <= images and len(images) == 1

@@ -1,0 +1,228 @@
+"""Dataset names that are COCO files, and exports of annotation tools found by their folders."""
+
+import argparse
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from coco_files import make_coco, read, write
+from detectron2.data import DatasetCatalog
+
+import gnws_d2
+from gnws_d2.errors import DatasetError
+from gnws_d2.projects.own_data import fit_to_data, is_source, register_source
+from gnws_d2.projects.own_data.data_arguments import add_data_arguments, data_opts, data_splits
+from gnws_d2.projects.own_data.source import Source, find_export, resolve
+from gnws_d2.projects.own_data.split import split_names
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a/b.json", Source(Path("a/b.json"))),
+        ("b.json=/images", Source(Path("b.json"), Path("/images"))),
+        ("b.json#val", Source(Path("b.json"), None, "val")),
+        ("x=1/b.json=im#ages#train", Source(Path("x=1/b.json"), Path("im#ages"), "train")),
+        ("B.JSON", Source(Path("B.JSON"))),
+    ],
+)
+def test_a_name_is_parsed_and_written(name, expected):
+    found = Source.parse(name)
+    assert found == expected and str(found) == name and is_source(name)
+
+
+@pytest.mark.parametrize("name", ["coco_2017_train", "digits_train", "mine", "mine#train", ""])
+def test_other_names_are_none(name):
+    assert not is_source(name)
+
+
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_coco(tmp_path)
+    assert resolve("mine.json=images#val") == f"{tmp_path}/mine.json={tmp_path}/images#val"
+    assert resolve("digits_train") == "digits_train"
+    assert resolve(".") == f"{tmp_path}/mine.json"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("nothing.json", r"nothing\.json does not exist"),
+        ("nothing", r"'nothing' is neither a registered dataset nor a COCO"),
+    ],
+)
+def test_a_word_that_names_nothing(word, said):
+    with pytest.raises(DatasetError, match=said):
+        resolve(word)
+
+
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("mine.json", "."),
+        ("mine.json", "images"),
+        ("annotations/mine.json", "images"),
+        ("annotations/instances_train2017.json", "train2017"),
+        ("annotations/instances_train2017.json", "images/train2017"),
+        ("annotations/instances_val.json", "images/val"),
+        ("annotations/instances_default.json", "images/default"),
+        ("annotations/instances_Validation.json", "valid"),
+        ("labels/mine.json", "."),
+    ],
+)
+def test_images_are_found_beside_the_file(tmp_path, file, images):
+    name = str(make_coco(tmp_path, file, image_folder=images))
+    register_source(name)
+    for record in DatasetCatalog.get(name):
+        assert Path(record["file_name"]).samefile(
+            tmp_path / images / Path(record["file_name"]).name
+        )
+
+
+def test_a_folder_with_a_few_other_images_is_not_taken(tmp_path):
+    file = make_coco(tmp_path, image_folder="images")
+    shutil.copy(tmp_path / "images" / "0.png", tmp_path / "0.png")
+    register_source(str(file))
+    assert DatasetCatalog.get(str(file))[0]["file_name"] == str(tmp_path / "images" / "0.png")
+
+
+def test_images_that_are_nowhere(tmp_path):
+    file = make_coco(tmp_path, image_folder="elsewhere")
+    with pytest.raises(DatasetError, match=r"images, such as '0\.png', are in none of .*=FOLDER"):
+        register_source(str(file))
+    register_source(f"{file}={tmp_path}/elsewhere")
+
+
+def test_the_split_is_fixed_and_a_fifth(tmp_path):
+    names = [f"{i}.jpg" for i in range(100)]
+    val = split_names(names, "val")
+    assert len(val) == 20 and split_names(names, "train") == set(names) - val
+    shuffled = random.Random(0).sample(names, len(names))
+    assert split_names(shuffled, "val") == val
+    # More images move few: a share is left of what was in validation.
+    more = split_names([*names, *(f"new{i}.jpg" for i in range(10))], "val")
+    assert len(more & val) >= 17
+    # The value itself is documented: a saved config must mean the same split for ever.
+    assert split_names(["0.png", "1.png", "2.png", "3.png", "4.png"], "val") == {"0.png"}
+
+
+def test_augmented_copies_stay_together():
+    names = [f"{i}_jpg.rf.{copy:032x}.jpg" for i in range(30) for copy in range(3)]
+    val = split_names(names, "val")
+    assert len(val) == 18
+    assert not {n.split(".rf.")[0] for n in val} & {
+        n.split(".rf.")[0] for n in split_names(names, "train")
+    }
+
+
+def test_both_parts_of_a_file_are_datasets(tmp_path):
+    file = make_coco(tmp_path, images=10)
+    register_source(f"{file}#train")
+    register_source(f"{file}#val")
+    parts = [{r["image_id"] for r in DatasetCatalog.get(f"{file}#{p}")} for p in ("train", "val")]
+    assert len(parts[0]) == 8 and len(parts[1]) == 2 and not parts[0] & parts[1]
+
+
+def roboflow(folder, valid="valid"):
+    for split in ("train", valid, "test"):
+        make_coco(folder, f"{split}/_annotations.coco.json", image_folder=split, prefix=split)
+
+
+def test_roboflows_export(tmp_path):
+    roboflow(tmp_path)
+    found = find_export(tmp_path)
+    assert found == {
+        "train": [f"{tmp_path}/train/_annotations.coco.json"],
+        "val": [f"{tmp_path}/valid/_annotations.coco.json"],
+        "test": [f"{tmp_path}/test/_annotations.coco.json"],
+    }
+    cfg = gnws_d2.load_config("", ["DATASETS.TRAIN", found["train"][0]])
+    fit_to_data(cfg)
+    assert len(DatasetCatalog.get(found["train"][0])) == 4
+
+
+def test_cocos_and_cvats_export(tmp_path):
+    for split in ("Train", "Validation"):
+        make_coco(tmp_path, f"annotations/instances_{split}.json", image_folder=f"images/{split}")
+    (tmp_path / "annotations/captions_Train.json").write_text("{}")
+    found = find_export(tmp_path)
+    assert found["train"] == [f"{tmp_path}/annotations/instances_Train.json"]
+    assert found["val"] == [f"{tmp_path}/annotations/instances_Validation.json"]
+    for names in found.values():
+        register_source(names[0])
+        assert all(os.path.exists(r["file_name"]) for r in DatasetCatalog.get(names[0]))
+
+
+@pytest.mark.parametrize("file", ["annotations/instances_default.json", "whatever.json"])
+def test_one_file_is_split(tmp_path, file):
+    whole = make_coco(tmp_path, file)
+    train, val = f"('{whole}#train',)", f"('{whole}#val',)"
+    assert arguments("--data", str(tmp_path)) == ["DATASETS.TRAIN", train, "DATASETS.TEST", val]
+    other = make_coco(tmp_path / "other")
+    words = arguments("--data", str(tmp_path), "--val", str(other))
+    assert words == ["DATASETS.TRAIN", f"('{whole}',)", "DATASETS.TEST", f"('{other}',)"]
+
+
+def test_folders_that_are_no_export(tmp_path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        find_export(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match=r"found no \*\.json, but none of train/_annotations"):
+        find_export(tmp_path)
+    for name in ("a.json", "b.json"):
+        make_coco(tmp_path, name)
+    with pytest.raises(DatasetError, match=r"found a\.json, b\.json.*--train"):
+        find_export(tmp_path)
+
+
+def arguments(*words, eval_only=False):
+    args = add_data_arguments(argparse.ArgumentParser()).parse_args(words)
+    return data_opts(args, data_splits(args), eval_only=eval_only)
+
+
+def test_arguments_become_config_keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    roboflow(tmp_path / "export")
+    one, two = make_coco(tmp_path / "a"), make_coco(tmp_path / "b")
+    cfg = gnws_d2.load_config("", arguments("--data", "export"))
+    assert cfg.DATASETS.TRAIN == (f"{tmp_path}/export/train/_annotations.coco.json",)
+    assert cfg.DATASETS.TEST == (f"{tmp_path}/export/valid/_annotations.coco.json",)
+    assert cfg.DATASETS.FINAL_TEST == (f"{tmp_path}/export/test/_annotations.coco.json",)
+    opts = arguments("--train", "a/mine.json", "--train", "b", "--skip-bad-annotations")
+    cfg = gnws_d2.load_config("", opts)
+    assert cfg.DATASETS.TRAIN == (f"{one}#train", f"{two}#train")
+    assert cfg.DATASETS.TEST == (f"{one}#val", f"{two}#val")
+    assert cfg.DATALOADER.SKIP_BAD_ANNOTATIONS
+    opts = arguments("--train", "a/mine.json", "--val", "b/mine.json", "--test", "digits_val")
+    cfg = gnws_d2.load_config("", opts)
+    assert cfg.DATASETS.TRAIN == (str(one),) and cfg.DATASETS.TEST == (str(two),)
+    assert cfg.DATASETS.FINAL_TEST == ("digits_val",)
+    parts = arguments("--train", f"{one}#train")
+    assert parts == ["DATASETS.TRAIN", f"('{one}#train',)", "DATASETS.TEST", f"('{one}#val',)"]
+    assert arguments("--train", "digits_train") == ["DATASETS.TRAIN", "('digits_train',)"]
+    assert arguments() == []
+    words = ["--val", str(one), "--test", "digits_val"]
+    expected = ["DATASETS.TEST", "('digits_val',)", "DATASETS.FINAL_TEST", "()"]
+    assert arguments(*words, eval_only=True) == expected
+
+
+@pytest.mark.parametrize("value", ["mine", "('mine',)", "['mine']", "'mine'"])
+def test_one_name_stands_for_a_tuple_of_it(tmp_path, value):
+    cfg = gnws_d2.load_config("", ["DATASETS.TRAIN", value])
+    assert cfg.DATASETS.TRAIN == ("mine",)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"DATASETS:\n  TRAIN: {value}\n  TEST: /data/a.json=/b#val\n")
+    cfg = gnws_d2.load_config(file)
+    assert cfg.DATASETS.TRAIN == ("mine",) and cfg.DATASETS.TEST == ("/data/a.json=/b#val",)
+
+
+def test_a_file_may_be_changed_between_two_uses(tmp_path):
+    file = make_coco(tmp_path)
+    register_source(str(file))
+    assert len(DatasetCatalog.get(str(file))) == 4
+    coco = read(file)
+    coco["annotations"][0]["bbox"] = [0, 0, -1, -1]
+    write(file, coco)
+    with pytest.raises(DatasetError, match=r"annotation 100 of '0\.png': its bbox"):
+        DatasetCatalog.get(str(file))

@@ -1,0 +1,122 @@
+"""What a dataset holds is counted, against numbers that are worked out by hand."""
+
+import json
+
+import pytest
+from coco_files import HEIGHT, WIDTH, make_coco, read, write
+from PIL import Image
+
+import gnws_d2
+from gnws_d2.projects.own_data import check_data, data_summary, fit_to_data
+from gnws_d2.projects.own_data.summary import summary_table
+
+SMALL = ["INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "1000"]
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Of 5 images: one empty, one with a crowd, objects of sides 16, 8 and 1.5 pixels."""
+    file = make_coco(tmp_path, images=5)
+    coco = read(file)
+    kept = coco["annotations"][:6]
+    for annotation, box in zip(
+        kept,
+        [
+            [4, 6, 16, 16],
+            [4, 6, 16, 16],
+            [10, 10, 8, 8],
+            [10, 10, 8, 8],
+            [1, 1, 1.5, 1.5],
+            [0, 0, 60, 40],
+        ],
+        strict=True,
+    ):
+        annotation.update(bbox=box, area=box[2] * box[3], segmentation=[])
+    kept[0]["category_id"] = kept[1]["category_id"] = 7  # duplicates: the next two differ in class
+    kept[5]["iscrowd"] = 1
+    kept[4]["image_id"], kept[5]["image_id"] = 12, 13
+    write(file, {**coco, "annotations": kept})
+    return file
+
+
+def fitted(file, *opts):
+    return fit_to_data(gnws_d2.load_config("", ["DATASETS.TRAIN", str(file), *SMALL, *opts]))
+
+
+def test_the_numbers(file):
+    cfg = fitted(file, "MODEL.ANCHOR_GENERATOR.SIZES", "[[4],[24]]")
+    found = data_summary(str(file), cfg)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["images"], found["images_without_annotations"]) == (5, 1)
+    assert (found["boxes"], found["crowds"]) == (5, 1)
+    assert found["boxes_per_class"] == {"dog": 1, "cat": 4}
+    assert (found["tiny_boxes"], found["duplicate_boxes"]) == (1, 1)
+    assert found["sides"][1] == 8
+    # 48 rows become 96: twice the side. 1.5 becomes 3, below 4; 16 becomes 32, above 24.
+    assert found["resized_sides"][1] == 16
+    assert found["below_smallest_anchor"] == 0.2 and found["above_largest_anchor"] == 0.4
+
+
+def test_the_table(file, caplog):
+    caplog.set_level("INFO")
+    cfg = fitted(file)
+    table = summary_table([str(file)], cfg)
+    assert table in caplog.text
+    assert "boxes of cat" in table and "below the smallest anchor, 32" in table
+    caplog.clear()
+    fit_to_data(cfg)
+    assert table not in caplog.text  # once a process
+
+
+def test_an_image_in_training_and_validation_is_said(tmp_path, caplog):
+    train = make_coco(tmp_path)
+    val = tmp_path / "val.json"
+    coco = read(train)
+    kept = coco["images"][:1]
+    write(val, {**coco, "images": kept, "annotations": coco["annotations"][:2]})
+    fitted(train, "DATASETS.TEST", str(val))
+    assert f"1 images of {train} are in {val} too, such as {tmp_path}/images/0.png" in caplog.text
+
+
+@pytest.fixture
+def run(monkeypatch, caplog):
+    """The command; its log goes to caplog, not to a handler that would stay for other tests."""
+    monkeypatch.setattr(check_data, "setup_logger", lambda **_: None)
+    caplog.set_level("INFO")
+    return lambda *words: check_data.main(list(words))
+
+
+def test_the_command_lists_everything_and_fails(tmp_path, run, caplog):
+    file = make_coco(tmp_path, images=10)
+    image = tmp_path / "images" / "3.png"
+    image.write_bytes(image.read_bytes()[:-4000])  # its header is whole
+    Image.open(tmp_path / "images" / "4.png").save(tmp_path / "images" / "5.png")
+    coco = read(file)
+    coco["annotations"][0]["bbox"][2] = WIDTH + HEIGHT
+    write(file, coco)
+    output = tmp_path / "found.txt"
+    code = run("--data", str(tmp_path), "--output", str(output))
+    assert code == 1
+    found = json.loads(output.read_text())
+    ((named, problems),) = found["problems"].items()
+    assert named == str(file)
+    assert [(p["image"], p["annotation"]) for p in problems] == [(13, None), (10, 100)]
+    assert "3.png cannot be read" in problems[0]["reason"]
+    assert found["same_content"] == [[str(tmp_path / "images" / f"{i}.png") for i in (4, 5)]]
+    assert set(found["summary"]) == {f"{file}#train", f"{file}#val"}
+    for problem in problems:
+        assert problem["reason"] in caplog.text
+    coco["annotations"][0]["bbox"][2] = 16
+    coco["images"].pop(3)
+    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != 13]
+    write(file, coco)
+    assert run(str(file)) == 0
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["nothing.json"], ["--data", "nothing"], ["coco_2017_train"]]
+)
+def test_the_command_without_data(words, run):
+    with pytest.raises(SystemExit) as caught:
+        run(*words)
+    assert str(caught.value).startswith("error: ") and "\n" not in str(caught.value)

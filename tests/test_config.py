@@ -1,0 +1,190 @@
+"""Every config is read, and what is mistyped or cannot work is named with the fix."""
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from gnws_d2 import add_gnws_config, config, load_config
+from gnws_d2.config import CONFIG_ROOT, portable_config
+from gnws_d2.engine import Trainer
+from gnws_d2.errors import ConfigError
+
+MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
+FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+EVERY = sorted(str(f.relative_to(CONFIG_ROOT)) for f in CONFIG_ROOT.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_config_is_read(name):
+    assert load_config(name).VERSION == 2
+
+
+def test_no_key_of_detectron2_is_changed():
+    cfg, stock = get_cfg(), get_cfg()
+    cfg.MODEL.DEVICE = stock.MODEL.DEVICE = "cuda:7"
+    add_gnws_config(cfg)
+    assert portable_config(cfg) == stock and cfg.MODEL.WS.PARTS == []
+
+
+def add_mine(cfg: CfgNode) -> None:
+    cfg.MINE = CfgNode({"USED": False, "SIZE": 3})
+
+
+def test_a_portable_config_that_uses_no_added_key_is_read_by_plain_detectron2(tmp_path):
+    opts = ["SOLVER.BASE_LR", "0.3", "DATASETS.TRAIN", "('mine',)"]
+    saved = load_config("", opts, [add_mine])
+    (tmp_path / "config.yaml").write_text(portable_config(saved).dump())
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    stock = get_cfg()
+    stock.merge_from_list([*opts, "MODEL.DEVICE", saved.MODEL.DEVICE])
+    assert yaml.safe_load(cfg.dump()) == yaml.safe_load(stock.dump())
+
+
+def test_a_portable_config_keeps_the_added_keys_that_are_set(tmp_path):
+    saved = load_config("", ["MODEL.BCN.SCHEDULE", "constant", "MINE.SIZE", "4"], [add_mine])
+    portable = portable_config(saved)
+    assert portable.MODEL.BCN == {"SCHEDULE": "constant"} and portable.MINE == {"SIZE": 4}
+    assert "WS" not in portable.MODEL and "MINE" in saved and "WS" in saved.MODEL
+    (tmp_path / "config.yaml").write_text(portable.dump())
+    restored = load_config(tmp_path / "config.yaml", (), [add_mine])
+    assert yaml.safe_load(restored.dump()) == yaml.safe_load(saved.dump())
+
+
+def test_a_saved_config_is_read_by_any_program_that_adds_the_keys(tmp_path):
+    (tmp_path / "config.yaml").write_text(load_config(MASK_RCNN).dump())
+    cfg = get_cfg()
+    add_gnws_config(cfg)
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    assert yaml.safe_load(cfg.dump()) == yaml.safe_load(load_config(MASK_RCNN).dump())
+
+
+def test_a_key_that_was_removed_is_ignored_with_a_warning(tmp_path, caplog):
+    old = tmp_path / "old.yaml"
+    old.write_text("SOLVER:\n  ACCUMULATION_NORMALIZER: batch\n  BASE_LR: 0.3\n")
+    cfg = load_config(old, ["SOLVER.ACCUMULATION_NORMALIZER", "micro_batch"])
+    assert cfg.SOLVER.BASE_LR == 0.3 and "ACCUMULATION_NORMALIZER" not in cfg.SOLVER
+    assert caplog.text.count("Deprecated config key (ignoring): SOLVER.ACCUMULATION_NORM") == 2
+
+
+def test_projects_of_detectron2_are_known_where_they_are_named():
+    assert "POINT_HEAD" not in load_config(MASK_RCNN).MODEL
+    assert load_config("Digits/pointrend_R_18_FPN_gn_ws.yaml").MODEL.POINT_HEAD.NUM_CLASSES == 10
+    assert load_config("", ["MODEL.RESNETS.STEM_TYPE", "deeplab"]).MODEL.RESNETS.RES4_DILATION == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_the_device_is_the_cpu_and_one_line_says_so(caplog):
+    config._say_that_the_cpu_is_used.cache_clear()
+    for device in ("cuda:0", "cuda"):
+        assert load_config(MASK_RCNN, ["MODEL.DEVICE", device]).MODEL.DEVICE == "cpu"
+    lines = [r.getMessage() for r in caplog.records if "No GPU found" in r.getMessage()]
+    assert lines == ["No GPU found: MODEL.DEVICE is set to cpu."]
+
+
+def test_whole_numbers_and_single_names_are_taken(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("SOLVER: {BASE_LR: 1, EPOCHS: 3}\nDATASETS: {TRAIN: mine}\n")
+    cfg = load_config(file, ["TEST.EVAL_EPOCHS", "2", "DATASETS.TEST", "other"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.EPOCHS, cfg.TEST.EVAL_EPOCHS) == (1.0, 3.0, 2.0)
+    assert cfg.DATASETS.TRAIN == ("mine",) and cfg.DATASETS.TEST == ("other",)
+
+
+def test_a_packaged_base_is_found_by_name_after_a_file_beside_the_config(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f'_BASE_: "{FASTER_RCNN}"\nSOLVER: {{BASE_LR: 0.5}}\n')
+    cfg = load_config(mine)
+    assert cfg.SOLVER.BASE_LR == 0.5 and cfg.MODEL.FPN == load_config(FASTER_RCNN).MODEL.FPN
+    (tmp_path / "COCO-Detection").mkdir()
+    (tmp_path / FASTER_RCNN).write_text("SOLVER: {MAX_ITER: 7}\n")
+    cfg = load_config(mine)
+    assert cfg.SOLVER.MAX_ITER == 7 and cfg.MODEL.FPN.NORM == ""
+
+
+def test_a_config_file_cannot_run_code(tmp_path):
+    file = tmp_path / "mine.yaml"
+    target = tmp_path / "made"
+    file.write_text(f'OUTPUT_DIR: !!python/object/apply:os.mkdir ["{target}"]\n')
+    with pytest.raises(ConfigError, match=r"mine\.yaml cannot be read"):
+        load_config(file)
+    assert not target.exists()
+
+
+WRONG = {
+    "unknown key": (["MODEL.WS.PART", "['fpn']"], ["no key MODEL.WS.PART.", "MODEL.WS.PARTS"]),
+    "a key below a value": (["SOLVER.MAX_ITER.X", "1"], ["SOLVER.MAX_ITER.X"]),
+    "value of another type": (["SOLVER.MAX_ITER", "'soon'"], ["SOLVER.MAX_ITER", "soon"]),
+    "a value for a section": (["MODEL.RESNETS", "50"], ["MODEL.RESNETS 50", "Type mismatch"]),
+    "no value": (["SOLVER.MAX_ITER"], ["pairs", "SOLVER.MAX_ITER"]),
+    "another choice": (["DATALOADER.FILTER", "coco"], ["is 'coco'", '"mmdetection" or "det']),
+    "another precision": (["TEST.PRECISION", "half"], ["'half'", '"float32", "bfloat16" or "fl']),
+    "too few": (["SOLVER.ACCUMULATION_STEPS", "0"], ["ACCUMULATION_STEPS is 0", "1 or more"]),
+    "not a number": (["SOLVER.EPOCHS", "1e999-1e999"], ["SOLVER.EPOCHS"]),
+    "parts that nobody reads": (
+        ["MODEL.WS.PARTS", "['fpn']"],
+        ["MODEL.WS.PARTS", "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("opts", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_override_is_named_with_the_fix(opts, said):
+    with pytest.raises(ConfigError) as error:
+        load_config(MASK_RCNN, opts)
+    message = str(error.value)
+    assert all(words in message for words in said) and "\n" not in message, message
+
+
+FILES = {
+    "broken": "MODEL: [1, 2\n",
+    "empty": "",
+    "a list": "- MODEL\n",
+    "a word": "MODEL",
+    "a date": "OUTPUT_DIR: 2020-01-01\n",
+    "a key that does not exist": "MODEL: {RESNETS: {NORMS: GN}}\n",
+    "a number for a key": "SOLVER: {1: 2}\n",
+    "a value for a section": "MODEL: 5\n",
+    "another version": "VERSION: 1\n",
+    "no base": "_BASE_: none.yaml\n",
+    "a base that is no name": "_BASE_: {a: 1}\n",
+    "based on itself": "_BASE_: mine.yaml\n",
+    "nested": "A: " + "[" * 20_000,
+}
+
+
+@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
+def test_a_wrong_file_is_named_in_one_line(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"(mine|none)\.yaml") as error:
+        load_config(tmp_path / "mine.yaml")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_name_that_does_not_exist_lists_the_names_that_do():
+    with pytest.raises(ConfigError, match="faster_rcnn_R_50_FPN_gn_ws_1x"):
+        load_config("COCO-Detection/faster_rcnn_R_18_FPN_gn_ws_1x.yaml")
+    for name in ("x" * 5000 + ".yaml", "a\0b.yaml"):
+        with pytest.raises(ConfigError, match="is neither a file nor a config"):
+            load_config(name)
+
+
+NOT_BUILT = {
+    "a component that does not exist": (["MODEL.BACKBONE.NAME", "mine"], ["'mine'", "BACKBONE"]),
+    "a norm that does not exist": (["MODEL.FPN.NORM", "GroupNorm"], ["GroupNorm"]),
+    "GN on 48 channels": (["MODEL.FPN.OUT_CHANNELS", "48"], ["48", "divisible"]),
+    "a depth that does not exist": (["MODEL.RESNETS.DEPTH", "17"], ["17"]),
+    "a depth of other widths": (["MODEL.RESNETS.DEPTH", "18"], ["RES2_OUT_CHANNELS"]),
+    "BCN in a model of Detectron2 alone": (
+        ["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NORM", "BCN"],
+        ["BCN", "WeightStandardizedModel"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("opts", "said"), NOT_BUILT.values(), ids=NOT_BUILT)
+def test_what_cannot_be_built_is_an_error_of_the_config(opts, said):
+    with pytest.raises(ConfigError) as error:
+        Trainer.build_model(load_config(MASK_RCNN, [*opts, "MODEL.DEVICE", "cpu"]))
+    message = str(error.value)
+    assert all(words in message for words in said) and "\n" not in message, message
