@@ -27,7 +27,7 @@ env:  ## make the environment; a Detectron2 that already works is used as it is
 		$(PYTHON) .ci/setup
 
 demo: env  ## train a small detector on the CPU and show what it finds
-	$(BIN)/python projects/Detection/run_demo.py
+	$(BIN)/python projects/Digits/run_demo.py
 
 micro-batch: env  ## run the experiments of docs/micro-batch.md, and make its tables and plot
 	$(BIN)/python projects/MicroBatch/detector.py
@@ -49,7 +49,7 @@ lint: env  ## check style and types
 	$(BIN)/python -m mypy
 
 check:  ## diagnose the environment and print fixes
-	@$(or $(wildcard $(BIN)/python),$(PYTHON)) gnws_d2/check_env.py
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) projects/Command/check_env.py
 
 # build/ goes first: setuptools would pack what an earlier build left there
 wheel: env  ## build a wheel into dist/

@@ -6,6 +6,8 @@ meta-architecture that standardizes other models, and ``gnws://`` names of check
 Detectron2 is missing or broken.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 
 try:
@@ -13,11 +15,11 @@ try:
 except ImportError as error:
     import warnings
 
-    from .check_env import INSTALL
+    from gnws.check_env import INSTALL  # type: ignore[import-not-found]
 
     warnings.warn(
         f"Detectron2 does not import ({error}): only gnws_d2.layers works. Get it with {INSTALL}. "
-        "`python -m gnws_d2.check_env` diagnoses one that is installed.",
+        "`python -m gnws.check_env` diagnoses one that is installed.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -39,7 +41,7 @@ else:
 _LAZY = {"Predictor": ".predictor", "ExportedModel": ".projects.export"}
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import reprlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 DEBUG_VARIABLE = "GNWS_D2_DEBUG"
 
@@ -51,83 +48,49 @@ def shorten(value: object, *, quote: bool = True) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def add_debug_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add ``--debug``, which sets GNWS_D2_DEBUG=1 for this process and those it starts."""
-    parser.add_argument(
-        "--debug",
-        action=_SetDebug,
-        nargs=0,
-        help=f"show the traceback of an error; ${DEBUG_VARIABLE}=1 does the same",
-    )
-    return parser
-
-
 def is_debugging() -> bool:
     """Whether errors show their traceback."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
 
 
-class _SetDebug(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        os.environ[DEBUG_VARIABLE] = "1"
-
-
-@contextmanager
-def one_line_errors(
-    *also: type[Exception], reported_in: str | Path | None = None, is_relayed: bool = False
-) -> Iterator[None]:
-    """End the process with one line on stderr and exit code 1 on an expected error. A context
-    manager, and a decorator for the ``main`` of a command.
-
-    With GNWS_D2_DEBUG=1 the error is raised as usual.
-
-    Args:
-        also: exceptions that are expected, besides GnwsError.
-        reported_in: a file that the first of several processes to report an error creates, with
-            the line in it. It silences the others, which may fail in any way once one of them is
-            gone.
-        is_relayed: leave it to the reader of that file to print the line.
-    """
-    expected: tuple[type[Exception], ...] = (GnwsError, *also)
-    file = Path(reported_in) if reported_in else None
-
-    def is_news(record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        is_known = isinstance(error, expected) or (file is not None and file.exists())
-        return is_debugging() or not is_known
-
-    # Detectron2's training loop logs the traceback of whatever ends it.
-    loop = logging.getLogger("detectron2.engine.train_loop")
-    loop.addFilter(is_news)
-    try:
-        yield
-    except Exception as error:
-        if is_debugging():
-            raise
-        if isinstance(error, expected):
-            line = f"error: {_message(error)}"
-            if file is None or (_create(file, line) and not is_relayed):
-                sys.exit(line)
-        if file and file.exists():
-            sys.exit(1)
-        raise
-    finally:
-        loop.removeFilter(is_news)
-
-
-def _message(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What a command prints of an expected error."""
     text = str(error)
     if "in DataLoader worker process" in text:
         # torch raises the error again in the main process, with the worker's traceback as its text.
         text = text.rpartition(f"{type(error).__name__}: ")[2]
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+    return "error: " + " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _create(file: Path, text: str) -> bool:
-    """Whether this process is the one that created ``file``."""
+@contextmanager
+def one_line_errors(*also: type[Exception]) -> Iterator[None]:
+    """End the process with one line on stderr and exit code 1 on a GnwsError, or one of ``also``. A
+    context manager, and a decorator for the ``main`` of a command.
+
+    With GNWS_D2_DEBUG=1 the error is raised as usual.
+    """
+    expected: tuple[type[Exception], ...] = (GnwsError, *also)
+    with not_logged(lambda error: isinstance(error, expected)):
+        try:
+            yield
+        except expected as error:
+            if is_debugging():
+                raise
+            sys.exit(one_line(error))
+
+
+@contextmanager
+def not_logged(is_known: Callable[[BaseException | None], bool]) -> Iterator[None]:
+    """Keep known errors out of the log of Detectron2's training loop, which logs the traceback of
+    whatever ends it."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return is_debugging() or not is_known(error)
+
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    loop.addFilter(is_news)
     try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        return False
-    return True
+        yield
+    finally:
+        loop.removeFilter(is_news)

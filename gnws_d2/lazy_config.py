@@ -8,7 +8,7 @@ from typing import Any
 
 from detectron2.config import LazyConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from .config import resolve_config_file
@@ -20,56 +20,39 @@ def load_lazy_config(file: str, opts: Sequence[str] = ()) -> Any:
 
     Args:
         file: a path, or the name of a packaged config such as "Digits/fcos_R_18_FPN_gn_ws.py".
-        opts: see :func:`apply_overrides`.
+        opts: overrides, each "key=value". "+key=value" adds a key; without the plus, a key that
+            does not exist is an error.
 
     Raises:
-        ConfigError: it is no Python file, or see :func:`apply_overrides`.
-        FileNotFoundError: neither a file nor a packaged config has that name.
+        ConfigError: there is no such Python file, or an override cannot be applied.
     """
     if not file.endswith(".py"):
         raise ConfigError(
             f"{file} is not a .py file. Use train_net.py for a .yaml config: as a LazyConfig, "
             "Detectron2 would execute what it says in !!python tags."
         )
-    return apply_overrides(LazyConfig.load(resolve_config_file(file)), opts)
-
-
-def apply_overrides(cfg: Any, opts: Sequence[str]) -> Any:
-    """``cfg`` with the values that ``opts`` name, each "key=value".
-
-    "+key=value" adds a key; without the plus, a key that does not exist is an error.
-
-    Raises:
-        ConfigError: a word has another form, names a key that does not exist, or a value that
-            cannot be there.
-    """
+    cfg = LazyConfig.load(resolve_config_file(file))
+    known = list(_keys(cfg))
     for word in opts:
         key, equals, _ = word.partition("=")
         if not equals:
             raise ConfigError(f"an override has the form key=value; found {word!r}.")
-        if not key.startswith("+") and not _exists(cfg, key):
-            near = difflib.get_close_matches(key, list(_keys(cfg)), n=3, cutoff=0.6)
+        if not key.startswith("+") and key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
             fix = f"Did you mean {' or '.join(near)}?" if near else "Correct it."
-            raise ConfigError(
-                f"the command line sets {key}, which the config does not have. {fix} To add it, "
-                f"write +{word}."
-            )
+            raise ConfigError(f"the config has no key {key}. {fix} To add it, write +{word}.")
     try:
         return LazyConfig.apply_overrides(cfg, list(opts))
     except (HydraException, OmegaConfBaseException, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"the overrides {' '.join(opts)}: {error}") from error
 
 
-def _exists(cfg: Any, key: str) -> bool:
-    *parents, last = key.split(".")
-    node = OmegaConf.select(cfg, ".".join(parents)) if parents else cfg
-    if isinstance(node, ListConfig):
-        return last.isdigit() and int(last) < len(node)
-    return isinstance(node, DictConfig) and last in node
-
-
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    children: Any = ()
     if isinstance(node, DictConfig):
-        for name, value in node.items_ex(resolve=False):
-            yield f"{prefix}{name!s}"
-            yield from _keys(value, f"{prefix}{name!s}.")
+        children = node.items_ex(resolve=False)
+    elif isinstance(node, ListConfig):
+        children = enumerate(node._get_node(i) for i in range(len(node)))
+    for name, value in children:
+        yield f"{prefix}{name!s}"
+        yield from _keys(value, f"{prefix}{name!s}.")

@@ -141,9 +141,9 @@ class Predictor(DefaultPredictor):
         self.cfg = None
         from . import ExportedModel  # of projects/Export
 
-        self.model = ExportedModel(file)
+        exported = self.model = ExportedModel(file)
         self.set_score_threshold(score_threshold)
-        facts = self.model.facts
+        facts = exported.facts
         if missing := {"format", "resize", "min_size", "max_size", "classes"} - facts.keys():
             raise GnwsError(
                 f"{file} does not store {min(missing)!r}, which a predictor needs. Export it with "

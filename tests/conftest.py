@@ -4,7 +4,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from server import Server, running
 from tiny import TINY, allow_double, register_tiny_digits
 from torch import nn
 
 import gnws_d2
 from gnws_d2.files import CACHE_VARIABLE
-from gnws_d2.model_zoo import download
 from gnws_d2.projects import digits as digits_package
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
@@ -92,22 +90,6 @@ def accelerated(accelerated_config) -> Callable[..., nn.Module]:
         return accelerate(build_model(cfg), cfg)
 
     return build
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A web server on loopback; downloads do not pause between attempts."""
-    with running() as server, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download, "BACKOFF", 0.01)
-        yield server
-
-
-@pytest.fixture
-def empty_cache(tmp_path, monkeypatch) -> Path:
-    """The package's cache folder, which is not there yet; no mirror is set."""
-    monkeypatch.setenv("GNWS_D2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("GNWS_D2_MIRROR", raising=False)
-    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ START_METHOD = "forkserver"
 _CONTEXT = multiprocessing.get_context(START_METHOD)
 _CONTEXT.set_forkserver_preload(
     [
-        *("gnws_d2.engine", "gnws_d2.model_zoo.__main__", "detectron2.data.datasets"),
+        *("gnws_d2.engine", "gnws_d2.predictor", "detectron2.data.datasets"),
         *(f"gnws_d2.projects.{name}" for name in ("digits", "export", "own_data", "report")),
     ]
 )

@@ -4,7 +4,7 @@ import pytest
 from detectron2.config import LazyConfig
 
 from gnws_d2.errors import ConfigError
-from gnws_d2.lazy_config import apply_overrides, load_lazy_config
+from gnws_d2.lazy_config import load_lazy_config
 
 FCOS = "Digits/fcos_R_18_FPN_gn_ws.py"
 
@@ -21,22 +21,20 @@ def test_overrides_set_what_detectron2_sets():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("train.max_itre=5", r"sets train\.max_itre.* Did you mean train\.max_iter"),
-        ("trian.max_iter=5", r"sets trian\.max_iter.* write \+trian\.max_iter=5"),
-        ("train.max_iter.x=5", r"sets train\.max_iter\.x"),
+        ("train.max_itre=5", r"no key train\.max_itre\. Did you mean train\.max_iter"),
+        ("trian.max_iter=5", r"no key trian\.max_iter.* write \+trian\.max_iter=5"),
+        ("train.max_iter.x=5", r"no key train\.max_iter\.x"),
         ("dataloader.train.mapper.augmentations.7.x=5", "augmentations.7.x"),
         ("train.max_iter", "has the form key=value; found 'train.max_iter'"),
         ("MODEL.WEIGHTS", "has the form key=value"),
         ("train.max_iter=[5", "the overrides"),
-        ("~train.max_iter=5", "the config does not have"),
+        ("~train.max_iter=5", "the config has no key ~train"),
         ("+train.max_iter.x=5", "the overrides"),
     ],
 )
 def test_an_override_that_hits_no_key_is_an_error(word, message):
-    cfg = load_lazy_config(FCOS)
     with pytest.raises(ConfigError, match=message):
-        apply_overrides(cfg, ["train.output_dir=x", word])
-    assert cfg.train.output_dir == "./output/digits_fcos" or word.startswith("+")
+        load_lazy_config(FCOS, ["train.output_dir=x", word])
 
 
 def test_a_plus_adds_a_key():

@@ -20,8 +20,8 @@ from gnws_d2.checkpoint.convert import detectron2_checkpoint
 from gnws_d2.config import get_config_file
 from gnws_d2.errors import CheckpointError, ConfigError, DatasetError, GnwsError
 from gnws_d2.layers.ws_conv import StandardizedConv
-from gnws_d2.model_zoo import path_handler
-from gnws_d2.projects.export import exporter as export
+from gnws_d2.model_zoo import fetch as fetching
+from gnws_d2.projects.export import export
 
 MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "20"]
@@ -92,8 +92,8 @@ def test_a_checkpoint_alone(saved):
 
 def test_a_published_detector_by_its_name(monkeypatch, saved, tmp_path):
     cfg = saved()
-    monkeypatch.setattr(path_handler, "find", lambda path: path)
-    monkeypatch.setattr(path_handler, "fetch", lambda entry: cfg.MODEL.WEIGHTS)
+    monkeypatch.setattr(fetching, "find", lambda path: path)
+    monkeypatch.setattr(fetching, "fetch", lambda entry: cfg.MODEL.WEIGHTS)
     predictor = Predictor(weights="gnws://mine")
     assert_same(predictor(image()), DefaultPredictor(cfg)(image()))
 
@@ -187,7 +187,7 @@ def test_a_stored_config_that_is_not_understood_names_the_checkpoint(saved, tmp_
     checkpoint = torch.load(cfg.MODEL.WEIGHTS, weights_only=True)
     checkpoint["gnws_d2"]["config"] += "\nMINE: 3\n"
     torch.save(checkpoint, tmp_path / "mine.pth")
-    with pytest.raises(ConfigError, match=r"^the config in .*mine\.pth sets MINE to 3"):
+    with pytest.raises(ConfigError, match=r"^the config in .*mine\.pth .* has no key MINE"):
         Predictor(weights=tmp_path / "mine.pth")
 
 

@@ -101,7 +101,7 @@ def test_the_wheel_runs_without_the_source_tree(installed):
     assert Path(package) == installed / "gnws_d2/__init__.py"
     assert Path(config) == installed / "gnws_d2/model_zoo/configs" / CONFIG
     assert "--config-file" in python(installed, "-m", TRAIN_NET, "--help")
-    assert CONFIG in python(installed, "-m", "gnws_d2.model_zoo", "list")
+    assert CONFIG in python(installed, "-m", "gnws.main", "zoo", "list")
 
 
 def test_the_installation_that_runs_these_tests(tmp_path):

@@ -108,9 +108,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _torch_load(self, f: str) -> Any:
         checkpoint = read_checkpoint(f)
-        if not isinstance(checkpoint, dict):
-            raise CheckpointError(f"{f} holds no state dict. Save model.state_dict().")
-        return checkpoint
+        return checkpoint if isinstance(checkpoint, dict) else {"model": checkpoint}
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self._for_inference and not path:
@@ -154,10 +152,9 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     def _to_resume(self, resume: bool) -> tuple[Path | None, dict[str, Any]]:
-        is_training = bool(resume or self.checkpointables)
-        file = (
-            last_checkpoint(Path(self.save_dir), resume) if self.save_dir and is_training else None
-        )
+        file = None
+        if self.save_dir and (resume or self.checkpointables):  # otherwise it only evaluates
+            file = last_checkpoint(Path(self.save_dir), resume)
         if file is None:
             return None, {}
         checkpoint = read_checkpoint(file)
@@ -168,7 +165,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         file = self._loading
         tensors = _state_dict(checkpoint["model"], file)
-        # Asked for by the user: a file must not switch off its own checks.
+        # Only the user can ask for this: a file must not switch off its own checks.
         if parse_qs(urlparse(file).query).get("matching_heuristics") == ["True"]:
             check_values(tensors, file, like={})
             return super()._load_model(checkpoint)
@@ -278,8 +275,9 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
-    """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``. Needs
-    no memory for the model, and does not log what loading logs.
+    """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``.
+
+    The check needs no memory for the model, and does not log what loading logs.
 
     Args:
         for_inference: see :class:`Checkpointer`.
@@ -300,8 +298,8 @@ def _state_dict(found: Any, file: str) -> Tensors:
     hold the versions of its modules."""
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         raise CheckpointError(
-            f"{file} is an OpenMMLab file. Convert it with `python -m gnws_d2.checkpoint "
-            f"{file} OUTPUT.pth`, or name it gnws://... if it is one of the model zoo."
+            f"{file} is an OpenMMLab file. Convert it with `gnws convert-weights {file} OUTPUT.pth`, "
+            "or name it gnws://... if it is one of the model zoo."
         )
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise CheckpointError(
@@ -314,8 +312,8 @@ def _state_dict(found: Any, file: str) -> Tensors:
 
 
 def _is_of_config(name: str) -> bool:
-    """Whether the config, not the file, sets this tensor: what Detectron2 no longer saves, and the
-    moving speed, which training sets and frozen layers lack."""
+    """Whether the config, not the file, sets this tensor: Detectron2 no longer saves some, training
+    sets the moving speed, and frozen layers lack it."""
     return (
         name in ("pixel_mean", "pixel_std")
         or "anchor_generator.cell_anchors" in name
@@ -324,27 +322,27 @@ def _is_of_config(name: str) -> bool:
 
 
 def _refusal(file: str, differences: Differences) -> str:
-    """Why a file that differs is refused, and the fix; the usual mistakes by their name."""
+    """Why a file that differs is refused, and the fix; common mistakes have their own message."""
     anyway = 'end MODEL.WEIGHTS in "?matching_heuristics=True"'
     remake = "to train on other classes than it was trained on, set MODEL.REMAKE_PREDICTORS True"
     misshaped = differences.misshaped
+    missing = set(map(part_of, differences.missing))
+    unexpected = set(map(part_of, differences.unexpected))
     classes = bool(misshaped) and all(name.startswith(PREDICTORS) for name in misshaped)
-    missing, unexpected = (
-        set(map(part_of, n)) for n in (differences.missing, differences.unexpected)
-    )
+    also = f"; also, {remake}" if classes else ""
     for head, key in SWITCHES.items() if classes or not misshaped else ():
         if unexpected == {head} and not missing:
-            reason = (
-                f"has a {head}, and the model has none. Set {key} True, or {anyway} to leave it"
+            return (
+                f"{file} has a {head}, and the model has none. Set {key} True, or {anyway} to "
+                f"leave it out{also}."
             )
-            reason += " out"
-        elif missing == {head} and not unexpected:
-            reason = f"has no {head}, and the model has one. Set {key} False, or {anyway} to train"
-            reason += " it from its initial values"
-        else:
-            continue
-        return f"{file} {reason}{f'; also, {remake}' if classes else ''}."
+        if missing == {head} and not unexpected:
+            return (
+                f"{file} has no {head}, and the model has one. Set {key} False, or {anyway} to "
+                f"train it from its initial values{also}."
+            )
+    fix = remake if classes else f"{anyway} to load what matches"
     return (
         f"{file} does not fit the model: {differences}. Use the config it was trained with, or "
-        f"{remake if classes else f'{anyway} to load what matches'}."
+        f"{fix}."
     )

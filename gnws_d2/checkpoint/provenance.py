@@ -30,7 +30,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What produced a checkpoint; None is not known.
+    """What produced a checkpoint; None if unknown.
 
     Attributes:
         config: the config as YAML, see :func:`~gnws_d2.config.portable_config`.
@@ -55,7 +55,7 @@ class Provenance:
 
     @classmethod
     def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> Provenance:
-        """What the checkpoints of a model say that ``cfg`` describes."""
+        """The provenance of the model that ``cfg`` describes."""
         classes = _of_datasets(cfg, "thing_classes", "stuff_classes")
         to_class = _of_datasets(cfg, "thing_dataset_id_to_contiguous_id") or {}
         ids = sorted(to_class, key=to_class.__getitem__)
@@ -71,13 +71,13 @@ class Provenance:
         )
 
     def of_backbone(self) -> Provenance:
-        """The same for the backbone alone, before any detector was trained."""
+        """The provenance of its backbone alone, before any detector was trained."""
         parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
         return replace(self, config=None, classes=None, category_ids=None, standardized=parts)
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Provenance:
-        """What ``checkpoint`` says; nothing if it is of another program."""
+        """The provenance in ``checkpoint``; all unknown if another program wrote it."""
         stored = checkpoint.get(KEY)
         if not isinstance(stored, Mapping):
             return cls(versions={})
@@ -89,7 +89,7 @@ class Provenance:
 
 
 def _of_datasets(cfg: CfgNode, *keys: str) -> Any:
-    """What the metadata of the config's datasets first has under one of ``keys``."""
+    """The first value under one of ``keys`` in the metadata of the config's datasets."""
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if name in MetadataCatalog.list():
             for key in keys:

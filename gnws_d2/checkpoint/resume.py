@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint, found out before anything is loaded."""
+"""Check whether a run can continue from a checkpoint, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
-# Those of the checkpoint are in the optimizer and the seed; the config's would change nothing.
+# A resumed run takes these from the checkpoint; other values in the config would be ignored.
 KEPT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
 
 
 def from_main_process(read: Callable[[], Any]) -> Any:
-    """What ``read`` returns in the main process; in all processes, also if it raises there."""
+    """Call ``read`` in the main process, and return or raise its result in all processes."""
     found: list[Any] = [None, None]
     cause: Exception | None = None
     if comm.is_main_process():
@@ -31,8 +31,9 @@ def from_main_process(read: Callable[[], Any]) -> Any:
             found[0] = read()
         except Exception as error:
             cause = error
-            is_plain = isinstance(error, GnwsError)  # others may not survive pickling
-            found[1] = error if is_plain else RuntimeError(f"in the main process: {error!r}")
+            found[1] = error
+            if not isinstance(error, GnwsError):  # it may not survive pickling
+                found[1] = RuntimeError(f"in the main process: {type(error).__name__}: {error}")
     if comm.get_world_size() > 1:
         dist.broadcast_object_list(found)
     if found[1] is not None:
@@ -57,7 +58,7 @@ def last_checkpoint(folder: Path, resume: bool) -> Path | None:
                 *(folder, ", ".join(others[-3:]) or pointer.name),
             )
         return None
-    name = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
     if name and (folder / name).is_file():
         return folder / name
     if name or others:
@@ -74,7 +75,7 @@ def last_checkpoint(folder: Path, resume: bool) -> Path | None:
 
 
 def check_resumable(checkpoint: Mapping[str, Any], file: Path, cfg: CfgNode | None) -> None:
-    """Raise CheckpointError if training cannot go on exactly from ``checkpoint`` with ``cfg``."""
+    """Raise CheckpointError if training cannot continue exactly from ``checkpoint``."""
     try:
         state = checkpoint["trainer"]
         optimizer = state.get("_trainer", state)["optimizer"]

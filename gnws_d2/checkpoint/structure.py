@@ -45,19 +45,18 @@ def check_values(
     """
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(
-            f"{source} holds no state dict, but a {type(state_dict).__name__}. Save "
+            f"{source} is a {type(state_dict).__name__}, not a dict of names and tensors. Save "
             "model.state_dict()."
         )
     for name, value in state_dict.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            problem = f"is a {type(value).__name__}, not the name of a tensor"
+            problem = "does not name a tensor; an OpenMMLab file has those under 'state_dict'"
         else:
             problem = _problem(value, torch.empty(0) if like is None else like.get(name, value))
         if problem:
             raise CheckpointError(
-                f"{source}: {name} {problem}. The file is damaged, its training diverged, or this "
-                "is no state dict, which OpenMMLab's files have under 'state_dict'. Use an earlier "
-                "checkpoint, or save model.state_dict()."
+                f"{source}: {name} {problem}. If the training diverged or the file is damaged, use "
+                "an earlier checkpoint; otherwise save model.state_dict()."
             )
 
 

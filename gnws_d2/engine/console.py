@@ -7,7 +7,6 @@ import logging
 import re
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 from detectron2 import engine
@@ -20,7 +19,7 @@ from .launch import limit_waiting
 # Long, and the same in every run.
 IN_LOG_FILE_ONLY = (
     *("Environment info:", "Contents of args.config_file", "Running with full config:"),
-    "Model:",
+    *("Full config saved to", "Model:"),
 )
 # A user can do nothing about them: of Detectron2's code with today's torch, and of matplotlib where
 # its font lacks the letters of a class.
@@ -59,12 +58,8 @@ def setup_loggers(output: str) -> None:
         more = {} if name == "detectron2" else {"name": name}
         logger = setup_logger(output, distributed_rank=comm.get_rank(), **more)
         for handler in logger.handlers:
-            if isinstance(handler.formatter, _Wrapped):
-                continue
             if getattr(handler, "stream", None) is sys.stdout:
-                handler.setFormatter(_Shortened(handler.formatter, Path(output) / "log.txt"))
-            else:
-                handler.setFormatter(_Uncolored(handler.formatter))
+                handler.addFilter(_is_short)
 
 
 def silence_upstream() -> None:
@@ -74,38 +69,18 @@ def silence_upstream() -> None:
     for name in UPSTREAM_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("detectron2.engine.defaults").addFilter(_is_not_the_scaling)
+    logging.getLogger("detectron2").addFilter(_uncolored)
+
+
+def _is_short(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(IN_LOG_FILE_ONLY)
 
 
 def _is_not_the_scaling(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("Auto-scaling")  # a table of ours says more
 
 
-class _Wrapped(logging.Formatter):
-    def __init__(self, formatter: logging.Formatter | None) -> None:
-        super().__init__()
-        self._formatter = formatter or logging.Formatter()
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._formatter.format(record)
-
-
-class _Shortened(_Wrapped):
-    """Leaves of ``IN_LOG_FILE_ONLY`` the first line."""
-
-    def __init__(self, formatter: logging.Formatter | None, file: Path) -> None:
-        super().__init__(formatter)
-        self._file = file
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if not record.getMessage().startswith(IN_LOG_FILE_ONLY) or "\n" not in text:
-            return text
-        first, *rest = text.splitlines()
-        return f"{first} {len(rest)} lines in {self._file}"
-
-
-class _Uncolored(_Wrapped):
+def _uncolored(record: logging.LogRecord) -> bool:
     """Detectron2 colors the config that it logs, also for the file."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return re.sub(r"\x1b\[[\d;]*m", "", super().format(record))
+    record.msg = re.sub(r"\x1b\[[\d;]*m", "", str(record.msg))
+    return True

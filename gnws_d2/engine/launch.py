@@ -27,18 +27,15 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
-from ..errors import GnwsError, is_debugging, one_line_errors
+from ..errors import GnwsError, is_debugging, not_logged, one_line, one_line_errors
 from .stopping import SIGNALS
-
-_REPORTED = "error_reported"  # a file that the process that reports an error creates
-
 
 # How torch and gloo say that a process waited in vain, or that one it talked to is gone.
 _LOST = (
     *("Timed out waiting", "Connection closed by peer", "Connection reset by peer"),
     *("Broken pipe", "Socket Timeout", "timed out after", "collective operation timeout"),
 )
-_FAILED = "failed"  # a file with the traceback of an unexpected error
+_REPORTED = "error_reported"  # a file that the first process with an error creates
 
 
 def launch(
@@ -69,7 +66,7 @@ def launch(
         file = os.environ.get("TORCHELASTIC_ERROR_FILE")
         reported = Path(file).parents[1] / _REPORTED if file else None
         _end_with_parent()
-        with one_line_errors(reported_in=reported), _rendezvous("the address of torchrun", timeout):
+        with one_line_errors(), _rendezvous("the address of torchrun", timeout):
             _join_torchrun(timeout)
         _run(main_func, args, reported)
         return
@@ -100,21 +97,16 @@ def launch(
             except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
                 if received:
                     raise SystemExit(128 + received[0]) from None
-                if not reported.exists():
-                    cause = reported.with_name(_FAILED)
-                    if cause.exists():  # the others fail as well, and one of them may be first
-                        text = cause.read_text(encoding="utf-8")
-                        index, pid = error.error_index, error.error_pid
-                        raise mp.ProcessRaisedException(f"\n\n{text}", index, pid) from None
-                    if isinstance(error, mp.ProcessExitedException):
-                        raise GnwsError(
-                            f"Without an error of its own, {error}. SIGKILL often means that "
-                            "memory ran out; see the lines above and log.txt.rankN."
-                        ) from error
-                    with _rendezvous(f"--dist-url {dist_url}", timeout):
-                        raise
-                # After all processes have ended: nothing is printed below it.
-                raise SystemExit(reported.read_text(encoding="utf-8")) from None
+                if reported.exists():
+                    # After all processes have ended: nothing is printed below it.
+                    raise SystemExit(reported.read_text(encoding="utf-8")) from None
+                if isinstance(error, mp.ProcessExitedException):
+                    raise GnwsError(
+                        f"Without an error of its own, {error}. SIGKILL often means that memory "
+                        "ran out; see the lines above and log.txt.rankN."
+                    ) from error
+                with _rendezvous(f"--dist-url {dist_url}", timeout):
+                    raise
 
 
 @contextmanager
@@ -157,39 +149,54 @@ def _run_spawned(
 def _run(
     main_func: Callable[..., object], args: tuple, reported: Path | None, is_relayed: bool = False
 ) -> None:
+    """Run ``main_func``, and let the first process that fails report the error.
+
+    Args:
+        reported: the file that this process creates, with the report in it.
+        is_relayed: leave it to the reader of that file to print the report.
+    """
+
+    def is_known(error: BaseException | None) -> bool:
+        return isinstance(error, GnwsError) or (reported is not None and reported.exists())
+
     try:
-        with (
-            one_line_errors(reported_in=reported, is_relayed=is_relayed),
-            _lost_processes(reported.with_name(_FAILED) if reported else None),
-        ):
+        with not_logged(is_known):
             main_func(*args)
+    except Exception as error:
+        if is_debugging():
+            raise
+        if not isinstance(error, (GnwsError, OSError)) and any(s in str(error) for s in _LOST):
+            error = GnwsError(_lost(error))
+        is_expected = isinstance(error, GnwsError)
+        text = one_line(error) if is_expected else traceback.format_exc()
+        if reported is None or _create(reported, text):
+            if not (is_relayed or is_expected):
+                raise
+            raise SystemExit(1 if is_relayed else text) from None
+        raise SystemExit(1) from None  # it may fail in any way once another one is gone
     finally:
         # After the report: another process fails as soon as this one leaves the group.
         dist.destroy_process_group()
 
 
-@contextmanager
-def _lost_processes(failed: Path | None) -> Iterator[None]:
-    """Turn the error of waiting for another process into a GnwsError, unless that process itself
-    has an error to show."""
+def _create(file: Path, text: str) -> bool:
+    """Whether this process is the one that created ``file``."""
     try:
-        yield
-    except GnwsError:
-        raise
-    except Exception as error:
-        if not any(sign in str(error) for sign in _LOST) or isinstance(error, OSError):
-            if failed and not failed.exists():
-                failed.write_text(traceback.format_exc(), encoding="utf-8")
-            raise
-        if failed and failed.exists():
-            raise
-        raise GnwsError(
-            f"Lost contact with another process ({str(error).splitlines()[0]}). See in its output "
-            "and log.txt.rankN why it ended or hangs. Between machines, check the link, and that "
-            "GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) names its network interface. "
-            "SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets how many seconds "
-            "a process waits."
-        ) from error
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _lost(error: Exception) -> str:
+    return (
+        f"Lost contact with another process ({str(error).splitlines()[0]}). See in its output "
+        "and log.txt.rankN why it ended or hangs. Between machines, check the link, and that "
+        "GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) names its network interface. "
+        "SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets how many seconds "
+        "a process waits."
+    )
 
 
 @contextmanager

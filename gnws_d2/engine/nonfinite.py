@@ -23,15 +23,11 @@ def nonfinite_module_named(model: nn.Module) -> Iterator[None]:
 
     def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         state = rng.get_rng_state()
-        autocast = torch.autocast(
-            device,
-            dtype=torch.get_autocast_dtype(device),
-            enabled=torch.is_autocast_enabled(device),
-        )
+        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
         def repeat() -> None:
             rng.set_rng_state(state)
-            with autocast:
+            with torch.autocast(device, dtype=dtype, enabled=enabled):
                 module(*args, **kwargs)
 
         calls.append(repeat)
@@ -47,6 +43,7 @@ def nonfinite_module_named(model: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
+@torch.no_grad()
 def first_nonfinite_module(model: nn.Module, calls: list[Callable[[], object]]) -> str:
     """Name the first module whose output, or else the parameter, is not finite.
 
@@ -61,18 +58,18 @@ def first_nonfinite_module(model: nn.Module, calls: list[Callable[[], object]]) 
         if not parameter.isfinite().all():
             return f"The parameter {name} is not finite: an earlier step made it so."
     found: list[str] = []
-    hooks = [
-        module.register_forward_hook(
-            lambda module, inputs, output, name=name: (
-                found.append(name) if not _finite(output) else None
-            )
-        )
-        for name, module in model.named_modules()
-    ]
+
+    def watch(name: str, module: nn.Module) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not _finite(output):
+                found.append(name)
+
+        return module.register_forward_hook(look)
+
+    hooks = [watch(name, module) for name, module in model.named_modules()]
     try:
-        with torch.no_grad():
-            for call in calls:
-                call()
+        for call in calls:
+            call()
     except Exception as error:  # the forward may itself refuse what is not finite
         found.append(f"{type(error).__name__}: {error}")
     finally:
@@ -84,10 +81,8 @@ def first_nonfinite_module(model: nn.Module, calls: list[Callable[[], object]]) 
 
 
 def _finite(output: Any) -> bool:
-    if isinstance(output, torch.Tensor):
-        return bool(output.isfinite().all())
     if isinstance(output, dict):
-        return all(map(_finite, output.values()))
+        output = list(output.values())
     if isinstance(output, (list, tuple)):
         return all(map(_finite, output))
-    return True
+    return not isinstance(output, torch.Tensor) or bool(output.isfinite().all())

@@ -28,8 +28,8 @@ def fold(model: Model) -> Model:
         A deep copy in evaluation mode, none of whose parameters requires a gradient.
 
     Raises:
-        ImportError: a ``WSConv2d`` was built with a norm or activation, whose plain class is
-            ``detectron2.layers.Conv2d``, and Detectron2 is not installed.
+        ImportError: a ``WSConv2d`` was built with a norm or activation, and Detectron2, whose
+            ``Conv2d`` takes them, is not installed.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):

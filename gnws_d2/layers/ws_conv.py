@@ -172,8 +172,7 @@ class WSConv3d(StandardizedConv, nn.Conv3d):
 
 
 class _WSConvTranspose(StandardizedConv):
-    """A transposed convolution has its filters along the second dimension of the weight:
-    (C_in, C_out / groups, *kernel_size)."""
+    """Has its filters along the second dimension: (C_in, C_out / groups, *kernel_size)."""
 
     def _filters(self, weight: torch.Tensor) -> torch.Tensor:
         grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)

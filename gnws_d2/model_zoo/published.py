@@ -81,5 +81,5 @@ def find(name: str) -> Published:
     did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
     raise CheckpointError(
         f"No published checkpoint is called {wanted!r}.{did_you_mean} "
-        "`python -m gnws_d2.model_zoo list` shows all."
+        "`gnws zoo list` shows all."
     )

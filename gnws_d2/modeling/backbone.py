@@ -1,6 +1,6 @@
 """Detectron2's ResNet and ResNeXt backbones with standardized convolutions, by name.
 
-Each builder here is the one of Detectron2 without ``ws_`` in its name, and reads the same keys.
+Each builder extends Detectron2's builder without ``ws_`` in its name, and reads the same keys.
 Every convolution that a norm follows is standardized: those of the stem and the residual stages
 (MODEL.RESNETS.NORM) and of FPN (MODEL.FPN.NORM).
 """

@@ -70,8 +70,8 @@ DEFORM_CONVS = (DeformConv, layers.DeformConv, layers.ModulatedDeformConv)
 def build_deformable(
     build: Callable[[CfgNode, ShapeSpec], Backbone], cfg: CfgNode, input_shape: ShapeSpec
 ) -> Any:
-    """``build(cfg, input_shape)`` of a backbone with a ResNet, whose deformable convolutions are
-    :class:`DeformConv` where Detectron2 has no own."""
+    """``build(cfg, input_shape)`` of a backbone with a ResNet. Its deformable convolutions are
+    :class:`DeformConv` if Detectron2 has none of its own."""
     resnets = cfg.MODEL.RESNETS
     is_compiled = issubclass(layers.DeformConv, nn.Module)
     if is_compiled or resnets.DEPTH < 50:  # whose blocks cannot be deformable

@@ -32,15 +32,15 @@ def build_errors(cfg: CfgNode) -> Iterator[None]:
 
 
 def _fix(cfg: CfgNode, error: Exception) -> str:
-    # Detectron2 looks up a norm and a depth in a dict, which raises a KeyError of the value alone.
+    # Detectron2 looks up norms and depths in a dict, which raises a KeyError of the value alone.
     value = error.args[0] if isinstance(error, KeyError) and error.args else None
     keys = [f"MODEL.{key}" for key, found in leaves(cfg.MODEL) if found == value]
     if value is None or not keys:
         return "Compare the keys of MODEL that you changed with a packaged config."
-    fix = f"{' and '.join(keys)} is {shorten(value)}, which a component does not know."
+    fix = f"A component does not know {shorten(value)}, the value of {', '.join(keys)}."
     if keys[0].endswith(".NORM"):
         fix += (
-            f" Use BN, SyncBN, FrozenBN, GN or LN. {', '.join(BCN_NORMS)} need a component of this "
-            f"package, or MODEL.META_ARCHITECTURE {META_ARCHITECTURE}."
+            f" Use BN, SyncBN, FrozenBN, GN or LN; {', '.join(BCN_NORMS)} need a component of this "
+            f"package (WS..., build_ws_...) or MODEL.META_ARCHITECTURE {META_ARCHITECTURE}."
         )
     return fix

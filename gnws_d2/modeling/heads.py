@@ -1,6 +1,6 @@
 """Detectron2's heads with standardized convolutions, by name.
 
-Each class is the one of Detectron2 without ``WS`` in its name: the same arguments, config keys and
+Each class extends Detectron2's class without ``WS`` in its name: same arguments, config keys and
 parameter names. Every convolution that a norm follows is standardized. A norm may also be one of
 :data:`.norms.BCN_NORMS`.
 """
@@ -26,8 +26,7 @@ from .standardize import standardize
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class WSFastRCNNConvFCHead(FastRCNNConvFCHead):
-    """The box head: convolutions, then fully connected layers, of which the former are
-    standardized."""
+    """The box head: standardized convolutions, then fully connected layers."""
 
     plain_class = FastRCNNConvFCHead
 
@@ -39,8 +38,8 @@ class WSFastRCNNConvFCHead(FastRCNNConvFCHead):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class WSMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
-    """The mask head: standardized convolutions, then an upsampling and a predicting one, which have
-    no norm and stay as they are."""
+    """The mask head: standardized convolutions, then an upsampling and a predicting one without a
+    norm, which are not standardized."""
 
     plain_class = MaskRCNNConvUpsampleHead
 

@@ -1,4 +1,4 @@
-"""Initial values of the layers that an ImageNet backbone lacks, where MMDetection's differ from
+"""Initialization of the layers that an ImageNet backbone lacks, where MMDetection's differs from
 Detectron2's.
 
 Convolutions of heads, pyramid outputs, RPN, box predictor and deconvolution start from the same
@@ -19,7 +19,7 @@ def init_fpn_laterals(fpn: FPN) -> None:
 
 
 def init_linear_layers(head: nn.Module) -> None:
-    """Xavier uniform for every linear layer of a box head. Detectron2's counts inputs alone."""
+    """Xavier uniform for every linear layer of a box head. Detectron2 uses the fan-in alone."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             _init_xavier(module)

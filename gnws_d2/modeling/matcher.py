@@ -8,12 +8,12 @@ from detectron2.modeling.matcher import Matcher
 
 
 class MaxIoUMatcher(Matcher):
-    """``detectron2.modeling.matcher.Matcher`` with low-quality matches that need a least IoU.
+    """``detectron2.modeling.matcher.Matcher`` with low-quality matches that need a minimum IoU.
 
     After the thresholds, each ground-truth box takes the candidates that have its highest IoU, ties
-    included, if that IoU reaches the floor: they become positive and are matched to this box. Boxes
-    take turns in their order, so a candidate that is best for two belongs to the later one.
-    Detectron2's low-quality matches have no floor and leave a candidate with the box that it
+    included, if that IoU reaches the minimum: they become positive and are matched to this box.
+    Boxes take turns in their order, so a candidate that is best for two belongs to the later one.
+    Detectron2's low-quality matches have no minimum and leave a candidate with the box that it
     overlaps most.
 
     Source: ``mmdet/models/task_modules/assigners/max_iou_assigner.py`` of MMDetection 3.3.0.
@@ -28,7 +28,7 @@ class MaxIoUMatcher(Matcher):
         """
         Args:
             thresholds, labels: see ``Matcher``.
-            low_quality_iou: the least IoU of a low-quality match (``min_pos_iou``); None for no
+            low_quality_iou: the minimum IoU of a low-quality match (``min_pos_iou``); None for no
                 low-quality matches.
         """
         super().__init__(thresholds, labels, allow_low_quality_matches=False)

@@ -1,4 +1,4 @@
-"""ROI heads whose proposals are assigned to objects as MMDetection does it."""
+"""ROI heads that assign proposals to objects as MMDetection does."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class MaxIoUROIHeads(StandardROIHeads):
     """``detectron2.modeling.roi_heads.StandardROIHeads`` with the targets of MMDetection's
     ``StandardRoIHead``.
 
-    - Proposals are matched before the ground truth is added to them; ground truth belongs to
-      itself, even where two boxes are the same.
-    - With masks, low-quality matches move a proposal to the object that has it as its best, from
-      an IoU of 0.5 on; see :class:`~.matcher.MaxIoUMatcher`. Without masks there are none.
-    - The linear layers of the box head and the mask predictor are initialized as there; see
-      :mod:`.initialization`.
+    - Proposals are matched before the ground truth is added to them; a ground-truth box matches
+      itself, even where two are the same.
+    - With masks, low-quality matches from an IoU of 0.5 move a proposal to the object whose best
+      it is; see :class:`~.matcher.MaxIoUMatcher`. Without masks there are none.
+    - The linear layers of the box head and the mask predictor are initialized as in MMDetection;
+      see :mod:`.initialization`.
 
     Heads, parameter names and inference are those of ``StandardROIHeads``. Source:
     ``BaseSampler.sample`` and the configs ``configs/_base_/models/{faster,mask}-rcnn_r50_fpn.py``

@@ -1,4 +1,4 @@
-"""A region proposal network whose anchors are assigned and sampled as MMDetection does it."""
+"""A region proposal network that assigns and samples anchors as MMDetection does."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class MaxIoURPN(RPN):
     - Low-quality matches need an IoU of 0.3; see :class:`~.matcher.MaxIoUMatcher`.
     - Anchors on the padding of an image that is smaller than its batch are neither matched nor
       sampled. Detectron2 samples them as background.
-    - Losses are divided by the number of sampled anchors, of which an image counts at least one
-      positive and one negative. Detectron2 divides by the number it asks for: an image without a
-      positive anchor has 256 there, and 257 here.
+    - Losses are divided by the number of sampled anchors; each image counts at least one positive
+      and one negative. Detectron2 divides by the number it asks for: 256 for an image without a
+      positive anchor, which counts 257 here.
 
     Layers, parameter names, proposals and inference are those of ``RPN``. Source: ``AnchorHead``,
     ``RandomSampler`` and ``SamplingResult`` of MMDetection 3.3.0, with the values of its
@@ -37,8 +37,8 @@ class MaxIoURPN(RPN):
     def __init__(self, *, size_divisibility: int = 32, **kwargs: Any) -> None:
         """
         Args:
-            size_divisibility: in pixels. An image's own size is rounded up to a multiple of it;
-                what lies beyond is padding.
+            size_divisibility: in pixels. Everything beyond an image's size, rounded up to a
+                multiple of it, is padding.
             kwargs: see ``RPN``.
         """
         super().__init__(**kwargs)
@@ -63,10 +63,10 @@ class MaxIoURPN(RPN):
         for instances in gt_instances:
             gt_boxes = instances.gt_boxes
             kept = self._candidates(boxes, last, instances.image_size)
-            # What is left out is not matched at all: it is the best of no object.
+            # Anchors that are left out are not matched at all, not even as an object's best.
             candidates = boxes if kept is None else boxes[kept]
             quality = retry_if_cuda_oom(pairwise_iou)(gt_boxes, candidates)
-            # Which may be on the CPU, where the GPU's memory did not suffice.
+            # The result may be on the CPU, if the GPU ran out of memory.
             found = retry_if_cuda_oom(self.anchor_matcher)(quality)
             matches, label = (tensor.to(boxes.device) for tensor in found)
             if kept is not None:
@@ -75,21 +75,20 @@ class MaxIoURPN(RPN):
             labels.append(self._subsample_labels(label))
             if len(gt_boxes):
                 matched_boxes.append(gt_boxes.tensor[matches])
-            else:  # nothing is positive, and what is matched not used
+            else:  # nothing is positive, so the matched boxes are not used
                 matched_boxes.append(torch.zeros_like(boxes.tensor))
         return labels, matched_boxes
 
     def _candidates(
         self, boxes: Boxes, last: list[float], image_size: tuple[int, int]
     ) -> torch.Tensor | None:
-        """The indices of the anchors that do not lie on the padding, nor cross the boundary where
-        ``MODEL.RPN.BOUNDARY_THRESH`` forbids it; None for all. ``last`` is the largest x and y of
-        their centers."""
+        """The indices of the anchors that are not on the padding and do not cross a boundary that
+        ``MODEL.RPN.BOUNDARY_THRESH`` forbids; None for all. ``last`` is the largest x and y of the
+        anchors' centers."""
         height, width = (
             -(-side // self.size_divisibility) * self.size_divisibility for side in image_size
         )
-        # The first center on the padding lies on its edge: half a pixel, so that rounding does
-        # not decide.
+        # The first center on the padding lies on its edge; half a pixel guards against rounding.
         right, bottom = width - 0.5, height - 0.5
         if self.anchor_boundary_thresh < 0 and last[0] < right and last[1] < bottom:
             return None

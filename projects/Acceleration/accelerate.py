@@ -8,9 +8,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from gnws_d2.errors import ConfigError
+
 from .activation_checkpointing import checkpoint_activations
 from .compile import compile_parts
-from .config import check_acceleration_config
 from .fuse import count_fused, fuse_norm_relu
 from .kernels import triton_runs_on
 from .layout import pad_to_multiples, use_channels_last
@@ -36,21 +37,16 @@ def accelerate(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """
     if "GN" not in cfg.MODEL:
         return model
-    check_acceleration_config(cfg)
     gn, compiled, multiple = cfg.MODEL.GN, cfg.MODEL.COMPILE, cfg.INPUT.SIZE_DIVISIBILITY
     stages = cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING
     if _fuses(cfg):
         fuse_norm_relu(model, gn.RECOMPUTE_ACTIVATIONS, gn.RECOMPUTE_CONVOLUTIONS)
         logger.info("Fused %d of %d GroupNorms with the ReLU after them", *count_fused(model))
-        if gn.RECOMPUTE_ACTIVATIONS:
-            also = ", and the inputs of GroupNorm," if gn.RECOMPUTE_CONVOLUTIONS else ""
-            logger.info("Recomputing their results%s in backward where it saves memory", also)
     if stages:
         checkpoint_activations(model, stages)
         logger.info("Recomputing the residual blocks of %s in backward", ", ".join(stages))
     if multiple:
         pad_to_multiples(model, multiple)
-        logger.info("Padding images to multiples of %d pixels", multiple)
     if cfg.MODEL.CHANNELS_LAST:
         use_channels_last(model)
         logger.info("Storing weights and feature maps as channels_last")
@@ -62,8 +58,19 @@ def accelerate(model: nn.Module, cfg: CfgNode) -> nn.Module:
 
 
 def _fuses(cfg: CfgNode) -> bool:
-    if cfg.MODEL.GN.FUSE_RELU == "auto":
+    """Whether the config, or with "auto" the device, asks for fused norms."""
+    choice = cfg.MODEL.GN.FUSE_RELU
+    recompute = cfg.MODEL.GN.RECOMPUTE_ACTIVATIONS or cfg.MODEL.GN.RECOMPUTE_CONVOLUTIONS
+    if choice == "never" and recompute:
+        raise ConfigError(
+            'MODEL.GN.RECOMPUTE_... is True, but MODEL.GN.FUSE_RELU is "never", and only the fused '
+            'operation can be recomputed. Set MODEL.GN.FUSE_RELU to "auto".'
+        )
+    if choice == "auto":
         device = torch.device(cfg.MODEL.DEVICE)
-        by_triton = device.type == "cuda" and triton_runs_on(device)
-        return by_triton or cfg.MODEL.GN.RECOMPUTE_ACTIVATIONS
-    return cfg.MODEL.GN.FUSE_RELU == "always"
+        return recompute or (device.type == "cuda" and triton_runs_on(device))
+    if choice not in ("always", "never"):
+        raise ConfigError(
+            f'MODEL.GN.FUSE_RELU is {choice!r}. Set it to "auto", "always" or "never".'
+        )
+    return choice == "always"

@@ -34,10 +34,9 @@ def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
     known = resnet.stage_names if isinstance(resnet, ResNet) else ()
     for name in stages:
         if name not in known:
-            has = f"has {', '.join(known)}" if known else f"is a {type(resnet).__name__}, no ResNet"
             raise ConfigError(
-                f"{_KEY} names {name!r}, a stage that the backbone does not have; it {has}. "
-                f"Remove {name!r}."
+                f"{_KEY} names {name!r}, but the stages of the backbone, a "
+                f"{type(resnet).__name__}, are {list(known)}. Remove {name!r}."
             )
         for block in getattr(resnet, name):
             _refuse_running_statistics(block, name)
@@ -53,10 +52,8 @@ def _forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _refuse_running_statistics(block: nn.Module, stage: str) -> None:
     for module in block.modules():
-        if (
-            not isinstance(module, FrozenBatchNorm2d)
-            and next(module.buffers(False), None) is not None
-        ):
+        has_buffers = next(module.buffers(recurse=False), None) is not None
+        if has_buffers and not isinstance(module, FrozenBatchNorm2d):
             raise ConfigError(
                 f"{_KEY} names {stage!r}, which has a {type(module).__name__}; its running "
                 "statistics would be updated in the forward and again in the backward of each "

@@ -6,7 +6,6 @@ not compiled.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -53,8 +52,8 @@ def compile_parts(
 
 
 def _layers(model: nn.Module, part: str) -> list[nn.Module]:
-    modules = {name: _find(model, path) for name, path in _MODULES.items()}
-    found = {name: module for name, module in modules.items() if module is not None}
+    modules = dict(model.named_modules())
+    found = {name: modules[path] for name, path in _MODULES.items() if path in modules}
     if part not in found:
         raise ConfigError(
             f"MODEL.COMPILE.PARTS names {part!r}, which this model does not have. Choose from "
@@ -65,10 +64,3 @@ def _layers(model: nn.Module, part: str) -> list[nn.Module]:
     if part == "mask_head" or isinstance(module, nn.ModuleList):
         return list(module.children())
     return [module]
-
-
-def _find(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return operator.attrgetter(path)(model)
-    except AttributeError:
-        return None

@@ -1,26 +1,24 @@
-"""The config keys of this project, and their checks."""
+"""The config keys of this project."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
-
-from gnws_d2.errors import ConfigError
 
 
 def add_acceleration_config(cfg: CfgNode) -> None:
     """Add this project's keys to ``cfg``, in place."""
     cfg.MODEL.GN = CfgNode()
     # Run GroupNorm and the ReLU after it as one operation: "always", "never", or "auto", which
-    # fuses on a GPU with Triton and wherever RECOMPUTE_ACTIVATIONS needs it. "never" by default,
+    # fuses on a GPU with Triton and where something is recomputed. "never" by default,
     # because the kernels have not been measured on a GPU yet. The environment variable
     # GNWS_D2_KERNELS=torch turns Triton off.
     cfg.MODEL.GN.FUSE_RELU = "never"
     # Keep only the input of GroupNorm + ReLU, and recompute the result in backward for the layer
     # after it: less memory, one more pass over the activation, the same gradients.
     cfg.MODEL.GN.RECOMPUTE_ACTIVATIONS = False
-    # Also recompute the input of GroupNorm where it comes from a 1x1 convolution with no more
-    # input than output channels, as at the end of a bottleneck block: even less memory, and the
-    # forward of these convolutions once more.
+    # The same, and also recompute the input of GroupNorm where it comes from a 1x1 convolution with
+    # no more input than output channels, as at the end of a bottleneck block: even less memory, and
+    # the forward of these convolutions once more.
     cfg.MODEL.GN.RECOMPUTE_CONVOLUTIONS = False
     # Stages of a ResNet, of "res2" to "res5", that keep only the inputs of their blocks for
     # backward and recompute the rest: less memory, more time, the same gradients.
@@ -38,22 +36,3 @@ def add_acceleration_config(cfg: CfgNode) -> None:
     # for cuDNN to try). GN sees the padding, so scores change a little. 0: pad as the backbone
     # needs it, to multiples of 32 with a feature pyramid.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
-
-
-def check_acceleration_config(cfg: CfgNode) -> None:
-    """Raise ConfigError where the keys of this project contradict each other."""
-    gn = cfg.MODEL.GN
-    if gn.FUSE_RELU not in ("auto", "always", "never"):
-        raise ConfigError(
-            f'MODEL.GN.FUSE_RELU is {gn.FUSE_RELU!r}. Set it to "auto", "always" or "never".'
-        )
-    if gn.RECOMPUTE_ACTIVATIONS and gn.FUSE_RELU == "never":
-        raise ConfigError(
-            "MODEL.GN.RECOMPUTE_ACTIVATIONS is True, but MODEL.GN.FUSE_RELU is 'never', and only "
-            'the fused operation can be recomputed. Set MODEL.GN.FUSE_RELU to "auto".'
-        )
-    if gn.RECOMPUTE_CONVOLUTIONS and not gn.RECOMPUTE_ACTIVATIONS:
-        raise ConfigError(
-            "MODEL.GN.RECOMPUTE_CONVOLUTIONS is True, but MODEL.GN.RECOMPUTE_ACTIVATIONS is False, "
-            "which saves more and costs less. Set MODEL.GN.RECOMPUTE_ACTIVATIONS to True."
-        )

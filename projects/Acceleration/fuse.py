@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,19 +36,12 @@ def fuse_norm_relu(
         recompute_activations: recompute in backward what a convolution or a pooling needs of the
             results, instead of keeping both them and the inputs of GroupNorm. The results of
             residual blocks, which several layers take, are kept.
-        recompute_convolutions: with ``recompute_activations``, also recompute what GroupNorm needs
-            of the outputs of 1x1 convolutions with no more input than output channels.
+        recompute_convolutions: the same, and also recompute what GroupNorm needs of the outputs of
+            1x1 convolutions with no more input than output channels.
 
     Returns:
         ``model``, so that a LazyConfig can say ``LazyCall(fuse_norm_relu)(model=...)``.
-
-    Raises:
-        ValueError: ``recompute_convolutions`` without ``recompute_activations``.
     """
-    if recompute_convolutions and not recompute_activations:
-        raise ValueError(
-            "recompute_convolutions needs recompute_activations=True, which is False. Set both."
-        )
     for module in list(model.modules()):
         if type(module) in _FUSED:
             _fuse_block(module)
@@ -57,7 +49,7 @@ def fuse_norm_relu(
             _fuse_activation(module)
         elif type(module) is nn.Sequential:
             _fuse_sequence(module)
-    if recompute_activations:
+    if recompute_activations or recompute_convolutions:
         for child in model.children():
             norms = [m for m in child.modules() if isinstance(m, GroupNormReLU)]
             for norm in norms:
@@ -75,23 +67,16 @@ def count_fused(model: nn.Module) -> tuple[int, int]:
     return sum(isinstance(norm, GroupNormReLU) for norm in norms), len(norms)
 
 
-def _fuse_block(block: nn.Module) -> None:
-    convs = list(_main_path(block))
+def _fuse_block(block: Any) -> None:
+    convs = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
     if all(_is_plain(conv.norm) and conv.activation is None for conv in convs):
         for conv in convs:
             conv.norm.__class__ = GroupNormReLU
         block.__class__ = _FUSED[type(block)]
 
 
-def _main_path(block: Any) -> Iterator[Any]:
-    for name in ("conv1", "conv2", "conv3"):
-        if hasattr(block, name):
-            yield getattr(block, name)
-
-
 def _fuse_activation(conv: Any) -> None:
-    norm: Any = getattr(conv, "norm", None)
-    activation = getattr(conv, "activation", None)
+    norm, activation = getattr(conv, "norm", None), getattr(conv, "activation", None)
     if _is_plain(norm) and (activation in _RELUS or isinstance(activation, nn.ReLU)):
         norm.__class__ = GroupNormReLU
         conv.activation = None

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .kernels import kernels_for
 from .kernels.tiles import format_of, statistics_dtype
@@ -74,7 +73,8 @@ class GroupNormReLU(nn.GroupNorm):
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         parameters = (self.num_groups, self.weight, self.bias, self.eps)
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return _separately(input, *parameters, residual)
+            y = torch.group_norm(input, *parameters)
+            return (y if residual is None else y + residual).relu()
         return group_norm_relu(input, *parameters, residual, recompute=self.recompute)
 
 
@@ -90,35 +90,15 @@ def _check(
             f"group_norm_relu takes (N, C, *) with C a multiple of num_groups, {num_groups}, "
             f"but x is {tuple(x.shape)}."
         )
-    for name, other in (("weight", weight), ("bias", bias), ("residual", residual)):
-        if other is not None and other.device != x.device:
+    others = {"weight": (weight, x.shape[1:2]), "bias": (bias, x.shape[1:2])}
+    if residual is not None:
+        others["residual"] = residual, x.shape
+    for name, (other, shape) in others.items():
+        if other.shape != shape or other.device != x.device:
             raise ValueError(
-                f"group_norm_relu has x on {x.device}, but {name} on {other.device}. Move one."
+                f"group_norm_relu takes a {name} of shape {tuple(shape)} on {x.device}, as x, "
+                f"but it is {tuple(other.shape)} on {other.device}."
             )
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter.shape != x.shape[1:2]:
-            raise ValueError(
-                f"group_norm_relu has x of {x.shape[1]} channels, but {name} of shape "
-                f"{tuple(parameter.shape)}."
-            )
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(
-            f"group_norm_relu adds a residual of the shape of x, {tuple(x.shape)}, but it is "
-            f"{tuple(residual.shape)}."
-        )
-
-
-def _separately(
-    x: torch.Tensor,
-    num_groups: int,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    eps: float,
-    residual: torch.Tensor | None,
-) -> torch.Tensor:
-    # Not F.group_norm, which refuses one value per group in training; here it becomes the bias.
-    y = torch.group_norm(x, num_groups, weight, bias, eps)
-    return F.relu(y if residual is None else y + residual)
 
 
 def _normalize_again(
@@ -189,7 +169,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    x, weight, bias, residual, ctx.num_groups, ctx.eps = inputs
+    x, weight, bias, residual, _, ctx.eps = inputs
     y, mean, rstd = output
     # With a residual, the result tells where ReLU was positive. Keeping it takes no memory: the
     # convolution after a residual block keeps it as its input.
@@ -201,35 +181,8 @@ def _differentiate(ctx: Any, grad: torch.Tensor | None, *_: object) -> tuple[Any
     x, weight, bias, mean, rstd, y = ctx.saved_tensors
     if grad is None:
         return (None,) * 6
-    if torch.is_grad_enabled():  # a second derivative is asked for
-        grads = _differentiable_gradient(ctx, grad, x, weight, bias, y)
-    else:
-        grads = _group_norm_relu_backward(grad, x, weight, bias, y, mean, rstd, ctx.eps)
+    grads = _group_norm_relu_backward(grad, x, weight, bias, y, mean, rstd, ctx.eps)
     return *grads[:3], grads[3] if y is not None else None, None, None
-
-
-def _differentiable_gradient(
-    ctx: Any,
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, ...]:
-    """The gradients by torch's own operations, whose gradients torch knows."""
-    dtype = statistics_dtype(x)
-    inputs = (x, weight, bias)
-    normalized = torch.group_norm(
-        x.to(dtype), ctx.num_groups, weight.to(dtype), bias.to(dtype), ctx.eps
-    )
-    grad_residual = grad * ((normalized if y is None else y) > 0)
-    asked = [tensor for tensor in inputs if tensor.requires_grad]
-    found = iter(
-        torch.autograd.grad(normalized, asked, grad_residual.to(dtype), create_graph=True)
-        if asked
-        else ()
-    )
-    return *(next(found) if tensor.requires_grad else None for tensor in inputs), grad_residual
 
 
 _group_norm_relu.register_autograd(_differentiate, setup_context=_save)

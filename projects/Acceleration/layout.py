@@ -18,16 +18,11 @@ def use_channels_last(model: nn.Module) -> None:
     Tensor cores, and oneDNN on CPUs, compute in this format. Values, shapes and names do not
     change, and the state dict loads into either format.
 
-    Raises:
-        ConfigError: the model has no backbone.
+    Args:
+        model: a Detectron2 model, with a ``backbone``.
     """
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, nn.Module):
-        raise ConfigError(
-            f"MODEL.CHANNELS_LAST is True, but the model, a {type(model).__name__}, has no "
-            "attribute `backbone` to pass the batch to. Set it to False."
-        )
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone: Any = model.backbone
     backbone.register_forward_pre_hook(_batch_channels_last)
 
 
@@ -48,16 +43,13 @@ def pad_to_multiples(model: nn.Module, multiple: int) -> None:
     Raises:
         ConfigError: the model has no pyramid, or the pyramid needs another multiple.
     """
-    backbone: Any = getattr(model, "backbone", None)
-    if not isinstance(backbone, FPN):
+    backbone: Any = model.backbone
+    needed = backbone.size_divisibility if isinstance(backbone, FPN) else 0
+    if not needed or multiple <= 0 or multiple % needed:
         raise ConfigError(
-            f"INPUT.SIZE_DIVISIBILITY is {multiple}, but the backbone is a "
-            f"{type(backbone).__name__}, and only an FPN can be told to pad. Set it to 0."
-        )
-    needed = backbone.size_divisibility
-    if multiple <= 0 or multiple % needed:
-        raise ConfigError(
-            f"INPUT.SIZE_DIVISIBILITY is {multiple}, not a multiple of the {needed} pixels that "
-            "the pyramid needs. Choose one, such as 128, or 0."
+            f"INPUT.SIZE_DIVISIBILITY is {multiple}, but the backbone, a "
+            f"{type(backbone).__name__}, takes "
+            + (f"multiples of {needed}" if needed else "none")
+            + ". Set it to one, such as 128, or to 0."
         )
     backbone._size_divisibility = multiple  # its property of that name returns nothing else

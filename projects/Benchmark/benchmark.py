@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What GN+WS costs: paired times and memory against the same model with GN alone.
 
-    python projects/Benchmark/benchmark.py --preset cpu
+    python projects/Benchmark/benchmark.py --preset cpu --output docs/benchmarks
     python projects/Benchmark/benchmark.py --level backbone --models mask_rcnn_R_50_FPN --mode infer
 
-It writes JSON, which report.py adds to docs/benchmarks.md. All variants (variants.py) have the same
+It writes JSON, from which report.py makes the tables. All variants (variants.py) have the same
 weights, get the same input and run in one process in turn, in a random order that the next round
 reverses (A/B/B/A). A ratio is the median over the rounds of a variant's time divided by that of GN
 in the same round, with a 95% bootstrap interval; "GN again" is the control, whose difference from 1
@@ -118,7 +118,7 @@ def _measure(
             "seconds": [float(f"{t:.4g}") for t in times[name]],
             "ratio": [round(r, 4) for r in ratio(times[name], times[base])],
             "memory": memory(step, model, case.device),
-            "errors": [float(f"{error:.1e}") for error in errors],
+            "errors": [None if e is None else float(f"{e:.1e}") for e in errors],
         }
 
 

@@ -2,14 +2,11 @@
 """Makes the tables of docs/benchmarks.md, docs/export.md and projects/Acceleration/README.md from
 the results in docs/benchmarks.
 
-    python projects/Benchmark/report.py output/benchmark/cpu-*.json    # adds these runs first
-    python projects/Benchmark/report.py                                # makes the tables again
+    python projects/Benchmark/report.py
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,16 +27,6 @@ RUNTIMES = ["eager", "mmdetection", "folded"]
 RUNTIMES += [name for name in FORMATS if name != "torchscript-script"]
 PACKAGES = ["onnxruntime", "openvino"]  # whose versions the table names beside torch's
 CASE = ("level", "what", "model", "size", "mode", "precision", "device")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("results", nargs="*", type=Path, metavar="RESULTS.json")
-    for file in parser.parse_args().results:
-        shutil.copy(file, RUNS)
-    update_documents()
 
 
 def update_documents() -> None:
@@ -193,4 +180,4 @@ def _table(rows: list[list[str]], header: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    update_documents()

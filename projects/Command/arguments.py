@@ -1,15 +1,17 @@
 """What can be typed after ``gnws`` and after the name of each program in projects/.
 
-A program takes its arguments from :func:`parse`, so that ``gnws predict`` and ``demo.py`` have the
-same ones. This module imports nothing but the standard library.
+A program takes its arguments from :func:`parse`, so that ``gnws predict`` and ``demo.py`` take the
+same ones. This module imports only the standard library.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from argparse import REMAINDER
+from collections.abc import Sequence
 from pathlib import Path
 
 Parser = argparse.ArgumentParser
@@ -25,27 +27,13 @@ FORMATS = (
 )
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command of ``gnws``: its module, whose ``main`` takes the parsed arguments."""
+def parse(name: str = "", words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command ``name``; without a name, of the one that the first word names.
 
-    module: str
-    help: str
-    description: str
-    add_arguments: Callable[[Parser], None]
-
-
-def parse(name: str, words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of a program, by default those it was started with."""
-    command = COMMANDS[name]
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=command.description, formatter_class=formatter)
-    _add(parser, command)
-    return _with_debug(parser.parse_args(words))
-
-
-def parse_gnws(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of ``gnws``: ``command`` is the name of one, and the others are its own."""
+    Args:
+        words: by default those that the program was started with.
+    """
+    words = sys.argv[1:] if words is None else words
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         "gnws",
@@ -55,24 +43,17 @@ def parse_gnws(words: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=formatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        one = commands.add_parser(
-            name, help=command.help, description=command.description, formatter_class=formatter
+    for known, (_, add_arguments) in COMMANDS.items():
+        text = inspect.getdoc(add_arguments) or ""
+        how = {"help": text.partition("\n")[0], "description": text, "formatter_class": formatter}
+        command = commands.add_parser(known, **how)
+        command.add_argument(
+            "--debug",
+            action="store_true",
+            help="show the traceback of an error; $GNWS_D2_DEBUG=1 does the same",
         )
-        _add(one, command)
-    return _with_debug(parser.parse_args(words))
-
-
-def _add(parser: Parser, command: Command) -> None:
-    parser.add_argument(
-        "--debug",
-        action="store_true",
-        help="show the traceback of an error; $GNWS_D2_DEBUG=1 does the same",
-    )
-    command.add_arguments(parser)
-
-
-def _with_debug(args: argparse.Namespace) -> argparse.Namespace:
+        add_arguments(command)
+    args = parser.parse_args([name, *words] if name else words or ["--help"])
     if args.debug:
         os.environ["GNWS_D2_DEBUG"] = "1"  # also for the processes that this one starts
     return args
@@ -115,7 +96,7 @@ def add_data_arguments(parser: Parser) -> None:
 def _add_overrides(parser: Parser, flag: str = "opts") -> None:
     more = {"default": []} if flag.startswith("-") else {}
     text = "KEY VALUE pairs for the config, or key=value for a LazyConfig"
-    parser.add_argument(flag, nargs=argparse.REMAINDER, help=text, **more)
+    parser.add_argument(flag, nargs=REMAINDER, help=text, **more)
 
 
 def _add_model(parser: Parser) -> None:
@@ -125,7 +106,24 @@ def _add_model(parser: Parser) -> None:
     parser.add_argument("--weights", default="", metavar="FILE", help="a trained detector's file")
 
 
-def _add_train(parser: Parser) -> None:
+def _add_output(parser: Parser, default: str) -> None:
+    parser.add_argument("--output", type=Path, default=Path(default), metavar="FOLDER")
+
+
+def _train(parser: Parser) -> None:
+    """Train a detector, on GPUs or on the CPU; evaluate it; write a report.
+
+        gnws train --data FOLDER
+        gnws train --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml --num-gpus 8
+        gnws train --config-file Digits/fcos_R_18_FPN_gn_ws.py train.max_iter=100
+        torchrun --nproc_per_node 8 projects/Detection/train_net.py --config-file ...
+
+    The first trains on your own images, annotated as COCO JSON: docs/own-data.md. A config is a
+    path or the name of a packaged one; KEY VALUE pairs at the end override it. Its schedule is
+    scaled from the number of processes that it was published for to the actual number. A config in
+    Python is a LazyConfig: a program, which runs; key=value overrides it, and +key=value adds a
+    key.
+    """
     parser.add_argument("--config-file", default="", metavar="FILE", help=CONFIG)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate, and do not train")
@@ -144,12 +142,35 @@ def _add_train(parser: Parser) -> None:
     _add_overrides(parser)
 
 
-def _add_eval(parser: Parser) -> None:
-    _add_train(parser)
+def _eval(parser: Parser) -> None:
+    """Evaluate a checkpoint; write a report.
+
+        gnws eval --weights output/model_best.pth
+        gnws eval --weights output/model_best.pth --test more.json
+
+    The config is that of the checkpoint, unless one is named.
+    """
+    _train(parser)
     parser.set_defaults(eval_only=True)
 
 
-def _add_predict(parser: Parser) -> None:
+def _predict(parser: Parser) -> None:
+    """Detect on images or a video and write the results.
+
+        gnws predict --weights output/digits/model_final.pth --input photos/ more/*.jpg
+        gnws predict --weights model_final.pth --video-input clip.mp4 --output found
+        gnws predict --weights exported/model.onnx --input photos/    # an exported file, also .xml
+
+    Inputs are files, folders and globs. The output folder gets each image with the detections drawn
+    (photo.jpg.png for photo.jpg, _frame00000.png for the frames of an animated GIF), and
+    detections.json in COCO's form: images, categories with the ids of the dataset that the model
+    was trained on, and annotations with a score. --image-ids gives the images the ids that they
+    have in an annotation file, so that detections.json scores against it. A semantic model writes
+    the class of each pixel to labels/, a panoptic one its segments to panoptic/ and panoptic.json.
+
+    An image that cannot be read is reported and skipped; the exit code is then 1. Ctrl-C and a full
+    disk end the run; what was detected until then is written.
+    """
     _add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, globs")
@@ -157,7 +178,7 @@ def _add_predict(parser: Parser) -> None:
     source.add_argument(
         "--webcam", nargs="?", const="0", metavar="N", help="a camera's number or address"
     )
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="FOLDER")
+    _add_output(parser, "output/demo")
     parser.add_argument(
         "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown"
     )
@@ -167,13 +188,27 @@ def _add_predict(parser: Parser) -> None:
     _add_overrides(parser, "--opts")
 
 
-def _add_export(parser: Parser) -> None:
+def _export(parser: Parser) -> None:
+    """Export a detector to ONNX, OpenVINO, TorchScript or torch.export.
+
+        gnws export --weights output/digits/model_final.pth --input image.png --output exported
+        gnws export --weights model_final.pth --input *.jpg --format openvino openvino-int8
+        gnws predict --weights exported/model.onnx --input photos/     # runs a file
+
+    The files run without Detectron2 and without this package. The first command writes
+    model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and model.onnx; the
+    second writes model.xml and model_int8.xml (OpenVINO), with the weights beside them in .bin
+    files. Each file takes images of any size and is compared with the model in Detectron2, on every
+    --input at two sizes: a file that does not detect the same is not kept. docs/export.md has the
+    tolerances and the interface of a file. If a format does not support the model, the exit code is
+    1.
+    """
     _add_model(parser)
     parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS[:4]))
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="IMAGE", help="real images, to compare on"
     )
-    parser.add_argument("--output", type=Path, default=Path("output/exported"), metavar="FOLDER")
+    _add_output(parser, "output/exported")
     parser.add_argument(
         "--tolerance",
         type=float,
@@ -183,7 +218,17 @@ def _add_export(parser: Parser) -> None:
     _add_overrides(parser, "--opts")
 
 
-def _add_check_data(parser: Parser) -> None:
+def _check_data(parser: Parser) -> None:
+    """Check COCO datasets before training: decode every image, look at every annotation.
+
+        gnws check-data --data export/
+        gnws check-data --train a.json=images/ --val b.json=images/ --output bad.json
+        gnws check-data my.json
+
+    What would train or evaluate wrong is listed, and the exit code is then 1. The rest is
+    summarized: a table of objects by class and size, as the config's input size and anchors see
+    them, and the images that two datasets share, by content.
+    """
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help="files to check")
     add_data_arguments(parser)
     parser.add_argument(
@@ -196,16 +241,33 @@ def _add_check_data(parser: Parser) -> None:
     _add_overrides(parser, "--opts")
 
 
-def _add_browse(parser: Parser) -> None:
+def _browse(parser: Parser) -> None:
+    """Draw images with their annotations as training sees them, after augmentation.
+
+        gnws browse --config-file Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --num 20
+        gnws browse --config-file ... --data my_images/ --split test
+
+    The images are the same each time, and so is their augmentation; another SEED gives others.
+    sheet.jpg in the output folder shows all of them.
+    """
     parser.add_argument("--config-file", required=True, metavar="FILE", help=CONFIG)
     parser.add_argument("--num", type=int, default=20, help="how many images")
-    parser.add_argument("--output", type=Path, default=Path("output/browse"), metavar="FOLDER")
+    _add_output(parser, "output/browse")
     parser.add_argument("--split", choices=["train", "test"], default="train")
     add_data_arguments(parser)
     _add_overrides(parser)
 
 
-def _add_report(parser: Parser) -> None:
+def _report(parser: Parser) -> None:
+    """Write the report of a finished training or evaluation again.
+
+        gnws report --output-dir output/digits
+        gnws report --output-dir output/digits --weights output/digits/model_best.pth
+
+    It reads config.yaml, metrics.json and inference/coco_instances_results.json of the folder and
+    writes report/report.html, one page that needs no other file, with its plots and images beside
+    it.
+    """
     parser.add_argument("--output-dir", required=True, type=Path, metavar="FOLDER")
     parser.add_argument(
         "--weights", default="", metavar="FILE", help="what was evaluated; the last checkpoint"
@@ -216,144 +278,64 @@ def _add_report(parser: Parser) -> None:
     _add_overrides(parser)
 
 
-def _add_app(parser: Parser) -> None:
+def _app(parser: Parser) -> None:
+    """Serve a web page: drop an image, see what is detected, download boxes and masks.
+
+        gnws app output/mine/model_best.pth
+        gnws app small=output/small/model_best.pth large=output/large/model_best.pth --port 7861
+
+    A model is a checkpoint that carries its config, as training writes them, an exported file, or a
+    published detector such as gnws://mask-rcnn_r50_fpn_gn_ws-all_2x_coco. NAME= is its name on the
+    page. Models are loaded when they are first chosen. The page is served to this machine alone,
+    unless --host says otherwise. It needs Gradio: pip install "gradio>=6".
+    """
     parser.add_argument("models", nargs="+", metavar="[NAME=]CHECKPOINT")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--device", help="cpu, cuda, ...; by default as in the config")
 
 
-def _add_zoo(parser: Parser) -> None:
-    commands = parser.add_subparsers(dest="action", required=True, metavar="list|prefetch")
-    commands.add_parser("list", help="show all published checkpoints and all configs")
-    prefetch = commands.add_parser("prefetch", help="download, verify, convert and cache")
-    prefetch.add_argument("names", nargs="+", help="names or configs, or all")
+def _zoo(parser: Parser) -> None:
+    """List published checkpoints and configs, or download checkpoints into the cache.
+
+        gnws zoo list
+        gnws zoo prefetch imagenet/resnet50_gn_ws
+        gnws zoo prefetch COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml
+        gnws zoo prefetch all
+
+    $GNWS_D2_CACHE names the folder of the cache.
+    """
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|prefetch")
+    actions.add_parser("list", help="show all published checkpoints and all configs")
+    action = actions.add_parser("prefetch", help="download, verify, convert and cache")
+    action.add_argument("names", nargs="+", metavar="NAME", help="names or configs, or all")
 
 
-_TRAIN = """\
-Train or evaluate a detector, on GPUs or on the CPU.
+def _convert_weights(parser: Parser) -> None:
+    """Convert a checkpoint file between MMDetection's names and Detectron2's.
 
-    gnws train --data FOLDER
-    gnws train --config-file COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml --num-gpus 8
-    gnws train --config-file Digits/fcos_R_18_FPN_gn_ws.py train.max_iter=100
-    gnws eval --weights output/model_best.pth --test more.json
-    torchrun --nproc_per_node 8 projects/Detection/train_net.py --config-file ...
+        gnws convert-weights mask_rcnn_r50_fpn_gn_ws-all_2x.pth mask_rcnn.pth
+        gnws convert-weights --to mmdet output/model_final.pth for_mmdet.pth
 
-The first trains on your own images, annotated as COCO JSON: docs/own-data.md. A config is a path or
-the name of a packaged one; KEY VALUE pairs at the end override it. Its schedule is scaled from the
-number of processes that it was published for to the actual number. A config in Python is a
-LazyConfig: a program, which runs; key=value overrides it, and +key=value adds a key."""
-_PREDICT = """\
-Detect on images or a video and write the results.
+    Every tensor must fit the config that --config names, or one of the packaged configs. An
+    existing file is not overwritten.
+    """
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--to", choices=["detectron2", "mmdet"], default="detectron2")
+    parser.add_argument("--config", metavar="FILE", help=CONFIG)
 
-    gnws predict --weights output/digits/model_final.pth --input photos/ more/*.jpg --output found
-    gnws predict --weights model_final.pth --video-input clip.mp4 --output found
-    gnws predict --weights exported/model.onnx --input photos/       # an exported file, also .xml
 
-Inputs are files, folders and globs. The output folder gets each image with what was found drawn
-(photo.jpg.png for photo.jpg, _frame00000.png for the frames of an animated GIF), and
-detections.json in COCO's form: images, categories with the ids of the dataset that the model was
-trained on, and annotations with a score. --image-ids gives the images the ids that they have in an
-annotation file, so that detections.json scores against it. A semantic model writes the class of
-each pixel to labels/, a panoptic one its segments to panoptic/ and panoptic.json.
-
-An image that cannot be read is reported and skipped; the exit code is then 1. Ctrl-C and a full
-disk end the run; what was detected until then is written."""
-_EXPORT = """\
-Export a detector to files that run without Detectron2 and without this package.
-
-    gnws export --weights output/digits/model_final.pth --input image.png --output exported
-    gnws export --weights model_final.pth --input *.jpg --format openvino openvino-int8
-    gnws predict --weights exported/model.onnx --input photos/     # runs a file
-
-The first writes model_trace.ts and model_script.ts (TorchScript), model.pt2 (torch.export) and
-model.onnx; the second writes model.xml and model_int8.xml (OpenVINO), with the weights beside them
-in .bin files. Each file takes images of any size and is compared with the model in Detectron2, on
-every --input at two sizes: a file that does not detect the same is not kept. docs/export.md has the
-tolerances and the interface of a file. If a format does not support the model, the exit code is
-1."""
-_CHECK = """\
-Check COCO datasets before training: decode every image, look at every annotation.
-
-    gnws check-data --data export/
-    gnws check-data --train a.json=images/ --val b.json=images/ --output bad.json
-    gnws check-data my.json
-
-What would train or evaluate wrong is listed, and the exit code is then 1. The rest is summarized: a
-table of objects by class and size, as the config's input size and anchors see them, and the images
-that two datasets share, by content."""
-_BROWSE = """\
-Draw images with their annotations as training sees them, after augmentation.
-
-    gnws browse --config-file Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --num 20 --output output/browse
-    gnws browse --config-file ... --data my_images/ --split test
-
-The images are the same each time, and so is what augmentation makes of them; another SEED gives
-others. They go to the output folder, and all of them on one sheet to its sheet.jpg."""
-_REPORT = """\
-Write the report of a finished training or evaluation again.
-
-    gnws report --output-dir output/digits
-    gnws report --output-dir output/digits --weights output/digits/model_best.pth
-
-It reads config.yaml, metrics.json and inference/coco_instances_results.json of the folder and
-writes report/report.html, one page that needs no other file, with its plots and images beside it.
-"""
-_APP = """\
-Serve a web page: drop an image, see what is detected, download boxes and masks.
-
-    gnws app output/mine/model_best.pth
-    gnws app small=output/small/model_best.pth large=output/large/model_best.pth --port 7861
-
-Each model is a checkpoint that carries its config, as training writes them, an exported file, or a
-published detector such as gnws://mask-rcnn_r50_fpn_gn_ws-all_2x_coco; NAME= is how the page calls
-it. Models are loaded when they are first chosen. The page is served to this machine alone, unless
---host says otherwise. It needs Gradio: pip install "gradio>=6"."""
-_ZOO = """\
-List published checkpoints and configs, or cache checkpoints for a machine without a network.
-
-    gnws zoo list
-    gnws zoo prefetch imagenet/resnet50_gn_ws
-    gnws zoo prefetch COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml
-    gnws zoo prefetch all"""
-
-_PROJECTS = "gnws_d2.projects"
+# name -> the module whose ``main`` takes the arguments, and what adds them, with the help
 COMMANDS = {
-    "train": Command(
-        f"{_PROJECTS}.detection.train_net",
-        "train a detector, evaluate it, report",
-        _TRAIN,
-        _add_train,
-    ),
-    "eval": Command(
-        f"{_PROJECTS}.detection.train_net", "evaluate a checkpoint, report", _TRAIN, _add_eval
-    ),
-    "predict": Command(
-        f"{_PROJECTS}.detection.demo", "detect in images and videos", _PREDICT, _add_predict
-    ),
-    "export": Command(
-        f"{_PROJECTS}.export.export_model",
-        "write ONNX, OpenVINO, TorchScript, torch.export",
-        _EXPORT,
-        _add_export,
-    ),
-    "check-data": Command(
-        f"{_PROJECTS}.own_data.check_data",
-        "find what is wrong in a dataset",
-        _CHECK,
-        _add_check_data,
-    ),
-    "browse": Command(
-        f"{_PROJECTS}.own_data.browse", "draw a dataset as training sees it", _BROWSE, _add_browse
-    ),
-    "report": Command(
-        f"{_PROJECTS}.report.report",
-        "write the report of a finished run again",
-        _REPORT,
-        _add_report,
-    ),
-    "app": Command(f"{_PROJECTS}.detection.app", "try a detector in the browser", _APP, _add_app),
-    "zoo": Command(
-        "gnws_d2.model_zoo.__main__", "list and fetch configs and checkpoints", _ZOO, _add_zoo
-    ),
+    "train": ("gnws_d2.projects.detection.train_net", _train),
+    "eval": ("gnws_d2.projects.detection.train_net", _eval),
+    "predict": ("gnws_d2.projects.detection.demo", _predict),
+    "export": ("gnws_d2.projects.export.export_model", _export),
+    "check-data": ("gnws_d2.projects.own_data.check_data", _check_data),
+    "browse": ("gnws_d2.projects.report.browse", _browse),
+    "report": ("gnws_d2.projects.report.report", _report),
+    "app": ("gnws_d2.projects.detection.app", _app),
+    "zoo": ("gnws_d2.projects.detection.zoo", _zoo),
+    "convert-weights": ("gnws_d2.projects.detection.convert_weights", _convert_weights),
 }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 
-from gnws.arguments import COMMANDS, parse_gnws
+from gnws.arguments import COMMANDS, parse
 
 
 def main() -> int | None:
-    args = parse_gnws()
-    module = COMMANDS[args.command].module
+    args = parse()
+    module, _ = COMMANDS[args.command]
     if args.command in ("train", "eval") and args.config_file.endswith(".py"):
         module = "gnws_d2.projects.detection.lazyconfig_train_net"
     return importlib.import_module(module).main(args)

@@ -1,4 +1,4 @@
-"""What is detected, in COCO's forms: detections.json, label images and panoptic images."""
+"""Detections in COCO's formats: detections.json, label images and panoptic images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CocoDetections:
     Args:
         classes: names, in the order of the predictor.
         category_ids: their ids in the annotations.
-        image_ids: ids of images by file name; other images are numbered from 1, or after these.
+        image_ids: ids of images by file name. Other images are numbered from 1, or after these.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class CocoDetections:
         self.categories = [{"id": id, "name": name} for id, name in named]
 
     def category_id(self, index: int) -> int:
-        """The id of a class; its index where the names are not known."""
+        """The id of a class; its index if the names are unknown."""
         return self._ids.get(index, index)
 
     def add_image(self, frame: Frame) -> int:
-        """Returns the id of the image."""
+        """Add an image and return its id."""
         height, width = frame.bgr.shape[:2]
         id = self._image_ids.pop(frame.file.name, None) if frame.number is None else None
         if id is None:
@@ -61,6 +61,7 @@ class CocoDetections:
         return id
 
     def add(self, image_id: int, instances: Instances) -> None:
+        """Add the detections in an image."""
         for result in instances_to_coco_json(instances, image_id):
             result["id"] = len(self.annotations) + 1
             result["category_id"] = self.category_id(result["category_id"])
@@ -71,17 +72,17 @@ class CocoDetections:
             self.annotations.append(result)
 
     def write(self, file: Path) -> None:
-        """Write what has been added, or nothing if no image has."""
+        """Write ``file``, unless no image has been added."""
         if self.images:
             names = ("images", "annotations", "categories")
             write_json({name: getattr(self, name) for name in names}, file)
 
 
 class PanopticSegments:
-    """Panoptic results in COCO's form: images whose colors are ids of segments, and a JSON file.
+    """Panoptic results in COCO's format: images whose colors are ids of segments, and a JSON file.
 
     Args:
-        detections: has the ids of images and things.
+        detections: knows the ids of images and things.
         metadata: of the predictor.
     """
 
@@ -95,7 +96,11 @@ class PanopticSegments:
     def add(
         self, image_id: int, file_name: str, segments: torch.Tensor, infos: Sequence[dict[str, Any]]
     ) -> np.ndarray:
-        """Returns the image, (H, W, 3) uint8: red + 256 green + 65536 blue is the segment's id."""
+        """Add the segments of an image.
+
+        Returns:
+            Their image, (H, W, 3) uint8: red + 256 green + 65536 blue is the segment's id.
+        """
         ids = segments.numpy().astype(np.uint32)
         described = []
         for info in infos:
@@ -119,7 +124,7 @@ class PanopticSegments:
         return self._stuff_ids.get(index, index)
 
     def write(self, file: Path) -> None:
-        """Write what has been added, or nothing if nothing has."""
+        """Write ``file``, unless nothing has been added."""
         if self.annotations:
             things = [{**category, "isthing": 1} for category in self._detections.categories]
             stuff = [
@@ -141,13 +146,13 @@ def labels_image(scores: torch.Tensor) -> np.ndarray:
 
 
 def write_json(content: object, file: Path) -> None:
-    """Write ``file`` whole or not at all. Raises FileError."""
+    """Write ``file`` atomically. Raises FileError."""
     with _named_errors(file), atomic_write(file) as partial:
         partial.write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_png(pixels: np.ndarray, file: Path) -> None:
-    """Write ``file``, and its folder, whole or not at all. Raises FileError."""
+    """Write ``file`` atomically; make its folder if needed. Raises FileError."""
     with _named_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as partial:

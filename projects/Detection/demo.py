@@ -22,6 +22,7 @@ import gnws_d2
 from gnws_d2.engine import silence_upstream
 from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
+from gnws_d2.projects.detection import video
 from gnws_d2.projects.detection.inputs import find_files, read_frames
 from gnws_d2.projects.detection.results import Results
 
@@ -46,7 +47,7 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
 
 
 class Interrupted:
-    """Becomes true at the first Ctrl-C, so that the image at hand is finished; the second one
+    """Becomes true at the first Ctrl-C, so that the current image is finished. The second one
     raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
@@ -62,7 +63,7 @@ class Interrupted:
 
 
 def run_on_images(inputs: list[str], results: Results, interrupted: Interrupted) -> int:
-    """Returns the number of files that could not be used."""
+    """Detect on images. Returns the number of files that could not be used."""
     skipped = 0
     for file in tqdm(list(find_files(inputs)), unit="image", disable=None):
         try:
@@ -77,13 +78,7 @@ def run_on_images(inputs: list[str], results: Results, interrupted: Interrupted)
 
 
 def run_on_video(source: str, is_live: bool, results: Results, interrupted: Interrupted) -> None:
-    try:
-        from gnws_d2.projects.detection import video  # it needs OpenCV, which images do not
-    except ImportError as error:
-        sys.exit(
-            f"error: videos need OpenCV, which does not import ({error}). Install "
-            "opencv-python, or opencv-python-headless, which opens no window."
-        )
+    """Detect on a video, or if ``is_live`` on a camera, whose frames are also shown in a window."""
     file = Path(f"webcam_{Path(source).name}" if is_live else source)
     visualizer, window = VideoVisualizer(results.predictor.metadata), video.Window()
     with video.opened(source) as capture:
@@ -98,7 +93,7 @@ def run_on_video(source: str, is_live: bool, results: Results, interrupted: Inte
         finally:
             written.close()
     if not results.detections.images:
-        raise video.FileError(f"{source} has no frame that can be read.")
+        raise DatasetError(f"{source} has no frame that can be read.")
 
 
 def image_ids(file: str | None) -> dict[str, int]:
@@ -131,7 +126,7 @@ def main(args: argparse.Namespace) -> int:
     finally:
         results.write()
     if interrupted:
-        logger.error("Stopped: what was detected until now is written.")
+        logger.error("Stopped. The detections so far are written.")
         return 128 + signal.SIGINT
     if skipped:
         logger.error("%d files could not be used", skipped)

@@ -1,4 +1,4 @@
-"""Predictions drawn into images, with Detectron2's visualizers."""
+"""Draw predictions into images, with Detectron2's visualizers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MAX_ENLARGED = 4096  # of the longer side of an image that is drawn larger
 
 
 def draw(bgr: np.ndarray, found: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """Draw the output of a predictor: its segments if it is panoptic, else the class of each pixel
-    and the instances, as far as it has them.
+    """Draw the output of a predictor: the segments of a panoptic one; else the class of each pixel
+    and the instances, where it has them.
 
     Args:
         bgr: (H, W, 3) uint8.
         found: tensors on the CPU.
 
     Returns:
-        RGB, (H', W', 3) uint8; larger than the image if that is small.
+        RGB, (H', W', 3) uint8. Small images are enlarged.
     """
     short, long = sorted(bgr.shape[:2])
     scale = max(1.0, min(MIN_DRAWN / short, MAX_ENLARGED / long))

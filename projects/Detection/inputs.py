@@ -1,4 +1,4 @@
-"""What demo.py is to look at: files, folders, globs, and every frame of an animation."""
+"""The images that demo.py detects on: files, folders, globs, and every frame of an animation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Frame:
     """An image to detect on.
 
     Attributes:
-        file: that it is from.
+        file: its source.
         bgr: (H, W, 3) uint8.
         number: of the frame in an animation or video, from 0; None for an image.
     """
@@ -32,7 +32,7 @@ class Frame:
 
 
 def find_files(inputs: Sequence[str]) -> Iterator[Path]:
-    """The files that ``inputs`` name; a folder stands for the images in it."""
+    """The files that ``inputs`` name: files, the images in folders, and matches of globs."""
     suffixes = set(Image.registered_extensions())
     for name in inputs:
         path = Path(name).expanduser()
@@ -77,24 +77,3 @@ def _animation(file: Path) -> Iterator[Frame]:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise DatasetError(f"{file} cannot be read ({error or type(error).__name__}).") from error
-
-
-class OutputNames:
-    """Names for what is written about each input: photo.jpg -> "photo.jpg", and "photo.jpg_2" for
-    one of this name in another folder. Frames of an animation get "_frame00012" at their end."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-        self._of_file: dict[Path, str] = {}
-
-    def of(self, frame: Frame) -> str:
-        name = self._of_file.get(frame.file)
-        if name is None:
-            name, count = frame.file.name, 1
-            # Some file systems do not tell upper from lower case.
-            while name.lower() in self._taken:
-                count += 1
-                name = f"{frame.file.name}_{count}"
-            self._taken.add(name.lower())
-            self._of_file[frame.file] = name
-        return name if frame.number is None else f"{name}_frame{frame.number:05d}"

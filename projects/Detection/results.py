@@ -1,4 +1,4 @@
-"""What demo.py finds, kept and written to a folder."""
+"""The results of demo.py: drawn images, label images and JSON files in one folder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gnws_d2.projects.detection.coco_detections import (
     write_png,
 )
 from gnws_d2.projects.detection.drawing import draw, draw_frame, to_cpu
-from gnws_d2.projects.detection.inputs import Frame, OutputNames
+from gnws_d2.projects.detection.inputs import Frame
 
 logger = logging.getLogger("gnws_d2.demo")
 
 
 class Results:
-    """Detects, draws and writes images one by one, and at the end what was detected.
+    """Detects, draws and writes images one by one, and at the end detections.json.
 
     Args:
         predictor: of any kind of model.
@@ -45,13 +45,13 @@ class Results:
         self._images: list[Path] = []
 
     def add(self, frame: Frame, visualizer: VideoVisualizer | None = None) -> np.ndarray:
-        """Detect on ``frame``, and write what belongs to it alone.
+        """Detect on ``frame``, and write the images that belong to it.
 
         Args:
             visualizer: draws the frames of a video, which are then not written one by one.
 
         Returns:
-            RGB, (H, W, 3) uint8: the frame with what was found drawn.
+            The frame with the detections drawn, RGB, (H, W, 3) uint8.
         """
         found = to_cpu(self.predictor(frame.bgr))
         name = f"{self._names.of(frame)}.png"
@@ -74,7 +74,8 @@ class Results:
         self._images.append(self.output / name)
 
     def write(self) -> None:
-        """Write detections.json and panoptic.json; on a full disk, in place of the last images.
+        """Write detections.json and panoptic.json. On a full disk, remove the last drawn images
+        to make room.
 
         Raises:
             FileError: they cannot be written.
@@ -89,8 +90,29 @@ class Results:
                     raise
                 removed = self._images.pop()
                 removed.unlink(missing_ok=True)
-                logger.warning("%s is removed to make room for what was detected.", removed)
+                logger.warning("%s is removed to make room for the detections.", removed)
         logger.info(
             "%d detections in %d images, in %s",
             *(len(self.detections.annotations), len(self.detections.images), self.output),
         )
+
+
+class OutputNames:
+    """Names of the output files: "photo.jpg" for photo.jpg, and "photo.jpg_2" for another file of
+    that name. Frames of an animation end in "_frame00012"."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._of_file: dict[Path, str] = {}
+
+    def of(self, frame: Frame) -> str:
+        name = self._of_file.get(frame.file)
+        if name is None:
+            name, count = frame.file.name, 1
+            # Some file systems do not tell upper from lower case.
+            while name.lower() in self._taken:
+                count += 1
+                name = f"{frame.file.name}_{count}"
+            self._taken.add(name.lower())
+            self._of_file[frame.file] = name
+        return name if frame.number is None else f"{name}_frame{frame.number:05d}"

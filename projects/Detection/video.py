@@ -16,8 +16,8 @@ from gnws_d2.projects.detection.inputs import Frame
 
 logger = logging.getLogger("gnws_d2.demo")
 
-FRAMES_PER_SECOND = 25.0  # of a video that does not say
-WINDOW = "gnws_d2: Esc ends"
+FRAMES_PER_SECOND = 25.0  # of a video that does not store it
+WINDOW = "gnws_d2: Esc stops"
 ESCAPE = 27
 
 
@@ -32,8 +32,8 @@ def opened(source: str) -> Iterator[Any]:
         if not capture.isOpened():
             kind = f"camera {source}" if is_camera else source
             raise FileError(
-                f"{kind} cannot be opened. Check that it works in another program, and that the "
-                "OpenCV here knows its format."
+                f"{kind} cannot be opened. Check that it works in another program and that this "
+                "OpenCV reads its format."
             )
         yield capture
     finally:
@@ -57,7 +57,7 @@ def frames_per_second(capture: Any) -> float:
 
 
 class VideoFile:
-    """An mp4 file to write frames of one size to; it appears with the first."""
+    """Writes frames of one size to an mp4 file, which appears with the first one."""
 
     def __init__(self, file: Path, frames_per_second: float) -> None:
         self.file = file
@@ -101,6 +101,6 @@ class Window:
             self._works = False
             logger.warning(
                 "This OpenCV opens no window (opencv-python-headless, or no display): frames are "
-                "only written. Ctrl-C ends."
+                "only written. Ctrl-C stops."
             )
             return False

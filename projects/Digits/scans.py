@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ TRAIN_SHARE = 0.8
 SPLIT_SEED = 1797
 
 
-@dataclass(frozen=True)
-class Scans:
+class Scans(NamedTuple):
     """Scans of one split.
 
     Attributes:
@@ -27,25 +26,6 @@ class Scans:
     ink: np.ndarray
     labels: np.ndarray
     ids: np.ndarray
-
-
-def split_ids(labels: np.ndarray, split: str) -> np.ndarray:
-    """Choose the scans of a split: the same share of each class, no scan in both splits.
-
-    Args:
-        labels: (N,) int class of each scan.
-        split: "train" or "val".
-
-    Returns:
-        Sorted positions in ``labels``.
-    """
-    rng = np.random.default_rng(SPLIT_SEED)
-    chosen = []
-    for label in range(len(CLASSES)):
-        shuffled = rng.permutation(np.flatnonzero(labels == label))
-        cut = round(TRAIN_SHARE * len(shuffled))
-        chosen.append(shuffled[:cut] if split == "train" else shuffled[cut:])
-    return np.sort(np.concatenate(chosen))
 
 
 def load_scans(split: str) -> Scans:
@@ -65,3 +45,15 @@ def load_scans(split: str) -> Scans:
     ids = split_ids(digits.target, split)
     # The scans count ink in 17 steps, 0 to 16.
     return Scans((digits.images[ids] / 16).astype(np.float32), digits.target[ids], ids)
+
+
+def split_ids(labels: np.ndarray, split: str) -> np.ndarray:
+    """Choose the scans of a split by their ``labels``, (N,) int: the same share of each class, and
+    no scan in both splits. Returns sorted positions in ``labels``."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    chosen = []
+    for label in range(len(CLASSES)):
+        shuffled = rng.permutation(np.flatnonzero(labels == label))
+        cut = round(TRAIN_SHARE * len(shuffled))
+        chosen.append(shuffled[:cut] if split == "train" else shuffled[cut:])
+    return np.sort(np.concatenate(chosen))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .ground import LUMA, choose_ink, draw_ground
 from .scans import CLASSES, Scans
 
 SIZE = 160  # width and height of an image, pixels
@@ -17,6 +16,10 @@ MAX_ANGLE = 10  # degrees, either way
 MIN_VISIBLE = 0.9  # share of a digit's mask that later digits must leave uncovered
 TRIES = 12  # positions tried before a digit is left out
 EDGE = 1.5  # width of the soft edge of a stroke, pixels
+# Rec. 601: how bright red, green and blue look.
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+MIN_CONTRAST = 80  # least difference of luma between ink and the ground's mean, of 255
+INK_CHOICES = 12
 
 
 @dataclass
@@ -26,7 +29,7 @@ class Digit:
     Attributes:
         label: class, 0 to 9.
         scan: position of its scan in scikit-learn's ``load_digits``.
-        ink: (3,) float32 RGB colour.
+        ink: (3,) float32 RGB color.
         area: pixels of its mask before later digits covered some.
         mask: (SIZE, SIZE) bool, the visible part.
     """
@@ -38,12 +41,44 @@ class Digit:
     mask: np.ndarray
 
 
-@dataclass
-class Scene:
-    """An image, (SIZE, SIZE, 3) uint8 RGB, and its digits from the lowest to the topmost."""
+def compose(rng: np.random.Generator, scans: Scans) -> tuple[np.ndarray, list[Digit]]:
+    """Compose an image of 1 to 4 digits. All that is random in it comes from ``rng``.
 
-    image: np.ndarray
-    digits: list[Digit]
+    Returns:
+        The image, (SIZE, SIZE, 3) uint8 RGB, and its digits from the lowest to the topmost.
+    """
+    image = draw_ground(rng, SIZE)
+    ground_luma = float(image.mean(axis=(0, 1)) @ LUMA)
+    digits: list[Digit] = []
+    for _ in range(rng.integers(1, MAX_DIGITS + 1)):
+        label = int(rng.integers(len(CLASSES)))
+        choice = rng.choice(np.flatnonzero(scans.labels == label))
+        stroke = draw_stroke(rng, scans.ink[choice])
+        place = find_place(rng, stroke >= 0.5, digits)
+        if place is None:
+            continue
+        mask = np.zeros((SIZE, SIZE), bool)
+        mask[place] = stroke >= 0.5
+        touched = [digit for digit in digits if (digit.mask[place] & (stroke > 0)).any()]
+        ink = choose_ink(rng, ground_luma, [digit.ink for digit in touched])
+        for digit in touched:
+            digit.mask &= ~mask
+        image[place] += stroke[..., None] * (ink - image[place])
+        digits.append(Digit(label, int(scans.ids[choice]), ink, int(mask.sum()), mask))
+    image += rng.uniform(1, 5) * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), digits
+
+
+def draw_stroke(rng: np.random.Generator, scan: np.ndarray) -> np.ndarray:
+    """Enlarge a scan at a random height, width, slant and thickness (see :func:`enlarge`)."""
+    low, high = np.log(HEIGHTS)
+    return enlarge(
+        scan,
+        height=np.exp(rng.uniform(low, high)),
+        aspect=rng.uniform(0.7, 1.0),
+        angle=np.deg2rad(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
+        level=rng.uniform(0.36, 0.46),
+    )
 
 
 def enlarge(
@@ -90,31 +125,11 @@ def enlarge(
     return coverage[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
 
 
-def draw_stroke(rng: np.random.Generator, scan: np.ndarray) -> np.ndarray:
-    """Enlarge a scan at a random height, width, slant and thickness (see :func:`enlarge`)."""
-    low, high = np.log(HEIGHTS)
-    return enlarge(
-        scan,
-        height=np.exp(rng.uniform(low, high)),
-        aspect=rng.uniform(0.7, 1.0),
-        angle=np.deg2rad(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
-        level=rng.uniform(0.36, 0.46),
-    )
-
-
 def find_place(
     rng: np.random.Generator, covered: np.ndarray, below: list[Digit]
 ) -> tuple[slice, slice] | None:
-    """Find a place in the image that leaves enough of the digits below visible.
-
-    Args:
-        rng: source of chance.
-        covered: (h, w) bool mask of the digit to be placed.
-        below: the digits that are in the image already.
-
-    Returns:
-        The rows and columns of the image to put the digit in; None if none were found.
-    """
+    """Choose the rows and columns of the image for a digit with the mask ``covered``, (h, w) bool,
+    so that it leaves enough of the digits ``below`` visible. None if no such place is found."""
     h, w = covered.shape
     for _ in range(TRIES):
         y, x = rng.integers(SIZE - h + 1), rng.integers(SIZE - w + 1)
@@ -125,25 +140,47 @@ def find_place(
     return None
 
 
-def compose(rng: np.random.Generator, scans: Scans) -> Scene:
-    """Compose an image of 1 to 4 digits; all that is random in it comes from ``rng``."""
-    image = draw_ground(rng, SIZE)
-    ground_luma = float(image.mean(axis=(0, 1)) @ LUMA)
-    digits: list[Digit] = []
-    for _ in range(rng.integers(1, MAX_DIGITS + 1)):
-        label = int(rng.integers(len(CLASSES)))
-        choice = rng.choice(np.flatnonzero(scans.labels == label))
-        stroke = draw_stroke(rng, scans.ink[choice])
-        place = find_place(rng, stroke >= 0.5, digits)
-        if place is None:
-            continue
-        mask = np.zeros((SIZE, SIZE), bool)
-        mask[place] = stroke >= 0.5
-        touched = [digit for digit in digits if (digit.mask[place] & (stroke > 0)).any()]
-        ink = choose_ink(rng, ground_luma, [digit.ink for digit in touched])
-        for digit in touched:
-            digit.mask &= ~mask
-        image[place] += stroke[..., None] * (ink - image[place])
-        digits.append(Digit(label, int(scans.ids[choice]), ink, int(mask.sum()), mask))
-    image += rng.uniform(1, 5) * rng.standard_normal((SIZE, SIZE, 1), dtype=np.float32)
-    return Scene(np.clip(np.rint(image), 0, 255).astype(np.uint8), digits)
+def choose_ink(rng: np.random.Generator, ground_luma: float, below: list[np.ndarray]) -> np.ndarray:
+    """Choose a color, (3,) float32 RGB, darker than the ground's mean luma (0 to 255) and unlike
+    the colors ``below`` of the digits that it partly covers."""
+    choices = []
+    for _ in range(INK_CHOICES if below else 1):
+        luma = rng.uniform(0, max(0, ground_luma - MIN_CONTRAST))
+        choices.append(tinted(rng, luma, 110))
+    return max(choices, key=lambda ink: min((np.linalg.norm(ink - u) for u in below), default=0))
+
+
+def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draw a background: a color, varied by a ramp, stripes or smooth noise, and finer noise.
+    Returns (size, size, 3) float32 RGB, 0 to 255."""
+    kind = rng.choice(["ramp", "stripes", "noise"])
+    if kind == "noise":
+        pattern = smooth_field(rng, size, int(rng.integers(3, 16)))
+    else:
+        pattern = wave_field(rng, size, stripes=kind == "stripes")
+    pattern = pattern + 0.4 * smooth_field(rng, size, int(rng.integers(10, 40)))
+    base = tinted(rng, rng.uniform(120, 235), 60)
+    swing = tinted(rng, rng.uniform(8, 26), 15)
+    return np.clip(base + pattern[..., None] * swing, 0, 255).astype(np.float32)
+
+
+def wave_field(rng: np.random.Generator, size: int, *, stripes: bool) -> np.ndarray:
+    """Draw a ramp, or stripes, in a random direction. Returns (size, size), -1 to 1."""
+    direction = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    along = x * np.cos(direction) + y * np.sin(direction)  # within +-0.71
+    if not stripes:
+        return along * np.sqrt(2)
+    return np.sin(2 * np.pi * (along * rng.uniform(3, 14) + rng.uniform()))
+
+
+def smooth_field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Draw smooth noise of about ``cells`` hills across. Returns (size, size), about -1 to 1."""
+    coarse = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def tinted(rng: np.random.Generator, luma: float, strength: float) -> np.ndarray:
+    """Draw a color of the given luma (up to clipping). Returns (3,) float32 RGB, 0 to 255."""
+    tint = rng.uniform(-strength, strength, 3)
+    return np.clip(luma + tint - tint @ LUMA, 0, 255).astype(np.float32)

@@ -25,6 +25,11 @@ def model() -> nn.Module:
     return nn.Sequential(WSConv2d(3, 32, 3), nn.GroupNorm(32, 32), nn.Conv2d(32, 8, 1))
 
 
+def good() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {name: torch.randn_like(t) for name, t in model().state_dict().items()}
+
+
 @functools.cache
 def saved() -> bytes:
     stream = io.BytesIO()
@@ -33,21 +38,13 @@ def saved() -> bytes:
     return stream.getvalue()
 
 
-@functools.cache
-def good() -> dict[str, torch.Tensor]:
-    torch.manual_seed(1)
-    return {name: torch.randn_like(t) for name, t in model().state_dict().items()}
-
-
-def load(file: Path, expected: dict[str, torch.Tensor] | None = None) -> str:
+def load(file: Path) -> str:
     """Load, and compare with the good tensors."""
     built = model()
     Checkpointer(built).load(str(file))
-    expected = good() if expected is None else expected
-    for name, tensor in built.state_dict().items():
-        if not torch.equal(tensor, expected[name]):
-            return f"{name} differs from the file that was saved"
-    return ""
+    state, expected = built.state_dict(), good()
+    wrong = [name for name in expected if not torch.equal(state[name], expected[name])]
+    return f"{wrong[0]} differs from what was saved" if wrong else ""
 
 
 def damaged(rng: random.Random, folder: Path) -> str:
@@ -71,74 +68,67 @@ def damaged(rng: random.Random, folder: Path) -> str:
 
 
 class Program:
-    def __init__(self, file: Path, how: int) -> None:
-        self._file, self._how = str(file), how
+    """Makes the folder ``made`` when it is unpickled."""
+
+    def __init__(self, made: Path, how: int) -> None:
+        self._made, self._how = str(made), how
 
     def __reduce__(self) -> Any:
         return (
-            (os.mkdir, (self._file,)),
-            (exec, (f"import os; os.mkdir({self._file!r})",)),
-            (eval, (f"__import__('os').mkdir({self._file!r})",)),
-            (os.system, (f"mkdir '{self._file}'",)),
-            (torch.load, (self._file,)),
+            (os.mkdir, (self._made,)),
+            (exec, (f"import os; os.mkdir({self._made!r})",)),
+            (eval, (f"__import__('os').mkdir({self._made!r})",)),
+            (os.system, (f"mkdir '{self._made}'",)),
+            (torch.load, (self._made,)),
         )[self._how]
 
 
 def program(rng: random.Random, folder: Path) -> str:
     """A program in a pickle, in any form that torch has had, at any place in the file."""
-    hidden: Any = Program(folder / "made", rng.randrange(5))
-    match rng.randrange(6):
-        case 0:
-            hidden = {"model": {**good(), "2.bias": hidden}}
-        case 1:
-            hidden = {"model": good(), "optimizer": [hidden]}
-        case 2:
-            hidden = {"model": good(), rng.choice(("gnws_d2", "matching_heuristics", "x")): hidden}
-        case 3:
-            hidden = {"model": hidden}
-        case 4:
-            tensor = torch.nn.Parameter(good()["2.bias"])
-            tensor.hidden = hidden  # type: ignore[attr-defined]
-            hidden = {"model": {**good(), "2.bias": tensor}}
+    hidden = Program(folder / "made", rng.randrange(5))
+    tensor = nn.Parameter(good()["2.bias"])
+    tensor.hidden = hidden  # type: ignore[attr-defined]
+    content: Any = rng.choice(
+        (
+            {"model": {**good(), "2.bias": hidden}},
+            {"model": {**good(), "2.bias": tensor}},
+            {"model": good(), "optimizer": [hidden]},
+            {"model": good(), rng.choice(("gnws_d2", "matching_heuristics", "x")): hidden},
+            {"model": hidden},
+            hidden,
+        )
+    )
     file = folder / rng.choice(("model.pth", "model.pth", "model.pkl", "model.pyth", "model"))
     with file.open("wb") as stream:
         if rng.random() < 0.3:
-            pickle.dump(hidden, stream, protocol=rng.randrange(6))
+            pickle.dump(content, stream, protocol=rng.randrange(6))
         else:
-            new = rng.random() < 0.7
-            torch.save(hidden, stream, _use_new_zipfile_serialization=new)
-    name = str(file) + rng.choice(("", "", "?matching_heuristics=True"))
+            torch.save(content, stream, _use_new_zipfile_serialization=rng.random() < 0.7)
+    query = rng.choice(("", "", "?matching_heuristics=True"))
     try:
         if rng.random() < 0.3:
             convert_file(file, folder / "new.pth", rng.choice(("detectron2", "mmdet")))
         else:
-            return load(Path(name)) if "?" not in name else _load_query(name)
+            Checkpointer(model()).load(f"{file}{query}")
     finally:
         if (folder / "made").exists():
             raise Wrong("a program in the file was executed")
     return ""
 
 
-def _load_query(name: str) -> str:
-    Checkpointer(model()).load(name)
-    return ""
-
-
 def tensors(rng: random.Random, folder: Path) -> str:
     """Tensors missing, left over, of another shape or type, not finite, or not tensors at all."""
-    content: dict[Any, Any] = dict(good())
+    content: Any = good()
     name = rng.choice(sorted(content))
     tensor = content[name]
-    index = tuple(rng.randrange(size) for size in tensor.shape)
     holed = tensor.clone()
-    holed[index] = rng.choice((float("nan"), float("inf"), -float("inf")))
+    holed.view(-1)[rng.randrange(tensor.numel())] = rng.choice((float("nan"), float("inf")))
     others: tuple[Any, ...] = (
         *(holed, tensor.to(torch.complex64), tensor.to(torch.int32), tensor > 0, tensor[:1]),
         *(tensor.unsqueeze(0), tensor.to_sparse(), torch.zeros(1).expand(10**6, 10**6)),
         *(tensor.to("meta"), None, 1.0, "x", [1.0], {"a": tensor}, tensor.flatten()[:0]),
         torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
     )
-    model: Any = content
     match rng.randrange(5):
         case 0:
             del content[name]
@@ -147,42 +137,34 @@ def tensors(rng: random.Random, folder: Path) -> str:
         case 2 | 3:
             content[name] = rng.choice(others)
         case 4:
-            model = rng.choice((None, [], {}, 1, "x", list(content.items()), {1: tensor}, tensor))
+            content = rng.choice((None, [], {}, 1, "x", list(content.items()), {1: tensor}, tensor))
     top = rng.choice(({}, {"matching_heuristics": True}, {"gnws_d2": 1}, {"__author__": "x"}))
-    torch.save({"model": model, **top}, folder / "model.pth")
+    torch.save({"model": content, **top}, folder / "model.pth")
     return load(folder / "model.pth")
 
 
 def archive(rng: random.Random, folder: Path) -> str:
     """The zip archive of a checkpoint with a record repeated, empty, cut, or a bomb."""
     file = folder / "model.pth"
-    how = rng.randrange(6)
+    how = rng.choice(("removed", "empty", "cut", "moved", "repeated", "bomb"))
     with zipfile.ZipFile(io.BytesIO(saved())) as source, zipfile.ZipFile(file, "w") as target:
-        names = source.namelist()
-        chosen = rng.choice(names)
-        for name in names:
+        chosen = rng.choice(source.namelist())
+        for name in source.namelist():
             data = source.read(name)
-            if name == chosen:
-                if how == 0:
-                    continue
-                if how == 1:
-                    data = b""
-                elif how == 2:
-                    data = data[: len(data) // 2]
-                elif how == 3:
-                    name = f"../{name}"
-                elif how == 4:
+            if name != chosen:
+                target.writestr(name, data)
+            elif how == "bomb":
+                target.writestr(name, bytes(16 << 20), compress_type=zipfile.ZIP_DEFLATED)
+            elif how != "removed":
+                if how == "repeated":
                     target.writestr(name, b"first")
-                else:
-                    zeros = bytes(16 << 20)
-                    target.writestr(name, zeros, compress_type=zipfile.ZIP_DEFLATED)
-                    continue
-            target.writestr(name, data)
+                kept = {"empty": 0, "cut": len(data) // 2}.get(how, len(data))
+                target.writestr(f"../{name}" if how == "moved" else name, data[:kept])
     return load(file)
 
 
 def other(rng: random.Random, folder: Path) -> str:
-    """Files that are no checkpoint, and the good one, which has to be loaded."""
+    """Files that are no checkpoint; and the good one, which has to be loaded."""
     file = folder / "model.pth"
     match rng.randrange(6):
         case 0:
@@ -199,7 +181,7 @@ def other(rng: random.Random, folder: Path) -> str:
             file.write_bytes(saved())
             if wrong := load(file):
                 return wrong
-            Path(file).unlink()
+            file.unlink()
     return load(file)
 
 

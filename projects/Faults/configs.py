@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from trials import Trial, Wrong
 
 from gnws_d2 import load_config
@@ -75,22 +75,14 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def good(rng: random.Random, folder: Path) -> str:
-    """What a config says already, and a few good changes: it has to be read."""
-    name = rng.choice(NAMES)
-    cfg = load_config(name)
-    known = dict(leaves(cfg))
-    content: dict[str, Any] = {}
-    for key in rng.sample(sorted(known), 20):
-        value = known[key]
-        if key.startswith("SOLVER.") and isinstance(value, float) and value < 0.1:
-            value *= 2
-        node = content
-        *sections, last = key.split(".")
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[last] = str(value) if isinstance(value, tuple) else value
+    """All that a config says, with a few good changes: it has to be read."""
+    cfg = load_config(rng.choice(NAMES))
+    rates = [key for key in cfg.SOLVER if isinstance(cfg.SOLVER[key], float)]
+    for key in rng.sample(rates, 3):
+        cfg.SOLVER[key] *= 2
+    (folder / "config.yaml").write_text(cfg.dump())
     try:
-        return use(write(folder, name, content))
+        return use(folder / "config.yaml")
     except ConfigError as error:
         raise Wrong(f"refused: {error}") from error
 
@@ -162,8 +154,8 @@ def key(rng: random.Random, folder: Path) -> str:
 def component(rng: random.Random, folder: Path) -> str:
     """The name of a component, changed or of another kind of component."""
     name = rng.choice(NAMES)
-    cfg: CfgNode = load_config(name)
-    named = {k: v for k, v in leaves(cfg) if k.endswith((".NAME", "_NAME", "META_ARCHITECTURE"))}
+    parts = leaves(load_config(name))
+    named = {k: v for k, v in parts if k.endswith((".NAME", "_NAME", "META_ARCHITECTURE"))}
     known = sorted(set(map(str, named.values())))
     key = rng.choice(sorted(named))
     value = rng.choice([misspelled(rng, named[key] or "x"), rng.choice(known), "", "Mine"])

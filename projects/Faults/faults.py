@@ -94,7 +94,8 @@ def main() -> int:
     print(table(counts))
     if not args.dry_run:
         keep(counts)
-    return int(any(kind[outcome] for c in counts.values() for kind in c.values() for outcome in LOST))
+    lost = [n for kinds in counts.values() for kind in kinds.values() for n in map(kind.get, LOST)]
+    return int(any(lost))
 
 
 if __name__ == "__main__":

@@ -3,99 +3,70 @@
 from __future__ import annotations
 
 import os
-import signal
+import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
-from datasets import source
-from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+from trials import Wrong
 
-from gnws_d2.engine import launch
-from gnws_d2.projects.detection import train_net
-
-NAME = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
-OPTS = [
-    *("SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.IMS_PER_BATCH", "2"),
+LIMIT = 600.0  # seconds a trial
+PROGRAM = Path(__file__).resolve().parents[1] / "Detection" / "train_net.py"
+OPTS = (
+    *("--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "--resume"),
+    *("SOLVER.MAX_ITER", "24", "SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.IMS_PER_BATCH", "2"),
     *("SOLVER.REFERENCE_WORLD_SIZE", "0", "SEED", "7", "DATASETS.TEST", "()"),
     *("MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0"),
     *("INPUT.MIN_SIZE_TRAIN", "(48, 64)"),
     *("MODEL.ANCHOR_GENERATOR.SIZES", "[[8],[16],[32],[48],[64]]"),
     *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32"),
     *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),
-]
+)
 
 
 def start(
-    output: Path,
-    *words: str,
-    env: Mapping[str, str] = {},
-    prepare: Callable[[], None] = lambda: None,
-) -> int:
-    """Start ``train_net.py --resume`` on Digits with the text that it prints in ``output``.txt.
+    output: Path, *opts: str, env: Mapping[str, str] = {}, through: Sequence[str] = ()
+) -> subprocess.Popen:
+    """Start or resume a training on Digits. What it prints replaces ``output``.txt.
 
     Args:
-        words: overrides of the config.
+        opts: overrides of the config.
         env: of the process, as torchrun sets it.
-        prepare: runs first in the process.
-
-    Returns:
-        Its ID.
+        through: the command that starts the process.
     """
-    data = source()  # made in this process, for all that it starts
-    output.parent.mkdir(parents=True, exist_ok=True)
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        _prctl_pr_set_pdeathsig(signal.SIGKILL)
-        said = os.open(f"{output}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for descriptor in (1, 2):
-            os.dup2(said, descriptor)
-        os.environ.update(env)
-        prepare()
-        datasets = ["DATASETS.TRAIN", str((str(data / "digits_train.json"),))]
-        words = ("--config-file", NAME, "--resume", *OPTS, *datasets, *words)
-        args = train_net.argument_parser().parse_args([*words, "OUTPUT_DIR", str(output)])
-        launch(train_net.main, 1, args=(args,))
-        code = 0
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        else:
-            code = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    data = ("DATASETS.TRAIN", str((str(datasets.prepare() / "digits_train.json"),)))
+    words = [*through, sys.executable, str(PROGRAM), *OPTS, *data, *opts, "OUTPUT_DIR", str(output)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    with open(f"{output}.txt", "w") as said_file:
+        return subprocess.Popen(words, env=env, stdout=said_file, stderr=said_file)
 
 
-def wait(child: int) -> int:
-    """The exit code of a process; negative for a signal that it died of."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Wait until it holds, or the process ends."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.02)
 
 
 def said(output: Path) -> str:
     return Path(f"{output}.txt").read_text(encoding="utf-8")
 
 
-def final(output: Path) -> dict[str, Any]:
-    """The last checkpoint, without what the file says about itself."""
-    content = torch.load(output / "model_final.pth", weights_only=True)
+def finish(outputs: Sequence[Path], processes: Sequence[subprocess.Popen]) -> dict[str, Any]:
+    """The last checkpoint of a training, without what the file says about itself."""
+    codes = [process.wait() for process in processes]
+    if any(codes):
+        raise Wrong(f"ended with {codes}: {said(outputs[0])[-500:]}")
+    content = torch.load(outputs[0] / "model_final.pth", weights_only=True)
     return {key: content[key] for key in ("model", "trainer", "iteration")}
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two checkpoints are equal, bit for bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+def compare(one: Any, other: Any) -> str:
+    try:
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    except AssertionError as error:
+        return f"another checkpoint: {error}"
+    return ""

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from gnws_d2.errors import GnwsError
+from gnws_d2.files import CACHE_VARIABLE
 
 LIMIT = 60.0  # seconds a trial, unless its corpus has another LIMIT
 MEMORY = 16 << 30  # bytes of address space of a process
@@ -102,4 +103,5 @@ def perform(name: str, seed: int, folder: Path) -> str:
     """Perform a trial in this process: why its result is wrong, or ""."""
     corpus, kind, _ = name.split("/")
     trial: Trial = importlib.import_module(corpus).CLASSES[kind][1]
+    os.environ[CACHE_VARIABLE] = str(folder / "cache")
     return trial(random.Random(f"{seed}/{name}"), folder)

@@ -22,7 +22,7 @@ from torchvision.models.resnet import BasicBlock
 
 from gnws_d2.files import cache_path
 from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, convert
-from gnws_d2.projects.digits.scans import load_scans
+from gnws_d2.projects.digits import load_scans
 
 LR_GRID = (0.05, 0.1, 0.2)
 FASHION_LR_GRID = (0.0125, 0.025, *LR_GRID)

@@ -69,16 +69,11 @@ BySeed = dict[str, float]  # a number for each seed; NaN if its job diverged
 
 
 def collect(results: Path, data: Path) -> None:
-    """Write the results in a folder as one CSV file for each experiment.
-
-    Raises:
-        FileNotFoundError: the folder has no results.
-    """
-    files = sorted(results.glob("*.json"))
-    if not files:
-        raise FileNotFoundError(f"{results} has no results. Run an experiment into it.")
+    """Write the results in a folder as one CSV file for each experiment."""
     tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for file in files:
+    for file in sorted(results.iterdir()):
+        if file.suffix != ".json":
+            continue
         result = json.loads(file.read_text(encoding="utf-8"))
         rows, job = result.pop("rows"), result.pop("job")
         experiment = job.pop("experiment")

@@ -1,18 +1,17 @@
-"""Training on one's own COCO files: check them, fit config and schedule to them.
+"""Train on custom COCO files: check them, and fit a config and its schedule to them.
 
-A dataset's name may be a file, ``ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val]``;
-:func:`fit_to_data` registers those of a config and fits the config to them.
+The name of a dataset may be a file, ``ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val]``.
+:func:`fit_to_data` registers the files that a config names, and fits the config to them. See
+README.md for the other functions.
 """
 
-from .arguments import data_opts, data_splits
+from .arguments import choose_config, data_opts, data_splits
 from .coco_file import kept_files
 from .fit import fit_to_data
 from .lazy_data import fit_lazy_config, name_data
-from .schedule import explicit_keys, packaged_config, schedule_for
+from .schedule import explicit_keys, packaged_config, schedule_for, start_from_detector
 from .source import is_source, short_name
-from .start import choose_config, start_from_detector
 from .summary import data_summary
-from .truth import register_source
 
 __all__ = [
     "choose_config",
@@ -26,7 +25,6 @@ __all__ = [
     "kept_files",
     "name_data",
     "packaged_config",
-    "register_source",
     "schedule_for",
     "short_name",
     "start_from_detector",

@@ -1,18 +1,26 @@
-"""Datasets named on the command line, as keys of the config."""
+"""Datasets named on the command line, as keys of the config, and the default config for them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from detectron2.data import DatasetCatalog
 
 from gnws_d2.errors import DatasetError
 
-from .source import Source, source_of, split_of
+from .coco_file import read_coco
+from .source import source_of, split_of
 
+# Two configs each, for boxes and for boxes with masks. A CPU trains the small ones in minutes.
+ON_GPU = (
+    "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml",
+)
+ON_CPU = ("Small/faster_rcnn_R_18_FPN_gn_ws.yaml", "Small/mask_rcnn_R_18_FPN_gn_ws.yaml")
 ROBOFLOW_FILE = "_annotations.coco.json"
 
 
@@ -22,10 +30,8 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
     Raises:
         DatasetError: a file or folder does not exist, or its layout is unknown.
     """
-    splits = {
-        split: [resolve(word) for word in getattr(args, split)]
-        for split in ("train", "val", "test")
-    }
+    named = {"train": args.train, "val": args.val, "test": args.test}
+    splits = {split: list(map(resolve, words)) for split, words in named.items()}
     if args.data is not None:
         if splits["train"]:
             raise DatasetError("--data and --train both name training data. Use one of them.")
@@ -65,6 +71,12 @@ def data_opts(
     return opts
 
 
+def choose_config(names: Sequence[str]) -> str:
+    """The packaged config for the training data ``names`` and the device."""
+    has_masks = any(read_coco(s.file).has_masks for s in map(source_of, names) if s)
+    return (ON_GPU if torch.cuda.is_available() else ON_CPU)[has_masks]
+
+
 def resolve(word: str) -> str:
     """The dataset name for a word on the command line: a registered name stays, a file gets
     absolute paths, and a folder stands for its only annotation file.
@@ -75,7 +87,7 @@ def resolve(word: str) -> str:
     source = source_of(word)
     if source is None and word in DatasetCatalog:
         return word
-    path = Path(word).expanduser()
+    path = Path(word).expanduser().absolute()
     if path.is_dir():
         files = _annotation_files(path)
         if len(files) != 1:
@@ -83,14 +95,16 @@ def resolve(word: str) -> str:
                 f"{word} has {len(files)} annotation files. Name one: {word}/FILE.json, or use "
                 "--data for a folder with several splits."
             )
-        return str(Source(files[0]).absolute())
+        return str(files[0])
     if source is None:
         raise DatasetError(
             f"{word!r} is neither a registered dataset nor a COCO annotation file (*.json)."
         )
-    if not source.file.expanduser().exists():
+    folder = source.folder and source.folder.expanduser().absolute()
+    source = replace(source, file=source.file.expanduser().absolute(), folder=folder)
+    if not source.file.exists():
         raise DatasetError(f"{source.file} does not exist. Check the path.")
-    return str(source.absolute())
+    return str(source)
 
 
 def find_export(folder: Path) -> dict[str, list[str]]:
@@ -102,6 +116,7 @@ def find_export(folder: Path) -> dict[str, list[str]]:
     Raises:
         DatasetError: the folder has no training annotations, or several files could be.
     """
+    folder = folder.expanduser().absolute()
     if not folder.is_dir():
         raise DatasetError(f"--data {folder}: no such folder. Name the folder of the export.")
     files = _annotation_files(folder)
@@ -119,9 +134,7 @@ def find_export(folder: Path) -> dict[str, list[str]]:
             "annotations/instances_train*.json or a single *.json. Name the files with --train "
             "and --val."
         )
-    return {
-        split: [str(Source(file).absolute()) for file in found] for split, found in by_split.items()
-    }
+    return {split: list(map(str, files)) for split, files in by_split.items()}
 
 
 def _annotation_files(folder: Path) -> list[Path]:

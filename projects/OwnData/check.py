@@ -6,10 +6,11 @@ they read is therefore checked first.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -22,7 +23,7 @@ from gnws_d2.data import image_size
 from gnws_d2.errors import DatasetError, shorten
 
 from . import rle
-from .coco_file import CocoFile, is_id
+from .coco_file import CocoFile
 
 TOLERANCE = 1.0  # pixels that a box may extend beyond its image
 NORMALIZED_SIDE = 1.0  # a box smaller than this, in the first pixel, is a fraction of the image
@@ -74,8 +75,7 @@ def header_problem(file: Path, image: dict[str, Any]) -> str:
     try:
         width, height, orientation = image_size(file)
     except DatasetError as error:
-        # Leave out the advice, which is to skip the image here.
-        return f"{file}{str(error).removeprefix(str(file)).partition('. ')[0].rstrip('.')}"
+        return str(error)
     stated = image["width"], image["height"]
     if stated == (width, height):
         return ""
@@ -102,110 +102,103 @@ def check_coco(
     verdict = Verdict()
     good: dict[Any, dict[str, Any]] = {}
     bad = set()
-    for index, (image, reason) in enumerate(_image_problems(coco.images)):
+    files = Counter(filter(_is_name, (image.get("file_name") for image in coco.images)))
+    for index, reason in enumerate(_id_problems(coco.images, "images")):
+        image = coco.images[index]
         number = image.get("id")
+        reason = reason or _image_problem(image, files)
         reason = reason or image_problem(image_folder / image["file_name"], image)
         if not reason:
             good[number] = image
             continue
-        named = f"image {image.get('file_name', index)!r:.100} (id {number!r})"
+        line = f"image {image.get('file_name', index)!r:.100} (id {number!r}): {reason}"
         verdict.bad_images.add(index)
-        verdict.problems.append(Problem(shorten(f"{named}: {reason}", quote=False), number))
-        if is_id(number):
+        verdict.problems.append(Problem(shorten(line, quote=False), number))
+        if _is_id(number):
             bad.add(number)
+    annotations = coco.annotations or []
     check = _AnnotationCheck(coco, needs_masks)
     checked = []
-    for index, annotation in enumerate(coco.annotations or ()):
-        number = annotation.get("image_id")
-        if is_id(number) and number in bad:
+    for index, reason in enumerate(_id_problems(annotations, "annotations")):
+        number = annotations[index].get("image_id")
+        if _is_id(number) and number in bad:
             verdict.bad_annotations.add(index)
         else:
-            image = good.get(number) if is_id(number) else None
-            checked.append((index, annotation, image, check(annotation, image)))
+            image = good.get(number, {}) if _is_id(number) else {}
+            checked.append((index, image, reason or check(annotations[index], image)))
     # If the boxes of a file have another form, some of them are possible in this form too. They
     # come last, as others show the form more clearly.
     other_form = check.other_form()
-    for index, annotation, image, reason in sorted(checked, key=lambda entry: not entry[-1]):
+    for index, image, reason in sorted(checked, key=lambda entry: not entry[-1]):
         if reason := reason or other_form:
-            number = annotation.get("id")
+            number, image_id = (annotations[index].get(member) for member in ("id", "image_id"))
             of_image = f" of {image['file_name']!r:.100}" if image else ""
             line = f"annotation {number!r:.60}{of_image}: {reason}"
             verdict.bad_annotations.add(index)
-            problem = Problem(shorten(line, quote=False), annotation.get("image_id"), number)
-            verdict.problems.append(problem)
+            verdict.problems.append(Problem(shorten(line, quote=False), image_id, number))
     return verdict
 
 
-def _image_problems(images: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Each entry of ``images``, and what is wrong with it without a look at its file, or ""."""
-    ids, kind = _ids_of(images)
-    files = Counter(image.get("file_name") for image in images if _is_name(image.get("file_name")))
-    most = Image.MAX_IMAGE_PIXELS or math.inf
-    for image in images:
-        number, name = image.get("id"), image.get("file_name")
-        sides: list[Any] = [image.get("width"), image.get("height")]
-        reason = ""
-        if not is_id(number) or type(number) is not kind:
-            reason = f"its id is {number!r:.60}, not a whole number of 64 bits"
-        elif ids[number] > 1:
-            reason = f"{ids[number]} images have this id"
-        elif not _is_name(name):
-            reason = f"its file_name is {name!r:.60}"
-        elif files[name] > 1:
-            reason = f"the file is listed {files[name]} times"
-        elif not all(_is_number(s) and s >= 1 and s == int(s) for s in sides):
-            reason = f"its size is {sides[0]!r:.30} x {sides[1]!r:.30}"
-        elif sides[0] * sides[1] > most:
-            reason = f"its size is {sides[0]} x {sides[1]}, more than {most:.0f} pixels"
-        yield image, reason
-
-
-def _ids_of(entries: list[dict[str, Any]]) -> tuple[Counter[Any], type]:
-    """How often each id occurs, and the type that most ids have."""
+def _id_problems(entries: list[dict[str, Any]], kind: str) -> list[str]:
+    """What is wrong with the id of each entry, or ""."""
     ids = [entry.get("id") for entry in entries]
-    kinds = Counter(map(type, ids))
-    return Counter(filter(is_id, ids)), max(kinds, key=kinds.__getitem__, default=int)
+    counts, types = Counter(filter(_is_id, ids)), Counter(map(type, ids))
+    usual = max(types, key=types.__getitem__, default=int)
+    problems = []
+    for number in ids:
+        problem = ""
+        if not _is_id(number) or type(number) is not usual:
+            problem = f"its id is {number!r:.60}, not a whole number of 64 bits"
+        elif counts[number] > 1:
+            problem = f"{counts[number]} {kind} have this id"
+        problems.append(problem)
+    return problems
+
+
+def _image_problem(image: dict[str, Any], files: Mapping[str, int]) -> str:
+    """What is wrong with an entry of the file; ``files`` counts each file_name."""
+    name, width, height = (image.get(member) for member in ("file_name", "width", "height"))
+    most = Image.MAX_IMAGE_PIXELS or math.inf
+    if not _is_name(name):
+        return f"its file_name is {name!r:.60}"
+    if files[name] > 1:
+        return f"the file is listed {files[name]} times"
+    if not all(_is_number(side) and side >= 1 and side == int(side) for side in (width, height)):
+        return f"its size is {width!r:.30} x {height!r:.30}"
+    if width * height > most:
+        return f"its size is {width} x {height}, more than {most:.0f} pixels"
+    return ""
 
 
 class _AnnotationCheck:
     """``check(annotation, image)`` says what is wrong with an annotation, or ""."""
 
     def __init__(self, coco: CocoFile, needs_masks: bool) -> None:
-        annotations = coco.annotations or []
-        self._ids, self._kind = _ids_of(annotations)
-        self._categories = coco.class_names
-        self._keypoints = {
-            c["id"]: len(c["keypoints"])
-            for c in coco.categories
-            if isinstance(c.get("keypoints"), list)
-        }
-        objects = [a for a in annotations if not a.get("iscrowd")]
+        self._names = coco.class_names
+        self._keypoints = {c["id"]: c.get("keypoints") for c in coco.categories}
+        objects = [a for a in coco.annotations or () if not a.get("iscrowd")]
         masks = sum(bool(a.get("segmentation")) for a in objects)
-        self._without_mask = needs_masks and (
+        without_mask = (
             f"no segmentation, although {masks} of {len(objects)} objects have one; set "
             "MODEL.MASK_ON False to train on boxes only"
         )
+        self._without_mask = without_mask if needs_masks else ""
         # How many boxes have each form, or could have it.
         self._boxes: Counter[str] = Counter()
 
     def other_form(self) -> str:
-        """What is wrong with every box: one has another form, and all others could have it; or
-        ""."""
+        """What is wrong with every box if one has another form that all could have, or ""."""
         count = self._boxes["all"]
         for form in ("like two corners", "normalized"):
             if self._boxes[form] and self._boxes[f"maybe {form}"] == count > 1:
                 return f"its bbox looks {form}, and so does every other box in the file"
         return ""
 
-    def __call__(self, annotation: dict[str, Any], image: dict[str, Any] | None) -> str:
-        number, category = annotation.get("id"), annotation.get("category_id")
-        if not is_id(number) or type(number) is not self._kind:
-            return f"its id is {number!r:.60}, not a whole number of 64 bits"
-        if self._ids[number] > 1:
-            return f"{self._ids[number]} annotations have this id"
-        if image is None:
+    def __call__(self, annotation: dict[str, Any], image: dict[str, Any]) -> str:
+        if not image:
             return f"its image_id, {annotation.get('image_id')!r:.60}, is not the id of an image"
-        if not is_id(category) or category not in self._categories:
+        category = annotation.get("category_id")
+        if not _is_id(category) or category not in self._names:
             return f"its category_id, {category!r:.60}, is not the id of a category"
         crowd = annotation.get("iscrowd", 0)
         if not isinstance(crowd, int) or crowd not in (0, 1):
@@ -225,7 +218,6 @@ class _AnnotationCheck:
         if not isinstance(box, list) or len(box) != 4 or not _are_real(box):
             return f"its bbox is {box!r:.80}, not [x, y, width, height]"
         x, y, width, height = box
-        size = image["width"], image["height"]
         if not all(map(_is_number, box)):
             return f"its bbox is {_short(box)}, not finite"
         if width <= 0 or height <= 0:
@@ -235,31 +227,32 @@ class _AnnotationCheck:
         if width < NORMALIZED_SIDE and height < NORMALIZED_SIDE and 0 <= x < 1 and 0 <= y < 1:
             self._boxes["normalized"] += 1
             return f"its bbox is {_short(box)}, which looks normalized: store pixels"
-        inside = _is_inside((x, y, x + width, y + height), size)
-        corners = width > x and height > y and _is_inside((x, y, width, height), size)
+        inside = _is_inside(x, y, x + width, y + height, image)
+        corners = width > x and height > y and _is_inside(x, y, width, height, image)
         self._boxes["maybe like two corners"] += corners
         if not inside and corners:
             self._boxes["like two corners"] += 1
             return _corners(box)
         if not inside:
-            return f"its bbox is {_short(box)}, outside its image of {size[0]} x {size[1]} pixels"
+            size = f"{image['width']} x {image['height']}"
+            return f"its bbox is {_short(box)}, outside its image of {size} pixels"
         area = annotation.get("area")
         if corners and area and not annotation.get("segmentation"):
             as_corners = (width - x) * (height - y)
-            if _is_close(area, as_corners) and not _is_close(area, width * height):
+            is_close = functools.partial(math.isclose, area, rel_tol=SAME_AREA)
+            if is_close(as_corners) and not is_close(width * height):
                 return _corners(box, f": its area is {area:g}")
         return ""
 
     def _segmentation(self, annotation: dict[str, Any], image: dict[str, Any]) -> str:
         mask = annotation.get("segmentation")
         if mask is None or mask == [] or mask == {}:
-            return "" if annotation.get("iscrowd") else self._without_mask or ""
+            return "" if annotation.get("iscrowd") else self._without_mask
         if not isinstance(mask, (list, dict)):
             return f"its segmentation is {mask!r:.60}, neither polygons nor RLE"
+        box_of = _box_of_polygons if isinstance(mask, list) else _box_of_rle
         try:
-            around = (
-                _box_of_polygons(mask, image) if type(mask) is list else _box_of_rle(mask, image)
-            )
+            around = box_of(mask, image)
         except DatasetError as error:
             return str(error)
         x, y, width, height = box = annotation["bbox"]
@@ -278,9 +271,9 @@ class _AnnotationCheck:
             return ""
         if not isinstance(points, list) or len(points) % 3 or not all(map(_is_number, points)):
             return f"its keypoints are {points!r:.60}, not finite [x, y, visibility, ...]"
-        wanted = self._keypoints.get(annotation["category_id"])
-        if wanted is not None and len(points) != 3 * wanted:
-            return f"it has {len(points) // 3} keypoints, its category has {wanted}"
+        names = self._keypoints.get(annotation["category_id"])
+        if isinstance(names, list) and len(points) != 3 * len(names):
+            return f"it has {len(points) // 3} keypoints, but its category has {len(names)}"
         if any(visibility not in (0, 1, 2) for visibility in points[2::3]):
             return "a keypoint's visibility is not 0, 1 or 2"
         return ""
@@ -328,14 +321,9 @@ def _box_of_rle(mask: dict[str, Any], image: dict[str, Any]) -> Box:
     return around
 
 
-def _is_inside(corners: tuple[float, ...], size: tuple[float, float]) -> bool:
-    left, top, right, bottom = corners
-    return (
-        left >= -TOLERANCE
-        and top >= -TOLERANCE
-        and right <= size[0] + TOLERANCE
-        and bottom <= size[1] + TOLERANCE
-    )
+def _is_inside(left: float, top: float, right: float, bottom: float, image: dict) -> bool:
+    width, height = image["width"] + TOLERANCE, image["height"] + TOLERANCE
+    return min(left, top) >= -TOLERANCE and right <= width and bottom <= height
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -345,6 +333,11 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     height = min(one[1] + sides[1], other[1] + sides[3]) - max(one[1], other[1])
     common = max(0.0, width) * max(0.0, height)
     return common / (sides[0] * sides[1] + sides[2] * sides[3] - common)
+
+
+def _is_id(value: Any) -> bool:
+    # NumPy holds 64 bits.
+    return isinstance(value, str) or (type(value) is int and -(2**63) <= value < 2**63)
 
 
 def _are_real(values: list[Any]) -> bool:
@@ -358,10 +351,6 @@ def _is_number(value: Any) -> bool:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and "\0" not in value
-
-
-def _is_close(one: float, other: float) -> bool:
-    return abs(one - other) <= SAME_AREA * max(one, other)
 
 
 def _corners(box: Any, why: str = "") -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check COCO datasets before training: every image is decoded, every annotation looked at."""
+"""Check COCO datasets before training: decode every image, check every annotation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import sys
-from dataclasses import asdict
+from collections import defaultdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from gnws_d2.engine import silence_upstream
 from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.own_data.arguments import data_opts, data_splits
+from gnws_d2.projects.own_data.arguments import data_opts, data_splits, resolve
 from gnws_d2.projects.own_data.check import Problem, check_coco, header_problem
 from gnws_d2.projects.own_data.coco_file import kept_files, read_coco
 from gnws_d2.projects.own_data.fit import fit_to_data
-from gnws_d2.projects.own_data.source import Source, is_source, resolve
+from gnws_d2.projects.own_data.source import source_of
 from gnws_d2.projects.own_data.summary import data_summary
 
 logger = logging.getLogger("gnws_d2.check_data")
@@ -36,10 +37,9 @@ logger = logging.getLogger("gnws_d2.check_data")
 MOST_LISTED = 10  # problems of a file; --output has all
 
 
-def check(name: str, digests: dict[str, str]) -> list[Problem]:
-    """The problems of a dataset's file; ``digests`` gets those of the content of its images."""
-    if is_source(name):
-        source = Source.parse(name)
+def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
+    """The problems of a dataset's file. ``by_content`` collects its images by their SHA-256."""
+    if source := source_of(name):
         coco = read_coco(source.file)
         folder = source.image_folder(coco.file_names)
     else:
@@ -57,7 +57,7 @@ def check(name: str, digests: dict[str, str]) -> list[Problem]:
                 read_image(file, "BGR")
             except DatasetError as error:
                 return str(error)
-            digests[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+            by_content[hashlib.sha256(file.read_bytes()).hexdigest()].add(str(file))
             return ""
 
         problems = check_coco(coco, folder, image_problem=decode).problems
@@ -68,12 +68,9 @@ def check(name: str, digests: dict[str, str]) -> list[Problem]:
     return problems
 
 
-def shared_content(digests: dict[str, str]) -> list[list[str]]:
-    """Groups of image files of one content, of different annotation files or of one."""
-    files: dict[str, list[str]] = {}
-    for file, digest in sorted(digests.items()):
-        files.setdefault(digest, []).append(file)
-    return sorted(group for group in files.values() if len(group) > 1)
+def _whole(name: str) -> str:
+    source = source_of(name)
+    return str(replace(source, part="")) if source else name
 
 
 @one_line_errors()
@@ -88,15 +85,12 @@ def main(args: argparse.Namespace) -> int:
     opts += [*data_opts(args, splits), "DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
     cfg = gnws_d2.load_config(args.config_file, [*opts, *args.opts], [add_acceleration_config])
     names = dataset_names(cfg)
-    found: dict[str, list[Problem]] = {}
-    digests: dict[str, str] = {}
+    by_content: defaultdict[str, set[str]] = defaultdict(set)
     with kept_files():
-        for name in names:
-            file = name.partition("#")[0]
-            if file not in found:  # both parts of a split are in one file
-                found[file] = check(name, digests)
+        # Both parts of a split are in one file, which is checked once.
+        found = {name: check(name, by_content) for name in dict.fromkeys(map(_whole, names))}
         cfg = fit_to_data(cfg)  # logs the table
-    shared = shared_content(digests)
+    shared = sorted(sorted(files) for files in by_content.values() if len(files) > 1)
     if shared:
         logger.warning(
             "%d images exist more than once, such as %s", len(shared), " and ".join(shared[0][:2])
@@ -104,13 +98,13 @@ def main(args: argparse.Namespace) -> int:
     bad = sum(map(len, found.values()))
     if args.output is not None:
         report = {
-            "problems": {f: [asdict(p) for p in problems] for f, problems in found.items()},
+            "problems": {file: list(map(asdict, problems)) for file, problems in found.items()},
             "same_content": shared,
             "summary": {name: data_summary(name, cfg) for name in names},
         }
         with atomic_write(args.output) as partial:
             partial.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        logger.info("%s has all that was found.", args.output)
+        logger.info("%s lists everything.", args.output)
     logger.info("%d images and annotations would train or evaluate wrong.", bad)
     return 1 if bad else 0
 

@@ -122,39 +122,36 @@ def read_coco(file: str | os.PathLike) -> CocoFile:
             cannot be used.
     """
     path = os.fspath(file)
-    if _kept is None:
-        return _read_coco(path)
-    if path not in _kept:
-        _kept[path] = _read_coco(path)
-    return _kept[path]
-
-
-def _read_coco(file: str) -> CocoFile:
-    content = _read_json(file)
+    if _kept is not None and path in _kept:
+        return _kept[path]
+    content = _read_json(path)
     if not isinstance(content, dict):
         raise DatasetError(
-            f"{file} is not a COCO annotation file: it holds a {type(content).__name__} instead of "
+            f"{path} is not a COCO annotation file: it holds a {type(content).__name__} instead of "
             f"images, annotations and categories. {EXPORT}"
         )
     for member in ("images", "categories", "annotations"):
         if member not in content:
-            if member == "annotations" and content["images"]:
+            if member == "annotations":
                 continue
             raise DatasetError(
-                f"{file} is not a COCO annotation file: {member!r} is missing in it. {EXPORT}"
+                f"{path} is not a COCO annotation file: {member!r} is missing in it. {EXPORT}"
             )
         entries = content[member]
         if not isinstance(entries, list):
             raise DatasetError(
-                f"{file}: {member!r} is a {type(entries).__name__}, not a list. {EXPORT}"
+                f"{path}: {member!r} is a {type(entries).__name__}, not a list. {EXPORT}"
             )
+        if not entries and member != "annotations":
+            raise DatasetError(f"{path} lists no {member}. {EXPORT}")
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                raise DatasetError(f"{file}: {member}[{index}] is {entry!r:.60}. {EXPORT}")
-    if not content["images"]:
-        raise DatasetError(f"{file} lists no images. {EXPORT}")
-    _check_categories(file, content["categories"])
-    return CocoFile(file, content["images"], content.get("annotations"), content["categories"])
+                raise DatasetError(f"{path}: {member}[{index}] is {entry!r:.60}. {EXPORT}")
+    _check_categories(path, content["categories"])
+    coco = CocoFile(path, content["images"], content.get("annotations"), content["categories"])
+    if _kept is not None:
+        _kept[path] = coco
+    return coco
 
 
 def _read_json(file: str) -> Any:
@@ -187,8 +184,7 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_categories(file: str, categories: list[dict[str, Any]]) -> None:
-    if not categories:
-        raise DatasetError(f"{file} lists no categories. {EXPORT}")
+    names: dict[int, str] = {}
     for index, category in enumerate(categories):
         name, number = category.get("name"), category.get("id")
         if type(number) is not int or number < 0:
@@ -197,15 +193,9 @@ def _check_categories(file: str, categories: list[dict[str, Any]]) -> None:
             )
         if not isinstance(name, str) or not name.strip():
             raise DatasetError(f"{file}: category {number} has name {name!r:.60}. Give it a name.")
-    for number, count in Counter(category["id"] for category in categories).items():
-        if count > 1:
-            names = [c["name"] for c in categories if c["id"] == number]
+        if number in names:
             raise DatasetError(
-                f"{file}: category id {number} is used for {', '.join(map(repr, names))}. Give "
-                "each its own id."
+                f"{file}: category id {number} is used for {names[number]!r}, {name!r}. Give each "
+                "its own id."
             )
-
-
-def is_id(value: Any) -> bool:
-    """Whether ``value`` can be the id of an image or annotation; NumPy holds 64 bits."""
-    return isinstance(value, str) or (type(value) is int and -(2**63) <= value < 2**63)
+        names[number] = name

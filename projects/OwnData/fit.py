@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped_annotations.json"
 
 Files = Mapping[str, CocoFile]  # by dataset name
-Changes = list[tuple[str, dict[str, Any]]]  # a reason, and the values of keys that follow from it
 
 
 def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) -> CfgNode:
@@ -52,21 +51,21 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
         ConfigError: the model cannot be trained on instances.
     """
     sources = {name: source for name in dataset_names(cfg) if (source := source_of(name))}
-    # A saved config also serves for prediction, where its files may be missing.
-    present = {name: source for name, source in sources.items() if source.file.exists()}
     if not sources:
         if check:
             check(cfg)
         return cfg
     _check_architecture(cfg)
-    for name, source in sources.items():
-        if name not in present and not cfg.DATASETS.CLASSES:
-            raise DatasetError(f"{source.file} does not exist. Check the path in DATASETS.")
     with kept_files():
-        files = {name: read_coco(source.file) for name, source in present.items()}
+        # A saved config also serves for prediction, where its files may be missing.
+        files = {
+            name: read_coco(source.file)
+            for name, source in sources.items()
+            if source.file.exists() or not cfg.DATASETS.CLASSES
+        }
         classes = _classes(cfg, files)
-        used = _register(cfg, present, files, classes)
-        fitted, said = _changed(cfg, _changes(cfg, used, classes))
+        used = _register(cfg, sources, files, classes)
+        fitted, said = _fitted(cfg, used, classes)
         if check:
             check(fitted)
         for change in said:
@@ -95,20 +94,14 @@ def _classes(cfg: CfgNode, files: Files) -> dict[str, int]:
     """The classes in the predictor's order, and their ids in results."""
     training = _training(cfg, files)
     order = [*training, *(name for name in files if name not in training)]
-    classes = list(cfg.DATASETS.CLASSES)
+    in_files = list(dict.fromkeys(c for name in order for c in files[name].used_categories))
     registered = _registered_classes(cfg)
+    classes = list(cfg.DATASETS.CLASSES)
+    if not classes and (training or set(in_files) <= set(registered)):
+        classes = registered
     if classes:
-        _check_known(classes, training, files)
-    else:
-        classes = list(dict.fromkeys(c for name in order for c in files[name].used_categories))
-        if registered is not None and (training or set(classes) <= set(registered)):
-            if new := [c for c in classes if c not in registered]:
-                raise DatasetError(
-                    f"{', '.join(training)}: class {new[0]!r} is not one of the registered "
-                    f"dataset's in DATASETS.TRAIN: {', '.join(registered)}. Rename it, or train on "
-                    "files alone."
-                )
-            classes = registered
+        _check_known(cfg, classes, files)
+    classes = classes or in_files
     if not classes:
         raise DatasetError(f"{', '.join(files)}: no annotations. Add some.")
     ids = [int(number) for number in cfg.DATASETS.CATEGORY_IDS]
@@ -117,18 +110,19 @@ def _classes(cfg: CfgNode, files: Files) -> dict[str, int]:
     return class_ids(classes, *(files[name].category_ids for name in order))
 
 
-def _registered_classes(cfg: CfgNode) -> list[str] | None:
-    """The classes of the training data that was registered elsewhere; None if there is none."""
-    for name in cfg.DATASETS.TRAIN:
-        if not is_source(name) and name in DatasetCatalog:
-            if classes := MetadataCatalog.get(name).get("thing_classes"):
-                return list(classes)
-    return None
+def _registered_classes(cfg: CfgNode) -> list[str]:
+    """The classes of the training data that was registered elsewhere."""
+    names = [n for n in cfg.DATASETS.TRAIN if n in DatasetCatalog and not is_source(n)]
+    found = (MetadataCatalog.get(name).get("thing_classes") for name in names)
+    return list(next(filter(None, found), []))
 
 
-def _check_known(classes: Sequence[str], training: Sequence[str], files: Files) -> None:
+def _check_known(cfg: CfgNode, classes: Sequence[str], files: Files) -> None:
+    """Refuse files that do not match the given classes."""
+    training = _training(cfg, files)
     in_training = {c for name in training for c in files[name].category_ids}
-    if training and (missing := [c for c in classes if c not in in_training]):
+    missing = [c for c in cfg.DATASETS.CLASSES if c not in in_training]
+    if training and missing:
         raise DatasetError(
             f"{', '.join(training)}: DATASETS.CLASSES has {missing[0]!r}, which is no category "
             f"there. Its categories: {', '.join(sorted(in_training))}. Correct DATASETS.CLASSES, "
@@ -137,8 +131,8 @@ def _check_known(classes: Sequence[str], training: Sequence[str], files: Files) 
     for name, coco in files.items():
         if not set(coco.category_ids) & set(classes):
             raise DatasetError(
-                f"{name} has none of the classes in DATASETS.CLASSES ({', '.join(classes)}), but "
-                f"{', '.join(coco.category_ids)}. Correct DATASETS.CLASSES."
+                f"{name} has none of the model's classes ({', '.join(classes)}), but "
+                f"{', '.join(coco.category_ids)}. Rename them, or correct DATASETS.CLASSES."
             )
 
 
@@ -162,73 +156,41 @@ def _register(
         used[name] = register_source(name, sources[name], coco, verdicts[checked], classes)
         if name in training and not used[name].annotations:
             raise DatasetError(f"{name} has no annotations to train on. Add some.")
-    if comm.is_main_process():
-        _write_skipped(((file, verdict) for (file, *_), verdict in verdicts.items()), cfg)
+    skipped = {
+        file: [vars(problem) for problem in verdict.problems]
+        for (file, *_), verdict in verdicts.items()
+        if verdict.problems
+    }
+    if skipped and comm.is_main_process():
+        _write_skipped(skipped, Path(cfg.OUTPUT_DIR) / SKIPPED_FILE)
     return used
 
 
 def _refuse_problems(file: str, verdict: Verdict) -> None:
     if verdict.problems:
-        count = len(verdict.problems) - 1
-        more = f" There are {count} more." if count else ""
+        first, *others = verdict.problems
+        more = f" There are {len(others)} more." if others else ""
         raise DatasetError(
-            f"{file}: {verdict.problems[0].reason.rstrip('.')}.{more} Fix the file "
-            "(gnws check-data lists everything), or go on without these images and annotations: "
-            "--skip-bad-annotations, DATALOADER.SKIP_BAD_ANNOTATIONS True."
+            f"{file}: {first.reason.rstrip('.')}.{more} Fix the file (gnws check-data lists "
+            "everything), or go on without these images and annotations: --skip-bad-annotations, "
+            "DATALOADER.SKIP_BAD_ANNOTATIONS True."
         )
 
 
-def _write_skipped(verdicts: Iterable[tuple[str, Verdict]], cfg: CfgNode) -> None:
-    """List what is skipped in OUTPUT_DIR, if anything is."""
-    skipped = {file: [vars(p) for p in verdict.problems] for file, verdict in verdicts}
-    count = sum(map(len, skipped.values()))
-    if not count:
-        return
-    file = Path(cfg.OUTPUT_DIR) / SKIPPED_FILE
+def _write_skipped(skipped: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
+    """``skipped`` has the problems by annotation file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as partial:
-        text = json.dumps({name: problems for name, problems in skipped.items() if problems}, indent=1)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(json.dumps(skipped, indent=1), encoding="utf-8")
+    count = sum(map(len, skipped.values()))
     logger.warning("%d bad images and annotations are skipped; %s lists them.", count, file)
 
 
-def _changes(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> Changes:
-    """The keys that follow from the data, by reason."""
-    heads = [
-        f"MODEL.{section}.NUM_CLASSES"
-        for section, node in cfg.MODEL.items()
-        if isinstance(node, CfgNode) and "NUM_CLASSES" in node and section != "SEM_SEG_HEAD"
-    ]
-    values = {
-        "DATASETS.CLASSES": list(classes),
-        "DATASETS.CATEGORY_IDS": list(classes.values()),
-        **dict.fromkeys(heads, len(classes)),
-        "MODEL.REMAKE_PREDICTORS": True,
-    }
-    changes: Changes = [(f"{len(classes)} classes in the data: {', '.join(classes)}", values)]
-    training = {name: used[name] for name in _training(cfg, used)}
-    if cfg.MODEL.MASK_ON and training:
-        if not any(coco.has_masks for coco in training.values()):
-            changes.append(("The training data has boxes only", {"MODEL.MASK_ON": False}))
-        objects = itertools.chain.from_iterable(map(_objects, training.values()))
-        if any(isinstance(o.get("segmentation"), dict) for o in objects):
-            changes.append(
-                ("The training data has masks as RLE", {"INPUT.MASK_FORMAT": "bitmask"})
-            )
-    if cfg.MODEL.KEYPOINT_ON and training:
-        names = _keypoint_names(training)
-        values = {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(names)}
-        if len(cfg.TEST.KEYPOINT_OKS_SIGMAS) != len(names):
-            values["TEST.KEYPOINT_OKS_SIGMAS"] = [1 / len(names)] * len(names)
-        changes.append((f"{len(names)} keypoints in the data: {', '.join(names)}", values))
-    return changes
-
-
-def _changed(cfg: CfgNode, changes: Changes) -> tuple[CfgNode, list[str]]:
-    """``cfg`` with ``changes``, and a sentence for each that makes a difference."""
+def _fitted(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> tuple[CfgNode, list[str]]:
+    """``cfg`` with what follows from the data, and a sentence on each change."""
     fitted, said = cfg.clone(), []
     fitted.defrost()
-    for reason, values in changes:
+    for reason, values in _settings(cfg, used, classes):
         new = {key: value for key, value in values.items() if get_key(cfg, key) != value}
         for key, value in new.items():
             set_key(fitted, key, value)
@@ -237,6 +199,39 @@ def _changed(cfg: CfgNode, changes: Changes) -> tuple[CfgNode, list[str]]:
     if cfg.is_frozen():
         fitted.freeze()
     return fitted, said
+
+
+def _settings(
+    cfg: CfgNode, used: Files, classes: Mapping[str, int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A fact about the data, and the values of the keys that follow from it."""
+    heads = [
+        f"MODEL.{section}.NUM_CLASSES"
+        for section, node in cfg.MODEL.items()
+        if isinstance(node, CfgNode) and "NUM_CLASSES" in node and section != "SEM_SEG_HEAD"
+    ]
+    yield (
+        f"{len(classes)} classes in the data: {', '.join(classes)}",
+        {
+            "DATASETS.CLASSES": list(classes),
+            "DATASETS.CATEGORY_IDS": list(classes.values()),
+            **dict.fromkeys(heads, len(classes)),
+            "MODEL.REMAKE_PREDICTORS": True,
+        },
+    )
+    training = {name: used[name] for name in _training(cfg, used)}
+    if cfg.MODEL.MASK_ON and training:
+        if not any(coco.has_masks for coco in training.values()):
+            yield "The training data has boxes only", {"MODEL.MASK_ON": False}
+        objects = [o for coco in training.values() for o in _objects(coco)]
+        if any(isinstance(o.get("segmentation"), dict) for o in objects):
+            yield "The training data has masks as RLE", {"INPUT.MASK_FORMAT": "bitmask"}
+    if cfg.MODEL.KEYPOINT_ON and training:
+        names = _keypoint_names(training)
+        values: dict[str, Any] = {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(names)}
+        if len(cfg.TEST.KEYPOINT_OKS_SIGMAS) != len(names):
+            values["TEST.KEYPOINT_OKS_SIGMAS"] = [1 / len(names)] * len(names)
+        yield f"{len(names)} keypoints in the data: {', '.join(names)}", values
 
 
 def _objects(coco: CocoFile) -> list[dict[str, Any]]:
@@ -270,20 +265,16 @@ def _log_left_out(cfg: CfgNode, files: Files, used: Files) -> None:
         if other := [c for c in coco.used_categories if c not in classes]:
             logger.warning(
                 "%s: annotations of %s are left out, which DATASETS.CLASSES does not have.",
-                *(name, _list(other)),
+                *(name, ", ".join(map(repr, other))),
             )
     if unused:
-        logger.info("Categories without annotations are left out: %s", _list(sorted(unused)))
+        names = ", ".join(map(repr, sorted(unused)))
+        logger.info("Categories without annotations are left out: %s", names)
     training = _training(cfg, used)
     trained = {c for name in training for c in used[name].used_categories}
     if training and (untrained := [c for c in classes if c not in trained]):
-        logger.warning(
-            "No training image has an object of %s. The model will not find any.", _list(untrained)
-        )
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
+        names = ", ".join(map(repr, untrained))
+        logger.warning("No training image has an object of %s. The model will not find any.", names)
 
 
 def _warn_of_shared_images(cfg: CfgNode, used: Files) -> None:

@@ -1,4 +1,4 @@
-"""LazyConfigs and datasets that are COCO files."""
+"""Train a LazyConfig on COCO files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from .source import is_source
 
 
 def name_data(cfg: Any, splits: Mapping[str, Sequence[str]], eval_only: bool) -> None:
-    """Let ``cfg`` train and evaluate on the datasets that the command line names.
+    """Set the datasets of ``cfg`` that the command line names.
 
     Args:
-        splits: names for "train", "val" and "test"; an evaluation prefers the latter.
+        splits: names for "train", "val" and "test", see :func:`~.arguments.data_splits`.
+        eval_only: only evaluate, on the test images if there are any.
     """
     tested = splits["test"] if eval_only and splits["test"] else splits["val"]
     if splits["train"] and not eval_only:
@@ -28,14 +29,14 @@ def name_data(cfg: Any, splits: Mapping[str, Sequence[str]], eval_only: bool) ->
 
 
 def fit_lazy_config(cfg: Any) -> None:
-    """Register the COCO files among the datasets of ``cfg``, check them, and give the model their
-    number of classes and the mapper the format of their masks.
+    """Register and check the COCO files among the datasets of ``cfg``, and set the model's number
+    of classes and the mapper's mask format.
 
     Raises:
-        DatasetError: see :func:`~gnws_d2.data.fit_to_data`.
+        DatasetError: see :func:`~.fit.fit_to_data`.
     """
-    train = _names(cfg.dataloader.train.dataset.names)
-    test = _names(cfg.dataloader.test.dataset.names)
+    named = cfg.dataloader.train.dataset.names, cfg.dataloader.test.dataset.names
+    train, test = ((n,) if isinstance(n, str) else tuple(n) for n in named)
     if not any(map(is_source, (*train, *test))):
         return
     opts = ["DATASETS.TRAIN", repr(train), "DATASETS.TEST", repr(test), "MODEL.MASK_ON", "True"]
@@ -47,12 +48,8 @@ def fit_lazy_config(cfg: Any) -> None:
         mapper.instance_mask_format = fitted.INPUT.MASK_FORMAT
 
 
-def _names(names: Any) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 def _with_classes(node: Any) -> Iterator[DictConfig]:
-    """The parts of a model that state a number of classes, but not by way of another part."""
+    """The parts of a model that define a number of classes; some interpolate that of another."""
     if isinstance(node, DictConfig):
         if "num_classes" in node and not OmegaConf.is_interpolation(node, "num_classes"):
             yield node

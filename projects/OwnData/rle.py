@@ -1,7 +1,7 @@
-"""COCO's run-length encoded masks, decoded without pycocotools.
+"""Decode and validate COCO's run-length encoded masks (RLE).
 
-Its C code does not check what it reads: counts that are too short leave pixels uninitialized,
-others write past the mask. Here counts are validated before it sees them.
+The C code of pycocotools does not validate counts: where they are too short, pixels stay
+uninitialized; where they are too long, it writes past the mask.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ MOST_DIGITS = 7  # of a count: 5 bits each, for at most 32 bits
 
 
 def runs(counts: Any, height: int, width: int) -> np.ndarray:
-    """The lengths of the runs of a mask, column by column, the first of zeros.
+    """The lengths of the runs of a mask, column by column. The first is a run of zeros.
 
     Args:
-        counts: as in a COCO file: a list of lengths, or their compressed string. That has 6-bit
-            digits from "0", the lowest first: 5 bits of the number and one that says whether
-            another follows. From the fourth run on, the difference to the run two before is stored
-            (``rleFrString`` in pycocotools' maskApi.c).
+        counts: as in a COCO file: a list of lengths, or a compressed string of 6-bit digits from
+            "0", the lowest first: 5 bits of the number, and one that says whether another digit
+            follows. From the fourth run on, a number is the difference to the run two before. See
+            ``rleFrString`` in pycocotools' maskApi.c.
 
     Returns:
         int64, with the sum ``height * width``.
 
     Raises:
-        DatasetError: that is not what ``counts`` is.
+        DatasetError: ``counts`` do not describe a mask of this size. The message is a clause.
     """
     if isinstance(counts, (str, bytes)):
         lengths = _decompress(counts)
@@ -40,7 +40,7 @@ def runs(counts: Any, height: int, width: int) -> np.ndarray:
         raise DatasetError(f"its counts are {type(counts).__name__}, not a list or string")
     if (lengths < 0).any():
         raise DatasetError("a count is negative")
-    # In float64 beside int64, which could wrap around.
+    # Also in float64, because the sum in int64 could wrap around.
     total, pixels = lengths.sum(), height * width
     if total != pixels or lengths.sum(dtype=np.float64) > 2 * pixels:
         raise DatasetError(f"its counts sum to {total}, not to {height} x {width} = {pixels}")
@@ -48,7 +48,11 @@ def runs(counts: Any, height: int, width: int) -> np.ndarray:
 
 
 def bounds(lengths: np.ndarray, height: int) -> tuple[int, int, int, int] | None:
-    """The box x, y, width, height around the ones of a mask's :func:`runs`; None without any."""
+    """The box (x, y, width, height) around the ones of a mask; None if it has no ones.
+
+    Args:
+        lengths: see :func:`runs`.
+    """
     ends = np.cumsum(lengths)
     starts = (ends - lengths)[1::2]
     ends = ends[1::2]
@@ -57,7 +61,7 @@ def bounds(lengths: np.ndarray, height: int) -> tuple[int, int, int, int] | None
         return None
     starts, last = starts[inside], ends[inside] - 1
     columns = starts // height, last // height
-    # A run over the end of a column has ones in the last row and in the first.
+    # A run that crosses columns has ones in the last row and in the first.
     spans = columns[1] > columns[0]
     top = 0 if spans.any() else int((starts % height).min())
     bottom = height - 1 if spans.any() else int((last % height).max())

@@ -1,4 +1,4 @@
-"""The schedule of a training on one's own data, with the reason for each value."""
+"""The weights and the schedule of a training on custom data, with the reason for each value."""
 
 from __future__ import annotations
 
@@ -23,39 +23,46 @@ from gnws_d2.config import (
 )
 from gnws_d2.engine.schedule import SCALED, scaled_from
 from gnws_d2.errors import ConfigError
+from gnws_d2.model_zoo.published import published
 
 from .source import is_source
 
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_PROCESS = 2
-# How many images a run on one's own data trains on, and the least and most epochs that this may be.
+# Target images seen on a custom dataset, and the allowed range of epochs.
 IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS = 24_000, 12, 60
-# All three, for weights that know less.
+# All three are multiplied by this, according to what training starts from.
 FACTORS = {"a trained detector": 1, "an ImageNet backbone": 2, "random weights": 3}
 PARTS = 10  # evaluations and checkpoints in a run
 WARMUP = 0.1  # of the run, at most
 AS_WRITTEN, EXPLICIT = "as in the config", "set explicitly"
 
 
-def schedule_for(
-    cfg: CfgNode,
-    images: int,
-    world_size: int,
-    explicit: Collection[str] = (),
-    packaged: CfgNode | None = None,
-) -> CfgNode:
-    """The schedule of a run, in iterations, with a table in the log of what it is and why.
+def start_from_detector(cfg: CfgNode, file: str, explicit: Collection[str]) -> None:
+    """Start training on COCO files from the published detector of the config ``file``, if there is
+    one and MODEL.WEIGHTS is not among the ``explicit`` keys. Changes ``cfg``."""
+    if "MODEL.WEIGHTS" in explicit or not any(map(is_source, cfg.DATASETS.TRAIN)):
+        return
+    for entry in published():
+        is_of_config = (CONFIG_ROOT / entry.config).resolve() == Path(file).resolve()
+        if is_of_config and not entry.is_backbone:
+            logger.info("Training starts from %s. MODEL.WEIGHTS chooses other weights.", entry.uri)
+            cfg.MODEL.WEIGHTS = entry.uri
 
-    Batch, learning rate and length are scaled to the number of processes, as
-    :func:`~gnws_d2.engine.scale_schedule` does. For a dataset of one's own, whose name in
-    DATASETS.TRAIN is a COCO file, they follow from its size. Explicit keys keep their values.
+
+def schedule_for(
+    cfg: CfgNode, images: int, world_size: int, explicit: Collection[str], packaged: CfgNode
+) -> CfgNode:
+    """The schedule for a custom dataset of this size, in iterations. Logs a table of the values and
+    their reasons.
 
     Args:
-        images: the number that is trained on, after the filter.
-        explicit: see :func:`~gnws_d2.config.explicit_keys`.
-        packaged: see :func:`~gnws_d2.config.packaged_config`: its learning rate is meant for its
-            batch, and its steps for its length. By default those of ``cfg``.
+        images: the number of images that are trained on, after filtering.
+        world_size: the number of processes.
+        explicit: the keys that keep their values, see :func:`explicit_keys`.
+        packaged: the config whose learning rate suits its batch and whose steps suit its length,
+            see :func:`packaged_config`.
 
     Returns:
         A new config without lengths in epochs, which training does not scale again; ``cfg`` itself
@@ -65,56 +72,67 @@ def schedule_for(
         ConfigError: the same length is explicit in epochs and in iterations.
     """
     _check_lengths(cfg, explicit)
-    packaged = packaged or cfg
     solver = cfg.SOLVER
-    is_own = any(map(is_source, cfg.DATASETS.TRAIN))
-    batch, why = _batch(cfg, world_size, explicit, is_own)
-    meant = solver.IMS_PER_BATCH if why == AS_WRITTEN else packaged.SOLVER.IMS_PER_BATCH
-    scaled = scaled_from(cfg, meant, batch)
-    run = _Schedule(scaled, cfg, explicit)
-    run.note("SOLVER.IMS_PER_BATCH", why)
-    run.note("SOLVER.BASE_LR", f"{solver.BASE_LR:g} for a batch of {meant}, linear in the batch")
+    batch, reason = _batch(cfg, world_size, explicit)
+    meant = solver.IMS_PER_BATCH if reason == AS_WRITTEN else packaged.SOLVER.IMS_PER_BATCH
+    new = scaled_from(cfg, meant, batch)
+    new.defrost()
+    keys = [key for key in SCALED if key != "SOLVER.REFERENCE_WORLD_SIZE"]
+    unchanged = AS_WRITTEN if batch == meant else "scaled with the batch"
+    reasons = {key: EXPLICIT if key in explicit else unchanged for key in keys}
+    for key in set(keys).intersection(explicit):
+        set_key(new, key, get_key(cfg, key))
+    for key in EPOCH_KEYS:
+        set_key(new, key, 0.0)
+
+    def put(key: str, value: object, reason: str) -> None:
+        if key not in explicit:
+            set_key(new, key, value)
+            reasons[key] = reason
+
+    put("SOLVER.IMS_PER_BATCH", batch, reason)
+    reason = f"{solver.BASE_LR:g} for a batch of {meant}, linear in the batch"
+    put("SOLVER.BASE_LR", new.SOLVER.BASE_LR, reason)
 
     epoch = images / batch  # iterations
-    epochs, why = solver.EPOCHS, f"of {images} images"
-    if is_own and not epochs:
-        epochs, why = _default_epochs(images, cfg.MODEL.WEIGHTS)
-    if "SOLVER.MAX_ITER" in explicit:
-        epochs = 0.0
-    if epochs:
-        run.put("SOLVER.MAX_ITER", math.ceil(epochs * epoch - 1e-6), f"{epochs:g} epochs {why}")
-    length = run["SOLVER.MAX_ITER"]
-    if length != scaled.SOLVER.MAX_ITER or "SOLVER.MAX_ITER" in explicit:
-        of = packaged if "SOLVER.MAX_ITER" in explicit else cfg
-        fractions = [step / of.SOLVER.MAX_ITER for step in of.SOLVER.STEPS]
-        if fractions:
-            where = ", ".join(f"{fraction:.0%}" for fraction in fractions)
-            steps = tuple(round(fraction * length) for fraction in fractions)
-            run.put("SOLVER.STEPS", steps, f"at {where} of the run, as in the config")
-        if scaled.SOLVER.WARMUP_ITERS > WARMUP * length:
-            run.put("SOLVER.WARMUP_ITERS", int(WARMUP * length), "at most a tenth of the run")
+    epochs, reason = solver.EPOCHS, f"{solver.EPOCHS:g} epochs of {images} images"
+    if not epochs:
+        epochs, reason = _default_epochs(images, cfg.MODEL.WEIGHTS)
+    put("SOLVER.MAX_ITER", math.ceil(epochs * epoch - 1e-6), reason)
+    length = new.SOLVER.MAX_ITER
+    of = packaged if "SOLVER.MAX_ITER" in explicit else cfg
+    if fractions := [step / of.SOLVER.MAX_ITER for step in of.SOLVER.STEPS]:
+        where = ", ".join(f"{fraction:.0%}" for fraction in fractions)
+        steps = tuple(round(fraction * length) for fraction in fractions)
+        put("SOLVER.STEPS", steps, f"at {where} of the run, as in the config")
+    if new.SOLVER.WARMUP_ITERS > WARMUP * length:
+        put("SOLVER.WARMUP_ITERS", int(WARMUP * length), "at most a tenth of the run")
 
     part = max(1, round(length / epoch / PARTS))  # epochs
+    default = "once an epoch" if part == 1 else f"every {part} epochs, {PARTS} times a run"
     for key, wanted in (
         ("SOLVER.CHECKPOINT_PERIOD", solver.CHECKPOINT_EPOCHS),
         ("TEST.EVAL_PERIOD", cfg.TEST.EVAL_EPOCHS),
     ):
-        if wanted:
-            run.put(
-                key, max(1, round(wanted * epoch)), f"every {wanted:g} epochs of {images} images"
-            )
-        elif is_own:
-            times = "once an epoch" if part == 1 else f"every {part} epochs, {PARTS} times a run"
-            run.put(key, max(1, round(part * epoch)), times)
-    return run.finished()
+        reason = f"every {wanted:g} epochs of {images} images" if wanted else default
+        put(key, max(1, round((wanted or part) * epoch)), reason)
+
+    if new == cfg:
+        return cfg
+    rows = [(key, get_key(new, key), reasons[key]) for key in keys]
+    table = tabulate(rows, ["key", "value", "reason"], tablefmt="pipe", disable_numparse=True)
+    logger.info("The schedule of this run:\n%s", table)
+    if cfg.is_frozen():
+        new.freeze()
+    return new
 
 
 def explicit_keys(file: str, opts: Sequence[str] = ()) -> set[str]:
-    """The keys that the user set: those of ``opts``, and of the files among ``file`` and its bases
-    that are not packaged.
+    """The keys that the user set: in ``opts``, and in the files among ``file`` and its bases that
+    are not packaged.
 
-    Where ``opts`` count in epochs, iterations of a file give way: a saved config can be run again
-    with SOLVER.EPOCHS.
+    Lengths in epochs in ``opts`` take precedence over iterations in a file, so that a saved config
+    can be run again with SOLVER.EPOCHS.
 
     Args:
         file, opts: those of :func:`~gnws_d2.load_config`.
@@ -128,14 +146,14 @@ def explicit_keys(file: str, opts: Sequence[str] = ()) -> set[str]:
 
 
 def packaged_config(file: str) -> CfgNode:
-    """The packaged config that ``file`` is or builds on, without anything that a user set;
-    Detectron2's defaults where there is none."""
+    """The packaged config that ``file`` is or builds on, without what a user set; Detectron2's
+    defaults where there is none."""
     return load_config(_own_files(file)[1])
 
 
 def _own_files(file: str) -> tuple[list[dict[str, Any]], str]:
-    """The contents of a config file and of its bases, each alone, without packaged ones, and the
-    path of the packaged one that it is or builds on; "" where there is none."""
+    """The contents of a config file and of its bases that are not packaged, and the path of the
+    packaged one that it is or builds on; "" where there is none."""
     if not file:
         return [], ""
     path = Path(resolve_config_file(file))
@@ -161,81 +179,29 @@ def _check_lengths(cfg: CfgNode, explicit: Collection[str]) -> None:
                 )
 
 
-def _batch(
-    cfg: CfgNode, world_size: int, explicit: Collection[str], is_own: bool
-) -> tuple[int, str]:
+def _batch(cfg: CfgNode, world_size: int, explicit: Collection[str]) -> tuple[int, str]:
     """The number of images of an iteration, and why."""
     solver = cfg.SOLVER
-    batch, reference = solver.IMS_PER_BATCH, solver.REFERENCE_WORLD_SIZE
     if solver.SCALE_TO_BATCH:
         return solver.SCALE_TO_BATCH, "SOLVER.SCALE_TO_BATCH"
-    if "SOLVER.REFERENCE_WORLD_SIZE" in explicit and not reference:
-        return batch, AS_WRITTEN
+    if "SOLVER.REFERENCE_WORLD_SIZE" in explicit and not solver.REFERENCE_WORLD_SIZE:
+        return solver.IMS_PER_BATCH, AS_WRITTEN
     if "SOLVER.IMS_PER_BATCH" in explicit:
-        return batch, EXPLICIT
+        return solver.IMS_PER_BATCH, EXPLICIT
     if solver.ACCUMULATION_STEPS > 1:
-        return batch, f"in {solver.ACCUMULATION_STEPS} micro-batches"
-    if is_own:
-        return IMAGES_PER_PROCESS * world_size, _each(IMAGES_PER_PROCESS, world_size)
-    if reference:
-        return batch * world_size // reference, _each(batch // reference, world_size)
-    return batch, AS_WRITTEN
-
-
-def _each(images: int, world_size: int) -> str:
-    return f"{images} for each of {world_size} processes" if world_size > 1 else "for one process"
+        return solver.IMS_PER_BATCH, f"in {solver.ACCUMULATION_STEPS} micro-batches"
+    each = f"each of {world_size} processes" if world_size > 1 else "one process"
+    return IMAGES_PER_PROCESS * world_size, f"{IMAGES_PER_PROCESS} for {each}"
 
 
 def _default_epochs(images: int, weights: str) -> tuple[float, str]:
+    """The length of a run in epochs, and why."""
     kind = "a trained detector" if weights else "random weights"
     if "imagenet" in weights.lower():
         kind = "an ImageNet backbone"
-    factor = FACTORS[kind]
-    seen, least, most = factor * IMAGES_SEEN, factor * MIN_EPOCHS, factor * MAX_EPOCHS
+    seen, least, most = (FACTORS[kind] * n for n in (IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS))
     epochs = min(max(round(seen / images), least), most)
-    return epochs, f"of {images} images, from {kind}: {seen:,} images, in {least} to {most} epochs"
-
-
-class _Schedule:
-    """The keys of a schedule, of which explicit ones stay as in ``cfg``, and why each is what it
-    is."""
-
-    def __init__(self, scaled: CfgNode, cfg: CfgNode, explicit: Collection[str]) -> None:
-        self._cfg = cfg
-        self._explicit = set(explicit)
-        self._new = scaled.clone()
-        self._new.defrost()
-        self._why: dict[str, str] = {}
-        for key in SCALED:
-            if key in explicit:
-                set_key(self._new, key, get_key(cfg, key))
-        for key, value in (("SOLVER.REFERENCE_WORLD_SIZE", 0), *((k, 0.0) for k in EPOCH_KEYS)):
-            set_key(self._new, key, value)
-
-    def __getitem__(self, key: str) -> Any:
-        return get_key(self._new, key)
-
-    def note(self, key: str, why: str) -> None:
-        self._why[key] = why
-
-    def put(self, key: str, value: object, why: str) -> None:
-        if key not in self._explicit:
-            set_key(self._new, key, value)
-            self.note(key, why)
-
-    def finished(self) -> CfgNode:
-        """The new config, logged; the old one where they are the same."""
-        if self._new == self._cfg:
-            return self._cfg
-        rows = []
-        for key in SCALED:
-            if key == "SOLVER.REFERENCE_WORLD_SIZE":
-                continue
-            scaled = "scaled with the batch" if self[key] != get_key(self._cfg, key) else AS_WRITTEN
-            why = EXPLICIT if key in self._explicit else self._why.get(key, scaled)
-            rows.append((key, self[key], why))
-        table = tabulate(rows, ["key", "value", "reason"], tablefmt="pipe", disable_numparse=True)
-        logger.info("The schedule of this run:\n%s", table)
-        if self._cfg.is_frozen():
-            self._new.freeze()
-        return self._new
+    return epochs, (
+        f"{epochs:g} epochs of {images} images, from {kind}: {seen:,} images, in {least} to {most} "
+        "epochs"
+    )

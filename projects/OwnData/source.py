@@ -1,14 +1,16 @@
 """Dataset names that are COCO files: ``ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val]``.
 
 Without ``=IMAGE_FOLDER`` the images are looked for beside the file. ``#train`` and ``#val`` are the
-two parts of a fixed split, see :mod:`.split`.
+two parts of a fixed split, see :func:`split_names`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,6 +19,7 @@ from gnws_d2.errors import DatasetError, shorten
 
 PARTS = ("train", "val")
 SUFFIX = ".json"
+VALIDATION_SHARE = 0.2
 PROBED_IMAGES = 20  # of a file, to find out where its images are
 # Words in the names of files and folders, and the split that they stand for.
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -50,11 +53,6 @@ class Source:
     def __str__(self) -> str:
         folder = f"={self.folder}" if self.folder else ""
         return f"{self.file}{folder}{f'#{self.part}' if self.part else ''}"
-
-    def absolute(self) -> Source:
-        """The same source with absolute paths, to be saved in a config."""
-        folder = self.folder and self.folder.expanduser().absolute()
-        return replace(self, file=self.file.expanduser().absolute(), folder=folder)
 
     def image_folder(self, file_names: Sequence[str]) -> Path:
         """Find the folder of the images.
@@ -117,3 +115,25 @@ def split_of(word: str) -> str | None:
     """The split that the name of a file or folder contains: "train", "val", "test" or None."""
     letters = "".join(c if c.isalpha() else " " for c in word.lower()).split()
     return next((SPLIT_WORDS[part] for part in letters if part in SPLIT_WORDS), None)
+
+
+def split_names(file_names: Sequence[str], part: str) -> set[str]:
+    """The ``file_names`` that are in ``part``: "train", or "val" (a fifth, at least one).
+
+    The names are ordered by their SHA-256, and validation takes the first. The split therefore does
+    not depend on the order of the file, and a new image moves few others. Roboflow's augmented
+    copies of an image, ``NAME.rf.HASH.jpg``, stay together.
+    """
+    ordered = sorted(set(file_names), key=lambda name: (_order(name), name))
+    wanted = max(1, round(VALIDATION_SHARE * len(ordered)))
+    validation: set[str] = set()
+    for _, group in groupby(ordered, _order):
+        if len(validation) >= wanted:
+            break
+        validation.update(group)
+    return validation if part == "val" else set(ordered) - validation
+
+
+def _order(name: str) -> str:
+    stem = name.replace("\\", "/").partition(".rf.")[0]
+    return hashlib.sha256(stem.encode(errors="surrogatepass")).hexdigest()

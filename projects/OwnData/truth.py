@@ -24,8 +24,7 @@ from gnws_d2.files import atomic_write, cache_dir, cache_path
 
 from .check import Verdict
 from .coco_file import CocoFile, class_ids, read_coco
-from .source import Source
-from .split import split_names
+from .source import Source, split_names
 
 MEMBERS = ("images", "annotations", "categories")
 
@@ -112,7 +111,7 @@ def _used(coco: CocoFile, part: str, verdict: Verdict, ids: Mapping[str, int]) -
     images = [image for i, image in enumerate(coco.images) if i not in verdict.bad_images]
     if part:
         # Split all images, so that repairing a skipped one does not move others.
-        chosen = split_names([_name(image) for image in coco.images], part)
+        chosen = split_names(coco.file_names, part)
         images = [image for image in images if image["file_name"] in chosen]
     numbers = set(ids.values())
     categories = [category for category in coco.categories if category["id"] in numbers]
@@ -178,8 +177,3 @@ def _keypoint_metadata(used: CocoFile) -> dict[str, Any]:
         if "left" in name and name.replace("left", "right") in names
     ]
     return {"keypoint_names": names, "keypoint_flip_map": flips, "keypoint_connection_rules": []}
-
-
-def _name(image: dict[str, Any]) -> str:
-    name = image.get("file_name")
-    return name if isinstance(name, str) and "\0" not in name else ""

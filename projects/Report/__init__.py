@@ -2,6 +2,6 @@
 
 from .images import sheet
 from .prediction_images import PredictionImages
-from .run import report_run, try_report
+from .report import report_run, try_report
 
 __all__ = ["PredictionImages", "report_run", "sheet", "try_report"]

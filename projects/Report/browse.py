@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import (
-    Metadata,
-    MetadataCatalog,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import Metadata, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -38,7 +34,7 @@ from gnws_d2.errors import one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_opts, data_splits, fit_to_data
 from gnws_d2.projects.report.curves import plain
-from gnws_d2.projects.report.images import class_colours, sheet
+from gnws_d2.projects.report.images import class_colors, sheet
 
 logger = logging.getLogger("gnws_d2.browse")
 
@@ -73,7 +69,7 @@ def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Metadata) -> Image.Imag
             masks=fields.get("gt_masks"),
             keypoints=fields.get("gt_keypoints"),
             labels=[plain(names[k]) if names else str(k) for k in classes],
-            assigned_colors=class_colours(classes),
+            assigned_colors=class_colors(classes),
         )
     return Image.fromarray(visualizer.output.get_image())
 

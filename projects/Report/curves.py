@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,25 +16,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .history import Series
 from .matching import MATCHING_IOU, THRESHOLDS, Matches, f1_score, ratio
 
 TASKS = {"bbox": "box", "segm": "mask"}
-# Okabe and Ito's colours, told apart by the colour-blind.
+# The colors of Okabe and Ito, which the color-blind can tell apart.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _CYCLE = [
-    BLUE,
-    RED,
-    GREEN,
-    ORANGE,
-    "#56B4E9",
-    "#CC79A7",
-    "#7F7F7F",
-    "#8C6D1F",
-    "#5D3A9B",
-    "#1A1A1A",
+    *(BLUE, RED, GREEN, ORANGE, "#56B4E9"),
+    *("#CC79A7", "#7F7F7F", "#8C6D1F", "#5D3A9B", "#1A1A1A"),
 ]
-_GREY = "#B8B8B8"
+_GRAY = "#B8B8B8"
 _STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -47,7 +40,10 @@ _STYLE: Any = {
 }
 _SIZE = (4.8, 3.5)  # inches; small, so that the letters are readable on a phone
 _RECALLS = np.linspace(0, 1, 101)
-_MOST_NAMED = len(_CYCLE)  # more classes are grey lines, the best and the worst named
+_MOST_NAMED = len(_CYCLE)  # more classes are gray lines, the best and the worst named
+_MOST_CONFUSED = 80  # classes that a plot of the confusion matrix shows
+
+Series = tuple[np.ndarray, np.ndarray]  # iterations, values
 
 
 def plain(text: str) -> str:
@@ -72,7 +68,7 @@ def precision_recall(matches: Matches, iou: int) -> Figure:
     named = _named(average, present)
     for k in present.tolist():
         if k not in named:
-            axes.plot(_RECALLS, precision[:, k], color=_GREY, linewidth=0.6)
+            axes.plot(_RECALLS, precision[:, k], color=_GRAY, linewidth=0.6)
     for k in named:
         label = f"{_short(matches.classes[k])} {100 * average[k]:.1f}"
         axes.plot(_RECALLS, precision[:, k], linewidth=1.2, label=label)
@@ -93,7 +89,7 @@ def scores_and_f1(matches: Matches) -> Figure:
         if objects and len(matches.classes) > 1:
             f1 = f1_score(right[k], wrong[k], objects)
             label = "F1 of each class" if "F1 of each class" not in _labels(axes) else None
-            axes.plot(THRESHOLDS, f1, color=_GREY, linewidth=0.6, label=label)
+            axes.plot(THRESHOLDS, f1, color=_GRAY, linewidth=0.6, label=label)
     right, wrong, objects = right.sum(axis=0), wrong.sum(axis=0), matches.objects.sum()
     axes.plot(THRESHOLDS, ratio(right, right + wrong), color=GREEN, label="precision")
     axes.plot(THRESHOLDS, ratio(right, objects), color=ORANGE, label="recall")
@@ -110,13 +106,12 @@ def score_histogram(matches: Matches) -> Figure:
     """How many right and wrong detections have which score."""
     figure, axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
     bins = np.linspace(0, 1, 21).tolist()
-    for name, colour, mask in (
+    for name, color, mask in (
         ("wrong", RED, ~matches.is_right),
         ("right", BLUE, matches.is_right),
     ):
         values = matches.score[mask]
-        label = f"{name} ({len(values)})"
-        axes.hist(values, bins=bins, color=colour, alpha=0.55, label=label)
+        axes.hist(values, bins=bins, color=color, alpha=0.55, label=f"{name} ({len(values)})")
     if (threshold := matches.suggested_threshold) is not None:
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
     if len(matches.score):
@@ -138,13 +133,8 @@ def ap_per_class(matches: Matches) -> Figure:
     places = np.arange(len(order))
     bars = axes.barh(places, np.nan_to_num(ap[order]), height=0.7, color=BLUE, label="AP")
     axes.plot(ap50[order], places, "|", color="black", markersize=8, label="AP50")
-    axes.bar_label(
-        bars,
-        ["no objects" if np.isnan(v) else f"{v:.1f}" for v in ap[order]],
-        fontsize=7,
-        padding=2,
-        color="black",
-    )
+    values = ["no objects" if np.isnan(v) else f"{v:.1f}" for v in ap[order]]
+    axes.bar_label(bars, values, fontsize=7, padding=2, color="black")
     names = [f"{_short(matches.classes[k])} ({matches.objects[k]})" for k in order]
     axes.set_yticks(places, names, fontsize=8)
     axes.set(xlabel="percent", xlim=(0, 108), ylim=(-0.6, max(len(order), 1) - 0.4))
@@ -154,23 +144,60 @@ def ap_per_class(matches: Matches) -> Figure:
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float) -> Figure:
-    """Counts, and as colours the shares of each row; as large as the classes need."""
-    number = len(classes) + 1
+    """Counts, and as colors the shares of each row; as large as the classes need. Of more than 80
+    classes, those that are confused most often."""
+    errors = matrix - np.diag(np.diag(matrix))
+    most = np.argsort(-(errors.sum(0) + errors.sum(1))[:-1], kind="stable")[:_MOST_CONFUSED]
+    shown = [*sorted(most), len(classes)]  # the last is the background
+    shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))[np.ix_(shown, shown)]
+    counts = matrix[np.ix_(shown, shown)]
+
+    number = len(shown)
     side = max(_SIZE[0], 0.2 * number + 1.6)
     title = f"Confusion, {TASKS[task]} IoU {MATCHING_IOU}, score {threshold:.2f} or more"
+    if len(classes) > _MOST_CONFUSED:
+        title += f", {_MOST_CONFUSED} of {len(classes)} classes"
     figure, axes = _axes(title, (side, side * 0.92))
-    shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = 8 if number <= 14 else 6
-    for i, j in zip(*np.nonzero(matrix), strict=True):
-        colour = "white" if shares[i, j] > 0.55 else "black"
-        axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=colour, fontsize=size)
-    names = [_short(name) for name in classes]
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        color = "white" if shares[i, j] > 0.55 else "black"
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=color, fontsize=size)
+    names = [_short(classes[k]) for k in shown[:-1]]
     axes.set_xticks(range(number), [*names, "missed"], rotation=90, fontsize=size)
     axes.set_yticks(range(number), [*names, "nothing there"], fontsize=size)
     axes.set(xlabel="detected as", ylabel="truth")
     axes.spines[:].set_visible(True)
     return figure
+
+
+def read_history(file: Path) -> dict[str, Series]:
+    """Each metric of ``file`` over the iterations; empty if the file does not exist.
+
+    Detectron2 appends to the file. Where a resumed or repeated training goes back to an earlier
+    iteration, what the file has from there on is dropped. So is a line that was cut off when a
+    training was killed.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        iteration = entry.pop("iteration")
+        # The loss is in every line but those of evaluations, which may follow a later iteration.
+        if "total_loss" in entry and iteration <= max(values.get("total_loss") or [-1]):
+            values = {
+                name: {i: value for i, value in course.items() if i < iteration}
+                for name, course in values.items()
+            }
+        for name, value in entry.items():
+            values.setdefault(name, {})[iteration] = value
+    return {
+        name: (np.array(sorted(course)), np.array([course[i] for i in sorted(course)], float))
+        for name, course in values.items()
+        if course
+    }
 
 
 def losses(history: Mapping[str, Series]) -> Figure | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,8 @@ from detectron2.data.detection_utils import transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import GenericMask, Visualizer
 from PIL import Image, ImageOps
-
-from gnws_d2.errors import GnwsError
 
 from .curves import plain
 from .matching import Matches
@@ -26,8 +25,8 @@ Annotation = Mapping[str, Any]  # of an object or a detection, in COCO's form
 def draw(
     rgb: np.ndarray,
     annotations: Sequence[Annotation],
-    labels: Sequence[str],
-    colours: Sequence[Any],
+    names: Mapping[int, str],
+    colors: Sequence[Any],
     *,
     side: int = SIDE,
 ) -> np.ndarray:
@@ -35,23 +34,15 @@ def draw(
 
     Args:
         rgb: (H, W, 3) uint8.
-        annotations: with ``bbox``, XYWH in pixels of ``rgb``, and, if they have masks,
-            ``segmentation`` as polygons or compressed RLE; ``keypoints`` are drawn if all have
-            them.
-        labels, colours: one for each annotation; colours as matplotlib takes them.
+        annotations: with ``category_id`` and ``bbox``, XYWH in pixels of ``rgb``; where they have
+            masks, ``segmentation`` as polygons or compressed RLE; ``keypoints`` are drawn if all
+            have them. A ``score`` is part of the label.
+        names: category id -> name.
+        colors: one for each annotation, as matplotlib takes them.
 
     Returns:
         (H', W', 3) uint8.
     """
-    try:
-        # Not at the top: it imports OpenCV, which nothing else here needs.
-        from detectron2.utils.visualizer import GenericMask, Visualizer
-    except ImportError as error:
-        raise GnwsError(
-            f"images cannot be drawn: {error}. Detectron2's Visualizer needs OpenCV: "
-            "pip install opencv-python-headless"
-        ) from error
-
     old = rgb.shape[:2]
     new = tuple(max(1, round(length * side / max(old))) for length in old)
     resize = ResizeTransform(*old, *new)
@@ -61,19 +52,26 @@ def draw(
         for a in annotations
     ]
     visualizer = Visualizer(resize.apply_image(rgb))
-    for annotation, colour in zip(placed, colours, strict=True):
+    for annotation, color in zip(placed, colors, strict=True):
         if len(mask := annotation.get("segmentation", ())):
             binary = GenericMask(mask, *new).mask
-            visualizer.draw_binary_mask(binary, colour, alpha=0.3)  # holes stay free
+            visualizer.draw_binary_mask(binary, color, alpha=0.3)  # holes stay free
     if placed:
         points = [a.get("keypoints") for a in placed]
         visualizer.overlay_instances(
             boxes=[a["bbox"] for a in placed],
-            labels=[plain(label) for label in labels],
+            labels=[_label(a, names) for a in annotations],
             keypoints=None if any(p is None for p in points) else np.array(points),
-            assigned_colors=list(colours),
+            assigned_colors=list(colors),
         )
     return visualizer.output.get_image()
+
+
+def _label(annotation: Annotation, names: Mapping[int, str]) -> str:
+    category = annotation["category_id"]
+    score = f" {annotation['score']:.2f}" if "score" in annotation else ""
+    crowd = " (crowd)" if annotation.get("iscrowd") else ""
+    return plain(f"{names.get(category, category)}{score}{crowd}")
 
 
 def truth_and_prediction(
@@ -84,31 +82,25 @@ def truth_and_prediction(
     matches: Matches,
     threshold: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The objects of an image and what is detected in it, in colours that say what is right.
+    """The objects of an image and what is detected in it, in colors that say what is right.
 
     Args:
         detections: those of the image; each has the ``id`` that ``matches`` knows it by.
         names: category id -> name.
         threshold: the lowest score that is drawn.
     """
-    found = dict(zip(matches.object_id, matches.found_score >= threshold, strict=True))
+    is_found = dict(zip(matches.object_id, matches.found_score >= threshold, strict=True))
     is_right = dict(zip(matches.detection_id, matches.is_right, strict=True))
-    kept = [d for d in detections if d["score"] >= threshold]
-
-    def label(annotation: Annotation) -> str:
-        crowd = " (crowd)" if annotation.get("iscrowd") else ""
-        score = f" {annotation['score']:.2f}" if "score" in annotation else ""
-        return f"{names[annotation['category_id']]}{score}{crowd}"
 
     def drawn(annotations: Sequence[Annotation], verdicts: Mapping[int, bool]) -> np.ndarray:
-        colours = {True: RIGHT, False: WRONG, None: LEFT_OUT}
-        chosen = [colours[verdicts.get(a["id"])] for a in annotations]
-        return draw(rgb, annotations, [label(a) for a in annotations], chosen)
+        colors = {True: RIGHT, False: WRONG, None: LEFT_OUT}
+        return draw(rgb, annotations, names, [colors[verdicts.get(a["id"])] for a in annotations])
 
-    return drawn(objects, found), drawn(kept, is_right)
+    kept = [d for d in detections if d["score"] >= threshold]
+    return drawn(objects, is_found), drawn(kept, is_right)
 
 
-def without(annotations: Iterable[Annotation], members: Iterable[str]) -> list[Annotation]:
+def without(annotations: Sequence[Annotation], members: set[str]) -> list[Annotation]:
     """The annotations without ``members``, such as the masks that a detector does not predict."""
     return [{k: v for k, v in a.items() if k not in members} for a in annotations]
 
@@ -130,10 +122,10 @@ def jpeg(rgb: np.ndarray, most_bytes: int) -> bytes:
         image = image.reduce(2)
 
 
-def class_colours(categories: Sequence[int]) -> list[np.ndarray]:
-    """A colour for each index of a class, always the same."""
-    colours = colormap(rgb=True, maximum=1)
-    return [colours[k % len(colours)] for k in categories]
+def class_colors(classes: Sequence[int]) -> list[np.ndarray]:
+    """A color for each class index, always the same."""
+    colors = colormap(rgb=True, maximum=1)
+    return [colors[k % len(colors)] for k in classes]
 
 
 def sheet(images: Sequence[Image.Image], columns: int, cell: int) -> Image.Image:

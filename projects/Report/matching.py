@@ -1,11 +1,14 @@
-"""COCO's AP, and which detection finds which object, both from pycocotools' ``COCOeval``."""
+"""COCO's AP, which detection finds which object, and which class is taken for which other, all
+from pycocotools' ``COCOeval``; and which images are worth showing."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import io
-from collections.abc import Iterator, Sequence
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +107,7 @@ def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
     Raises:
         GnwsError: a detection is of an image that ``truth`` does not have.
     """
-    evaluation = evaluate(truth, results, task)
+    evaluation = _evaluate(truth, results, task)
     with _silence():
         evaluation.accumulate()
         evaluation.summarize()
@@ -116,43 +119,122 @@ def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
     class_ap = np.stack([means.mean(axis=0), *(means[i] for i in _IOU_INDEX.values())], axis=1)
 
-    detections, objects = [], []
-    for found in per_image(evaluation):
-        k = index[found["category_id"]]
-        for id_, score, matched, ignored in zip(
-            *(found["dtIds"], found["dtScores"]),
-            *(found["dtMatches"][0], found["dtIgnore"][0]),
-            strict=True,
-        ):
-            if not ignored:
-                detections.append((found["image_id"], k, score, matched > 0, id_))
-        for id_, finder, ignored in zip(
-            found["gtIds"], found["gtMatches"][0], found["gtIgnore"], strict=True
-        ):
-            if not ignored:
-                score = results[int(finder) - 1]["score"] if finder else np.nan
-                objects.append((id_, found["image_id"], score, k))
-    image_id, category, score, is_right, detection_id = _columns(detections, 5)
-    object_id, object_image_id, found_score, object_category = _columns(objects, 4)
+    detections, objects = _counted(evaluation)
+    detected = [evaluation.cocoDt.anns[id_] for id_, _ in detections]
+    annotated = [evaluation.cocoGt.anns[id_] for id_, _ in objects]
+    categories = np.array([index[a["category_id"]] for a in annotated], int)
     return Matches(
         task=task,
         classes=[c["name"] for c in truth.loadCats(evaluation.params.catIds)],
         ap=dict(zip(names, stats.tolist(), strict=True)),
         class_ap=100 * class_ap,
         precision={percent: precision[i] for percent, i in _IOU_INDEX.items()},
-        objects=np.bincount(object_category.astype(int), minlength=len(index)),
-        image_id=image_id,
-        category=category.astype(int),
-        score=score.astype(float),
-        is_right=is_right.astype(bool),
-        detection_id=detection_id,
-        object_id=object_id,
-        object_image_id=object_image_id,
-        found_score=found_score.astype(float),
+        objects=np.bincount(categories, minlength=len(index)),
+        image_id=np.array([d["image_id"] for d in detected]),
+        category=np.array([index[d["category_id"]] for d in detected], int),
+        score=np.array([d["score"] for d in detected], float),
+        is_right=np.array([is_matched for _, is_matched in detections], bool),
+        detection_id=np.array([id_ for id_, _ in detections]),
+        object_id=np.array([id_ for id_, _ in objects]),
+        object_image_id=np.array([a["image_id"] for a in annotated]),
+        found_score=np.array(
+            [results[finder - 1]["score"] if finder else np.nan for _, finder in objects], float
+        ),
     )
 
 
-def evaluate(
+def confusion_matrix(
+    truth: COCO, results: Sequence[dict[str, Any]], task: str, threshold: float
+) -> np.ndarray:
+    """Count objects (rows) by the class that they are detected as (columns).
+
+    Detections with a score of at least ``threshold`` are matched with objects of any class at
+    MATCHING_IOU, the highest score first; crowds are left out.
+
+    Returns:
+        (K + 1, K + 1) counts, classes in the order of their ids. The last column counts objects
+        that are missed, the last row detections where no object is.
+    """
+    kept = [result for result in results if result["score"] >= threshold]
+    evaluation = _evaluate(truth, kept, task, by_class=False)
+    index = {id_: k for k, id_ in enumerate(sorted(truth.getCatIds()))}
+    background = len(index)
+    detected = {id_: index[d["category_id"]] for id_, d in evaluation.cocoDt.anns.items()}
+    annotated = {id_: index[a["category_id"]] for id_, a in evaluation.cocoGt.anns.items()}
+    detections, objects = _counted(evaluation)
+    matrix = np.zeros((background + 1, background + 1), dtype=int)
+    for id_, is_matched in detections:
+        if not is_matched:
+            matrix[background, detected[id_]] += 1
+    for id_, finder in objects:
+        matrix[annotated[id_], detected[finder] if finder else background] += 1
+    return matrix
+
+
+def most_confused(
+    matrix: np.ndarray, classes: Sequence[str], number: int = 10
+) -> list[tuple[str, str, int, float]]:
+    """The pairs of different classes that are confused most often.
+
+    Returns:
+        (class, detected as, count, share of the class's objects), the highest count first.
+    """
+    between = matrix[:-1, :-1].copy()
+    np.fill_diagonal(between, 0)
+    order = np.argsort(-between, axis=None, kind="stable")[:number]
+    pairs = zip(*np.unravel_index(order, between.shape), strict=True)
+    return [
+        (classes[i], classes[j], int(between[i, j]), float(between[i, j] / matrix[i].sum()))
+        for i, j in pairs
+        if between[i, j]
+    ]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """How many objects of an image are found and missed, and how many detections are wrong."""
+
+    image_id: int | str
+    found: int
+    missed: int
+    wrong: int
+
+    @property
+    def f1(self) -> float:
+        """NaN where nothing is there and nothing was detected."""
+        return float(f1_score(self.found, self.wrong, self.found + self.missed))
+
+
+def image_results(
+    matches: Matches, image_ids: Iterable[int | str], threshold: float
+) -> list[ImageResult]:
+    """The result of each image with the detections that have a score of at least ``threshold``."""
+    is_found = matches.found_score >= threshold  # NaN is not
+    is_wrong = ~matches.is_right & (matches.score >= threshold)
+    found = Counter(matches.object_image_id[is_found].tolist())
+    missed = Counter(matches.object_image_id[~is_found].tolist())
+    wrong = Counter(matches.image_id[is_wrong].tolist())
+    return [ImageResult(i, found[i], missed[i], wrong[i]) for i in image_ids]
+
+
+def choose(results: list[ImageResult], number: int, seed: int = 0) -> dict[str, list[ImageResult]]:
+    """Up to ``number`` images of each kind, "worst", "best" and "random", none of them twice.
+
+    The worst have the lowest F1 and, of equals, the most errors; the best the highest F1 and, of
+    equals, the most objects.
+    """
+    rated = [r for r in results if not np.isnan(r.f1)]
+    number_rated = min(number, -(-len(rated) // 2))
+    worst = sorted(rated, key=lambda r: (r.f1, -r.missed - r.wrong))
+    worst = [r for r in worst if r.f1 < 1][:number_rated]
+    best = sorted(rated, key=lambda r: (-r.f1, -r.found))
+    best = [r for r in best if r.found and r not in worst][:number_rated]
+    rest = [r for r in results if r not in worst and r not in best]
+    drawn = random.Random(seed).sample(rest, min(number, len(rest)))
+    return {"worst": worst, "best": best, "random": drawn}
+
+
+def _evaluate(
     truth: COCO, results: Sequence[dict[str, Any]], task: str, *, by_class: bool = True
 ) -> COCOeval:
     """``COCOeval``, evaluated; neither argument is changed.
@@ -193,14 +275,22 @@ def coco_api(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def per_image(evaluation: COCOeval) -> Iterator[dict[str, Any]]:
-    """What ``COCOeval`` matched in each image and class, objects of all sizes."""
-    every_size = evaluation.params.areaRng[_ALL_AREAS]
-    return (e for e in evaluation.evalImgs if e is not None and e["aRng"] == every_size)
+def _counted(evaluation: COCOeval) -> tuple[list[tuple[int, bool]], list[tuple[int, int]]]:
+    """What ``evaluation`` matches at MATCHING_IOU, without crowds and what is detected in them.
 
-
-def _columns(rows: list[tuple], width: int) -> list[np.ndarray]:
-    return [np.array(c) for c in zip(*rows, strict=True)] if rows else [np.empty(0)] * width
+    Returns:
+        (id, whether it finds an object) of each detection, and (id, the id of the detection that
+        finds it, or 0) of each object.
+    """
+    detections, objects = [], []
+    for found in evaluation.evalImgs:  # of one image and class, in one range of areas
+        if found is None or found["aRng"] != evaluation.params.areaRng[_ALL_AREAS]:
+            continue
+        each = zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0], strict=True)
+        detections += [(id_, matched > 0) for id_, matched, ignored in each if not ignored]
+        each = zip(found["gtIds"], found["gtMatches"][0], found["gtIgnore"], strict=True)
+        objects += [(id_, int(finder)) for id_, finder, ignored in each if not ignored]
+    return detections, objects
 
 
 def _defined(values: np.ndarray) -> np.ndarray:

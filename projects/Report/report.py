@@ -1,20 +1,130 @@
 #!/usr/bin/env python3
-"""Write the report of a finished training or evaluation again: ``report.py --help``."""
+"""The reports of a training's or an evaluation's output folder: ``report.py --help``."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
+import logging
 import sys
+from pathlib import Path
 
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from gnws.arguments import parse
+from pycocotools.coco import COCO
 
 import gnws_d2
-from gnws_d2.engine import silence_upstream
-from gnws_d2.errors import one_line_errors
+from gnws_d2.config import dataset_names
+from gnws_d2.engine import dataset_folder, evaluated_datasets, silence_upstream
+from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.own_data import fit_to_data
-from gnws_d2.projects.report import report_run
+from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, short_name
+from gnws_d2.projects.report.matching import coco_api
+from gnws_d2.projects.report.write import write_report
+
+logger = logging.getLogger("gnws_d2.report")
+
+RESULTS = "coco_instances_results.json"  # of Detectron2's COCOEvaluator
+_LABELS = {
+    "sides": "box side in pixels (5th, 50th, 95th percentile)",
+    "resized_sides": "box side in the model's input (5th, 50th, 95th percentile)",
+    "below_smallest_anchor": "share of boxes below the smallest anchor",
+    "above_largest_anchor": "share of boxes above the largest anchor",
+}
+
+
+def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path]:
+    """Write the report of each dataset whose results are in the folder of ``cfg``.
+
+    Args:
+        weights: the checkpoint that was evaluated; the folder's last one by default.
+        images: see :func:`~gnws_d2.projects.report.write.write_report`.
+
+    Returns:
+        The pages.
+
+    Raises:
+        GnwsError: no dataset has results.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    files = {
+        name: output / "inference" / dataset_folder(cfg, name) / RESULTS
+        for name in evaluated_datasets(cfg)
+    }
+    found = {name: file for name, file in files.items() if file.is_file()}
+    if not found:
+        raise GnwsError(
+            f"{output / 'inference'} has no {RESULTS} of {', '.join(files) or 'a dataset'}. "
+            "Evaluate instances first: gnws eval --weights FILE."
+        )
+    data = _own_data(cfg)
+    pages = []
+    for name, file in found.items():
+        date = datetime.datetime.fromtimestamp(file.stat().st_mtime)
+        page = write_report(
+            output / "report" / dataset_folder(cfg, name),
+            cfg,
+            name,
+            _truth(name, file),
+            json.loads(file.read_text(encoding="utf-8")),
+            weights=weights or _last_weights(output, cfg),
+            date=f"evaluated {date:%Y-%m-%d %H:%M}",
+            data_summary=data,
+            images=images,
+        )
+        logger.info("Report: %s", page)
+        pages.append(page)
+    return pages
+
+
+def try_report(cfg: CfgNode, weights: str) -> list[Path]:
+    """:func:`report_run` for the end of a training: an error is logged instead of raised.
+
+    Returns:
+        The pages; none if the training evaluates nothing or the report failed.
+    """
+    if not evaluated_datasets(cfg):
+        return []
+    try:
+        return report_run(cfg, weights)
+    except Exception as error:
+        if is_debugging():
+            raise
+        logger.warning(
+            "No report was written: %s. Try again with `gnws report --output-dir %s`.",
+            str(error).rstrip("."),
+            cfg.OUTPUT_DIR,
+            exc_info=not isinstance(error, GnwsError),
+        )
+        return []
+
+
+def _own_data(cfg: CfgNode) -> dict[str, dict[str, object]]:
+    """What the sources of ``cfg`` hold; loading a large published dataset would take too long."""
+    return {
+        short_name(name): {
+            _LABELS.get(key, key.replace("_", " ")): value
+            for key, value in data_summary(name, cfg).items()
+        }
+        for name in dataset_names(cfg)
+        if is_source(name) and name in DatasetCatalog
+    }
+
+
+def _truth(dataset_name: str, results: Path) -> COCO:
+    # Detectron2's evaluator has written one for a dataset without a COCO file.
+    converted = results.with_name(f"{dataset_name}_coco_format.json")
+    file = Path(MetadataCatalog.get(dataset_name).get("json_file") or converted)
+    return coco_api(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _last_weights(output: Path, cfg: CfgNode) -> str:
+    last = output / "last_checkpoint"
+    saved = str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS
+    return saved or str(output / "model_final.pth")
 
 
 @one_line_errors()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,6 +15,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.collect_env import collect_env_info
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
 from gnws_d2.config import changed_keys
@@ -22,12 +26,17 @@ from gnws_d2.files import atomic_write
 from gnws_d2.projects.own_data import short_name
 
 from . import curves
-from .choose import choose, image_results
-from .confusion import confusion_matrix, most_confused
-from .history import read_history
 from .images import beside, jpeg, truth_and_prediction, without
-from .matching import Matches, f1_score, match, ratio
-from .page import data_uri, render
+from .matching import (
+    Matches,
+    choose,
+    confusion_matrix,
+    f1_score,
+    image_results,
+    match,
+    most_confused,
+    ratio,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +58,7 @@ def write_report(
     data_summary: Mapping[str, Mapping[str, Any]] | None = None,
     images: int = 3,
 ) -> Path:
-    """Write report.html, its plots as PNG and its images as JPEG.
+    """Write report.html, which needs no other file, its plots as PNG and its images as JPEG.
 
     Args:
         folder: where the report goes.
@@ -74,8 +83,8 @@ def write_report(
     all_matches = [match(truth, detections, task) for task in _tasks(truth, detections)]
     boxes = all_matches[0]
     pairs, missing = _pairs(truth, detections, boxes, dataset_name, folder, images)
-    history = read_history(Path(cfg.OUTPUT_DIR, "metrics.json"))
-    page = render(
+    history = curves.read_history(Path(cfg.OUTPUT_DIR, "metrics.json"))
+    page = _render(
         title=f"{Path(cfg.OUTPUT_DIR).resolve().name}: {short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
         notes=_notes(truth, detections, boxes),
@@ -88,8 +97,9 @@ def write_report(
             ap_history=curves.ap_history(history),
             learning_rate=curves.learning_rate(history),
         ),
+        weights=weights,
+        threshold=_threshold(boxes),
         data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
-        commands=_commands(weights, _threshold(boxes)),
         changed_config={key: str(value) for key, value in changed_keys(cfg).items()},
         config=cfg.dump(),
         environment=collect_env_info(),
@@ -148,7 +158,7 @@ def _pairs(
                 threshold,
             )
             (folder / "images" / f"{kind}_{i}.jpg").write_bytes(jpeg(beside(*halves), 1_000_000))
-            left, right = (data_uri(jpeg(half, _IMAGE_BYTES)) for half in halves)
+            left, right = (_data_uri(jpeg(half, _IMAGE_BYTES)) for half in halves)
             counts = f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
             pairs.setdefault(_KINDS[kind], []).append(
                 {"title": name, "caption": counts, "truth": left, "prediction": right}
@@ -202,9 +212,9 @@ def _percents(right: Any, wrong: Any, objects: Any) -> dict[str, float]:
     }
 
 
-def _save(folder: Path, prefix: str = "", **figures: Any) -> list[dict[str, Any]]:
-    """The plots that exist, as the page shows them; ``width`` is in pixels, and 0 if it may be of
-    any size."""
+def _save(folder: Path, prefix: str = "", **figures: Figure | None) -> list[dict[str, Any]]:
+    """Write the plots that exist, and return them as the page shows them; ``width`` is in pixels,
+    and 0 if it may be of any size."""
     saved = []
     for name, figure in figures.items():
         if figure is None:
@@ -214,7 +224,7 @@ def _save(folder: Path, prefix: str = "", **figures: Any) -> list[dict[str, Any]
         inches = figure.get_size_inches()[0]
         width = round(100 * inches) if inches > 7 else 0
         title = figure.axes[0].get_title(loc="left")
-        saved.append({"name": title, "uri": data_uri(content), "width": width})
+        saved.append({"name": title, "uri": _data_uri(content), "width": width})
     return saved
 
 
@@ -230,31 +240,40 @@ def _notes(truth: COCO, detections: Sequence[Any], matches: Matches) -> list[str
 
 def _data(dataset_name: str, truth: COCO) -> dict[str, Any]:
     annotations = truth.dataset.get("annotations", [])
-    images = list(truth.imgs.values())
+    images = truth.imgs.values()
     annotated = {a["image_id"] for a in annotations}
     sizes = sorted({(i["width"], i["height"]) for i in images}, key=lambda s: s[0] * s[1])
-    summary: dict[str, Any] = {
+    ends = [f"{width} x {height}" for width, height in (*sizes[:1], *sizes[1:][-1:])]
+    return {
         "dataset": dataset_name,
         "images": len(images),
         "images without objects": len(set(truth.imgs) - annotated),
         "objects": sum(not a.get("iscrowd") for a in annotations),
         "crowds": sum(bool(a.get("iscrowd")) for a in annotations),
         "classes": len(truth.cats),
+        "image size": " to ".join(ends),
     }
-    if sizes:
-        (w0, h0), (w1, h1) = sizes[0], sizes[-1]
-        summary["image size"] = f"{w0} x {h0}" + (f" to {w1} x {h1}" if len(sizes) > 1 else "")
-    return summary
 
 
-def _commands(weights: str, threshold: float) -> list[tuple[str, str]]:
-    words = ["gnws", "predict", "--weights", weights, "--input", "FOLDER", "--output", "found"]
-    program = f"""from gnws_d2 import Predictor
-from gnws_d2.data import read_image
+def _render(**parts: Any) -> str:
+    """template.html filled with ``parts``, of which it needs each; every text is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "repr": repr, "quote": shlex.quote}
+    return environment.get_template("template.html").render(**parts)
 
-predictor = Predictor(weights={weights!r}, score_threshold={threshold:.2f})
-found = predictor(read_image("image.jpg", "BGR"))["instances"]
-for box, score, index in zip(found.pred_boxes, found.scores, found.pred_classes):
-    print(predictor.classes[index], float(score), box.tolist())"""
-    command = f"{shlex.join(words)} \\\n    --confidence-threshold {threshold:.2f}"
-    return [("On the command line", command), ("In Python", program)]
+
+def _data_uri(image: bytes) -> str:
+    """The address that holds a PNG or JPEG itself."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    """``value`` with so many digits after the point; a dash if undefined."""
+    return "\N{EN DASH}" if value is None or math.isnan(value) else f"{value:.{digits}f}"

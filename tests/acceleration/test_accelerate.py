@@ -1,33 +1,21 @@
 """The config keys reach any model; without them nothing changes."""
 
 import copy
-import re
-from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from tiny import ELSEHOW
 from torch import nn
 
-import gnws_d2
-from gnws_d2 import load_config
 from gnws_d2.errors import ConfigError
-from gnws_d2.projects.acceleration import accelerate, add_acceleration_config, kernels
+from gnws_d2.projects.acceleration import accelerate, kernels
 from gnws_d2.projects.acceleration.fuse import count_fused
 from gnws_d2.projects.detection.train_net import Trainer
 
 MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 CHECKPOINTING = ["MODEL.BACKBONE.ACTIVATION_CHECKPOINTING", "['res4']"]
-
-
-def leaves(cfg: CfgNode, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for name, value in cfg.items():
-        inner = isinstance(value, CfgNode)
-        found |= leaves(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return found
 
 
 def fingerprint(model: nn.Module) -> list[tuple[str, type, list[str]]]:
@@ -38,30 +26,6 @@ def fingerprint(model: nn.Module) -> list[tuple[str, type, list[str]]]:
     ]
 
 
-def test_keys_are_added_and_none_is_changed():
-    before, after = get_cfg(), get_cfg()
-    add_acceleration_config(after)
-    assert leaves(before).items() <= leaves(after).items()
-    assert set(leaves(after)) - set(leaves(before)) == {
-        "MODEL.GN.FUSE_RELU",
-        "MODEL.GN.RECOMPUTE_ACTIVATIONS",
-        "MODEL.GN.RECOMPUTE_CONVOLUTIONS",
-        "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING",
-        "MODEL.CHANNELS_LAST",
-        "MODEL.COMPILE.PARTS",
-        "MODEL.COMPILE.BACKEND",
-        "INPUT.SIZE_DIVISIBILITY",
-    }
-
-
-def test_the_older_names_of_keys_are_ignored_with_a_warning(tmp_path, caplog):
-    old = tmp_path / "old.yaml"
-    old.write_text("MODEL:\n  GN:\n    FUSE_RELU: always\n    REBUILD_ACTIVATIONS: True\n")
-    cfg = load_config(old, (), [add_acceleration_config])
-    assert cfg.MODEL.GN.FUSE_RELU == "always" and not cfg.MODEL.GN.RECOMPUTE_ACTIVATIONS
-    assert "ignoring): MODEL.GN.REBUILD_ACTIVATIONS" in caplog.text
-
-
 def test_defaults_and_configs_without_the_keys_change_nothing(tiny_config, accelerated_config):
     model = build_model(tiny_config(MASK_RCNN))
     before = fingerprint(model)
@@ -70,56 +34,44 @@ def test_defaults_and_configs_without_the_keys_change_nothing(tiny_config, accel
         assert fingerprint(model) == before
 
 
-BAD = {
-    "a choice of fusing that does not exist": (
-        ["MODEL.GN.FUSE_RELU", "'on'"],
-        ["MODEL.GN.FUSE_RELU is 'on'", '"always"'],
-    ),
-    "activations recomputed that are not fused": (
-        ["MODEL.GN.RECOMPUTE_ACTIVATIONS", "True"],
-        ["MODEL.GN.RECOMPUTE_ACTIVATIONS", "MODEL.GN.FUSE_RELU is 'never'", 'to "auto"'],
-    ),
-    "convolutions recomputed without the activations": (
-        ["MODEL.GN.FUSE_RELU", "auto", "MODEL.GN.RECOMPUTE_CONVOLUTIONS", "True"],
-        ["MODEL.GN.RECOMPUTE_CONVOLUTIONS", "Set MODEL.GN.RECOMPUTE_ACTIVATIONS to True"],
-    ),
-}
-
-
-@pytest.mark.parametrize(("opts", "said"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(
+    ("opts", "said"),
+    [
+        (["MODEL.GN.FUSE_RELU", "'on'"], "MODEL.GN.FUSE_RELU is 'on'.*\"always\""),
+        (["MODEL.GN.RECOMPUTE_ACTIVATIONS", "True"], 'FUSE_RELU is "never".*to "auto"'),
+    ],
+)
 def test_keys_that_contradict_each_other_are_refused(accelerated, opts, said):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match=said):
         accelerated(MASK_RCNN, *opts)
-    assert all(words in str(error.value) for words in said), error.value
-    assert "\n" not in str(error.value)
 
 
-CHOICES = [
-    # FUSE_RELU, RECOMPUTE_ACTIVATIONS, device, kernels -> fused
-    ("auto", False, "cpu", "auto", False),
-    ("auto", False, "cuda", "auto", True),
-    ("auto", False, "cuda", "torch", False),
-    ("auto", True, "cpu", "auto", True),
-    ("always", False, "cpu", "torch", True),
-    ("never", False, "cuda", "auto", False),
-]
-
-
-@pytest.mark.parametrize(("choice", "recompute", "device", "triton", "fused"), CHOICES)
+@pytest.mark.parametrize(
+    ("choice", "recompute", "device", "triton", "fused"),
+    [
+        ("auto", "", "cpu", "auto", False),
+        ("auto", "", "cuda", "auto", True),
+        ("auto", "", "cuda", "torch", False),
+        ("auto", "ACTIVATIONS", "cpu", "auto", True),
+        ("auto", "CONVOLUTIONS", "cpu", "auto", True),
+        ("always", "", "cpu", "torch", True),
+        ("never", "", "cuda", "auto", False),
+    ],
+)
 def test_the_config_and_the_machine_choose_what_is_fused(
     accelerated_config, monkeypatch, caplog, choice, recompute, device, triton, fused
 ):
     caplog.set_level("INFO")
     monkeypatch.setattr(kernels, "_works", lambda _: True)
     monkeypatch.setenv(kernels.VARIABLE, triton)
-    opts = ["MODEL.GN.FUSE_RELU", choice, "MODEL.GN.RECOMPUTE_ACTIVATIONS", str(recompute)]
-    cfg = accelerated_config(MASK_RCNN, *opts)
+    opts = [f"MODEL.GN.RECOMPUTE_{recompute}", "True"] if recompute else []
+    cfg = accelerated_config(MASK_RCNN, "MODEL.GN.FUSE_RELU", choice, *opts)
     model = build_model(cfg)
     cfg.MODEL.DEVICE = device  # the model does not move there
     accelerate(model, cfg)
     assert (count_fused(model)[0] > 0) is fused
     assert ("Fused 21 of 32 GroupNorms" in caplog.text) is fused
-    assert ("forward" in model.backbone.__dict__) is recompute
+    assert ("forward" in model.backbone.__dict__) is bool(recompute)
 
 
 @pytest.mark.parametrize(
@@ -151,15 +103,6 @@ def test_any_model_computes_the_same(accelerated_config, caplog, name):
         assert words in caplog.text
 
 
-def record_dtypes(model: nn.Module) -> set[torch.dtype]:
-    """A set that collects the types of what GroupNorms take."""
-    seen: set[torch.dtype] = set()
-    for module in model.modules():
-        if isinstance(module, nn.GroupNorm):
-            module.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
-    return seen
-
-
 @pytest.mark.slow
 def test_training_in_bfloat16(accelerated_config):
     """Through train_net.py's Trainer: near float32, with the norms in bfloat16."""
@@ -169,15 +112,11 @@ def test_training_in_bfloat16(accelerated_config):
         cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST = 1, 0, ()
         torch.manual_seed(0)
         trainer = Trainer(cfg)
-        seen = record_dtypes(trainer.model)
+        seen = set()
+        for module in trainer.model.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, args, to=seen: to.add(args[0].dtype))
         trainer.train()
         losses.append(trainer.storage.history("total_loss").latest())
     assert count_fused(trainer.model)[0] > 0 and seen == {torch.bfloat16}
     assert losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.05)
-
-
-def test_the_package_imports_no_project():
-    files = list(Path(gnws_d2.__file__).parent.rglob("*.py"))
-    imports = re.compile(r"^\s*(from|import) +(gnws_d2|\.+)\.?projects", re.MULTILINE)
-    assert len(files) > 20
-    assert [file for file in files if imports.search(file.read_text(encoding="utf-8"))] == []

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from group_norm_formula import EPS, FORMATS, formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,8 +13,7 @@ from torch import nn
 from gnws_d2.projects.acceleration import GroupNormReLU, group_norm_relu, kernels
 from gnws_d2.projects.acceleration.fused_group_norm import _group_norm_relu
 
-EPS = 1e-5
-FORMATS = [torch.contiguous_format, torch.channels_last]
+ADDED = pytest.mark.parametrize("added", [False, True])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -23,18 +23,9 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def formula(x, weight, bias, residual, num_groups):
-    groups = x.reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
-    centered = groups - groups.mean(2, keepdim=True)
-    deviation = (centered.square().mean(2, keepdim=True) + EPS).sqrt()
-    per_channel = (-1,) + (1,) * (x.dim() - 2)
-    y = (centered / deviation).view(x.shape) * weight.view(per_channel) + bias.view(per_channel)
-    return (y if residual is None else y + residual).relu()
-
-
-def inputs(shape, added=False, seed=0, **kwargs):
+def inputs(shape, added=False, **kwargs):
     """x, weight, bias, residual or None: leaves that ask for a gradient."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     sizes = [shape, shape[1:2], shape[1:2], shape if added else None]
     return [s and torch.randn(s, generator=generator).to(**kwargs).requires_grad_() for s in sizes]
 
@@ -59,41 +50,29 @@ def test_results_are_those_of_the_formula(n, groups, area, added, format):
     leaves = [t for t in (x, weight, bias, residual) if t is not None]
     y = fused(x, weight, bias, residual, num_groups)
     y64 = formula(x, weight, bias, residual, num_groups)
-    assert y.stride() == x.stride()
+    assert y.stride() == x.stride() or not n  # an empty tensor has both formats
     torch.testing.assert_close(y, y64, rtol=1e-12, atol=1e-11)
     grad = torch.randn_like(y)
-    for ours, theirs in zip(
-        torch.autograd.grad(y, leaves, grad), torch.autograd.grad(y64, leaves, grad), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
+    ours, theirs = (torch.autograd.grad(out, leaves, grad) for out in (y, y64))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
 
 
-@pytest.mark.parametrize("added", [False, True])
-def test_first_and_second_derivatives(added):
-    leaves = [t for t in inputs((2, 6, 3, 2), added) if t is not None]
-    assert torch.autograd.gradcheck(fused, leaves)
-    assert torch.autograd.gradgradcheck(fused, leaves)
-
-
-@pytest.mark.parametrize("frozen", [0, 1, 2, 3])
-def test_a_second_derivative_with_one_frozen(frozen):
-    tensors = inputs((2, 6, 3, 2), added=True)
-    tensors[frozen].requires_grad_(False)
-    leaves = [t for t in tensors if t.requires_grad]
-
-    def function(*changed):
-        found = iter(changed)
-        return fused(*(next(found) if t.requires_grad else t for t in tensors))
-
-    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
-
-
-@pytest.mark.parametrize("added", [False, True])
+@ADDED
 @pytest.mark.parametrize("format", FORMATS)
 def test_it_is_a_proper_operator(added, format):
     x, weight, bias, residual = inputs((2, 6, 3, 5), added)
     x = x.detach().contiguous(memory_format=format).requires_grad_()
     torch.library.opcheck(_group_norm_relu, (x, weight, bias, residual, 3, EPS))
+    assert torch.autograd.gradcheck(
+        fused, [t for t in (x, weight, bias, residual) if t is not None]
+    )
+
+
+def test_a_second_derivative_is_refused():
+    x, weight, bias, _ = inputs((2, 6, 3, 5))
+    (grad,) = torch.autograd.grad(fused(x, weight, bias).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grad.sum().backward()
 
 
 def test_compilers_take_it_without_a_break():
@@ -109,15 +88,12 @@ def test_compilers_take_it_without_a_break():
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_large_mean(format):
-    """Torch's own kernel for channels_last is far off here: E[x^2] - E[x]^2."""
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(2, 64, 56, 56, generator=generator) + 1e4).float()
     x = x.contiguous(memory_format=format)
     y = group_norm_relu(x, 32, torch.ones(64).float(), torch.zeros(64).float())
     expected = formula(x.double(), torch.ones(64), torch.zeros(64), None, 32)
     assert (y - expected).abs().max() < 3e-3  # numbers of this size are 1e-3 apart
-    if format is torch.channels_last:  # the README says so; remove it there when this fails
-        assert (torch.group_norm(x, 32) - expected).abs().max() > 1000
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e4])
@@ -132,12 +108,13 @@ def test_a_constant_input_has_a_finite_gradient(value):
     assert all(torch.isfinite(t.grad).all() for t in (x, weight, bias))
 
 
-@pytest.mark.parametrize("added", [False, True])
+@ADDED
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_has_statistics_in_float32(dtype, added):
     x, weight, bias, residual = inputs((2, 6, 9, 7), added, dtype=torch.float32)
     x = x.detach().to(dtype).requires_grad_()
-    y = fused(x, weight, bias, residual)
+    with torch.autocast("cpu", dtype):  # changes nothing
+        y = fused(x, weight, bias, residual)
     assert y.dtype == dtype
     wide = [t if t is None else t.detach().double() for t in (x, weight, bias, residual)]
     error = (y.double() - formula(*wide, 3)).abs().max()
@@ -145,17 +122,6 @@ def test_half_precision_has_statistics_in_float32(dtype, added):
     y.sum().backward()
     leaves = [t for t in (x, weight, bias, residual) if t is not None]
     assert [t.grad.dtype for t in leaves] == [t.dtype for t in leaves]
-
-
-def test_autocast_leaves_half_precision_alone():
-    """On CUDA, stock GroupNorm computes, and returns, float32 there."""
-    module = GroupNormReLU(3, 6).float()
-    x = torch.randn(2, 6, 3, 3).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert module(x).dtype == torch.bfloat16
-        assert module(x.float()).dtype == torch.float32
-        # Where a residual comes from a stock GroupNorm.
-        assert module(x, torch.randn(2, 6, 3, 3).float()).dtype == torch.bfloat16
 
 
 def test_the_module_is_a_group_norm_followed_by_relu():
@@ -166,38 +132,24 @@ def test_the_module_is_a_group_norm_followed_by_relu():
     module.load_state_dict(plain.state_dict())
     x, residual = torch.randn(2, 2, 6, 3, 3)
     for copied in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        torch.testing.assert_close(copied(x), plain(x).relu())
-        torch.testing.assert_close(copied(x, residual), (plain(x) + residual).relu())
-        with torch.no_grad():
-            torch.testing.assert_close(copied(x), plain(x).relu())
+        for enabled in (True, False):
+            with torch.set_grad_enabled(enabled):
+                torch.testing.assert_close(copied(x), plain(x).relu())
+                torch.testing.assert_close(copied(x, residual), (plain(x) + residual).relu())
 
 
-def test_a_trace_has_the_separate_operations():
-    module = GroupNormReLU(3, 6)
-    x = torch.randn(2, 6, 3, 3)
-    traced = torch.jit.trace(module, x)
-    assert "aten::group_norm" in str(traced.inlined_graph)
-    assert "gnws_d2::" not in str(traced.inlined_graph)
-    torch.testing.assert_close(traced(x), module(x))
-
-
-def test_an_exported_program_has_the_separate_operations():
+def test_traces_and_exported_programs_have_the_separate_operations():
     module = GroupNormReLU(3, 6)
     x, residual = torch.randn(2, 2, 6, 3, 3)
+    traced = torch.jit.trace(module, (x, residual))
     program = torch.export.export(module, (x, residual))
-    assert "aten.group_norm" in program.graph_module.code
-    assert "gnws_d2" not in program.graph_module.code
-    torch.testing.assert_close(program.module()(x, residual), module(x, residual))
+    for code in (str(traced.inlined_graph), program.graph_module.code):
+        assert "group_norm" in code and "gnws_d2::" not in code
+    for loaded in (traced, program.module()):
+        torch.testing.assert_close(loaded(x, residual), module(x, residual))
 
 
-def test_one_value_a_group_becomes_the_bias():
-    module = GroupNormReLU(6, 6)
-    nn.init.normal_(module.bias)
-    expected = module.bias.detach().relu().view(1, 6, 1, 1)
-    torch.testing.assert_close(module(torch.randn(1, 6, 1, 1)), expected)
-
-
-@pytest.mark.parametrize("added", [False, True])
+@ADDED
 def test_no_more_is_kept_than_by_stock(added):
     """x, and for the addition y; never a third tensor of that size."""
     kept = []
@@ -208,32 +160,20 @@ def test_no_more_is_kept_than_by_stock(added):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "said"),
+    ("shapes", "device", "said"),
     [
-        (((2, 7, 3), (7,), (7,), None), "multiple of num_groups, 3"),
-        (((6,), (6,), (6,), None), r"takes \(N, C"),
-        (((2, 6, 3), (5,), (6,), None), "weight of shape"),
-        (((2, 6, 3), (6,), (1,), None), "bias of shape"),
-        (((2, 6, 3), (6,), (6,), (2, 6, 1)), r"residual of the shape of x, \(2, 6, 3\)"),
+        (((2, 7, 3), (7,), (7,), None), "cpu", "multiple of num_groups, 3"),
+        (((6,), (6,), (6,), None), "cpu", r"takes \(N, C"),
+        (((2, 6, 3), (5,), (6,), None), "cpu", "weight of shape"),
+        (((2, 6, 3), (6,), (1,), None), "cpu", "bias of shape"),
+        (((2, 6, 3), (6,), (6,), (2, 6, 1)), "cpu", r"residual of shape \(2, 6, 3\)"),
+        (((2, 6, 3), (6,), (6,), None), "meta", "on cpu, as x, but it is .* on meta"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(shapes, said):
+def test_what_does_not_fit_is_refused(shapes, device, said):
+    x, *others = (s and torch.zeros(s) for s in shapes)
     with pytest.raises(ValueError, match=said):
-        fused(*(s and torch.zeros(s) for s in shapes))
-
-
-def test_devices_that_differ_are_refused():
-    x, weight = torch.zeros(2, 6, 3), torch.zeros(6)
-    with pytest.raises(ValueError, match="x on cpu, but bias on meta"):
-        fused(x, weight, weight.to("meta"), None)
-
-
-def test_the_variable_is_checked(monkeypatch):
-    monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not kernels.triton_runs_on(torch.device("cpu"))
-    monkeypatch.setenv(kernels.VARIABLE, "none")
-    with pytest.raises(ValueError, match=r"GNWS_D2_KERNELS is 'none'.*auto.*torch"):
-        fused(*inputs((2, 6, 3, 3)))
+        fused(x, *(t if t is None else t.to(device) for t in others))
 
 
 def test_the_log_says_once_which_kernels_run(caplog):

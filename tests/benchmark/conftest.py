@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import accuracy
 import pytest
-import torch
 import workloads
 
 from gnws_d2.config import get_config_file
@@ -28,11 +28,9 @@ def small(tmp_path_factory) -> str:
 
 @pytest.fixture(autouse=True, scope="package")
 def little_work() -> None:
-    """Few boxes, and one thread: for tensors this small, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Few boxes, and a small image to compare with float64."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accuracy, "SIZE", (64, 64))
         patch.setattr(workloads, "PROPOSALS", 24)
         patch.setattr(workloads, "DETECTIONS", 8)
         yield
-    torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ from parity.weights import mmdet_state_dict
 
 from gnws_d2 import load_config
 from gnws_d2.checkpoint import detectron2_to_mmdet, mmdet_to_detectron2
-from gnws_d2.checkpoint.names import _packaged_shapes, mmdet_name
+from gnws_d2.checkpoint.names import mmdet_name
 from gnws_d2.checkpoint.structure import shapes_of
 from gnws_d2.errors import CheckpointError
 
@@ -36,13 +36,7 @@ def in_mmdet(config):
 @pytest.fixture
 def faster():
     """What a published file of Faster R-CNN R-50 holds."""
-    return zeros(json.loads((PARITY / f"{MANIFESTS[0].name}").read_text()))
-
-
-def backbone_of(detector):
-    prefix = "backbone."
-    bare = {n.removeprefix(prefix): t for n, t in detector.items() if n.startswith(prefix)}
-    return {**bare, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    return zeros(json.loads(MANIFESTS[0].read_text()))
 
 
 @pytest.mark.parametrize("file", MANIFESTS, ids=lambda file: file.name.split("_coco")[0])
@@ -66,12 +60,18 @@ def test_other_architectures_are_mapped_and_back(config):
 
 
 def test_an_imagenet_backbone_has_bare_names(faster):
-    bare = backbone_of(faster)
+    bare = {n.removeprefix("backbone."): t for n, t in faster.items() if "backbone." in n}
+    bare |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     converted = mmdet_to_detectron2(bare)
     assert {"stem.conv1.norm.weight", "res2.0.shortcut.norm.bias", "linear.bias"} < set(converted)
     assert list(detectron2_to_mmdet(converted)) == list(bare)
     del bare["fc.weight"], bare["fc.bias"]
     assert len(mmdet_to_detectron2(bare, FASTER_R50)) == len(converted) - 2
+
+
+def test_names_of_wrappers_are_accepted(faster):
+    wrapped = {f"module.{name}": tensor for name, tensor in faster.items()}
+    assert mmdet_to_detectron2(wrapped) == mmdet_to_detectron2(faster)
 
 
 def test_values_pass_bit_for_bit():
@@ -112,14 +112,11 @@ def test_a_file_of_mmdetection_1_is_recognized(faster, names):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_named(faster, bad):
-    faster["neck.fpn_convs.2.gn.bias"] = torch.full((256,), bad)
-    with pytest.raises(CheckpointError, match=r"NaN or infinity: neck\.fpn_convs\.2\.gn\.bias"):
-        mmdet_to_detectron2(faster)
-
-
-def test_large_finite_values_pass(faster):
     faster["neck.fpn_convs.2.gn.bias"] = torch.full((256,), 3e38)  # their sum overflows
     assert len(mmdet_to_detectron2(faster)) == len(faster)
+    faster["neck.fpn_convs.2.gn.bias"][7] = bad
+    with pytest.raises(CheckpointError, match=r"neck\.fpn_convs\.2\.gn\.bias has NaN or infinite"):
+        mmdet_to_detectron2(faster)
 
 
 NAMES = sorted(json.loads(MANIFESTS[0].read_text()))
@@ -178,22 +175,13 @@ def test_whatever_is_damaged_is_refused_with_a_checkpoint_error(damages):
             convert(damaged)
 
 
-@given(value=st.one_of(st.none(), st.integers(), st.text(), st.lists(st.integers()), st.binary()))
-@settings(max_examples=30, deadline=None, derandomize=True)
-def test_what_is_no_state_dict_is_refused(value):
-    with pytest.raises(CheckpointError, match="instead of a state dict"):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        *((None, "is a NoneType, not a dict"), ([1], "is a list, not a dict"), ({}, "missing")),
+        ({"meta": {}, "state_dict": {}}, "meta does not name a tensor; .* under 'state_dict'"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(value, message):
+    with pytest.raises(CheckpointError, match=message):
         mmdet_to_detectron2(value)
-
-
-def test_an_empty_state_dict_is_refused():
-    with pytest.raises(CheckpointError, match="missing"):
-        mmdet_to_detectron2({})
-
-
-def test_names_and_shapes_are_those_of_the_built_model():
-    """What the checks expect against a model that was really built, norms and all."""
-    from detectron2.modeling import build_model
-
-    model = build_model(load_config(DIGITS, ["MODEL.DEVICE", "cpu"]))
-    built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert _packaged_shapes(DIGITS, None) == built

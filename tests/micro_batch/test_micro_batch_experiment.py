@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import detector
 import experiment
-import finetune
 import processes
 import pytest
 from experiment import Preset
@@ -29,13 +27,6 @@ def test_a_job_sees_as_many_images_or_makes_as_many_steps_at_a_rate_linear_in_th
     assert all(job.lr == pytest.approx(0.1 * job.batch / 8) for job in by_images)
     by_steps = Preset(steps=5, lrs=(0.1,)).jobs("test", {})
     assert {job.steps for job in by_steps} == {5}
-
-
-@pytest.mark.parametrize("module", [detector, finetune])
-def test_the_seed_that_chooses_rates_measures_nothing_else(module):
-    [grid] = [preset for preset in module.EXPERIMENTS.values() if len(preset.lrs) > 1]
-    others = [preset for preset in module.EXPERIMENTS.values() if preset is not grid]
-    assert all(not {*grid.seeds} & {*preset.seeds} for preset in others)
 
 
 @pytest.mark.slow

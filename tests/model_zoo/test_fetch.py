@@ -11,6 +11,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from gnws.arguments import parse
 from processes import start
 from server import fail, send
 from torch import nn
@@ -18,10 +19,10 @@ from torch import nn
 from gnws_d2 import load_config, model_zoo
 from gnws_d2.checkpoint import Checkpointer, Provenance, detectron2_to_mmdet
 from gnws_d2.errors import CheckpointError, FileError
-from gnws_d2.model_zoo import __main__ as commands
 from gnws_d2.model_zoo import published
 from gnws_d2.model_zoo.fetch import cached, fetch
 from gnws_d2.model_zoo.published import Published, find
+from gnws_d2.projects.detection import zoo
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -69,7 +70,7 @@ def publish(config, server, monkeypatch):
         sha = hashlib.sha256(content).hexdigest()[:8]
         entry = Published(name, config, *[""] * 5, url=f"{server.url}/a/b/model-{sha}.pth")
         server.answers[f"/a/b/{entry.file_name}"] = [send(content)]
-        for module in (published, commands):
+        for module in (published, zoo):
             monkeypatch.setattr(module, "published", lambda: (entry,))
         return entry
 
@@ -240,18 +241,20 @@ def test_of_four_processes_one_downloads(entry, server, content, tmp_path):
 
 
 def test_prefetch_and_list(entry, server, capsys, caplog):
-    assert commands.main(["list"]) == 0
+    assert zoo.main(parse("zoo", ["list"])) == 0
     out = capsys.readouterr().out
     assert "small" in out and "yes" not in out
     assert "Digits/fcos_R_18_FPN_gn_ws.py" in out and "lazy_common" not in out
-    assert commands.main(["prefetch", "all"]) == 0
+    assert zoo.main(parse("zoo", ["prefetch", "all"])) == 0
     assert str(cached(entry)) in capsys.readouterr().out
-    assert commands.main(["list"]) == 0 and "yes" in capsys.readouterr().out
+    assert zoo.main(parse("zoo", ["list"])) == 0 and "yes" in capsys.readouterr().out
     shutil.rmtree(cached(entry).parent)
     server.answers[f"/a/b/{entry.file_name}"] = [fail(404)]
-    assert commands.main(["prefetch", "small"]) == 1 and "cannot be downloaded" in caplog.text
+    assert (
+        zoo.main(parse("zoo", ["prefetch", "small"])) == 1 and "cannot be downloaded" in caplog.text
+    )
     with pytest.raises(SystemExit, match="No published checkpoint is called 'large'"):
-        commands.main(["prefetch", "large"])
+        zoo.main(parse("zoo", ["prefetch", "large"]))
 
 
 def test_every_name_in_the_table_is_found_by_name_and_by_config():

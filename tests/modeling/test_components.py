@@ -10,36 +10,30 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from detectron2.projects.deeplab import DeepLabV3Head, DeepLabV3PlusHead, add_deeplab_config
 from torch import nn
 
-import gnws_d2
 from gnws_d2 import StandardizationReport, modeling
 from gnws_d2.errors import ConfigError
 from gnws_d2.layers import BatchChannelNorm2d, WSConv2d, fold, standardize_weight
+from gnws_d2.modeling.norms import norm_layer
 
 ROI = ShapeSpec(channels=32, height=7, width=7)
 FPN = {"p2": ShapeSpec(channels=32, stride=4), "p3": ShapeSpec(channels=32, stride=8)}
 STAGES = {"res2": ShapeSpec(channels=32, stride=4), "res5": ShapeSpec(channels=64, stride=16)}
-# Of each head: its class, Detectron2's, its input, its arguments, the argument that is its norm,
-# and how many of its convolutions a norm follows.
+# Of each head: Detectron2's, its input, its arguments, and how many convolutions a norm follows.
 HEADS = {
-    "box": (
-        *(modeling.WSFastRCNNConvFCHead, FastRCNNConvFCHead, ROI),
-        *(dict(conv_dims=[32, 64], fc_dims=[16]), "conv_norm", 2),
+    "WSFastRCNNConvFCHead": (FastRCNNConvFCHead, ROI, dict(conv_dims=[32, 64], fc_dims=[16]), 2),
+    "WSMaskRCNNConvUpsampleHead": (
+        *(MaskRCNNConvUpsampleHead, ROI, dict(conv_dims=[32, 32, 32], num_classes=3), 2),
     ),
-    "mask": (
-        *(modeling.WSMaskRCNNConvUpsampleHead, MaskRCNNConvUpsampleHead, ROI),
-        *(dict(conv_dims=[32, 32, 32], num_classes=3), "conv_norm", 2),
+    "WSSemSegFPNHead": (
+        *(SemSegFPNHead, FPN, dict(num_classes=3, conv_dims=32, common_stride=4), 2),
     ),
-    "semantic": (
-        *(modeling.WSSemSegFPNHead, SemSegFPNHead, FPN),
-        *(dict(num_classes=3, conv_dims=32, common_stride=4), "norm", 2),
-    ),
-    "deeplab": (
-        *(modeling.WSDeepLabV3PlusHead, DeepLabV3PlusHead, STAGES),
+    "WSDeepLabV3PlusHead": (
+        *(DeepLabV3PlusHead, STAGES),
         {
             **dict(project_channels=[32], aspp_dilations=[1, 2, 3], aspp_dropout=0.0),
             **dict(decoder_channels=[32, 32], common_stride=4, train_size=None, num_classes=3),
         },
-        *("norm", 8),
+        8,
     ),
 }
 
@@ -61,27 +55,24 @@ def features(shape: ShapeSpec | dict[str, ShapeSpec]) -> torch.Tensor | dict[str
 
 
 @pytest.mark.parametrize("norm", ["GN", "EstBCN", "BCN"])
-@pytest.mark.parametrize(("ws", "plain", "shape", "arguments", "key", "count"), HEADS.values(),
-                         ids=HEADS)  # fmt: skip
-def test_a_head_is_detectron2_s_with_standardized_weights(
-    ws, plain, shape, arguments, key, count, norm
-):
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_detectron2_s_with_standardized_weights(name, norm):
     torch.manual_seed(0)
+    ws, (plain, shape, arguments, count) = getattr(modeling, name), HEADS[name]
+    key = "conv_norm" if shape is ROI else "norm"
     head = ws(shape, **arguments, **{key: norm}).eval()
-    standardized = [m for m in head.modules() if isinstance(m, WSConv2d)]
-    assert len(standardized) == count
-    bcn = [m for m in head.modules() if isinstance(m, BatchChannelNorm2d)]
-    assert len(bcn) == (0 if norm == "GN" else count)
-    counterpart = weights_standardized(
-        plain(shape, **arguments, **{key: norm_layer(norm)}).eval(), head
-    )
+    kinds = [type(m) for m in head.modules()]
+    assert kinds.count(WSConv2d) == count
+    assert kinds.count(BatchChannelNorm2d) == (0 if norm == "GN" else count)
+    counterpart = plain(shape, **arguments, **{key: norm_layer(norm)}).eval()
+    weights_standardized(counterpart, head)
     x = features(shape)
-    layers = {"box": "forward", "mask": "layers", "semantic": "layers", "deeplab": "layers"}
-    run = layers[next(name for name, row in HEADS.items() if row[0] is ws)]
     with torch.no_grad():
-        torch.testing.assert_close(
-            getattr(head, run)(x), getattr(counterpart, run)(x), rtol=0, atol=0
+        found, expected = (
+            each(x) if plain is FastRCNNConvFCHead else each.layers(x)
+            for each in (head, counterpart)
         )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert type(fold(head)) is plain and type(head) is ws
 
 
@@ -97,8 +88,8 @@ def test_the_head_of_deeplab_v3_reads_a_config():
     head_cfg.IN_FEATURES, head_cfg.ASPP_CHANNELS, head_cfg.CONVS_DIM = ["res5"], 32, 32
     head_cfg.NORM, head_cfg.NAME, head_cfg.NUM_CLASSES = "EstBCN", "WSDeepLabV3Head", 3
     head = modeling.WSDeepLabV3Head(cfg, {"res5": STAGES["res5"]})
-    standardized = sum(isinstance(m, WSConv2d) for m in head.modules())
-    assert standardized == sum(isinstance(m, BatchChannelNorm2d) for m in head.modules()) == 5
+    kinds = [type(m) for m in head.modules()]
+    assert kinds.count(WSConv2d) == kinds.count(BatchChannelNorm2d) == 5
     assert type(fold(head)) is DeepLabV3Head
 
 

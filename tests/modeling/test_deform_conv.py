@@ -1,25 +1,30 @@
 """Deformable convolutions and blocks, with Detectron2's compiled part and without it."""
 
-import copy
-
 import pytest
 import torch
 from detectron2 import layers as detectron2_layers
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 from detectron2.modeling.backbone import resnet
-from detectron2.modeling.backbone.resnet import DeformBottleneckBlock, build_resnet_backbone
 from torch import nn
 from torchvision.ops import DeformConv2d
 
 from gnws_d2 import load_config, standardize
-from gnws_d2.layers import StandardizedConv, fold, standardize_weight
+from gnws_d2.layers import fold, standardize_weight
 from gnws_d2.layers.convert import make_standardized
 from gnws_d2.modeling.deform_conv import DeformConv, WSDeformConv
 from gnws_d2.modeling.standardize import _CLASSES
 
-compiled = issubclass(detectron2_layers.DeformConv, nn.Module)
-CLASSES = [DeformConv]
-if compiled:
+
+class Deformable(DeformConv):
+    """Made as Detectron2 makes its own."""
+
+    def __init__(self, *args, deformable_groups: int = 1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+
+
+CLASSES = [Deformable]
+if issubclass(detectron2_layers.DeformConv, nn.Module):
     CLASSES += [detectron2_layers.DeformConv, detectron2_layers.ModulatedDeformConv]
 
 
@@ -30,21 +35,21 @@ def inputs(modulated: bool = True) -> list[torch.Tensor]:
     return [torch.randn(size, dtype=torch.float64) for size in sizes]
 
 
-def build(cls: type[nn.Module]) -> nn.Module:
+def build(cls: type[nn.Module], standardized: bool = False) -> nn.Module:
     torch.manual_seed(0)
     options = {"kernel_size": 3, "stride": 2, "padding": 1, "bias": False}
     conv = cls(4, 6, **options, deformable_groups=2, norm=nn.GroupNorm(2, 6)).double()
     nn.init.normal_(conv.norm.weight)
+    if standardized:
+        assert make_standardized(conv, _CLASSES) == "" and type(conv) is WSDeformConv
     return conv
 
 
 @pytest.mark.parametrize(
-    ("cls", "standardized"), [(DeformConv, False), *((cls, True) for cls in CLASSES)]
+    ("cls", "standardized"), [(Deformable, False), *((cls, True) for cls in CLASSES)]
 )
 def test_convolves_as_torchvision_does(cls, standardized):
-    conv = build(cls)
-    if standardized:
-        assert make_standardized(conv, _CLASSES) == "" and type(conv) is WSDeformConv
+    conv = build(cls, standardized)
     x, offset, *mask = inputs(modulated=cls is not detectron2_layers.DeformConv)
     reference = DeformConv2d(4, 6, 3, stride=2, padding=1, bias=False).double()
     weight = standardize_weight(conv.weight) if standardized else conv.weight
@@ -55,7 +60,7 @@ def test_convolves_as_torchvision_does(cls, standardized):
 
 
 def test_the_gradient_of_the_standardized_weight():
-    conv = build(WSDeformConv)
+    conv = build(Deformable, standardized=True)
     x, offset, mask = (tensor.requires_grad_() for tensor in inputs())
 
     def convolved(x, offset, mask, weight):
@@ -64,54 +69,48 @@ def test_the_gradient_of_the_standardized_weight():
     assert torch.autograd.gradcheck(convolved, (x, offset, mask, conv.weight), atol=1e-4)
 
 
-@pytest.mark.parametrize("cls", [*CLASSES, WSDeformConv])
+@pytest.mark.parametrize("cls", CLASSES)
 def test_fold_gives_back_the_class_and_the_numbers(cls):
-    conv = build(cls)
-    if not isinstance(conv, StandardizedConv):
-        make_standardized(conv, _CLASSES)
+    conv = build(cls, standardized=True)
     folded = fold(nn.Sequential(conv))[0]
-    assert type(folded) is (DeformConv if cls is WSDeformConv else cls)
+    assert type(folded) is cls
     torch.testing.assert_close(folded.weight.data, standardize_weight(conv.weight).detach())
 
 
 @pytest.mark.parametrize("modulated", [False, True])
-def test_a_block_of_detectron2_has_its_names_and_takes_gradients(modulated):
+@pytest.mark.parametrize(("groups", "freeze_at", "name"),
+                         [(1, 0, "build_ws_resnet_fpn_backbone"),
+                          (2, 4, "build_ws_resnet_backbone")])  # fmt: skip
+def test_a_backbone_has_the_blocks_that_detectron2_would_build(
+    groups, freeze_at, name, modulated, monkeypatch
+):
+    """Against Detectron2's own builder, with a convolution that exists in place of its own."""
     cfg = load_config("Digits/mask_rcnn_R_50_FPN_deform_gn_ws.yaml")
-    cfg.MODEL.RESNETS.DEFORM_MODULATED = modulated
-    backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3))
-    block = backbone.res4[0]
-    assert type(block) is DeformBottleneckBlock
-    assert {name.split(".")[0] for name in block.state_dict()} == {
-        *("shortcut", "conv1", "conv2_offset", "conv2", "conv3")
-    }
-    assert [name for name in block.state_dict() if name.startswith("conv2.")] == [
-        *("conv2.weight", "conv2.norm.weight", "conv2.norm.bias")
-    ]
-    plain = copy.deepcopy(backbone)
-    standardize(backbone, ["backbone"])
-    assert type(block.conv2) is WSDeformConv
-    assert not isinstance(block.conv2_offset, StandardizedConv)
-    plain.load_state_dict(backbone.state_dict(), strict=True)
+    resnets, backbone = cfg.MODEL.RESNETS, cfg.MODEL.BACKBONE
+    resnets.DEFORM_MODULATED, resnets.DEFORM_NUM_GROUPS = modulated, groups
+    backbone.FREEZE_AT, backbone.NAME = freeze_at, name
+    ours = build_backbone(cfg, ShapeSpec(channels=3))
+    monkeypatch.setattr(resnet, "DeformConv", Deformable)
+    monkeypatch.setattr(resnet, "ModulatedDeformConv", Deformable)
+    backbone.NAME = name.replace("_ws", "")
+    theirs = standardize(build_backbone(cfg, ShapeSpec(channels=3)))
 
-    torch.manual_seed(0)
-    nn.init.normal_(block.conv2_offset.weight, std=0.1)
-    x = torch.randn(2, block.conv1.in_channels, 6, 8)
-    torch.testing.assert_close(block(x), by_hand(block, x))
-    block(x).square().sum().backward()
-    assert all(p.grad.abs().sum() > 0 for p in block.parameters())
-
-
-def by_hand(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    inner = block.conv1(x).relu()
-    offset = block.conv2_offset(inner)
-    offset, *mask = offset.split(18, dim=1)
-    conv = block.conv2
-    deform = DeformConv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1, bias=False)
-    deform.weight = nn.Parameter(standardize_weight(conv.weight).detach())
-    inner = conv.norm(deform(inner, offset, *(m.sigmoid() for m in mask))).relu()
-    return (block.conv3(inner) + block.shortcut(x)).relu()
-
-
-def test_detectron2_keeps_its_own_classes_where_it_has_them():
-    expected = detectron2_layers.DeformConv if compiled else DeformConv
-    assert resnet.DeformConv is expected
+    parameters, expected = (
+        [(n, p.shape, p.requires_grad) for n, p in each.named_parameters()]
+        for each in (ours, theirs)
+    )
+    assert parameters == expected  # in this order, by which optimizers save their state
+    assert sum(isinstance(m, WSDeformConv) for m in ours.modules()) == 6 + 3
+    for parameter, tensor in ours.named_parameters():
+        if "conv2_offset" in parameter:
+            assert not tensor.any()
+            nn.init.normal_(tensor, std=0.1)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    outputs = [list(each(x).values()) for each in (ours, theirs)]
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    for values in outputs:
+        sum(value.square().sum() for value in values).backward()
+    grads = [[p.grad for p in each.parameters() if p.requires_grad] for each in (ours, theirs)]
+    assert all(grad.any() for grad in grads[0])
+    torch.testing.assert_close(*grads, rtol=0, atol=0)

@@ -7,47 +7,37 @@ import processes
 import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from gnws_d2 import StandardizationReport, load_config
 from gnws_d2.config import get_config_file
 from gnws_d2.engine import Trainer
 from gnws_d2.layers import fold
-from gnws_d2.projects import digits
 
+R_18, R_50 = {"stem": 1, "backbone": 19, "fpn": 8}, {"stem": 1, "backbone": 51, "fpn": 8}
 # Of each config: standardized convolutions by part, and what its evaluation gives.
 FAMILIES = {
-    "retinanet_R_18_FPN_gn_ws": ({"stem": 1, "backbone": 19, "fpn": 6, "head": 4}, {"bbox"}),
+    "retinanet_R_18_FPN_gn_ws": ({**R_18, "fpn": 6, "head": 4}, {"bbox"}),
     "cascade_mask_rcnn_R_18_FPN_gn_ws": (
-        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 6, "mask_head": 2},
-        {"bbox", "segm"},
+        *({**R_18, "box_head": 6, "mask_head": 2}, {"bbox", "segm"}),
     ),
-    "keypoint_rcnn_R_18_FPN_gn_ws": (
-        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 2},
-        {"bbox", "keypoints"},
-    ),
-    "semantic_R_18_FPN_gn_ws": (
-        {"stem": 1, "backbone": 19, "fpn": 8, "sem_seg_head": 7},
-        {"sem_seg"},
-    ),
+    "keypoint_rcnn_R_18_FPN_gn_ws": ({**R_18, "box_head": 2}, {"bbox", "keypoints"}),
+    "semantic_R_18_FPN_gn_ws": ({**R_18, "sem_seg_head": 7}, {"sem_seg"}),
     "panoptic_fpn_R_18_gn_ws": (
-        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 2, "mask_head": 2, "sem_seg_head": 7},
+        {**R_18, "box_head": 2, "mask_head": 2, "sem_seg_head": 7},
         {"bbox", "segm", "sem_seg"},
     ),
-    "deeplab_v3_plus_R_50_gn_ws": (
-        {"stem": 3, "backbone": 51, "sem_seg_head": 8},
-        {"sem_seg"},
-    ),
-    "pointrend_R_18_FPN_gn_ws": (
-        {"stem": 1, "backbone": 19, "fpn": 8, "box_head": 2},
-        {"bbox", "segm"},
-    ),
+    "deeplab_v3_plus_R_50_gn_ws": ({"stem": 3, "backbone": 51, "sem_seg_head": 8}, {"sem_seg"}),
+    "pointrend_R_18_FPN_gn_ws": ({**R_18, "box_head": 2}, {"bbox", "segm"}),
     "mask_rcnn_R_50_FPN_deform_gn_ws": (
-        {"stem": 1, "backbone": 51, "fpn": 8, "box_head": 2, "mask_head": 2},
-        {"bbox", "segm"},
+        *({**R_50, "box_head": 2, "mask_head": 2}, {"bbox", "segm"}),
     ),
 }
+
+
+def image(height: int, width: int) -> list[dict]:
+    pixels = torch.randint(0, 255, (3, height, width), generator=torch.Generator().manual_seed(0))
+    return [{"image": pixels.float(), "height": height, "width": width}]
 
 
 @pytest.mark.slow
@@ -73,9 +63,7 @@ def test_it_builds_trains_and_is_evaluated(name, tmp_path):
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert set(trainer._last_eval_results) == tasks
 
-    picture = torch.randint(0, 255, (3, 64, 96), generator=torch.Generator().manual_seed(0))
-    inputs = [{"image": picture.float(), "height": 64, "width": 96}]
-    model = trainer.model.eval()
+    model, inputs = trainer.model.eval(), image(64, 96)
     with torch.no_grad():
         [found], [folded] = model(inputs), fold(model)(inputs)
     assert found.keys() == folded.keys()
@@ -86,21 +74,7 @@ def test_it_builds_trains_and_is_evaluated(name, tmp_path):
             assert torch.equal(value.scores, folded[key].scores)
 
 
-def test_digits_knows_what_each_family_needs():
-    assert digits.NUM_TRAIN == 1200
-    for split in ("train", "val"):
-        keypoints = MetadataCatalog.get(f"digits_{split}").keypoint_names
-        assert keypoints == ["top", "bottom", "left", "right"]
-        assert len(MetadataCatalog.get(f"digits_sem_seg_{split}").stuff_classes) == 11
-        assert len(MetadataCatalog.get(f"digits_panoptic_{split}").stuff_classes) == 2
-
-
 TRAIN_NET = Path(__file__).parents[2] / "projects" / "Detection" / "lazyconfig_train_net.py"
-
-
-def run(*words: object) -> None:
-    done = processes.run(*words)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
@@ -110,12 +84,14 @@ def test_a_lazy_config_trains_is_evaluated_and_resumes(name, tmp_path):
     opts = [f"train.output_dir={tmp_path / 'out'}", "train.device=cpu", "train.log_period=1"]
     opts += ["dataloader.train.total_batch_size=2"]
     for iterations in (2, 3):
-        run(*words, "--resume", *opts, f"train.max_iter={iterations}")
+        done = processes.run(*words, "--resume", *opts, f"train.max_iter={iterations}")
+        assert done.returncode == 0, done.stderr
     lines = map(json.loads, (tmp_path / "out" / "metrics.json").read_text().splitlines())
     assert [line["iteration"] for line in lines if "total_loss" in line] == [0, 1, 2]
     assert "copypaste: Task: bbox" in (tmp_path / "out" / "log.txt").read_text()
-    checkpoint = tmp_path / "out" / "model_final.pth"
-    run(*words, "--eval-only", *opts, f"train.init_checkpoint={checkpoint}")
+    opts += [f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}"]
+    done = processes.run(*words, "--eval-only", *opts)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_lazy_config_describes_the_same_model_as_the_yaml():
@@ -123,10 +99,8 @@ def test_the_lazy_config_describes_the_same_model_as_the_yaml():
     model = instantiate(lazy.model)
     counterpart = build_model(load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")).eval()
     counterpart.load_state_dict(model.state_dict(), strict=True)
-    picture = torch.randint(0, 255, (3, 96, 64), generator=torch.Generator().manual_seed(0))
-    inputs = [{"image": picture.float(), "height": 96, "width": 64}]
     for detector in (model, counterpart):
         detector.roi_heads.box_predictor.test_score_thresh = 0.0
     with torch.no_grad():
-        [a], [b] = model.eval()(inputs), counterpart.to(model.device)(inputs)
+        [a], [b] = model.eval()(image(96, 64)), counterpart.to(model.device)(image(96, 64))
     assert len(a["instances"]) and torch.equal(a["instances"].scores, b["instances"].scores)

@@ -11,9 +11,6 @@ from gnws_d2 import load_config
 from gnws_d2.modeling.initialization import init_fpn_laterals
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
-DETECTRON2 = [
-    *("MODEL.PROPOSAL_GENERATOR.NAME", "RPN", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
-]
 
 
 def check(weight: torch.Tensor, deviation: float, uniform: bool) -> None:
@@ -42,24 +39,19 @@ def mask_rcnn() -> nn.Module:
 def test_the_heads(mask_rcnn):
     heads = mask_rcnn.roi_heads
     check(heads.box_head.fc1.weight, xavier(256 * 7 * 7, 1024), uniform=True)
-    assert heads.box_head.fc1.weight.std().item() == pytest.approx(0.0121, rel=0.01)
     check(heads.mask_head.predictor.weight, math.sqrt(2 / 80), uniform=False)
-    assert heads.mask_head.predictor.weight.std().item() == pytest.approx(0.159, rel=0.02)
     check(heads.box_predictor.cls_score.weight, 0.01, uniform=False)
     check(heads.box_predictor.bbox_pred.weight, 0.001, uniform=False)
     check(heads.mask_head.deconv.weight, math.sqrt(2 / (256 * 4)), uniform=False)
     for head in (heads.box_head, heads.mask_head):
         for conv in head.conv_norm_relus:
             check(conv.weight, math.sqrt(2 / (256 * 9)), uniform=False)
-    layers = [heads.box_head.fc1, heads.mask_head.predictor, heads.mask_head.deconv]
-    assert not any(layer.bias.any() for layer in layers)
-
-
-def test_the_rpn(mask_rcnn):
-    head = mask_rcnn.proposal_generator.rpn_head
-    for layer in (head.conv, head.objectness_logits, head.anchor_deltas):
+    rpn = mask_rcnn.proposal_generator.rpn_head
+    layers = [rpn.conv, rpn.objectness_logits, rpn.anchor_deltas]
+    for layer in layers:
         check(layer.weight, 0.01, uniform=False)
-        assert not layer.bias.any()
+    layers += [heads.box_head.fc1, heads.mask_head.predictor, heads.mask_head.deconv]
+    assert not any(layer.bias.any() for layer in layers)
 
 
 def test_the_pyramid(mask_rcnn):
@@ -72,25 +64,8 @@ def test_the_pyramid(mask_rcnn):
 
 
 def test_the_laterals_alone_are_changed():
-    torch.manual_seed(0)
-    cfg = load_config("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml")
-    fpn = build_backbone(cfg)
+    fpn = build_backbone(load_config("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml"))
     before = {name: tensor.clone() for name, tensor in fpn.state_dict().items()}
     init_fpn_laterals(fpn)
     changed = {name for name, tensor in fpn.state_dict().items() if (tensor != before[name]).any()}
     assert changed == {f"fpn_lateral{level}.weight" for level in (2, 3, 4, 5)}
-    for level in (2, 3, 4, 5):
-        channels = 64 * 2**level
-        weight = getattr(fpn, f"fpn_lateral{level}").weight
-        check(weight, xavier(channels, 256), uniform=True)
-        # against Detectron2's: 1, 1.15, 1.26 and 1.33 times
-        ratio = (weight.std() / before[f"fpn_lateral{level}.weight"].std()).item()
-        assert ratio == pytest.approx(math.sqrt(2 * channels / (channels + 256)), rel=0.01)
-        check(getattr(fpn, f"fpn_output{level}").weight, xavier(2304, 2304), uniform=True)
-
-
-def test_detectron2s_heads_keep_their_own():
-    torch.manual_seed(0)
-    heads = build_model(load_config(MASK_RCNN, ["MODEL.DEVICE", "cpu", *DETECTRON2])).roi_heads
-    assert heads.mask_head.predictor.weight.std().item() == pytest.approx(0.001, rel=0.02)
-    assert heads.box_head.fc1.weight.std().item() == pytest.approx(0.0089, rel=0.01)

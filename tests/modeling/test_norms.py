@@ -13,10 +13,16 @@ from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.checkpoint.structure import shapes_of
 from gnws_d2.errors import ConfigError
 from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, SyncBatchNorm2d
+from gnws_d2.modeling.errors import build_errors
 from gnws_d2.modeling.norms import BCN_NORMS, with_norm_layers
 
 CONFIG = "Digits/mask_rcnn_R_18_FPN_bcn_ws.yaml"
-KEYS = [f"MODEL.{part}.NORM" for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")]
+KEYS = {
+    "MODEL.RESNETS.NORM": {"stem", "backbone"},
+    "MODEL.FPN.NORM": {"fpn"},
+    "MODEL.ROI_BOX_HEAD.NORM": {"box_head"},
+    "MODEL.ROI_MASK_HEAD.NORM": {"mask_head"},
+}
 INNER = {
     "BCN": (nn.BatchNorm2d, False),
     "SyncBCN": (SyncBatchNorm2d, True),
@@ -32,8 +38,7 @@ def all_set_to(norm: str) -> list[str]:
 @pytest.mark.parametrize("norm", BCN_NORMS)
 def test_every_part_has_the_norm_of_its_key(tiny_config, norm):
     kind, sync = INNER[norm]
-    cfg = tiny_config(CONFIG, *all_set_to(norm))
-    model = build_model(cfg)
+    model = build_model(tiny_config(CONFIG, *all_set_to(norm)))
     norms = [m for m in model.modules() if isinstance(m, BatchChannelNorm2d)]
     assert all(type(m.bn) is kind and m.num_groups == 32 for m in norms)
     assert all(getattr(m.bn, "sync", sync) == sync for m in norms)
@@ -44,18 +49,12 @@ def test_every_part_has_the_norm_of_its_key(tiny_config, norm):
     assert all(f.isfinite().all() for f in features.values())
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_norms_are_chosen_part_by_part_and_reported(tiny_config, key):
+@pytest.mark.parametrize(("key", "parts"), KEYS.items())
+def test_norms_are_chosen_part_by_part_and_reported(tiny_config, key, parts):
     cfg = tiny_config(CONFIG, *all_set_to("GN"), key, "EstBCN")
     report = StandardizationReport.of(build_model(cfg))
-    estimated = {
-        "MODEL.RESNETS.NORM": {"stem", "backbone"},
-        "MODEL.FPN.NORM": {"fpn"},
-        "MODEL.ROI_BOX_HEAD.NORM": {"box_head"},
-        "MODEL.ROI_MASK_HEAD.NORM": {"mask_head"},
-    }[key]
     name = "BatchChannelNorm2d (EstimatedBatchNorm2d)"
-    assert {row.part for row in report.rows if row.norms == (name,)} == estimated
+    assert {row.part for row in report.rows if row.norms == (name,)} == parts
     assert name in str(report) and "GroupNorm" in str(report)
 
 
@@ -90,8 +89,8 @@ def test_frozen_stages_keep_their_statistics(tiny_config, norm):
 @pytest.mark.parametrize("freeze", ["02", "20"])
 def test_weights_of_frozen_and_trained_stages_interchange(tiny_config, tmp_path, freeze):
     """Only a layer that is trained has a moving speed; it is not of the weights."""
-    trained, other = (build_model(tiny_config(CONFIG, "MODEL.BACKBONE.FREEZE_AT", f))
-                      for f in freeze)  # fmt: skip
+    configs = [tiny_config(CONFIG, "MODEL.BACKBONE.FREEZE_AT", stages) for stages in freeze]
+    trained, other = map(build_model, configs)
     for module in trained.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
             module.running_mean.normal_()
@@ -106,8 +105,8 @@ def test_weights_of_frozen_and_trained_stages_interchange(tiny_config, tmp_path,
 def test_the_weight_decay_of_norms_is_that_of_every_part_of_it(tiny_config):
     cfg = tiny_config(CONFIG, "SOLVER.WEIGHT_DECAY_NORM", "0.25")
     model = build_model(cfg)
-    decays = {p: g["weight_decay"] for g in build_optimizer(cfg, model).param_groups
-              for p in g["params"]}  # fmt: skip
+    groups = build_optimizer(cfg, model).param_groups
+    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
     norm = model.backbone.fpn_lateral3.norm
     assert {decays[p] for p in norm.parameters()} == {0.25}
     assert decays[model.backbone.fpn_lateral3.weight] == cfg.SOLVER.WEIGHT_DECAY
@@ -119,27 +118,38 @@ def test_shapes_without_building_the_tensors(tiny_config):
     assert shapes_of(cfg) == built
 
 
-def test_a_norm_of_no_config_is_refused(tiny_config):
-    with pytest.raises(ConfigError, match=r"MODEL\.FPN\.NORM is 'EBCN'.*'EstBCN'"):
-        tiny_config(CONFIG, "MODEL.FPN.NORM", "EBCN")
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("FPN.NORM", "EBCN", "does not know 'EBCN', the value of MODEL.FPN.NORM. Use BN, "),
+        ("ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NORM, .*EstBCN, .* need "),
+        ("RESNETS.DEPTH", "51", "does not know 51, the value of MODEL.RESNETS.DEPTH."),
+        ("ROI_BOX_HEAD.CONV_DIM", "48", "48.* a multiple of 32 .* Compare the keys of MODEL"),
+        ("ROI_HEADS.NAME", "Heads", "No object named 'Heads' found in 'ROI_HEADS' registry"),
+    ],
+)
+def test_what_no_component_knows_is_refused_with_a_fix(tiny_config, key, value, said):
+    cfg = tiny_config(CONFIG, f"MODEL.{key}", value)
+    with pytest.raises(ConfigError, match=said), build_errors(cfg):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize("depth", ["R_50", "R_101", "X_50_32x4d", "X_101_32x4d"])
 @pytest.mark.parametrize(
-    ("name", "mask"),
-    [("COCO-Detection/faster_rcnn_{}_FPN_bcn_ws_1x.yaml", False),
-     ("COCO-InstanceSegmentation/mask_rcnn_{}_FPN_bcn_ws_2x.yaml", True)],
-    ids=["faster", "mask"],
-)  # fmt: skip
-def test_the_coco_configs_are_those_of_gn_ws_but_for_the_norm(name, mask, depth):
-    cfg, gn = load_config(name.format(depth)), load_config(name.format(depth).replace("bcn", "gn"))
+    "name",
+    [
+        "COCO-Detection/faster_rcnn_{}_FPN_{}_ws_1x.yaml",
+        "COCO-InstanceSegmentation/mask_rcnn_{}_FPN_{}_ws_2x.yaml",
+    ],
+)
+def test_the_coco_configs_are_those_of_gn_ws_but_for_the_norm(name, depth):
+    cfg, gn = (load_config(name.format(depth, norm)) for norm in ("bcn", "gn"))
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.MODEL.WEIGHTS == ""
+    shapes_of(cfg)
     for key in KEYS:
         part = key.split(".")[1]
         assert cfg.MODEL[part].NORM == "EstBCN"
         cfg.MODEL[part].NORM = "GN"
-    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.MODEL.WEIGHTS == ""
     cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.WEIGHTS = 2, gn.MODEL.WEIGHTS
     cfg.MODEL.BCN = gn.MODEL.BCN
     assert cfg == gn
-    assert cfg.MODEL.MASK_ON == mask
-    shapes_of(load_config(name.format(depth)))

@@ -30,47 +30,37 @@ def test_parts_are_chosen_one_by_one(tiny_config, parts):
 
 
 def test_a_plain_backbone_without_fpn(tiny_config):
-    cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg = tiny_config(GN, "MODEL.BACKBONE.NAME", "build_resnet_backbone")
     backbone = build_backbone(cfg, ShapeSpec(channels=3))
     standardize(backbone, ["stem", "backbone"])
     assert all(isinstance(m, WSConv2d) for m in backbone.modules() if isinstance(m, nn.Conv2d))
 
 
-def test_parameters_and_initialization_stay_detectron2_s(tiny_config):
+def test_the_wrapper_builds_the_registered_components_with_detectron2_s_parameters(tiny_config):
     models = []
-    for opts in ([], [*WRAPPED, str(ALL)]):
+    for opts in ([GN], [GN, *WRAPPED, str(ALL)], []):
         torch.manual_seed(3)
-        models.append(build_model(tiny_config(GN, *opts)))
-    plain, standardized = (m.state_dict() for m in models)
-    assert list(plain) == list(standardized)
-    assert all(torch.equal(plain[name], standardized[name]) for name in plain)
+        models.append(build_model(tiny_config(*opts)))
+    plain, wrapped, registered = (model.state_dict() for model in models)
+    assert list(plain) == list(wrapped) == list(registered)
+    for name, value in plain.items():
+        assert torch.equal(wrapped[name], value) and registered[name].shape == value.shape
+    kinds = [[type(m) for m in model.modules() if isinstance(m, nn.Conv2d)] for model in models]
+    assert kinds[1] == kinds[2] != kinds[0]
 
 
 def test_a_standardized_model_is_the_plain_one_with_standardized_weights(tiny_config):
     """Only what is convolved differs: weights standardized beforehand give the same detector."""
     model = build_model(tiny_config()).double().eval()
-    counterpart = build_model(tiny_config("Digits/mask_rcnn_R_18_FPN_gn.yaml")).double().eval()
+    counterpart = build_model(tiny_config(GN)).double().eval()
     counterpart.load_state_dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, WSConv2d):
             counterpart.get_submodule(name).weight.data = standardize_weight(module.weight.data)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
-        for name, feature in model.backbone(x).items():
-            torch.testing.assert_close(
-                feature, counterpart.backbone(x)[name], rtol=1e-11, atol=1e-11
-            )
-
-
-def test_the_wrapper_builds_the_model_of_the_registered_components(tiny_config):
-    wrapped = build_model(tiny_config(GN, *WRAPPED, str(ALL)))
-    model = build_model(tiny_config())
-    ours, theirs = ({n: t.shape for n, t in m.state_dict().items()} for m in (model, wrapped))
-    assert ours == theirs
-    kinds = [{n: type(m) for n, m in x.named_modules() if isinstance(m, nn.Conv2d)}
-             for x in (model, wrapped)]  # fmt: skip
-    assert kinds[0] == kinds[1]
+        found, expected = model.backbone(x), counterpart.backbone(x)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_the_report_is_logged_at_build_time(tiny_config, caplog):
@@ -106,9 +96,8 @@ def test_what_cannot_be_standardized_is_refused_with_a_fix(tiny_config, opts, sa
     assert all(words in str(error.value) for words in said), error.value
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
+def test_part_of():
+    for name, part in (
         ("backbone.bottom_up.stem.conv1", "stem"),
         ("backbone.stem.conv1", "stem"),
         ("stem.conv1", "stem"),
@@ -120,7 +109,5 @@ def test_what_cannot_be_standardized_is_refused_with_a_fix(tiny_config, opts, sa
         ("roi_heads.box_head.0.conv1", "box_head"),
         ("roi_heads.mask_head.mask_fcn1", "mask_head"),
         ("head.cls_subnet.0", "head"),
-    ],
-)
-def test_part_of(name, part):
-    assert part_of(name) == part
+    ):
+        assert part_of(name) == part

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from pycocotools.coco import COCO
 
-from gnws_d2.projects.own_data.catalog import unregister
-from gnws_d2.projects.own_data.source import is_source
+import gnws_d2
+from gnws_d2.projects.own_data import fit_to_data, is_source
 
 WIDTH, HEIGHT = 64, 48
 CATEGORIES = {7: "cat", 3: "dog"}
@@ -65,10 +68,21 @@ def write(file: Path, coco: Any) -> None:
     file.write_text(json.dumps(coco))
 
 
+def register(*names: object) -> None:
+    opts = ["DATASETS.TRAIN", repr(tuple(map(str, names)))]
+    fit_to_data(gnws_d2.load_config("", opts))
+
+
+def truth(name: object) -> COCO:
+    """pycocotools' reading of what a registered dataset is evaluated against."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(MetadataCatalog.get(str(name)).json_file)
+
+
 @pytest.fixture(autouse=True)
 def forget_sources():
     """Sources that a test registers are forgotten after it; imported by the tests' files."""
     yield
-    for name in list(DatasetCatalog.list()):
-        if is_source(name):
-            unregister(name)
+    for name in filter(is_source, list(DatasetCatalog.list())):
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from coco_files import HEIGHT, WIDTH, make_coco, read
+from coco_files import HEIGHT, WIDTH, make_coco, read, truth
 from detectron2.data import DatasetCatalog, DatasetMapper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 import gnws_d2
 from gnws_d2.errors import DatasetError
-from gnws_d2.projects.own_data import coco_truth, fit_to_data
+from gnws_d2.projects.own_data import fit_to_data
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 ODD = [
@@ -91,18 +91,18 @@ def test_any_value_anywhere(made, data):
         boxes = instances.gt_boxes.tensor
         assert boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()
         assert (instances.gt_classes < len(cfg.DATASETS.CLASSES)).all()
-    truth = coco_truth(name)
+    used = truth(name)
     results = [
         {
             **{key: annotation[key] for key in ("image_id", "category_id", "bbox")},
-            "segmentation": mask_util.encode(np.asfortranarray(truth.annToMask(annotation))),
+            "segmentation": mask_util.encode(np.asfortranarray(used.annToMask(annotation))),
             "score": 1.0,
         }
-        for annotation in truth.anns.values()
+        for annotation in used.anns.values()
         if "segmentation" in annotation
     ]
-    if results and len(results) == len(truth.anns):
-        evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+    if results and len(results) == len(used.anns):
+        evaluation = COCOeval(used, used.loadRes(results), "segm")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -47,8 +47,11 @@ def test_bad_data_is_an_error_that_names_it(tiny_config, folder, spoil):
         next(iter(ResumableLoader(cfg)))
 
 
-def test_more_classes_than_the_model_has(tiny_config):
+def test_another_number_of_classes_than_the_model_has(tiny_config, caplog):
     cfg = tiny_config()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    ResumableLoader(cfg)
+    assert "has 10 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 80. Set it to 10" in caplog.text
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
     with pytest.raises(DatasetError, match=r"10 classes.*NUM_CLASSES is 4\. Set it to 10"):
         ResumableLoader(cfg)
@@ -57,7 +60,5 @@ def test_more_classes_than_the_model_has(tiny_config):
 def test_a_dataset_that_is_not_registered(tiny_config):
     cfg = tiny_config()
     cfg.DATASETS.TRAIN = ("digits_trian",)
-    with pytest.raises(
-        DatasetError, match=r"'digits_trian', which is neither registered.*digits_train"
-    ):
+    with pytest.raises(DatasetError, match=r"'digits_trian', which is not reg.*mean digits_train"):
         ResumableLoader(cfg)

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_files import make_coco, read, write
+from coco_files import HEIGHT, WIDTH, make_coco, read, register, truth, write
+from detectron2 import evaluation
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from processes import run
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from tiny import FEW_PROPOSALS, TINY
 
 import gnws_d2
 from gnws_d2.checkpoint import Provenance, check_weights
 from gnws_d2.config import portable_config
-from gnws_d2.data.load import dataset_errors
 from gnws_d2.engine import Trainer, build_evaluator
 from gnws_d2.errors import CheckpointError, ConfigError, DatasetError
-from gnws_d2.projects.own_data import coco_truth, fit_to_data, register_source
+from gnws_d2.projects.own_data import choose_config, coco_file, fit_to_data, kept_files
 
 BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 MASKS = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
@@ -45,7 +47,7 @@ def test_classes_come_from_the_data_by_id(tmp_path, caplog):
     provenance = Provenance.of(fitted, [])
     assert provenance.classes == ["dog", "cat"] and provenance.category_ids == [3, 7]
     caplog.clear()
-    assert fit_to_data(fitted) == fitted and not caplog.text
+    assert fit_to_data(fitted) == fitted and "Set: " not in caplog.text
 
 
 def test_an_error_of_the_check_comes_before_what_is_logged(tmp_path, caplog):
@@ -57,19 +59,6 @@ def test_an_error_of_the_check_comes_before_what_is_logged(tmp_path, caplog):
     assert not caplog.text
     fit_to_data(cfg, check_weights)
     assert "The data:" in caplog.text
-
-
-def test_what_a_second_fit_finds_is_not_logged_again(tmp_path, caplog):
-    """As the trainer's fit finds it, after the schedule has changed the config."""
-    file = make_coco(tmp_path)
-    coco = read(file)
-    coco["categories"].append({"id": 5, "name": "never"})
-    write(file, coco)
-    fitted = fit_to_data(config(tmp_path, file))
-    caplog.clear()
-    caplog.set_level(logging.INFO)
-    fitted.SOLVER.MAX_ITER += 1
-    assert fit_to_data(fitted) == fitted and not caplog.text
 
 
 def test_a_config_without_files_stays_itself(tmp_path):
@@ -89,38 +78,75 @@ def test_dicts_are_detectron2s_with_ids(tmp_path):
     assert MetadataCatalog.get(str(file)).thing_classes == fitted.DATASETS.CLASSES
 
 
-def perfect(truth, name):
-    """The truth as a model's results, in the predictor's class indices."""
-    to_class = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
-    for image in truth.dataset["images"]:
-        found = [a for a in truth.dataset["annotations"] if a["image_id"] == image["id"]]
-        result = Instances((image["height"], image["width"]))
+def perfect(file, name):
+    """The objects in the user's file as a model's results: (input, output) of each image of the
+    dataset ``name``."""
+    coco = read(file)
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    classes = MetadataCatalog.get(name).thing_classes
+    for image in DatasetCatalog.get(name):
+        found = [a for a in coco["annotations"] if a["image_id"] == image["image_id"]]
         boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        result.pred_boxes = Boxes(boxes)
+        labels = torch.tensor([classes.index(names[a["category_id"]]) for a in found])
+        result = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(boxes), pred_classes=labels)
         result.scores = torch.ones(len(found))
-        result.pred_classes = torch.tensor(
-            [to_class[a["category_id"]] for a in found], dtype=torch.int64
-        )
-        yield {"image_id": image["id"]}, {"instances": result}
+        yield {"image_id": image["image_id"]}, {"instances": result}
 
 
-def evaluate(cfg, name, results=None):
-    evaluator = build_evaluator(cfg, name)
+def evaluate(evaluator, results):
     evaluator.reset()
-    for inputs, outputs in results or perfect(coco_truth(name), name):
+    for inputs, outputs in results:
         evaluator.process([inputs], [outputs])
-    return evaluator.evaluate()
+    return evaluator.evaluate()["bbox"]
 
 
-def test_a_perfect_prediction_scores_100_with_the_files_own_ids(tmp_path):
-    file = make_coco(tmp_path)
-    cfg = fit_to_data(config(tmp_path, file, file))
-    found = evaluate(cfg, str(file))["bbox"]
-    assert found["AP"] == found["AP-dog"] == found["AP-cat"] == 100
-    results = json.loads((tmp_path / "output/inference/coco_instances_results.json").read_text())
-    own = {(a["image_id"], a["category_id"]) for a in read(file)["annotations"]}
-    assert {(r["image_id"], r["category_id"]) for r in results} == own
+def drop_members(coco):
+    for annotation in coco["annotations"]:
+        del annotation["iscrowd"], annotation["area"]
+
+
+def spoil(coco):
+    coco["annotations"].append({**coco["annotations"][0], "id": 999, "bbox": [0, 0, -1, 5]})
+
+
+def count_from_0(coco):
+    coco["categories"].append({"id": 0, "name": "animals", "supercategory": "none"})
+    for index, annotation in enumerate(coco["annotations"]):
+        annotation["id"] = index
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "is_as_it_is"),
+    [
+        (lambda coco: None, "", True),
+        (lambda coco: None, "#val", False),
+        (lambda coco: None, "#train", False),
+        (drop_members, "", False),
+        (spoil, "", False),
+        (count_from_0, "", False),
+    ],
+)
+def test_detectron2s_own_evaluator_scores_a_perfect_prediction_100(
+    tmp_path, change, part, is_as_it_is
+):
+    sound = make_coco(tmp_path, "sound.json")
+    coco = read(sound)
+    change(coco)
+    write(tmp_path / "mine.json", coco)
+    name = f"{tmp_path}/mine.json{part}"
+    fit_to_data(config(tmp_path, name, (), BOXES, "DATALOADER.SKIP_BAD_ANNOTATIONS", "True"))
+    assert (MetadataCatalog.get(name).json_file == name) == is_as_it_is
+    evaluator = evaluation.COCOEvaluator(name, output_dir=str(tmp_path))
+    found = evaluate(evaluator, perfect(sound, name))
+    assert [found[key] for key in ("AP", "AP-dog", "AP-cat")] == pytest.approx([100] * 3)
+    # pycocotools scores the same results against the user's own ids.
+    own = COCO(str(sound))
+    results = own.loadRes(str(tmp_path / "coco_instances_results.json"))
+    scores = COCOeval(own, results, "bbox")
+    scores.params.imgIds = [image["image_id"] for image in DatasetCatalog.get(name)]
+    scores.evaluate(), scores.accumulate(), scores.summarize()
+    assert scores.stats[0] == pytest.approx(1)
 
 
 def test_the_ap_of_a_class_is_named_rightly_in_any_order_of_ids(tmp_path):
@@ -130,10 +156,10 @@ def test_the_ap_of_a_class_is_named_rightly_in_any_order_of_ids(tmp_path):
     cfg = fit_to_data(config(tmp_path, train, val))
     assert cfg.DATASETS.CLASSES == ["dog", "cat"] and cfg.DATASETS.CATEGORY_IDS == [3, 7]
     dogs = []
-    for inputs, outputs in perfect(coco_truth(str(val)), str(val)):
+    for inputs, outputs in perfect(val, str(val)):
         kept = outputs["instances"]
         dogs.append((inputs, {"instances": kept[kept.pred_classes == 0]}))
-    found = evaluate(cfg, str(val), dogs)["bbox"]
+    found = evaluate(build_evaluator(cfg, str(val)), dogs)
     assert found["AP-dog"] == 100 and found["AP-cat"] == 0
 
 
@@ -149,7 +175,7 @@ def test_an_unused_supercategory_is_left_out(tmp_path, caplog):
     cfg = fit_to_data(config(tmp_path, file, file))
     assert cfg.DATASETS.CLASSES == ["cell"] and cfg.DATASETS.CATEGORY_IDS == [1]
     assert caplog.text.count("Categories without annotations are left out: 'never'\n") == 1
-    assert evaluate(cfg, str(file))["bbox"]["AP"] == 100
+    assert evaluate(build_evaluator(cfg, str(file)), perfect(file, str(file)))["AP"] == 100
 
 
 def test_a_validation_file_may_lack_classes(tmp_path):
@@ -160,7 +186,7 @@ def test_a_validation_file_may_lack_classes(tmp_path):
     # 3 is dog's in the training file, and cat's here.
     ids = MetadataCatalog.get(str(val)).thing_dataset_id_to_contiguous_id
     assert ids[3] == 1 and sorted(ids.values()) == [0, 1]
-    found = evaluate(cfg, str(val))["bbox"]
+    found = evaluate(build_evaluator(cfg, str(val)), perfect(val, str(val)))
     assert found["AP"] == found["AP-cat"] == 100
 
 
@@ -176,6 +202,19 @@ def test_several_files_are_merged_by_name(tmp_path):
     assert len(Trainer.build_train_loader(cfg).dataset) == 8
 
 
+def test_a_registered_training_set_names_the_classes(tmp_path, caplog):
+    file = make_coco(tmp_path, categories={1: "3", 2: "cow"})
+    cfg = fit_to_data(config(tmp_path, ("digits_train", str(file))))
+    assert cfg.DATASETS.CLASSES == list("0123456789")
+    assert f"{file}: annotations of 'cow' are left out" in caplog.text
+    classes = [a["category_id"] for r in DatasetCatalog.get(str(file)) for a in r["annotations"]]
+    assert classes == [3] * 4
+    other = make_coco(tmp_path / "other")
+    with pytest.raises(DatasetError, match=r"none of the model's classes \(0, 1.*but cat, dog"):
+        fit_to_data(config(tmp_path, ("digits_train", str(other))))
+    assert fit_to_data(config(tmp_path, "digits_train", other)).DATASETS.CLASSES == ["dog", "cat"]
+
+
 def test_a_saved_config_matches_its_classes_by_name(tmp_path):
     train = make_coco(tmp_path / "a")
     fitted = fit_to_data(config(tmp_path, train))
@@ -186,8 +225,8 @@ def test_a_saved_config_matches_its_classes_by_name(tmp_path):
     train.unlink()  # not needed where the config is only evaluated
     cfg = fit_to_data(cfg)
     assert cfg.DATASETS.CLASSES == ["dog", "cat"] and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
-    assert {a["category_id"] for a in coco_truth(str(other)).anns.values()} == {1}
-    assert evaluate(cfg, str(other))["bbox"]["AP"] == 100
+    assert {a["category_id"] for a in truth(other).anns.values()} == {1}
+    assert MetadataCatalog.get(str(other)).thing_dataset_id_to_contiguous_id == {3: 0, 1: 1}
 
 
 def test_classes_that_the_data_does_not_have_are_an_error(tmp_path):
@@ -210,14 +249,12 @@ def test_some_without_masks_are_an_error_that_says_which(tmp_path):
     del coco["annotations"][3]["segmentation"]
     coco["annotations"][5]["segmentation"] = []
     write(file, coco)
-    said = r"annotation 103 of '1\.png': it has no segmentation, and 6 of 8.*MASK_ON False.*1 more"
+    said = r"annotation 103 of '1\.png': no segmentation, although 6 of 8 objects have one.*1 more"
     with pytest.raises(DatasetError, match=said):
         fit_to_data(config(tmp_path, file, (), MASKS))
     assert fit_to_data(config(tmp_path, file)).MODEL.ROI_HEADS.NUM_CLASSES == 2
     cfg = config(tmp_path, file, (), MASKS, "DATALOADER.SKIP_BAD_ANNOTATIONS", "True")
-    fitted = fit_to_data(cfg)
-    with dataset_errors(fitted, fitted.DATASETS.TRAIN):
-        pass
+    fit_to_data(cfg)
     kept = [a["id"] for r in DatasetCatalog.get(str(file)) for a in r["annotations"]]
     assert kept == [100, 101, 102, 104, 106, 107]
     (skipped,) = json.loads((tmp_path / "output/skipped_annotations.json").read_text()).values()
@@ -262,25 +299,32 @@ def test_keypoints_come_from_the_categories(tmp_path):
     del coco["annotations"][1]["keypoints"]
     write(file, coco)
     fit_to_data(cfg)
-    assert coco_truth(str(file)).anns[101]["num_keypoints"] == 0
+    assert truth(file).anns[101]["num_keypoints"] == 0
     assert DatasetCatalog.get(str(file))[0]["annotations"][1]["keypoints"][2] == 0
     plain = make_coco(tmp_path / "plain")
     with pytest.raises(DatasetError, match=r"no annotation has keypoints, but MODEL\.KEYPOINT_ON"):
         fit_to_data(config(tmp_path, plain, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml"))
 
 
-def test_a_file_is_read_once_to_fit_and_not_again(tmp_path, monkeypatch):
-    from gnws_d2.projects.own_data import coco_file
-
+def test_a_file_is_read_once(tmp_path, monkeypatch):
     reads = []
     read_json = coco_file._read_json
     monkeypatch.setattr(coco_file, "_read_json", lambda f: reads.append(f) or read_json(f))
     file = make_coco(tmp_path)
-    fitted = fit_to_data(config(tmp_path, f"{file}#train", f"{file}#val"))
-    assert reads == [str(file)]
-    assert fit_to_data(fitted) is fitted and len(reads) == 1
-    write(file, {**read(file), "info": {}})
-    assert fit_to_data(fitted) == fitted and len(reads) == 2
+    train, val = f"{file}#train", f"{file}#val"
+    with kept_files():
+        choose_config([train])
+        fit_to_data(config(tmp_path, train, val))
+    assert reads.count(str(file)) == 1
+
+
+def test_a_changed_file_is_registered_again(tmp_path):
+    file = make_coco(tmp_path)
+    register(file)
+    coco = read(file)
+    write(file, {**coco, "annotations": coco["annotations"][:3]})
+    register(file)
+    assert [len(record["annotations"]) for record in DatasetCatalog.get(str(file))] == [2, 1, 0, 0]
 
 
 def test_a_frozen_config_stays_frozen_and_unchanged(tmp_path):
@@ -298,7 +342,7 @@ def test_it_trains_and_evaluates(tmp_path, tiny_config):
     datasets = ["DATASETS.TRAIN", f"{file}#train", "DATASETS.TEST", f"{file}#val"]
     cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts, *datasets)
     cfg.INPUT.MASK_FORMAT = "polygon"
-    trainer = Trainer(cfg)
+    trainer = Trainer(fit_to_data(cfg))
     assert trainer.cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     trainer.resume_or_load(resume=False)
     trainer.train()
@@ -329,6 +373,6 @@ def test_two_processes_see_the_same_data(tmp_path):
     saved = Provenance.read(torch.load(tmp_path / "model_final.pth", weights_only=False))
     assert saved.classes == ["dog", "cat"] and saved.category_ids == [3, 7]
     results = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
-    register_source(f"{file}#val")
-    images = set(coco_truth(f"{file}#val").imgs)
+    register(f"{file}#val")
+    images = set(truth(f"{file}#val").imgs)
     assert {result["image_id"] for result in results} <= images and len(images) == 1

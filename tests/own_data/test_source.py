@@ -1,21 +1,20 @@
 """Dataset names that are COCO files, and exports of annotation tools found by their folders."""
 
-import argparse
 import os
 import random
 import shutil
 from pathlib import Path
 
 import pytest
-from coco_files import make_coco, read, write
+from coco_files import make_coco, register
 from detectron2.data import DatasetCatalog
+from gnws.arguments import parse
 
 import gnws_d2
 from gnws_d2.errors import DatasetError
-from gnws_d2.projects.own_data import fit_to_data, is_source, register_source
-from gnws_d2.projects.own_data.data_arguments import add_data_arguments, data_opts, data_splits
-from gnws_d2.projects.own_data.source import Source, find_export, resolve
-from gnws_d2.projects.own_data.split import split_names
+from gnws_d2.projects.own_data import data_opts, data_splits, is_source
+from gnws_d2.projects.own_data.arguments import find_export, resolve
+from gnws_d2.projects.own_data.source import Source, split_names
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_a_word_that_names_nothing(word, said):
 )
 def test_images_are_found_beside_the_file(tmp_path, file, images):
     name = str(make_coco(tmp_path, file, image_folder=images))
-    register_source(name)
+    register(name)
     for record in DatasetCatalog.get(name):
         assert Path(record["file_name"]).samefile(
             tmp_path / images / Path(record["file_name"]).name
@@ -84,15 +83,15 @@ def test_images_are_found_beside_the_file(tmp_path, file, images):
 def test_a_folder_with_a_few_other_images_is_not_taken(tmp_path):
     file = make_coco(tmp_path, image_folder="images")
     shutil.copy(tmp_path / "images" / "0.png", tmp_path / "0.png")
-    register_source(str(file))
+    register(str(file))
     assert DatasetCatalog.get(str(file))[0]["file_name"] == str(tmp_path / "images" / "0.png")
 
 
 def test_images_that_are_nowhere(tmp_path):
     file = make_coco(tmp_path, image_folder="elsewhere")
     with pytest.raises(DatasetError, match=r"images, such as '0\.png', are in none of .*=FOLDER"):
-        register_source(str(file))
-    register_source(f"{file}={tmp_path}/elsewhere")
+        register(str(file))
+    register(f"{file}={tmp_path}/elsewhere")
 
 
 def test_the_split_is_fixed_and_a_fifth(tmp_path):
@@ -119,8 +118,7 @@ def test_augmented_copies_stay_together():
 
 def test_both_parts_of_a_file_are_datasets(tmp_path):
     file = make_coco(tmp_path, images=10)
-    register_source(f"{file}#train")
-    register_source(f"{file}#val")
+    register(f"{file}#train", f"{file}#val")
     parts = [{r["image_id"] for r in DatasetCatalog.get(f"{file}#{p}")} for p in ("train", "val")]
     assert len(parts[0]) == 8 and len(parts[1]) == 2 and not parts[0] & parts[1]
 
@@ -138,8 +136,7 @@ def test_roboflows_export(tmp_path):
         "val": [f"{tmp_path}/valid/_annotations.coco.json"],
         "test": [f"{tmp_path}/test/_annotations.coco.json"],
     }
-    cfg = gnws_d2.load_config("", ["DATASETS.TRAIN", found["train"][0]])
-    fit_to_data(cfg)
+    register(found["train"][0])
     assert len(DatasetCatalog.get(found["train"][0])) == 4
 
 
@@ -151,7 +148,7 @@ def test_cocos_and_cvats_export(tmp_path):
     assert found["train"] == [f"{tmp_path}/annotations/instances_Train.json"]
     assert found["val"] == [f"{tmp_path}/annotations/instances_Validation.json"]
     for names in found.values():
-        register_source(names[0])
+        register(names[0])
         assert all(os.path.exists(r["file_name"]) for r in DatasetCatalog.get(names[0]))
 
 
@@ -177,7 +174,7 @@ def test_folders_that_are_no_export(tmp_path):
 
 
 def arguments(*words, eval_only=False):
-    args = add_data_arguments(argparse.ArgumentParser()).parse_args(words)
+    args = parse("train", words)
     return data_opts(args, data_splits(args), eval_only=eval_only)
 
 
@@ -215,14 +212,3 @@ def test_one_name_stands_for_a_tuple_of_it(tmp_path, value):
     file.write_text(f"DATASETS:\n  TRAIN: {value}\n  TEST: /data/a.json=/b#val\n")
     cfg = gnws_d2.load_config(file)
     assert cfg.DATASETS.TRAIN == ("mine",) and cfg.DATASETS.TEST == ("/data/a.json=/b#val",)
-
-
-def test_a_file_may_be_changed_between_two_uses(tmp_path):
-    file = make_coco(tmp_path)
-    register_source(str(file))
-    assert len(DatasetCatalog.get(str(file))) == 4
-    coco = read(file)
-    coco["annotations"][0]["bbox"] = [0, 0, -1, -1]
-    write(file, coco)
-    with pytest.raises(DatasetError, match=r"annotation 100 of '0\.png': its bbox"):
-        DatasetCatalog.get(str(file))

@@ -8,23 +8,19 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from gnws_d2.projects.own_data.coco_file import coco_api
+from gnws_d2.projects.report.matching import coco_api
 
 SIDE = 40  # of the square objects, in pixels
 
 
 def truth_annotation(id: int, image: int, category: int, x: float) -> dict[str, Any]:
-    return {
-        **{"id": id, "image_id": image, "category_id": category, "iscrowd": 0},
-        **{"bbox": [x, 10, SIDE, SIDE], "area": SIDE * SIDE},
-    }
+    annotation = detection(image, category, x, 0)
+    return {**annotation, "id": id, "iscrowd": 0, "area": SIDE * SIDE}
 
 
 def detection(image: int, category: int, x: float, score: float) -> dict[str, Any]:
-    return {
-        **{"image_id": image, "category_id": category, "score": score},
-        "bbox": [x, 10, SIDE, SIDE],
-    }
+    box = [x, 10, SIDE, SIDE]
+    return {"image_id": image, "category_id": category, "score": score, "bbox": box}
 
 
 def coco(

@@ -1,5 +1,6 @@
 """AP, precision and F1 against Detectron2's evaluator and against what is counted by hand."""
 
+import copy
 import json
 
 import numpy as np
@@ -10,19 +11,21 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
-from gnws_d2.engine.evaluation import build_evaluator
+import gnws_d2
+from gnws_d2.engine import build_evaluator
 from gnws_d2.errors import GnwsError
-from gnws_d2.projects.report.choose import choose, image_results
-from gnws_d2.projects.report.confusion import confusion_matrix, most_confused
-from gnws_d2.projects.report.history import read_history
-from gnws_d2.projects.report.matching import match
+from gnws_d2.projects.report.matching import (
+    choose,
+    confusion_matrix,
+    image_results,
+    match,
+    most_confused,
+)
 
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_digits, tmp_path_factory):
     """(truth, results file, what Detectron2's evaluator says of it) of noisy boxes and masks."""
-    import gnws_d2
-
     folder = tmp_path_factory.mktemp("evaluated")
     cfg = gnws_d2.load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", ["OUTPUT_DIR", str(folder)])
     cfg.DATASETS.TEST = ("tiny_digits_val",)
@@ -50,7 +53,11 @@ def evaluated(tiny_digits, tmp_path_factory):
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_ap_is_that_of_detectron2s_evaluator(evaluated, task):
     truth, file, results = evaluated
-    matches = match(truth, json.loads(file.read_text()), task)
+    rows = json.loads(file.read_text())
+    before = copy.deepcopy([truth.dataset["annotations"], rows])
+    matches = match(truth, rows, task)
+    confusion_matrix(truth, rows, task, 0.5)
+    assert [truth.dataset["annotations"], rows] == before  # COCOeval would write into both
     assert 0 < matches.ap["AP"] < 100
     for name, value in matches.ap.items():
         assert value == pytest.approx(results[task][name], abs=1e-9, nan_ok=True), name
@@ -58,30 +65,12 @@ def test_ap_is_that_of_detectron2s_evaluator(evaluated, task):
         assert row[0] == pytest.approx(results[task][f"AP-{name}"], abs=1e-9, nan_ok=True), name
 
 
-def test_nothing_is_changed(evaluated):
-    truth, file, _ = evaluated
-    rows = json.loads(file.read_text())
-    before = json.dumps([truth.dataset["annotations"], rows], sort_keys=True)
-    match(truth, rows, "segm")
-    confusion_matrix(truth, rows, "segm", 0.5)
-    assert json.dumps([truth.dataset["annotations"], rows], sort_keys=True) == before
-
-
-def by_hand():
+def test_precision_recall_and_f1_by_hand():
     """Two objects; four detections of the class: right, wrong, a second one of the first object,
     and right."""
     truth = coco([truth_annotation(1, 1, 1, 0), truth_annotation(2, 1, 1, 50)])
-    rows = [
-        detection(1, 1, 0, 0.9),
-        detection(1, 1, 200, 0.8),
-        detection(1, 1, 1, 0.7),
-        detection(1, 1, 50, 0.6),
-    ]
-    return truth, rows
-
-
-def test_precision_over_recall_by_hand():
-    matches = match(*by_hand(), "bbox")
+    found = ((0, 0.9), (200, 0.8), (1, 0.7), (50, 0.6))
+    matches = match(truth, [detection(1, 1, x, score) for x, score in found], "bbox")
     # Recall 0.5 is reached at a precision of 1, recall 1 at the fourth detection: 2 of 4.
     precision = matches.precision[50][:, 0]
     assert precision[:51] == pytest.approx(1) and precision[51:] == pytest.approx(0.5)
@@ -89,9 +78,6 @@ def test_precision_over_recall_by_hand():
     assert matches.is_right.tolist() == [True, False, False, True]
     assert matches.found_score.tolist() == [0.9, 0.6]
 
-
-def test_f1_and_the_suggested_threshold_by_hand():
-    matches = match(*by_hand(), "bbox")
     right, wrong = (counts[0] for counts in matches.kept)
     assert (right[60], wrong[60]) == (2, 2) and (right[61], wrong[61]) == (1, 2)
     assert (right[90], wrong[90]) == (1, 0) and right[91] == 0
@@ -108,14 +94,8 @@ def test_detections_of_a_crowd_count_neither_way():
 
 
 def test_confusion_by_hand():
-    truth = coco(
-        [
-            truth_annotation(1, 1, 1, 0),
-            truth_annotation(2, 1, 1, 50),
-            truth_annotation(3, 2, 2, 0),
-            truth_annotation(4, 2, 2, 50),
-        ]
-    )
+    objects = ((1, 1, 0), (1, 1, 50), (2, 2, 0), (2, 2, 50))  # image, category, x
+    truth = coco([truth_annotation(i, *where) for i, where in enumerate(objects, 1)])
     rows = [
         detection(1, 1, 0, 0.9),  # right
         detection(1, 2, 50, 0.9),  # the other class
@@ -127,8 +107,6 @@ def test_confusion_by_hand():
     matrix = confusion_matrix(truth, rows, "bbox", 0.5)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [1, 1, 0]]
     assert most_confused(matrix, ["a", "b"]) == [("a", "b", 1, 0.5)]
-    # Rows are all objects, columns all detections kept.
-    assert matrix[:-1].sum() == 4 and matrix[:, :-1].sum() == 5
 
 
 @pytest.mark.parametrize("annotations", [[], [truth_annotation(1, 1, 1, 0)]])
@@ -141,9 +119,7 @@ def test_no_objects_and_no_detections(annotations, rows):
 
 
 def test_no_classes():
-    truth = coco([])
-    truth.dataset["categories"] = []
-    truth.createIndex()
+    truth = coco([], names=())
     matches = match(truth, [], "bbox")
     assert matches.classes == [] and np.isnan(matches.ap["AP"])
     assert confusion_matrix(truth, [], "bbox", 0.5).tolist() == [[0]]
@@ -164,9 +140,8 @@ def test_images_are_ranked_by_f1_and_shown_once():
         detection(4, 1, 0, 0.9),  # an image without objects
     ]
     results = image_results(match(truth, rows, "bbox"), sorted(truth.imgs), 0.5)
-    assert [(r.found, r.missed, r.wrong) for r in results[:4]] == [
-        *((2, 0, 0), (1, 1, 0), (0, 1, 0), (0, 0, 1))
-    ]
+    found = [(r.found, r.missed, r.wrong) for r in results[:4]]
+    assert found == [(2, 0, 0), (1, 1, 0), (0, 1, 0), (0, 0, 1)]
     chosen = choose(results, 2)
     assert [r.image_id for r in chosen["worst"]] == [3, 4]
     assert [r.image_id for r in chosen["best"]] == [1, 2]
@@ -174,19 +149,3 @@ def test_images_are_ranked_by_f1_and_shown_once():
     assert choose(results, 2) == chosen
     first = [choose(results, 1, seed)["random"][0].image_id for seed in range(8)]
     assert len(set(first)) > 1
-
-
-def test_the_history_of_a_resumed_and_killed_training(tmp_path):
-    file = tmp_path / "metrics.json"
-    lines = [
-        {"iteration": 19, "total_loss": 3.0, "lr": 0.1},
-        {"iteration": 39, "total_loss": 2.0},
-        {"iteration": 24, "bbox/AP": 10.0},  # written after a later iteration
-        {"iteration": 59, "total_loss": 1.0, "bbox/AP": float("nan")},
-        {"iteration": 49, "total_loss": 1.5},  # resumed at 40
-    ]
-    file.write_text("\n".join(map(json.dumps, lines)) + '\n{"iteration": 69, "total')
-    history = read_history(file)
-    assert [values.tolist() for values in history["total_loss"]] == [[19, 39, 49], [3, 2, 1.5]]
-    assert [values.tolist() for values in history["bbox/AP"]] == [[24], [10]]
-    assert read_history(tmp_path / "none.json") == {}

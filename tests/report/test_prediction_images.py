@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from gnws_d2.projects.report.prediction_images import PredictionImages
+from gnws_d2.projects.report import PredictionImages
 
 
 @pytest.fixture
@@ -25,9 +25,7 @@ def evaluation(tmp_path):
         found.scores = torch.tensor([0.1, 0.2])
         found.pred_classes = torch.tensor([0, 1])
         batches.append(([{"image_id": number, "file_name": str(file)}], [{"instances": found}]))
-    MetadataCatalog.get("images_case").set(
-        thing_classes=["a", "b"], thing_dataset_id_to_contiguous_id={1: 0, 2: 1}
-    )
+    MetadataCatalog.get("images_case").set(thing_dataset_id_to_contiguous_id={1: 0, 2: 1})
     yield truth, batches
     MetadataCatalog.remove("images_case")
 

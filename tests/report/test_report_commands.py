@@ -13,43 +13,42 @@ from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import FEW_PROPOSALS, TINY
 
-from gnws_d2.engine import Trainer
+from gnws_d2.projects.detection.train_net import Trainer
 
-DETECTION = Path(__file__).parents[2] / "projects" / "Detection"
+REPORT = processes.ROOT / "projects" / "Report"
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 FLIP = ("INPUT.RANDOM_FLIP", "horizontal")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def boxes_file(tiny_digits) -> str:
+def source(tiny_digits) -> str:
     """Digits' validation images by the name of their file."""
     return f"{tiny_digits / 'digits_val.json'}={tiny_digits / 'val'}"
 
 
-def browse(output: Path, *flags: str, opts: tuple[str, ...] = ()) -> dict[str, bytes]:
-    done = processes.run(
-        *(DETECTION / "browse.py", "--config-file", CONFIG, "--output", output, "--num", "3"),
-        *(*flags, *TINY, "MODEL.DEVICE", "cpu", *opts),
-    )
-    assert done.returncode == 0, done.stderr
-    return {file.name: file.read_bytes() for file in output.iterdir()}
+def test_browse_shows_augmented_images_the_same_each_time(source, tmp_path):
+    def browse(name: str, *words: str) -> dict[str, bytes]:
+        done = processes.run(
+            *(REPORT / "browse.py", "--config-file", CONFIG, "--output", tmp_path / name),
+            *("--num", "3", "--train", source, *words),
+        )
+        assert done.returncode == 0, done.stderr
+        return {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
 
-
-def test_browse_shows_augmented_images_the_same_each_time(boxes_file, tmp_path):
-    train = ("--train", boxes_file)
-    drawn = browse(tmp_path / "one", *train, opts=FLIP)
+    opts = (*TINY, "MODEL.DEVICE", "cpu")
+    drawn = browse("one", *opts, *FLIP)
     assert len(drawn) == 4 and "sheet.jpg" in drawn
-    assert browse(tmp_path / "two", *train, opts=FLIP) == drawn
     assert Image.open(tmp_path / "one" / "sheet.jpg").size == (3 * 320, 320)
-    for name, opts in (("seed", (*FLIP, "SEED", "8")), ("as it is", ())):
-        assert browse(tmp_path / name, *train, opts=opts)["sheet.jpg"] != drawn["sheet.jpg"]
+    assert browse("two", *opts, *FLIP) == drawn
+    for name, others in (("seed", (*FLIP, "SEED", "8")), ("as it is", ())):
+        assert browse(name, *opts, *others)["sheet.jpg"] != drawn["sheet.jpg"]
     # Without --val a fifth of the images is the test split.
-    assert len(browse(tmp_path / "test", "--split", "test", *train)) == 2
+    assert len(browse("test", "--split", "test", *opts)) == 2
 
 
 def test_a_training_gives_tensorboard_images_and_its_report_can_be_written_again(
-    tiny_config, tiny_digits, tmp_path
+    tiny_config, tiny_digits, source
 ):
     cfg = tiny_config(CONFIG, *FEW_PROPOSALS, "TEST.EVAL_PERIOD", "2")
     Trainer(cfg).train()
@@ -65,16 +64,15 @@ def test_a_training_gives_tensorboard_images_and_its_report_can_be_written_again
     # A detector of four iterations finds nothing, so that there would be little to see.
     results = output / "inference" / "coco_instances_results.json"
     results.write_text(json.dumps(jittered(COCO(tiny_digits / "digits_val.json"))))
-    source = f"{tiny_digits / 'digits_val.json'}={tiny_digits / 'val'}"
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (source,)
     (output / "config.yaml").write_text(cfg.dump())
-    done = processes.run(DETECTION / "report.py", "--output-dir", output, "--images", "1")
+    done = processes.run(REPORT / "report.py", "--output-dir", output, "--images", "1")
     assert done.returncode == 0, done.stderr
     page = (output / "report" / "report.html").read_text()
     assert "model_final.pth" in page and "Training loss" in page and "Mask AP" in page
 
 
 def test_a_folder_without_a_run_says_so(tmp_path):
-    done = processes.run(DETECTION / "report.py", "--output-dir", tmp_path)
+    done = processes.run(REPORT / "report.py", "--output-dir", tmp_path)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ")
     assert "config.yaml does not exist" in done.stderr

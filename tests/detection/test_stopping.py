@@ -1,4 +1,4 @@
-"""Real signals to ``train_net.py``, in one process and in two."""
+"""Real signals to ``train_net.py``, in one process and in two, and resuming after them."""
 
 import os
 import signal
@@ -10,37 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run, start
-from test_train_net import make_command, weights
-from tiny import FEW_PROPOSALS
+from trainings import LAST, STEPS, TRAIN_NET, assert_same, command, result, wait_for
 
 pytestmark = pytest.mark.slow
 
-STEPS = [
-    *(*FEW_PROPOSALS, "DATASETS.TEST", "()", "INPUT.MIN_SIZE_TRAIN", "(48, 64)"),
-    *(
-        "SOLVER.CHECKPOINT_PERIOD",
-        "3",
-        "SOLVER.LR_SCHEDULER_NAME",
-        "WarmupMultiStepLR",
-        "DATALOADER.NUM_WORKERS",
-        "1",
-    ),
-]
 
-
-def wait_for(condition, process=None, seconds=300):
-    deadline = time.time() + seconds
-    while not condition():
-        assert time.time() < deadline, "it took too long"
-        assert process is None or process.is_alive(), "it ended early"
-        time.sleep(0.05)
-
-
-def started(command, folder, *flags):
-    """A training without end in folder/run, once it has saved a checkpoint."""
-    words = [*STEPS, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", folder / "run"]
-    out, err = str(folder / "out"), str(folder / "err")
-    process = start(*command(*flags, *words), stdout=out, stderr=err)
+def started(folder, steps, *flags):
+    """A training in folder/run, once it has saved a checkpoint."""
+    words = command(folder / "run", *steps, flags=list(flags))
+    process = start(*words, stdout=str(folder / "out"), stderr=str(folder / "err"))
     wait_for((folder / "run" / "last_checkpoint").exists, process)
     return process
 
@@ -51,13 +29,12 @@ def processes_of(group: int) -> list[int]:
     return [int(pid) for pid, pgid, state in rows if int(pgid) == group and state[0] != "Z"]
 
 
-def stop(process, number: int, whole_group: bool, folder: Path) -> int:
-    """Send the signal, and return the iteration of the checkpoint that it saved."""
-    (os.killpg if whole_group else os.kill)(process.pid, number)
+def stopped(process, number: int, folder: Path) -> int:
+    """Wait for the end by a signal; return the iteration of the checkpoint that was saved."""
     process.join(60)
-    assert process.exitcode == 128 + number, (folder / "err").read_text()
-    wait_for(lambda: not processes_of(process.pid), seconds=10)
     said = (folder / "out").read_text() + (folder / "err").read_text()
+    assert process.exitcode == 128 + number, said
+    wait_for(lambda: not processes_of(process.pid), seconds=10)
     assert "Traceback" not in said, said
     saved = (folder / "run" / "last_checkpoint").read_text()
     iteration = torch.load(folder / "run" / saved, weights_only=True)["iteration"]
@@ -71,34 +48,36 @@ def stop(process, number: int, whole_group: bool, folder: Path) -> int:
 CASES = {
     "SIGINT": ([], signal.SIGINT, False),
     "SIGTERM, the group": ([], signal.SIGTERM, True),
+    "SIGKILL, the group": ([], signal.SIGKILL, True),
+    "SIGTERM, the launcher of two processes": (["--num-gpus=2"], signal.SIGTERM, False),
     "SIGINT, the group of two processes": (["--num-gpus=2"], signal.SIGINT, True),
 }
 
 
 @pytest.mark.parametrize(("flags", "number", "whole_group"), CASES.values(), ids=CASES)
-def test_a_signal_saves_a_checkpoint(digits, tmp_path, flags, number, whole_group):
-    process = started(make_command(tmp_path, digits), tmp_path, *flags)
-    stop(process, number, whole_group, tmp_path)
-
-
-@pytest.mark.parametrize("flags", [[], ["--num-gpus=2"]], ids=["one process", "two processes"])
-def test_a_run_that_was_stopped_resumes_to_the_result_of_an_unbroken_one(digits, tmp_path, flags):
-    command, unbroken = make_command(tmp_path, digits), tmp_path / "unbroken"
-    broken = tmp_path / "run"
-    iteration = stop(started(command, tmp_path, *flags), signal.SIGTERM, False, tmp_path)
-    for output, more in ((broken, ["--resume"]), (unbroken, [])):
-        words = [*flags, *more, *STEPS, "SOLVER.MAX_ITER", iteration + 4, "OUTPUT_DIR", output]
-        done = run(*command(*words))
-        assert done.returncode == 0, done.stderr
-    assert f"from iteration {iteration + 1}" in (broken / "log.txt").read_text()
-    a, b = weights(broken), weights(unbroken)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+def test_a_run_that_was_stopped_resumes_to_the_result_of_an_unbroken_one(
+    steps, tmp_path, request, flags, number, whole_group
+):
+    process = started(tmp_path, steps, *flags)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    if number == signal.SIGKILL:
+        process.join(60)
+        saved = (tmp_path / "run" / "last_checkpoint").read_text()
+        iteration = torch.load(tmp_path / "run" / saved, weights_only=True)["iteration"]
+    else:
+        iteration = stopped(process, number, tmp_path)
+    assert iteration < LAST, "it was not stopped in time"
+    done = run(*command(tmp_path / "run", *steps, flags=[*flags, "--resume"]))
+    assert done.returncode == 0, done.stderr
+    assert f"from iteration {iteration + 1}" in (tmp_path / "run" / "log.txt").read_text()
+    unbroken = request.getfixturevalue("unbroken_in_two" if flags else "unbroken")
+    assert_same(result(tmp_path / "run"), result(unbroken))
 
 
 SLOW_STEP = """
 import time
 from detectron2.engine import TrainerBase
-from gnws_d2.engine.stopping import StopOnSignal
+from gnws_d2.engine import StopOnSignal
 class Slow(TrainerBase):
     def run_step(self):
         print("running", flush=True)
@@ -124,23 +103,23 @@ def test_a_second_signal_ends_at_once(tmp_path, number):
     assert process.exitcode == -number
 
 
-def test_processes_end_when_their_launcher_is_killed(digits, tmp_path):
-    process = started(make_command(tmp_path, digits), tmp_path, "--num-gpus=2")
+ENDLESS = ["SOLVER.MAX_ITER", "100000"]
+
+
+def test_processes_end_when_their_launcher_is_killed(steps, tmp_path):
+    process = started(tmp_path, [*steps, *ENDLESS], "--num-gpus=2")
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     wait_for(lambda: not processes_of(process.pid), seconds=60)
     assert "Stopped by SIGTERM after iteration" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_torchrun_passes_a_signal_on(digits, tmp_path):
+def test_torchrun_passes_a_signal_on(tmp_path):
     output = tmp_path / "out"
-    words = make_command(tmp_path, digits)(
-        *STEPS, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", output
-    )
+    words = [str(word) for word in command(output, *STEPS, *ENDLESS, program=TRAIN_NET)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    process = subprocess.Popen(
-        [*launcher, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*launcher, *words], **quiet)
     wait_for((output / "last_checkpoint").exists)
     process.send_signal(signal.SIGTERM)
     process.wait(60)

@@ -1,8 +1,8 @@
 """Diagnoses the environment: what is wrong with its versions, and the fix of each problem.
 
-Runs as ``python -m gnws_d2.check_env`` and, where the import of gnws_d2 itself fails, as
-``python gnws_d2/check_env.py``. Needs the standard library only, and its syntax suits Pythons
-older than the supported ones, so that it can tell their users.
+Runs as ``python -m gnws.check_env``, or ``python projects/Command/check_env.py`` where nothing is
+installed. Needs the standard library only, and its syntax suits Pythons older than the supported
+ones, so that it can tell their users.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DETECTRON2 = (
 # The two ways to get Detectron2; gnws_d2's own first error also names them.
 INSTALL = (
     f"pip install --no-build-isolation {DETECTRON2} (git, a C++ compiler), "
-    "or python -m gnws_d2.detectron2_pypi (from PyPI, not compiled)"
+    "or python -m gnws.detectron2_pypi (from PyPI, not compiled)"
 )
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 TIMEOUT = 300  # seconds; a first import from a slow disk can take a minute

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gnws_d2 import check_env
+from gnws import check_env
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def metadata(name: str, version: str) -> dict[str, str]:
@@ -90,7 +90,7 @@ def test_nothing_installed(bare_python, monkeypatch):
     assert all("No module named" in problem for problem in problems)
     assert all(" -> pip install " in problem for problem in problems)
     assert check_env.DETECTRON2 in problems[-1]
-    assert "gnws_d2.detectron2_pypi" in problems[-1]
+    assert "gnws.detectron2_pypi" in problems[-1]
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,13 @@ def run(*command: str) -> tuple[int, list[str]]:
 
 def test_as_a_script(lay, bare_python):
     lay(STAND_INS)
-    status, [line, verdict] = run(bare_python, "gnws_d2/check_env.py")
+    status, [line, verdict] = run(bare_python, "projects/Command/check_env.py")
     assert (status, verdict) == (0, "The environment works.")
     assert line.startswith("python 3.")
     assert line.endswith("numpy 2.4.6, pillow 13.0.0, torch 2.11.0, detectron2 0.6")
 
     lay({"torch/ops.py": "class torchvision: ..."})
-    status, [_, line, verdict] = run(bare_python, "gnws_d2/check_env.py")
+    status, [_, line, verdict] = run(bare_python, "projects/Command/check_env.py")
     assert (status, verdict) == (1, "The environment does not work.")
     assert line.startswith("error: torchvision: ")
 
@@ -174,7 +174,7 @@ def test_limits_are_no_problems(lay, bare_python):
         | {"torch/version.py": "cuda = '13.0'", "detectron2/_C.py": None}
         | {"detectron2-0.6.dist-info/direct_url.json": commit}
     )
-    status, [gpu, compiled, line, _] = run(bare_python, "gnws_d2/check_env.py")
+    status, [gpu, compiled, line, _] = run(bare_python, "projects/Command/check_env.py")
     assert status == 0
     assert gpu.startswith("GPU: torch is built for CUDA") and check_env.TORCH_INDEX in gpu
     assert compiled.startswith("detectron2._C: not compiled")
@@ -201,4 +201,4 @@ def test_without_detectron2_the_package_names_two_ways_to_get_it(bare_python):
     code = "import gnws_d2"
     ended = subprocess.run([bare_python, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "No module named 'detectron2'" in ended.stderr
-    assert check_env.DETECTRON2 in ended.stderr and "gnws_d2.detectron2_pypi" in ended.stderr
+    assert check_env.DETECTRON2 in ended.stderr and "gnws.detectron2_pypi" in ended.stderr

@@ -1,6 +1,6 @@
 """Installs a copy of Detectron2 from PyPI, without its compiled part, into this environment.
 
-Runs as ``python -m gnws_d2.detectron2_pypi``; docs/installation.md says what the copy is. Needs
+Runs as ``python -m gnws.detectron2_pypi``; docs/installation.md says what the copy is. Needs
 pip, and no git, compiler or torch.
 """
 

@@ -1,0 +1,61 @@
+"""``train_net.py`` as its users run it, in one process and in two."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run
+from tiny import ELSEHOW
+from trainings import FORKED, ONE_STEP, TRAIN_NET, command, result
+
+from gnws_d2.projects.digits import make_digits
+
+pytestmark = pytest.mark.slow
+
+
+def losses(output: Path) -> dict[int, float]:
+    lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+
+
+@pytest.mark.parametrize(("program", "how"), [(TRAIN_NET, []), (FORKED, ELSEHOW)])
+def test_two_processes_take_the_step_of_two_micro_batches(tmp_path, program, how):
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = run(*command(one, *ONE_STEP, *how, "SOLVER.ACCUMULATION_STEPS", "2"))
+    assert done.returncode == 0, done.stderr
+    done = run(*command(two, *ONE_STEP, *how, flags=["--num-gpus=2"], program=program))
+    assert done.returncode == 0, done.stderr
+    assert "World size: 2" in (two / "log.txt").read_text()
+    assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
+    # The same step: the gradients were averaged.
+    a, b = result(one)["model"], result(two)["model"]
+    assert all(torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-5) for k in a)
+
+
+def test_eval_only_scores_a_checkpoint_with_the_config_beside_it(unbroken, tmp_path):
+    """The dumped config is read again."""
+    words = ["--eval-only", "--config-file", unbroken / "config.yaml", "OUTPUT_DIR", tmp_path]
+    words += ["DATASETS.TEST", "('digits_val',)", "MODEL.WEIGHTS", unbroken / "model_final.pth"]
+    # It has learnt nothing yet.
+    words += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "3"]
+    done = run(TRAIN_NET, *words)
+    assert done.returncode == 0, done.stderr
+    assert "Evaluation results for segm" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_image_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
+    """Found by a worker of a loader, in processes that wait for each other."""
+    folder = make_digits(tmp_path / "source", num_train=2, num_val=1)
+    file = folder / "train" / "000000.png"
+    file.write_bytes(file.read_bytes()[:2000])
+    data = f"{folder / 'digits_train.json'}={folder / 'train'}"
+    # More than one step: after the last one, Detectron2 evaluates even after an error.
+    opts = [*ONE_STEP, "SOLVER.MAX_ITER", "9", "DATALOADER.NUM_WORKERS", "1"]
+    flags = ["--num-gpus=2", "--train", data, "--val", data]
+    done = run(*command(tmp_path / "out", *opts, flags=flags))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {file} cannot be read")
+    assert done.stderr.strip().endswith(lines[0])
