@@ -215,9 +215,7 @@ def read_yaml(file: str) -> dict[str, Any]:
     except (TypeError, AttributeError) as error:  # it is empty or a list, or _BASE_ is no name
         raise ConfigError(f"{file} or its _BASE_ is no config. Write KEY: VALUE lines.") from error
     except RecursionError as error:
-        raise ConfigError(
-            f"{file} is nested too deeply, or based on itself."
-        ) from error
+        raise ConfigError(f"{file} is nested too deeply, or based on itself.") from error
 
 
 class _ConfigFile(CfgNode):
@@ -312,19 +310,14 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     program that adds the same keys, reads it in any case.
     """
     own = {key for key, _ in leaves(get_cfg())}
-    defaults, values = _all_defaults(), dict(leaves(cfg))
+    defaults, values = all_defaults(), dict(leaves(cfg))
     unused = {k for k, v in defaults.items() if k not in own and k in values and values[k] == v}
     return _without(cfg.clone(), unused)
 
 
-def changed_keys(cfg: CfgNode) -> dict[str, object]:
-    """The keys of ``cfg`` whose values are not the defaults, with their values. The defaults are
-    Detectron2's, this package's, and those of the ``add_configs`` of :func:`load_config`."""
-    known = _all_defaults()
-    return {k: v for k, v in leaves(cfg) if k not in known or known[k] != v}
-
-
-def _all_defaults() -> dict[str, object]:
+def all_defaults() -> dict[str, object]:
+    """The default of every key: of Detectron2, this package, and the ``add_configs`` of
+    :func:`load_config`."""
     defaults = get_cfg()
     for add_config in _add_configs:
         add_config(defaults)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import logging
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 CACHE_VARIABLE = "GNWS_D2_CACHE"
 PATIENCE = 10.0  # seconds before the log says what is waited for
 _SUFFIX = ".gnws.partial"
+_DAY = 86_400  # seconds
 
 
 @contextlib.contextmanager
@@ -28,11 +29,13 @@ def atomic_write(file: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``file`` to write to, which then replaces ``file``.
 
     It is on the disk before it gets the name. If the block raises, what was written is removed and
-    ``file`` stays as it was. The first call for a folder removes the temporary files there whose
-    process was killed.
+    ``file`` stays as it was. The first call for a folder removes the temporary files that a killed
+    process left there more than a day ago.
     """
     _remove_stale(file.parent)
-    descriptor, partial = _locked_temporary(file)
+    descriptor, name = tempfile.mkstemp(_SUFFIX, f".{file.name}.", file.parent)
+    os.close(descriptor)
+    partial = Path(name)
     try:
         yield partial
         # Only the owner may read what mkstemp makes.
@@ -42,7 +45,6 @@ def atomic_write(file: Path) -> Iterator[Path]:
         publish(partial, file)
     finally:
         partial.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def publish(written: Path, file: Path) -> None:
@@ -54,23 +56,12 @@ def publish(written: Path, file: Path) -> None:
         _sync(file.parent)
 
 
-def _locked_temporary(file: Path) -> tuple[int, Path]:
-    """The lock ends with the process, so that others see whether it is still at work."""
-    while True:
-        descriptor, name = tempfile.mkstemp(_SUFFIX, f".{file.name}.", file.parent)
-        with contextlib.suppress(OSError):  # no locks here: nothing is ever taken for stale
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.path.exists(name):
-            return descriptor, Path(name)
-        os.close(descriptor)  # taken for stale before it was locked
-
-
 @functools.cache  # once for each folder
 def _remove_stale(folder: Path) -> None:
     for left in folder.glob(f".*{_SUFFIX}"):
-        with contextlib.suppress(OSError), left.open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _DAY:
+                left.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -11,26 +11,20 @@ from typing import Any, overload
 import numpy as np
 import torch
 import yaml
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.transforms import (
-    AugInput,
-    Augmentation,
-    AugmentationList,
-    ResizeShortestEdge,
-)
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .checkpoint import Checkpointer, Provenance, read_checkpoint
-from .config import config_from, load_config
+from .config import config_from, load_config, resolve_config_file
 from .data import build_test_augmentation
-from .data.mapper import PlainBilinearShortestEdge
+from .data.mapper import resize_for_test
 from .errors import CheckpointError, ConfigError, DatasetError, GnwsError
 from .layers import fold
-from .lazy_config import load_lazy_config
 from .modeling.errors import build_errors
 
 # The attributes by which Detectron2's models leave out detections of a low score.
@@ -106,7 +100,8 @@ class Predictor(DefaultPredictor):
         elif config is None:
             self.cfg = config_of(weights, opts, add_configs)
         elif os.fspath(config).endswith(".py"):
-            self.cfg = load_lazy_config(os.fspath(config), opts)
+            lazy = LazyConfig.load(resolve_config_file(os.fspath(config)))
+            self.cfg = LazyConfig.apply_overrides(lazy, list(opts))
         else:
             self.cfg = load_config(os.fspath(config), opts, add_configs)
 
@@ -149,8 +144,7 @@ class Predictor(DefaultPredictor):
                 f"{file} does not store {min(missing)!r}, which a predictor needs. Export it with "
                 "`gnws export`, or store it as one of the facts."
             )
-        resize = {"pil": ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}[facts["resize"]]
-        self.aug = resize(facts["min_size"], facts["max_size"], sample_style="choice")
+        self.aug = resize_for_test(facts["resize"], facts["min_size"], facts["max_size"])
         self.input_format = facts["format"]
         trained = Provenance(classes=facts["classes"], category_ids=facts.get("category_ids"))
         self.metadata = _metadata([], trained, "sem_seg" in facts["outputs"], stuff=0)

@@ -13,7 +13,6 @@ BELOW = {
     "files": {"errors"},
     "layers": set(),
     "config": {"errors", "files"},
-    "lazy_config": {"config", "errors"},
     "modeling": {"config", "errors", "layers"},
     "data": {"config", "errors", "files"},
     "checkpoint": {"config", "errors", "files", "layers", "modeling"},

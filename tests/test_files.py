@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,6 @@ from processes import start
 from gnws_d2 import files
 from gnws_d2.errors import FileError
 from gnws_d2.files import atomic_write, locked
-
-
-@pytest.fixture(autouse=True)
-def first_call():
-    """Each test stands for a new process."""
-    files._remove_stale.cache_clear()
 
 
 def test_it_appears_whole(tmp_path):
@@ -53,52 +48,15 @@ def test_it_is_on_the_disk_before_it_has_the_name_and_the_name_is_too(tmp_path, 
     assert done == [("sync", str(partial), False), ("sync", str(tmp_path), True)]
 
 
-WRITE = """
-import sys, time
-from pathlib import Path
-from gnws_d2.files import atomic_write
-with atomic_write(Path(sys.argv[1])) as partial:
-    partial.write_text("half")
-    print("written", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
-    (tmp_path / "write.py").write_text(WRITE)
-    processes = []
-    for name in ("killed", "living"):
-        out = tmp_path / f"{name}.out"
-        processes.append(start(tmp_path / "write.py", tmp_path / name, stdout=str(out)))
-        while not out.exists() or "written" not in out.read_text():
-            processes[-1].join(0.02)
-    os.kill(processes[0].pid, signal.SIGKILL)
-    processes[0].join()
-    other = tmp_path / ".of another program.partial"
-    other.touch()
-    try:
-        with atomic_write(tmp_path / "file") as partial:
-            partial.touch()
-        [file] = tmp_path.glob(".*.gnws.partial")
-        assert file.name.startswith(".living.") and other.exists()
-    finally:
-        os.kill(processes[1].pid, signal.SIGKILL)
-        processes[1].join()
-
-
-def test_a_file_taken_for_stale_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    made, flock = [], files.fcntl.flock
-
-    def slow(descriptor, operation):
-        made.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
-        if len(made) == 1:  # the moment in which another process looks
-            made[0].unlink()
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(files.fcntl, "flock", slow)
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+    names = (".old.gnws.partial", ".new.gnws.partial", ".of another program.partial")
+    for name in names:
+        (tmp_path / name).touch()
+    for name in (names[0], names[2]):
+        os.utime(tmp_path / name, (0, time.time() - 100_000))
     with atomic_write(tmp_path / "file") as partial:
-        partial.write_text("whole")
-    assert len(made) == 2 and (tmp_path / "file").read_text() == "whole"
+        partial.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"file", *names[1:]}
 
 
 HOLD = """

@@ -298,8 +298,8 @@ def _state_dict(found: Any, file: str) -> Tensors:
     hold the versions of its modules."""
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         raise CheckpointError(
-            f"{file} is an OpenMMLab file. Convert it with `gnws convert-weights {file} OUTPUT.pth`, "
-            "or name it gnws://... if it is one of the model zoo."
+            f"{file} is an OpenMMLab file. Convert it with `gnws convert-weights {file} "
+            "OUTPUT.pth`, or name it gnws://... if it is one of the model zoo."
         )
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise CheckpointError(

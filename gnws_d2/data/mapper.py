@@ -11,7 +11,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import (
-    build_augmentation,
     check_image_size,
     transform_proposals,
 )
@@ -128,9 +127,13 @@ class PlainBilinearShortestEdge(ResizeShortestEdge):
         return PlainBilinear(chosen.h, chosen.w, chosen.new_h, chosen.new_w)
 
 
+def resize_for_test(kind: str, shortest: int, longest: int) -> Augmentation:
+    """The resizing of evaluation; ``kind`` is a value of ``INPUT.RESIZE_TEST``."""
+    resize = {"pil": ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}[kind]
+    return resize(shortest, longest, sample_style="choice")
+
+
 def build_test_augmentation(cfg: CfgNode) -> list[Augmentation]:
     """Detectron2's augmentation for evaluation, with the resizing of ``INPUT.RESIZE_TEST``."""
-    if cfg.INPUT.RESIZE_TEST == "pil":
-        return build_augmentation(cfg, is_train=False)
-    size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    return [PlainBilinearShortestEdge(*size, sample_style="choice")]
+    inputs = cfg.INPUT
+    return [resize_for_test(inputs.RESIZE_TEST, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)]

@@ -19,8 +19,8 @@ from detectron2.modeling import build_model
 from measure import seconds
 
 from gnws_d2 import load_config
-from gnws_d2.checkpoint import detectron2_to_mmdet, read_checkpoint, write_checkpoint
-from gnws_d2.checkpoint.convert import from_mmdet
+from gnws_d2.checkpoint import detectron2_to_mmdet
+from gnws_d2.checkpoint.convert import convert_file
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 ROUNDS = 9
@@ -33,13 +33,10 @@ def main(config: str = CONFIG) -> None:
         torch.save({"state_dict": detectron2_to_mmdet(tensors, config)}, source)
         size = source.stat().st_size / 1e6
 
-        def convert() -> None:
-            write_checkpoint(from_mmdet(read_checkpoint(source), config, source.name), target)
-
         times = np.empty((ROUNDS, 2))
         for row in times:
             row[0] = seconds(lambda: torch.save(torch.load(source, weights_only=True), copy))
-            row[1] = seconds(convert)
+            row[1] = seconds(lambda: convert_file(source, target, "detectron2", config))
             target.unlink()
     plain, converted = np.median(times, axis=0)
     ratios = np.sort(times[:, 1] / times[:, 0])

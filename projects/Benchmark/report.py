@@ -17,7 +17,7 @@ from results import Row, read
 from tabulate import tabulate
 from variants import BASE, CONTROL, OURS
 
-from gnws_d2.marked_text import replace_marked
+from gnws.marked_text import replace_marked
 from gnws_d2.projects.export import FORMATS
 
 ROOT = Path(__file__).parents[2]

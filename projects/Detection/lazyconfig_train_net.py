@@ -45,7 +45,7 @@ from gnws_d2.engine import (
     setup_loggers,
 )
 from gnws_d2.errors import ConfigError
-from gnws_d2.lazy_config import load_lazy_config
+from gnws_d2.projects.detection.lazy_config import load_lazy_config
 from gnws_d2.projects.own_data import data_splits, fit_lazy_config, name_data
 
 

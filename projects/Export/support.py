@@ -35,7 +35,7 @@ from gnws_d2.config import get_config_file
 from gnws_d2.engine import Trainer
 from gnws_d2.errors import GnwsError
 from gnws_d2.files import atomic_write
-from gnws_d2.marked_text import replace_marked
+from gnws.marked_text import replace_marked
 from gnws_d2.projects import digits
 from gnws_d2.projects.export import FORMATS as ALL_FORMATS
 from gnws_d2.projects.export import ROUNDED, Exporter

@@ -7,16 +7,20 @@ import io
 import os
 import pickle
 import random
+import signal
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from trials import Trial, Wrong
+from trials import Trial, Wrong, damage
 
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.checkpoint.convert import convert_file
+from gnws_d2.checkpoint.serialization import read_checkpoint, write_checkpoint
+from gnws_d2.errors import CheckpointError
 from gnws_d2.layers import WSConv2d
 
 
@@ -49,21 +53,8 @@ def load(file: Path) -> str:
 
 def damaged(rng: random.Random, folder: Path) -> str:
     """Bits and bytes changed, removed, added, or the end cut off."""
-    content = bytearray(saved())
-    for _ in range(rng.choice((1, 1, 1, 3, 20))):
-        i = rng.randrange(len(content))
-        match rng.randrange(5):
-            case 0 | 1:
-                content[i] ^= 1 << rng.randrange(8)
-            case 2:
-                content[i : i + rng.choice((1, 100))] = rng.randbytes(rng.choice((1, 100)))
-            case 3:
-                del content[i : i + rng.choice((1, 100, 10_000))]
-            case 4:
-                del content[i:]
-        content = content or bytearray(b"x")
     file = folder / "model.pth"
-    file.write_bytes(content)
+    file.write_bytes(damage(rng, saved(), (rng.randbytes(1), rng.randbytes(100))))
     return load(file)
 
 
@@ -166,23 +157,46 @@ def archive(rng: random.Random, folder: Path) -> str:
 def other(rng: random.Random, folder: Path) -> str:
     """Files that are no checkpoint; and the good one, which has to be loaded."""
     file = folder / "model.pth"
-    match rng.randrange(6):
+    texts = (b"", b"x", b"<html>", b"{}", b"[]", b"PK", b"version https://git-lfs")
+    match rng.randrange(5):
         case 0:
-            file.write_bytes(rng.randbytes(rng.choice((0, 1, 100, 10_000))))
+            file.write_bytes(rng.choice((*texts, rng.randbytes(10_000))))
         case 1:
-            file.write_text(rng.choice(("<html>", "{}", "[]", "PK", "version https://git-lfs")))
-        case 2:
             file.mkdir()
-        case 3:
+        case 2:
             file.symlink_to(folder / "none.pth")
-        case 4:
+        case 3:
             torch.save(rng.choice((None, [], 1, good()["2.bias"])), file)
-        case 5:
+        case 4:
             file.write_bytes(saved())
-            if wrong := load(file):
-                return wrong
-            file.unlink()
+            try:
+                return load(file)
+            except CheckpointError as error:
+                return f"refused: {error}"
     return load(file)
+
+
+def killed(rng: random.Random, folder: Path) -> str:
+    """The process that writes it is killed: the file is whole, and the next write leaves nothing of
+    the killed one."""
+    file = folder / "model.pth"
+    size = rng.choice((10, 100_000, 1_000_000))
+    child = os.fork()
+    if child == 0:
+        for number in range(1 << 20):
+            write_checkpoint({"model": torch.full((size,), number)}, file)
+        os._exit(0)
+    while not file.exists():
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0.0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = read_checkpoint(file)["model"]
+    if len(found) != size or (found != found[0]).any():
+        return "the file is neither the old nor the new one"
+    write_checkpoint({}, file)
+    left = sorted(f.name for f in folder.iterdir())
+    return "" if left == ["model.pth"] else f"left: {left}"
 
 
 CLASSES: dict[str, tuple[int, Trial]] = {
@@ -191,4 +205,5 @@ CLASSES: dict[str, tuple[int, Trial]] = {
     "tensors": (120, tensors),
     "archives": (60, archive),
     "other files": (40, other),
+    "killed while written": (100, killed),
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import get_cfg
-from trials import Trial, Wrong
+from trials import Trial, Wrong, damage
 
 from gnws_d2 import load_config
 from gnws_d2.checkpoint.structure import build_on_meta
@@ -90,36 +90,20 @@ def good(rng: random.Random, folder: Path) -> str:
 def damaged(rng: random.Random, folder: Path) -> str:
     """Bytes of a packaged config changed, removed, repeated or added."""
     file = Path(get_config_file(rng.choice(NAMES)))
-    base = f'_BASE_: "{file.parent}/'.encode()
-    content = bytearray(file.read_bytes().replace(b'_BASE_: "', base))
+    content = file.read_bytes().replace(b'_BASE_: "', f'_BASE_: "{file.parent}/'.encode())
     marks = (b"&a ", b"*a ", b"{", b"[", b"!!set ", b": ", b"- ", b"\t")
-    for _ in range(rng.randint(1, 4)):
-        i = rng.randrange(len(content))
-        j = min(len(content), i + rng.choice((1, 1, 5, 50)))
-        match rng.randrange(5):
-            case 0:
-                content[i] = rng.randrange(256)
-            case 1:
-                content[i] ^= 1 << rng.randrange(8)
-            case 2:
-                del content[i:j]
-            case 3:
-                content[i:i] = content[i:j] * rng.choice((1, 2, 100))
-            case 4:
-                content[i:i] = rng.choice(marks)
-        content = content or bytearray(b" ")
-    (folder / "config.yaml").write_bytes(content)
+    (folder / "config.yaml").write_bytes(damage(rng, content, marks))
     return use(folder / "config.yaml")
 
 
 def value(rng: random.Random, folder: Path) -> str:
-    """A key of any kind with a value of any kind."""
+    """A key of any kind with a value of any kind, in a file."""
     name = rng.choice(NAMES)
     return use(write(folder, name, nested(rng.choice(keys(name)), rng.choice(VALUES))))
 
 
 def override(rng: random.Random, folder: Path) -> str:
-    """The same on the command line."""
+    """The same on the command line, where keys are misspelled, too."""
     name = rng.choice(NAMES)
     opts = []
     for _ in range(rng.randint(1, 3)):
@@ -137,18 +121,14 @@ def key(rng: random.Random, folder: Path) -> str:
     """A key that is misspelled, a section, a number, or written with dots."""
     name = rng.choice(NAMES)
     key = rng.choice(keys(name))
-    words = key.split(".")
-    section = ".".join(words[: rng.randint(1, len(words))])
-    content = rng.choice(
-        (
-            nested(misspelled(rng, key), 1),
-            nested(section, rng.choice(VALUES)),
-            {rng.choice((1, None, True, 1.5, "")): 1},
-            {key: 1},
-            nested(f"{key}.MORE", 1),
-        )
+    contents = (
+        nested(misspelled(rng, key), 1),
+        nested(key.rpartition(".")[0] or key, rng.choice(VALUES)),
+        {rng.choice((1, None, True, 1.5, "")): 1},
+        {key: 1},
+        nested(f"{key}.MORE", 1),
     )
-    return use(write(folder, name, content))
+    return use(write(folder, name, rng.choice(contents)))
 
 
 def component(rng: random.Random, folder: Path) -> str:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Attack the package with damaged and hostile input, and count what survives.
 
-    faults.py                       # all, into docs/reliability.md and docs/reliability.json
-    faults.py configs downloads     # these corpora
+    faults.py                       # all, into the tables of docs/reliability.md
+    faults.py configs downloads     # these corpora, into their tables
     faults.py --dry-run --seed 5    # other trials of the same kinds; nothing is written
     faults.py --only configs/values/17      # one trial, with its error's traceback
 
@@ -13,36 +13,30 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
+import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 
 from tabulate import tabulate
-from trials import LOST, SURVIVED, Unavailable, perform, run
+from trials import LOST, OUTCOMES, Unavailable, perform, run
 
 from gnws_d2.files import atomic_write
 from gnws_d2.marked_text import replace_marked
 
-CORPORA = ("configs", "checkpoints", "datasets", "downloads", "kills", "machines")
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-DOCUMENT, COUNTS = DOCS / "reliability.md", DOCS / "reliability.json"
-
-Counts = dict[str, dict[str, Mapping[str, int]]]  # corpus -> class -> outcome -> trials
+CORPORA = ("configs", "checkpoints", "datasets", "downloads", "trainings", "machines")
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "reliability.md"
 
 
-def attack(corpus: str, seed: int, scale: float) -> dict[str, Mapping[str, int]]:
-    """The outcomes of each class; {} if the corpus cannot run here. Those lost are printed."""
+def attack(corpus: str, seed: int, scale: float) -> dict[str, Counter[str]]:
+    """The outcomes of each class of trials. Those lost are printed."""
     module = importlib.import_module(corpus)
-    try:
-        getattr(module, "prepare", list)()  # once, for all its trials
-    except Unavailable as reason:
-        print(f"{corpus} skipped: {reason}", file=sys.stderr)
-        return {}
-    counts = {kind: Counter() for kind in module.CLASSES}
+    getattr(module, "prepare", list)()  # once, for all its trials
+    counts: dict[str, Counter[str]] = {}
     for kind, (trials, _) in module.CLASSES.items():
+        counts[kind] = Counter()
         for index in range(max(1, round(trials * scale))):
             outcome, detail = run(f"{corpus}/{kind}/{index}", seed)
             counts[kind][outcome] += 1
@@ -51,26 +45,13 @@ def attack(corpus: str, seed: int, scale: float) -> dict[str, Mapping[str, int]]
     return counts
 
 
-def table(counts: Counts) -> str:
-    rows: list[list] = []
-    for corpus, kinds in counts.items():
-        for kind, found in kinds.items():
-            survived = sum(found.get(outcome, 0) for outcome in SURVIVED)
-            lost = [found.get(outcome, 0) for outcome in LOST]
-            rows.append([corpus, kind, sum(found.values()), survived, *lost])
-    rows.append(["all", "", *map(sum, zip(*(row[2:] for row in rows), strict=True))])
-    header = ["corpus", "class", "trials", "survived", "silently wrong", "hang", "crash"]
-    return tabulate(rows, [*header, "bare traceback"], tablefmt="github")
-
-
-def keep(counts: Counts) -> None:
-    """Write the counts, and those kept of other corpora, into the two documents."""
-    counts = json.loads(COUNTS.read_text(encoding="utf-8")) | counts
-    counts = {corpus: counts[corpus] for corpus in CORPORA if corpus in counts}
-    document = replace_marked(DOCUMENT.read_text(encoding="utf-8"), "faults", table(counts))
-    for file, text in ((COUNTS, json.dumps(counts, indent=1) + "\n"), (DOCUMENT, document)):
-        with atomic_write(file) as partial:
-            partial.write_text(text, encoding="utf-8")
+def table(corpus: str, seed: int, counts: dict[str, Counter[str]]) -> str:
+    """The counts, and the version that was attacked."""
+    describe = ["git", "describe", "--always", "--dirty"]
+    version = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    rows = [[kind, found.total(), *map(found.get, OUTCOMES)] for kind, found in counts.items()]
+    header = [f"{corpus}, seed {seed}, commit {version}", "trials", *OUTCOMES]
+    return tabulate(rows, header, tablefmt="github", missingval="0")
 
 
 def main() -> int:
@@ -89,13 +70,21 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             print(perform(args.only, args.seed, Path(folder)) or "right")
         return 0
-    counts = {c: attack(c, args.seed, args.scale) for c in args.corpora or CORPORA}
-    counts = {corpus: kinds for corpus, kinds in counts.items() if kinds}
-    print(table(counts))
-    if not args.dry_run:
-        keep(counts)
-    lost = [n for kinds in counts.values() for kind in kinds.values() for n in map(kind.get, LOST)]
-    return int(any(lost))
+    lost = 0
+    for corpus in args.corpora or CORPORA:
+        try:
+            counts = attack(corpus, args.seed, args.scale)
+        except Unavailable as reason:
+            print(f"{corpus} skipped: {reason}", file=sys.stderr)
+            continue
+        lost += sum(found[outcome] for found in counts.values() for outcome in LOST)
+        made = table(corpus, args.seed, counts)
+        print(made)
+        if not args.dry_run:
+            text = replace_marked(DOCUMENT.read_text(encoding="utf-8"), corpus, made)
+            with atomic_write(DOCUMENT) as partial:
+                partial.write_text(text, encoding="utf-8")
+    return int(lost > 0)
 
 
 if __name__ == "__main__":

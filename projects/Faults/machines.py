@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import training
+from trainings import LIMIT, compare, finish, said, start
 from trials import Trial, Unavailable
 
 INTERFACE = "gnws0"
@@ -45,7 +46,7 @@ def machines() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def start(outputs: Sequence[Path], names: Sequence[str]) -> list[subprocess.Popen]:
+def start_both(outputs: Sequence[Path], names: Sequence[str]) -> list[subprocess.Popen]:
     """Start a training of two processes, each in the namespace of its name."""
     processes = []
     for rank, (output, name) in enumerate(zip(outputs, names, strict=True)):
@@ -55,13 +56,12 @@ def start(outputs: Sequence[Path], names: Sequence[str]) -> list[subprocess.Pope
             "GLOO_SOCKET_IFNAME": INTERFACE,
         }
         opts = ("SOLVER.PROCESS_TIMEOUT", str(TIMEOUT))
-        through = ("ip", "netns", "exec", name)
-        processes.append(training.start(output, *opts, env=env, through=through))
+        processes.append(start(output, *opts, env=env, through=("ip", "netns", "exec", name)))
     return processes
 
 
 @functools.cache
-def prepare() -> dict:
+def prepare() -> dict[str, Any]:
     """The final checkpoint of two processes of one machine."""
     if shutil.which("ip") is None:
         raise Unavailable("the command ip is missing (package iproute2)")
@@ -71,7 +71,7 @@ def prepare() -> dict:
     outputs = [folder / "0", folder / "1"]
     try:
         with machines() as names:
-            return training.finish(outputs, start(outputs, [names[0]] * 2))
+            return finish(outputs[0], *start_both(outputs, [names[0]] * 2))
     except subprocess.CalledProcessError as error:
         raise Unavailable(f"this kernel makes no network namespaces ({error.stderr})") from error
 
@@ -80,9 +80,11 @@ def cut(rng: random.Random, folder: Path) -> str:
     """The link is cut while they train, without a shared folder: both end with one line in time.
     Restored and resumed, they end with what two processes of one machine compute."""
     outputs = [folder / "0", folder / "1"]
+    expected = prepare()
     with machines() as names:
-        processes = start(outputs, names)
-        training.wait_until(processes[0], (outputs[0] / "model_0000002.pth").exists)
+        processes = start_both(outputs, names)
+        while not (outputs[0] / "model_0000002.pth").exists() and processes[0].poll() is None:
+            time.sleep(0.02)
         time.sleep(rng.uniform(0, 1))
         if (outputs[0] / "model_final.pth").exists():
             return "the training ended before the link was cut"
@@ -92,14 +94,15 @@ def cut(rng: random.Random, folder: Path) -> str:
         codes = [process.wait() for process in processes]
         seconds = time.monotonic() - began
         for output, code in zip(outputs, codes, strict=True):
-            lines = training.said(output)
+            lines = said(output)
             if code != 1 or "error: Lost contact" not in lines or "Traceback" in lines:
                 return f"a process ended with {code}: {lines[-500:]}"
         if seconds > TIMEOUT + PATIENCE:
             return f"ended after {seconds:.0f} s"
         ip("-n", at, "link", "set", INTERFACE, "up")
-        return training.compare(training.finish(outputs, start(outputs, names)), prepare())
+        return compare(finish(outputs[0], *start_both(outputs, names)), expected)
 
 
-LIMIT = training.LIMIT
 CLASSES: dict[str, tuple[int, Trial]] = {"link cut": (2, cut)}
+
+__all__ = ["CLASSES", "LIMIT", "prepare"]

@@ -11,7 +11,7 @@ import resource
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,8 +24,8 @@ from gnws_d2.files import CACHE_VARIABLE
 LIMIT = 60.0  # seconds a trial, unless its corpus has another LIMIT
 MEMORY = 16 << 30  # bytes of address space of a process
 LONGEST = 2000  # characters of a message
-SURVIVED = ("right", "refused")
 LOST = ("silent", "hang", "crash", "traceback")
+OUTCOMES = ("right", "refused", *LOST)  # the first two have survived
 
 # What a trial does in a folder of its own: it returns why the result is wrong, "" if it is right,
 # or raises.
@@ -48,7 +48,7 @@ def run(name: str, seed: int) -> tuple[str, str]:
             of trials, trial) by name.
 
     Returns:
-        One of SURVIVED or LOST, and the refusal or what is wrong.
+        One of OUTCOMES, and the refusal or what is wrong.
     """
     limit = getattr(importlib.import_module(name.partition("/")[0]), "LIMIT", LIMIT)
     fork = multiprocessing.get_context("fork")  # with all imports done
@@ -105,3 +105,22 @@ def perform(name: str, seed: int, folder: Path) -> str:
     trial: Trial = importlib.import_module(corpus).CLASSES[kind][1]
     os.environ[CACHE_VARIABLE] = str(folder / "cache")
     return trial(random.Random(f"{seed}/{name}"), folder)
+
+
+def damage(rng: random.Random, content: bytes, inserted: Sequence[bytes] = (b"\xff",)) -> bytes:
+    """Flip bits, remove, repeat or insert bytes at one or a few places, or cut the end off."""
+    damaged = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        damaged = damaged or bytearray(1)
+        i = rng.randrange(len(damaged))
+        end = i + rng.choice((1, 10, 100, 1000, len(damaged)))
+        match rng.randrange(5):
+            case 0 | 1:
+                damaged[i] ^= 1 << rng.randrange(8)
+            case 2:
+                del damaged[i:end]
+            case 3:
+                damaged[i:i] = damaged[i:end]
+            case 4:
+                damaged[i:i] = rng.choice(inserted)
+    return bytes(damaged)

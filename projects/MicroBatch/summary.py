@@ -24,7 +24,7 @@ from experiment import BATCHES
 from tabulate import tabulate
 
 from gnws_d2.files import atomic_write
-from gnws_d2.marked_text import replace_marked
+from gnws.marked_text import replace_marked
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "micro-batch.md"

@@ -115,10 +115,10 @@ def _own_data(cfg: CfgNode) -> dict[str, dict[str, object]]:
 
 
 def _truth(dataset_name: str, results: Path) -> COCO:
-    # Detectron2's evaluator has written one for a dataset without a COCO file.
-    converted = results.with_name(f"{dataset_name}_coco_format.json")
-    file = Path(MetadataCatalog.get(dataset_name).get("json_file") or converted)
-    return coco_api(json.loads(file.read_text(encoding="utf-8")))
+    file = MetadataCatalog.get(dataset_name).get("json_file")
+    if not file:  # Detectron2's evaluator has written one
+        file = results.parent / f"{dataset_name}_coco_format.json"
+    return coco_api(json.loads(Path(file).read_text(encoding="utf-8")))
 
 
 def _last_weights(output: Path, cfg: CfgNode) -> str:

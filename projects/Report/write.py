@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
-from gnws_d2.config import changed_keys
+from gnws_d2.config import all_defaults, leaves
 from gnws_d2.data import read_image
 from gnws_d2.errors import DatasetError
 from gnws_d2.files import atomic_write
@@ -100,7 +100,7 @@ def write_report(
         weights=weights,
         threshold=_threshold(boxes),
         data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
-        changed_config={key: str(value) for key, value in changed_keys(cfg).items()},
+        changed_config=_changed_keys(cfg),
         config=cfg.dump(),
         environment=collect_env_info(),
     )
@@ -108,6 +108,12 @@ def write_report(
     with atomic_write(file) as partial:
         partial.write_text(page, encoding="utf-8")
     return file
+
+
+def _changed_keys(cfg: CfgNode) -> dict[str, str]:
+    """The keys whose values are not the defaults."""
+    known = all_defaults()
+    return {k: str(v) for k, v in leaves(cfg) if k not in known or known[k] != v}
 
 
 def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:

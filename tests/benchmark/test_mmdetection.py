@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["faster_rcnn_R_50_FPN", "mask_rcnn_X_50_32x4d_FPN"])
 def test_it_detects_the_same(name):
-    case = Case("model", name, (160, 224), 1, "infer")
+    case = Case("model", name, (160, 224), "infer")
     state = initial_state(case)
     state["roi_heads.box_predictor.cls_score.weight"] *= 10  # or no score is above 0.05
     model = build_model(case.config()).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import instantiate
 
-from gnws_d2.lazy_config import load_lazy_config
+from gnws_d2.projects.detection.lazy_config import load_lazy_config
 from gnws_d2.projects.own_data.catalog import unregister
 from gnws_d2.projects.own_data.lazy_data import fit_lazy_config, name_data
 

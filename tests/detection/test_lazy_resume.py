@@ -3,7 +3,7 @@
 import torch
 
 from gnws_d2.engine import ResumableLoader
-from gnws_d2.lazy_config import load_lazy_config
+from gnws_d2.projects.detection.lazy_config import load_lazy_config
 from gnws_d2.projects.detection import lazyconfig_train_net
 
 OPTS = [

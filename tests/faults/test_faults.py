@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gnws_d2.marked_text import replace_marked
+from gnws.marked_text import replace_marked
 
 ROOT = Path(__file__).parents[1]
 CORPUS = """

@@ -4,7 +4,7 @@ import pytest
 from detectron2.config import LazyConfig
 
 from gnws_d2.errors import ConfigError
-from gnws_d2.lazy_config import load_lazy_config
+from gnws_d2.projects.detection.lazy_config import load_lazy_config
 
 FCOS = "Digits/fcos_R_18_FPN_gn_ws.py"
 

@@ -1,20 +1,23 @@
-"""Short trainings in processes of their own, to be disturbed."""
+"""Short trainings in processes of their own, killed at any moment and resumed."""
 
 from __future__ import annotations
 
+import functools
 import os
+import random
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from trials import Wrong
+from trials import Trial, Wrong
 
-LIMIT = 600.0  # seconds a trial
 PROGRAM = Path(__file__).resolve().parents[1] / "Detection" / "train_net.py"
 OPTS = (
     *("--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "--resume"),
@@ -41,32 +44,54 @@ def start(
     data = ("DATASETS.TRAIN", str((str(datasets.prepare() / "digits_train.json"),)))
     words = [*through, sys.executable, str(PROGRAM), *OPTS, *data, *opts, "OUTPUT_DIR", str(output)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
-    with open(f"{output}.txt", "w") as said_file:
-        return subprocess.Popen(words, env=env, stdout=said_file, stderr=said_file)
-
-
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
-    """Wait until it holds, or the process ends."""
-    while not condition() and process.poll() is None:
-        time.sleep(0.02)
+    with open(f"{output}.txt", "w") as printed:
+        return subprocess.Popen(words, env=env, stdout=printed, stderr=printed)
 
 
 def said(output: Path) -> str:
     return Path(f"{output}.txt").read_text(encoding="utf-8")
 
 
-def finish(outputs: Sequence[Path], processes: Sequence[subprocess.Popen]) -> dict[str, Any]:
+def finish(output: Path, *processes: subprocess.Popen) -> dict[str, Any]:
     """The last checkpoint of a training, without what the file says about itself."""
     codes = [process.wait() for process in processes]
     if any(codes):
-        raise Wrong(f"ended with {codes}: {said(outputs[0])[-500:]}")
-    content = torch.load(outputs[0] / "model_final.pth", weights_only=True)
+        raise Wrong(f"ended with {codes}: {said(output)[-500:]}")
+    content = torch.load(output / "model_final.pth", weights_only=True)
     return {key: content[key] for key in ("model", "trainer", "iteration")}
 
 
-def compare(one: Any, other: Any) -> str:
+def compare(found: dict[str, Any], expected: dict[str, Any]) -> str:
     try:
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
     except AssertionError as error:
         return f"another checkpoint: {error}"
     return ""
+
+
+@functools.cache
+def prepare() -> tuple[dict[str, Any], float]:
+    """What an undisturbed training ends with, and the seconds it takes."""
+    output = Path(tempfile.mkdtemp(prefix="faults_training_")) / "output"
+    began = time.monotonic()
+    checkpoint = finish(output, start(output))
+    return checkpoint, time.monotonic() - began
+
+
+def killed(rng: random.Random, folder: Path) -> str:
+    """Stopped once or twice at any moment and resumed, it ends with the same checkpoint."""
+    expected, seconds = prepare()
+    output = folder / "output"
+    for _ in range(rng.randint(1, 2)):
+        number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+        process = start(output)
+        time.sleep(rng.uniform(0, seconds))
+        process.send_signal(number)
+        code = process.wait()
+        if code not in (0, -number, 128 + number):
+            return f"{number.name} ends it with code {code}: {said(output)[-500:]}"
+    return compare(finish(output, start(output)), expected)
+
+
+LIMIT = 600.0
+CLASSES: dict[str, tuple[int, Trial]] = {"killed and resumed": (4, killed)}

@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import resolve_config_file
-from .errors import ConfigError
+from gnws_d2.config import resolve_config_file
+from gnws_d2.errors import ConfigError
 
 
 def load_lazy_config(file: str, opts: Sequence[str] = ()) -> Any:

@@ -1,0 +1,91 @@
+"""The commands from end to end, on a small model."""
+
+import shlex
+
+import activation_memory
+import assignment
+import benchmark
+import conversion
+import pytest
+from results import read
+from variants import OURS, VARIANTS
+
+pytestmark = pytest.mark.slow
+# All but the compiled one, which takes minutes.
+TRAINED = [v.name for v in VARIANTS if not v.folded and v.name != f"{OURS}, compiled"]
+MAIN = ["GN", "GN again", "GN + plain WS", OURS]
+
+
+@pytest.fixture
+def run(small, tmp_path):
+    """Run benchmark.py, and read its results."""
+    words = ["--models", small, "--size", "64", "64", "--rounds", "2", "--device", "cpu"]
+    words += ["--output", str(tmp_path)]
+    return lambda *more: read(benchmark.main([*words, *more]))["rows"]
+
+
+@pytest.mark.parametrize(
+    ("level", "mode", "names"),
+    [
+        ("backbone", "train", TRAINED),
+        ("backbone", "infer", [*MAIN, f"{OURS}, folded", f"{OURS}, fused"]),
+        ("model", "train", [*MAIN, f"{OURS}, convolutions recomputed"]),
+        ("model", "infer", MAIN),
+    ],
+)
+def test_every_variant_is_accurate_and_has_a_row(run, level, mode, names):
+    rows = {r["variant"]: r for r in run("--level", level, "--mode", mode, "--variants", *names)}
+    assert list(rows) == names
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows.values())
+    assert all(row["errors"][0] < 1e-4 for row in rows.values())
+    assert rows["GN"]["ratio"] == [1, 1, 1] and rows["GN"]["memory"] > 1e6
+    assert rows["GN"]["memory"] == pytest.approx(rows["GN again"]["memory"], rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_kernels(run, mode):
+    rows = run("--level", "kernel", "--mode", mode)
+    shapes = {row["what"]: row["count"] for row in rows}
+    assert shapes["GN+ReLU 1 x 128 x 8 x 8"] == 5  # res3 of an R-18
+    assert ("WS of 32 weights" in shapes) is (mode == "train")
+    assert all(max(e for e in row["errors"] if e is not None) < 1e-5 for row in rows)
+
+
+def test_presets_are_command_lines():
+    for preset in benchmark.PRESETS.values():
+        for line in preset:
+            args = benchmark.make_parser().parse_args(shlex.split(line))
+            assert list(benchmark.cases(args))
+
+
+def table(text: str) -> dict[str, list[str]]:
+    """The cells of a printed table by the first of each line."""
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    return {first.strip(): [cell.strip() for cell in cells] for first, *cells in lines[2:]}
+
+
+def test_activation_memory(small, monkeypatch, capsys):
+    words = ["--model", small, "--size", "256", "256", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["activation_memory.py", *words])
+    activation_memory.main()
+    kept = {name: float(cells[1]) for name, cells in table(capsys.readouterr().out).items()}
+    assert kept.pop(f"{OURS}, checkpointed") < kept[f"{OURS}, convolutions recomputed"]
+    assert list(kept) == activation_memory.NAMES
+    assert kept[f"{OURS}, fused, recomputed"] < kept["GN"] == kept[OURS] == 1
+
+
+def test_assignment(monkeypatch, capsys):
+    words = "assignment.py --config-file Digits/mask_rcnn_R_18_FPN_gn_ws.yaml --device cpu"
+    monkeypatch.setattr("sys.argv", shlex.split(f"{words} --sizes 64 96 96 64 --rounds 2"))
+    assignment.main()
+    rows = table(capsys.readouterr().out)
+    assert list(rows) == ["anchors", "losses of the RPN", "proposals", "all three"]
+    for theirs, ours, ratio, interval in rows.values():
+        low, high = map(float, interval.split(" to "))
+        assert float(theirs) > 0 and float(ours) > 0 and low <= float(ratio) <= high
+
+
+def test_conversion(small, monkeypatch, capsys):
+    monkeypatch.setattr(conversion, "ROUNDS", 2)
+    conversion.main(small)
+    assert "2 rounds, medians: load and save 0." in capsys.readouterr().out
