@@ -185,6 +185,8 @@ def config_from(
         )
     with _merge_errors(cfg, source):
         for key, value in list(leaves(loaded)):
+            if value is None and isinstance(get_key(cfg, key), CfgNode):
+                raise ValueError(f"{key} is null, but it is a section. Set the keys in it")
             set_key(loaded, key, _coerced(cfg, key, value))
         cfg.merge_from_other_cfg(loaded)
     if len(opts) % 2:
@@ -225,6 +227,7 @@ class _ConfigFile(CfgNode):
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         packaged = CONFIG_ROOT.joinpath(*Path(filename).parts[-2:])
         if not os.path.exists(filename) and packaged.is_file():
+            logger.info("%s does not exist: the packaged config of that name is used.", filename)
             filename = str(packaged)
         return super().load_yaml_with_base(filename, allow_unsafe)
 

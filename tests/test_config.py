@@ -145,6 +145,7 @@ FILES = {
     "a key that does not exist": "MODEL: {RESNETS: {NORMS: GN}}\n",
     "a number for a key": "SOLVER: {1: 2}\n",
     "a value for a section": "MODEL: 5\n",
+    "null for a section": "MODEL: null\n",
     "another version": "VERSION: 1\n",
     "no base": "_BASE_: none.yaml\n",
     "a base that is no name": "_BASE_: {a: 1}\n",

@@ -32,7 +32,7 @@ def read_checkpoint(file: str | Path) -> Any:
         raise CheckpointError(
             f"{file} holds more than tensors and plain values, or is not a checkpoint; it was "
             "not loaded, because loading it could run a program hidden in it: "
-            f"{shorten(str(error), quote=False)}"
+            f"{shorten(_cause(error), quote=False)}"
         ) from error
     except Exception as error:  # a damaged pickle stops torch.load in any of many ways
         reason = shorten(f"{type(error).__name__}: {error}", quote=False)
@@ -41,6 +41,11 @@ def read_checkpoint(file: str | Path) -> Any:
             "another in MODEL.WEIGHTS; to resume, name an earlier checkpoint of the run in "
             "OUTPUT_DIR/last_checkpoint."
         ) from error
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence of what torch found, without its advice to load the file all the same."""
+    return str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition(". ")[0]
 
 
 def _compare_checksums(file: str | Path) -> None:

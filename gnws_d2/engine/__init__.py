@@ -1,11 +1,10 @@
 """Training on top of Detectron2's: launching, data order, trainer, evaluators."""
 
-from .console import default_setup, setup_loggers, silence_upstream
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data
+from .defaults import default_setup, locked_output, setup_loggers, silence_upstream
 from .evaluation import COCOEvaluator, build_evaluator, dataset_folder, evaluated_datasets
 from .hooks import FirstIterations
 from .launch import create_ddp_model, launch
-from .output_folder import locked_output
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
 from .trainer import Trainer

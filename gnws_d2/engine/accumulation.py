@@ -1,15 +1,19 @@
-"""Gradient accumulation: one process computes the optimizer step of several."""
+"""One step of the optimizer: gradient accumulation and mixed precision.
+
+One process computes the step of several: it runs its batch as micro-batches, one after the other,
+and steps once on the mean of their gradients.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.engine import SimpleTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,16 +48,19 @@ def micro_batches(batch: list[Any], steps: int) -> list[list[Any]]:
 
 
 class AccumulatingTrainer(SimpleTrainer):
-    """Runs each batch as micro-batches, one after the other, and steps once on the mean of their
-    gradients, as ``steps`` times as many processes do with one micro-batch each.
+    """Computes in each step what ``steps`` times as many processes compute with one micro-batch
+    each. With one step in float32 it computes what Detectron2's SimpleTrainer does, with one step
+    in half precision what its AMPTrainer does, and on the CPU as well.
 
     The device holds the activations of one micro-batch. The logged losses are those of the whole
     batch; what the model logs itself (accuracies, numbers of proposals) is logged once for each
     micro-batch.
 
     Args:
-        model, data_loader, optimizer: see ``detectron2.engine.SimpleTrainer``.
+        model: yields a dict of losses in training.
+        data_loader, optimizer: see ``detectron2.engine.SimpleTrainer``.
         steps: the number of micro-batches.
+        precision: of the forward, by autocast. float16 needs its loss scaled.
         before_micro_batch: called with 0, 1, ... before the forward of each micro-batch.
     """
 
@@ -63,12 +70,18 @@ class AccumulatingTrainer(SimpleTrainer):
         data_loader: Any,
         optimizer: Any,
         *,
-        steps: int,
+        steps: int = 1,
+        precision: torch.dtype = torch.float32,
         before_micro_batch: Callable[[int], object] = lambda index: None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.steps = steps
+        self.precision = precision
         self._before_micro_batch = before_micro_batch
+        self._device = next(model.parameters()).device.type
+        # One scale for all gradients of a step. Disabled, it passes on what it is given.
+        is_scaled = precision == torch.float16
+        self.grad_scaler = torch.amp.GradScaler(self._device, enabled=is_scaled)
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"
@@ -81,41 +94,23 @@ class AccumulatingTrainer(SimpleTrainer):
         for index, part in enumerate(parts):
             self._before_micro_batch(index)
             # Processes exchange their gradients in the last backward alone.
-            with self._without_sync() if index < self.steps - 1 else nullcontext():
-                with self._autocast():
+            is_local = index < self.steps - 1 and isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if is_local else nullcontext():
+                with torch.autocast(self._device, self.precision, self.precision != torch.float32):
                     losses = {k: loss / self.steps for k, loss in self.model(part).items()}
-                self._scale(sum(losses.values())).backward()
+                self.grad_scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 logged[name] = logged.get(name, 0) + loss.detach()
         self.after_backward()
         # Before the step: this raises if a loss is not finite.
         self._write_metrics(logged, data_time)
-        self._step()
-
-    def _without_sync(self) -> AbstractContextManager:
-        parallel = isinstance(self.model, DistributedDataParallel)
-        return self.model.no_sync() if parallel else nullcontext()
-
-    def _autocast(self) -> AbstractContextManager:
-        return nullcontext()
-
-    def _scale(self, loss: Any) -> Any:
-        return loss
-
-    def _step(self) -> None:
-        self.optimizer.step()
-
-
-class AccumulatingAMPTrainer(AccumulatingTrainer, AMPTrainer):
-    """The same in mixed precision: one scale for all gradients of a step, updated once."""
-
-    def _autocast(self) -> AbstractContextManager:
-        device = next(self.model.parameters()).device
-        return torch.autocast(device.type, dtype=self.precision)
-
-    def _scale(self, loss: Any) -> Any:
-        return self.grad_scaler.scale(loss)
-
-    def _step(self) -> None:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):  # empty or missing after another precision
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

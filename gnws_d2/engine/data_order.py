@@ -15,6 +15,7 @@ import functools
 import itertools
 import logging
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,12 +27,12 @@ from detectron2.data import DatasetFromList, MapDataset, build_detection_train_l
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import Checkpointer
 from ..data import Mapper, NamingMapper, load_train_dataset
-from .console import silence_upstream
-from .stopping import outlive_signals
+from .defaults import silence_upstream
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,9 @@ class ResumableLoader:
     def __init__(
         self,
         *,
-        dataset: list[dict],
+        dataset: Sequence[dict],
         mapper: Callable[[dict], dict],
-        build_sampler: Callable[[], Sampler] | None = None,
+        build_sampler: Callable[[], Iterable[int]] | None = None,
         total_batch_size: int,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
@@ -94,21 +95,26 @@ class ResumableLoader:
             build_sampler: makes its sampler, by default a ``TrainingSampler``; called for each
                 start, because some samplers draw a seed when they are built.
         """
-        self.dataset, self._mapper = dataset, mapper
+        self._dataset = MapDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
+        # Images of one batch are all wide, or all not. They are grouped before loading; Detectron2
+        # groups them after it, where nothing can tell which images an iteration will get.
+        self._groups = [aspect_ratio_grouping and d["width"] > d["height"] for d in dataset]
         self._build_sampler = build_sampler or functools.partial(TrainingSampler, len(dataset))
         self._processes = [process_of(i) for i in range(accumulation_steps)]
         self._batch_size = total_batch_size // (comm.get_world_size() * accumulation_steps)
-        self._by_shape = aspect_ratio_grouping
         self._num_workers = num_workers
         self.seek(seed=max(seed, 0), iteration=0)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        dataset = load_train_dataset(cfg)
+        dataset: Any = load_train_dataset(cfg)
         cfg, mapper = cfg.clone(), Mapper(cfg, is_train=True)
+        # The other samplers count the images; keeping them would take as much memory again.
+        is_read = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+        sampled = dataset if is_read else range(len(dataset))
 
-        def build_sampler() -> Sampler:
-            return build_detection_train_loader.from_config(cfg, mapper, dataset=dataset)["sampler"]
+        def build_sampler() -> Iterable[int]:
+            return build_detection_train_loader.from_config(cfg, mapper, dataset=sampled)["sampler"]
 
         return {
             "dataset": dataset,
@@ -121,11 +127,6 @@ class ResumableLoader:
             "accumulation_steps": cfg.SOLVER.ACCUMULATION_STEPS,
         }
 
-    @property
-    def images(self) -> int:
-        """The number of images, of all processes."""
-        return len(self.dataset)
-
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
         self._seed, self._iteration = seed, iteration
@@ -133,17 +134,10 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         with _random_numbers(self._seed):
             sampler = self._build_sampler()
-        # Images are grouped before loading. Detectron2 groups them after it, where nothing can tell
-        # which images an iteration will get.
+        order = batch_order(sampler, self._groups, self._batch_size, self._processes)
         loader = DataLoader(
-            _SeededDataset(self.dataset, self._mapper, self._seed),
-            batch_sampler=_BatchOrder(
-                sampler,
-                groups=[self._by_shape and d["width"] > d["height"] for d in self.dataset],
-                batch_size=self._batch_size,
-                start=self._iteration,
-                processes=self._processes,
-            ),
+            _SeededDataset(self._dataset, self._seed),
+            batch_sampler=itertools.islice(order, self._iteration, None),
             num_workers=self._num_workers,
             collate_fn=list,
             worker_init_fn=start_worker,
@@ -156,6 +150,67 @@ class ResumableLoader:
         finally:
             # Now: the traceback of an error keeps them, and so their workers, until the very end.
             getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def batch_order(
+    sampler: Iterable[int],
+    groups: Sequence[object],
+    batch_size: int,
+    processes: Sequence[int] = (0,),
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Deal a sampler's indices into micro-batches, one for each of ``processes`` an iteration.
+
+    Args:
+        sampler: yields the same indices each time that it is iterated.
+        groups: of each index. A micro-batch holds indices of one group.
+        batch_size: of a micro-batch.
+
+    Yields:
+        Of each iteration a list of (process, position, index). The position counts that process's
+        images from the first iteration.
+    """
+
+    def grouped(indices: Iterable[int]) -> Iterator[list[int]]:
+        open_batches: dict[object, list[int]] = {}
+        for index in indices:
+            batch = open_batches.setdefault(groups[index], [])
+            batch.append(index)
+            if len(batch) == batch_size:
+                yield open_batches.pop(groups[index])
+
+    # A sampler deals indices to processes in turn, and so this process's to its micro-batches.
+    count = len(processes)
+    streams = [grouped(itertools.islice(sampler, i, None, count)) for i in range(count)]
+    for iteration, batches in enumerate(zip(*streams, strict=False)):
+        yield [
+            (process, position, index)
+            for process, batch in zip(processes, batches, strict=True)
+            for position, index in enumerate(batch, iteration * batch_size)
+        ]
+
+
+class _SeededDataset(Dataset):
+    """Maps the image of (process, position, index) with the random numbers of the first two."""
+
+    def __init__(self, mapped: Dataset, seed: int) -> None:
+        self._mapped, self._seed = mapped, seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
+        process, position, index = key
+        with _random_numbers(_hash(self._seed, process, position)):
+            return self._mapped[index]
+
+
+def start_worker(worker_id: int) -> None:
+    """Prepare a worker of a data loader: for ``worker_init_fn``.
+
+    It may get the signals of its process as well. It serves the iteration that is to be finished,
+    and ends when its process is killed.
+    """
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
+    silence_upstream()
 
 
 def seek_data(loader: Iterable, seed: int, iteration: int) -> None:
@@ -177,70 +232,6 @@ def save_final(checkpointer: Checkpointer, start: int, max_iter: int) -> None:
     resumed = checkpointer.resumed_from
     if start >= max_iter and resumed and resumed.name != "model_final.pth":
         checkpointer.save("model_final", iteration=start - 1)
-
-
-class _BatchOrder(Sampler):
-    """Groups a sampler's endless stream of indices into micro-batches of one group each, one for
-    each of ``processes`` an iteration.
-
-    Yields for each iteration a list of (process, position, index): the position counts that
-    process's images from the first iteration.
-    """
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        groups: list[bool],
-        batch_size: int,
-        start: int,
-        processes: Sequence[int] = (0,),
-    ) -> None:
-        self._sampler = sampler
-        self._groups = groups
-        self._batch_size = batch_size
-        self._start = start
-        self._processes = processes
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        # A sampler deals indices to processes in turn, and so this process's to its micro-batches.
-        count = len(self._processes)
-        streams = (itertools.islice(self._sampler, i, None, count) for i in range(count))
-        iterations = enumerate(zip(*map(self._batches, streams), strict=False))
-        for iteration, batches in itertools.islice(iterations, self._start, None):
-            first = iteration * self._batch_size
-            yield [
-                (process, position, index)
-                for process, batch in zip(self._processes, batches, strict=True)
-                for position, index in enumerate(batch, first)
-            ]
-
-    def _batches(self, indices: Iterator[int]) -> Iterator[list[int]]:
-        open_batches: dict[bool, list[int]] = {False: [], True: []}
-        for index in indices:
-            batch = open_batches[self._groups[index]]
-            batch.append(index)
-            if len(batch) == self._batch_size:
-                yield batch
-                open_batches[self._groups[index]] = []
-
-
-class _SeededDataset(Dataset):
-    """Maps the image of (process, position, index) with the random numbers of the first two."""
-
-    def __init__(self, dicts: list[dict], mapper: Callable[[dict], dict], seed: int) -> None:
-        self._mapped = MapDataset(DatasetFromList(dicts, copy=False), NamingMapper(mapper))
-        self._seed = seed
-
-    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
-        process, position, index = key
-        with _random_numbers(_hash(self._seed, process, position)):
-            return self._mapped[index]
-
-
-def start_worker(worker_id: int) -> None:
-    """Prepare a worker of a data loader: for ``worker_init_fn``."""
-    outlive_signals()
-    silence_upstream()
 
 
 @contextmanager

@@ -37,13 +37,9 @@ class COCOEvaluator(evaluation.COCOEvaluator):
 
 
 def _coco(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
-    return COCOEvaluator(
-        name,
-        output_dir=out,
-        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-        # The truth of a dataset without a file is written anew: its function may have changed.
-        allow_cached_coco=False,
-    )
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    # The truth of a dataset without a file is written again: its function may have changed.
+    return COCOEvaluator(name, output_dir=out, kpt_oks_sigmas=sigmas, allow_cached_coco=False)
 
 
 def _sem_seg(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
@@ -79,9 +75,8 @@ def build_evaluator(
     Raises:
         ConfigError: the dataset has no ``evaluator_type``, or one that is not known here.
     """
-    folder = output_folder or str(
-        Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, dataset_name))
-    )
+    default = Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, dataset_name))
+    folder = output_folder or str(default)
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _EVALUATORS:
         raise ConfigError(

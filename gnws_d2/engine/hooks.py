@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from detectron2.checkpoint import Checkpointer
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import HookBase
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter
-from fvcore.common.param_scheduler import ConstantParamScheduler, ParamScheduler
 from torch import nn
 
 from ..errors import ConfigError
@@ -46,110 +45,101 @@ class FirstIterations(HookBase):
             self._printer.write()
 
 
-class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's hook, resumable: it keeps the weights of the best evaluation as model_best.pth,
-    and the values of all of them as evaluations.json, {metric: [[iteration, value], ...]}.
+class BestCheckpointer(HookBase):
+    """Keeps the weights of the best evaluation as model_best.pth, and ends training, as if it were
+    complete, when evaluations no longer improve. Unlike Detectron2's hook, a resumed run knows the
+    evaluations before it, from evaluations.json: {metric: [[iteration, value], ...]}.
 
-    For the main process alone, after the hook that evaluates.
+    For all processes, after the hook that evaluates. Only the main process has results.
 
     Args:
         period: of the evaluation, in iterations.
         metric: such as "bbox/AP", in which more is better; "auto": see ``MAIN_METRICS``.
         first: of several test sets, that which "auto" looks at; "" where there is one.
+        patience: how many evaluations without a better one end training; 0 for any number.
     """
 
     def __init__(
-        self, period: int, checkpointer: Checkpointer, metric: str, first: str = ""
+        self, period: int, checkpointer: Checkpointer, metric: str, first: str, patience: int
     ) -> None:
-        super().__init__(period, checkpointer, metric)
-        self._wanted = metric
-        self._prefix = f"{first}/" if first else ""
-        self._file = Path(checkpointer.save_dir) / SCORES
-        self._scores: list[tuple[int, float]] = []
-
-    @property
-    def evaluations_since_best(self) -> int:
-        """How many evaluations there were after the best one."""
-        best = -1 if self.best_iter is None else self.best_iter
-        return sum(iteration > best for iteration, _ in self._scores)
-
-    def before_train(self) -> None:
-        """Go on from the evaluations before the first iteration of a resumed run."""
-        start = self.trainer.start_iter
-        if not start or not self._file.is_file():
-            return
-        ((self._val_metric, scores),) = json.loads(self._file.read_text()).items()
-        if self._wanted not in ("auto", self._val_metric):
-            return
-        self._scores = [(iteration, value) for iteration, value in scores if iteration < start]
-        for iteration, value in self._scores:
-            if self.best_metric is None or self._compare(value, self.best_metric):
-                self._update_best(value, iteration)
-
-    def _update_best(self, val: float, iteration: int) -> bool:
-        # A detector that finds nothing has no AP; without any better, that is kept, too.
-        return super()._update_best(0.0 if math.isnan(val) else val, iteration)
-
-    def _best_checking(self) -> None:
-        latest = self.trainer.storage.latest()
-        wanted = [self._wanted]
-        if self._wanted == "auto":
-            wanted = [self._prefix + name for name in MAIN_METRICS]
-        name = next((name for name in wanted if name in latest), None)
-        if name is None:
-            found = ", ".join(key for key in latest if "/" in key and "-" not in key)
-            logger.warning(
-                "TEST.BEST_METRIC is %r, which no evaluation yields: no model_best.pth is kept. "
-                "Set it to one of %s.",
-                *(self._wanted, found or "the names in metrics.json"),
-            )
-            return
-        self._val_metric = name
-        super()._best_checking()
-        value, iteration = latest[name]
-        self._scores.append((iteration, value))
-        with atomic_write(self._file) as partial:
-            partial.write_text(json.dumps({name: self._scores}))
-
-
-class EarlyStopping(HookBase):
-    """Ends training, as if it were complete, after ``patience`` evaluations without a better one.
-
-    For all processes, after the other hook.
-
-    Args:
-        period: of the evaluation, in iterations.
-        best: in the main process alone.
-    """
-
-    def __init__(self, period: int, patience: int, best: BestCheckpointer | None) -> None:
         self._period = period
+        self._checkpointer = checkpointer
+        self._metric = metric
+        self._first = f"{first}/" if first else ""
         self._patience = patience
-        self._best = best
+        self._file = Path(checkpointer.save_dir) / SCORES
+        self._scores: dict[int, float] = {}  # iteration -> value
 
     def before_train(self) -> None:
-        if self._is_due():  # a run that had ended so, resumed
+        start = self.trainer.start_iter
+        if start and comm.is_main_process() and self._file.is_file():
+            ((name, scores),) = json.loads(self._file.read_text()).items()
+            if self._metric in ("auto", name):
+                self._scores = {iteration: v for iteration, v in scores if iteration < start}
+        if self._is_exhausted():  # a run that had ended so, resumed
             raise TrainingEnded
 
     def after_step(self) -> None:
         following = self.trainer.iter + 1
         if not self._period or following % self._period or following == self.trainer.max_iter:
             return
-        if self._is_due():
-            if self._best is not None:
-                self._best._checkpointer.save("model_final", iteration=self.trainer.iter)
+        self._check()
+        if self._is_exhausted():
+            self._checkpointer.save("model_final", iteration=self.trainer.iter)
             raise TrainingEnded
 
-    def _is_due(self) -> bool:
-        best = self._best
-        due = best is not None and best.evaluations_since_best >= self._patience
-        if best is not None and due:
-            logger.info(
-                "Stopping early: SOLVER.EARLY_STOPPING is %d, and the best %s, %.4g, is that of "
-                "iteration %d.",
-                *(self._patience, best._val_metric, best.best_metric, best.best_iter),
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:  # as the hook that evaluates
+            self._check()
+
+    def _check(self) -> None:
+        """Record the latest evaluation, and save the weights if it is the best one."""
+        if not comm.is_main_process():
+            return
+        latest = self.trainer.storage.latest()
+        names = [self._metric]
+        if self._metric == "auto":
+            names = [self._first + name for name in MAIN_METRICS]
+        name = next((name for name in names if name in latest), None)
+        if name is None:
+            found = ", ".join(key for key in latest if "/" in key and "-" not in key)
+            logger.warning(
+                "TEST.BEST_METRIC is %r, which no evaluation yields: no model_best.pth is kept. "
+                "Set it to one of %s.",
+                *(self._metric, found or "the names in metrics.json"),
             )
-        return any(comm.all_gather(due))
+            return
+        iteration, value = min(self.trainer.iter, self.trainer.max_iter - 1), latest[name][0]
+        self._scores[iteration] = value
+        best = self._best()
+        logger.info(
+            "%s is %.4g after iteration %d. The best is %.4g, after iteration %d.",
+            *(name, value, iteration, self._scores[best], best),
+        )
+        if best == iteration:
+            self._checkpointer.save("model_best", iteration=iteration)
+        with atomic_write(self._file) as partial:
+            partial.write_text(json.dumps({name: list(self._scores.items())}))
+
+    def _best(self) -> int:
+        """The iteration of the best evaluation, the first of equal ones; -1 if there is none."""
+        # A detector that finds nothing has no AP.
+        values = {i: 0.0 if math.isnan(value) else value for i, value in self._scores.items()}
+        return max(values, key=values.__getitem__, default=-1)
+
+    def _is_exhausted(self) -> bool:
+        """Whether ``patience`` evaluations were not better, in all processes."""
+        if not self._patience:
+            return False
+        best = self._best()
+        is_exhausted = sum(iteration > best for iteration in self._scores) >= self._patience
+        if is_exhausted:
+            logger.info(
+                "Stopping early: SOLVER.EARLY_STOPPING is %d, and the best evaluation, %.4g, is "
+                "that after iteration %d.",
+                *(self._patience, self._scores[best], best),
+            )
+        return any(comm.all_gather(is_exhausted))
 
 
 class MovingSpeed(HookBase):
@@ -164,39 +154,26 @@ class MovingSpeed(HookBase):
     """
 
     def __init__(self, cfg: CfgNode, layers: list[EstimatedBatchNorm2d]) -> None:
-        self._layers = layers
-        self._base = cfg.MODEL.BCN.MOVING_SPEED
-        self._max_iter = cfg.SOLVER.MAX_ITER
-        follows = cfg.MODEL.BCN.SCHEDULE == "lr"
-        self._factor = lr_decay(cfg) if follows else ConstantParamScheduler(1.0)
-        self._current = 0.0
-        if not self._base:
+        if not cfg.MODEL.BCN.MOVING_SPEED:
             raise ConfigError(
                 "MODEL.BCN.MOVING_SPEED is 0 (unset), and the model has norms with estimated "
                 "statistics, which would never follow the data. Set it to more than 0 and at most "
                 '1, such as 0.1, or choose the norm "BCN".'
             )
+        self._cfg = cfg.clone()
+        self._cfg.defrost()
+        # While the learning rate is still small, the estimates have the longest way to go.
+        self._cfg.SOLVER.WARMUP_ITERS = 0
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        self._lr_factor = build_lr_scheduler(self._cfg, optimizer)._multiplier
+        self._layers = layers
 
     def before_step(self) -> None:
-        speed = self._base * self._factor(self.trainer.iter / self._max_iter)
-        if speed != self._current:
-            for layer in self._layers:
-                layer.moving_speed = speed
-            self._current = speed
+        self._speed = self._cfg.MODEL.BCN.MOVING_SPEED
+        if self._cfg.MODEL.BCN.SCHEDULE == "lr":
+            self._speed *= self._lr_factor(self.trainer.iter / self._cfg.SOLVER.MAX_ITER)
+        for layer in self._layers:
+            layer.moving_speed = self._speed
 
     def after_step(self) -> None:
-        self.trainer.storage.put_scalar("moving_speed", self._current, smoothing_hint=False)
-
-
-def lr_decay(cfg: CfgNode) -> ParamScheduler:
-    """The learning rate as a fraction of SOLVER.BASE_LR, without its warm-up: while the learning
-    rate is still small, the estimates have the longest way to go.
-
-    Returns:
-        A function of iteration / SOLVER.MAX_ITER.
-    """
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.WARMUP_ITERS = 0
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    return build_lr_scheduler(cfg, optimizer)._multiplier
+        self.trainer.storage.put_scalar("moving_speed", self._speed, smoothing_hint=False)

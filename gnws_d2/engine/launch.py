@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import tempfile
-import threading
 import time
 import traceback
 import uuid
@@ -61,58 +61,39 @@ def launch(
     Raises:
         GnwsError: there are more processes than GPUs, or they did not find or lost each other.
     """
-    if dist.is_torchelastic_launched():
-        # Where the processes that torchrun starts on this machine write their errors.
-        file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        reported = Path(file).parents[1] / _REPORTED if file else None
-        _end_with_parent()
-        with one_line_errors(), _rendezvous("the address of torchrun", timeout):
-            _join_torchrun(timeout)
-        _run(main_func, args, reported)
-        return
-    with tempfile.TemporaryDirectory() as folder, one_line_errors():
-        _check_gpus(num_gpus_per_machine)
-        reported = Path(folder) / _REPORTED
-        if num_machines * num_gpus_per_machine == 1:
+    is_torchrun = dist.is_torchelastic_launched()
+    processes = int(os.environ["LOCAL_WORLD_SIZE"]) if is_torchrun else num_gpus_per_machine
+    with one_line_errors(), tempfile.TemporaryDirectory() as folder:
+        gpus = torch.cuda.device_count()
+        if torch.cuda.is_available() and processes > gpus:
+            raise GnwsError(
+                f"{processes} processes need a GPU each, but this machine has {gpus}. Use "
+                f"--num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
+            )
+        if is_torchrun:
+            with _rendezvous("the address of torchrun", timeout):
+                _join_torchrun(processes, timeout)
+            # The folder in which the processes that torchrun starts on this machine write errors.
+            file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+            _run(main_func, args, Path(file).parents[1] if file else Path(folder))
+        elif num_machines * processes == 1:
             try:
                 main_func(*args)
             except KeyboardInterrupt:
                 if is_debugging():
                     raise
                 raise SystemExit(128 + signal.SIGINT) from None
-            return
-        # It warns that it ends the other processes when one has failed.
-        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
-        with _signals_passed_on() as received:
-            try:
-                detectron2_launch(
-                    _run_spawned,
-                    num_gpus_per_machine,
-                    num_machines=num_machines,
-                    machine_rank=machine_rank,
-                    dist_url=dist_url,
-                    args=(main_func, args, reported, num_gpus_per_machine),
-                    timeout=timeout,
-                )
-            except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
-                if received:
-                    raise SystemExit(128 + received[0]) from None
-                if reported.exists():
-                    # After all processes have ended: nothing is printed below it.
-                    raise SystemExit(reported.read_text(encoding="utf-8")) from None
-                if isinstance(error, mp.ProcessExitedException):
-                    raise GnwsError(
-                        f"Without an error of its own, {error}. SIGKILL often means that memory "
-                        "ran out; see the lines above and log.txt.rankN."
-                    ) from error
-                with _rendezvous(f"--dist-url {dist_url}", timeout):
-                    raise
+        else:
+            with _rendezvous(f"--dist-url {dist_url}", timeout), _ends_of_processes(Path(folder)):
+                main = (main_func, args, Path(folder))
+                world = (num_gpus_per_machine, num_machines, machine_rank, dist_url)
+                detectron2_launch(_run, *world, args=main, timeout=timeout)
 
 
 @contextmanager
-def _signals_passed_on() -> Iterator[list[int]]:
-    """Yield the signals that the block received and passed on to the processes it started, which
-    end by themselves."""
+def _ends_of_processes(folder: Path) -> Iterator[None]:
+    """Pass signals on to the processes that the block starts, which end by themselves, and report
+    the failure that they have not reported."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -121,82 +102,62 @@ def _signals_passed_on() -> Iterator[list[int]]:
             with suppress(ProcessLookupError):
                 os.kill(child.pid or 0, number)
 
-    is_main = threading.current_thread() is threading.main_thread()
-    former = {number: signal.signal(number, receive) for number in SIGNALS if is_main}
+    # It warns that it ends the other processes when one has failed.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+    former = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
-        yield received
+        yield
+    except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+        if received:
+            raise SystemExit(128 + received[0]) from None
+        if (folder / _REPORTED).exists():
+            raise SystemExit(1) from None
+        if isinstance(error, mp.ProcessExitedException):
+            raise GnwsError(
+                f"Without an error of its own, {error}. SIGKILL often means that memory ran out; "
+                "see the lines above and log.txt.rankN."
+            ) from error
+        raise
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
 
 
-def _end_with_parent() -> None:
-    """End this process, as SIGTERM ends it, when the one that started it is killed."""
-    _prctl_pr_set_pdeathsig(signal.SIGTERM)
-
-
-def _run_spawned(
-    main_func: Callable[..., object], args: tuple, reported: Path, processes: int
-) -> None:
-    _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, until training handles it
-    if not torch.cuda.is_available():
-        # Each process would start as many threads as there are cores, and all would wait.
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    _run(main_func, args, reported, is_relayed=True)
-
-
-def _run(
-    main_func: Callable[..., object], args: tuple, reported: Path | None, is_relayed: bool = False
-) -> None:
-    """Run ``main_func``, and let the first process that fails report the error.
+def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
+    """Run ``main_func`` in one of several processes, of which only the first that fails prints its
+    error: the others may then fail in any way.
 
     Args:
-        reported: the file that this process creates, with the report in it.
-        is_relayed: leave it to the reader of that file to print the report.
+        folder: where the processes of this machine mark that an error was printed.
     """
-
-    def is_known(error: BaseException | None) -> bool:
-        return isinstance(error, GnwsError) or (reported is not None and reported.exists())
-
+    _prctl_pr_set_pdeathsig(signal.SIGTERM)  # when the process that started this one is killed
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, until training handles it
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        # Each process would start as many threads as there are cores, and all would wait.
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    reported = folder / _REPORTED
     try:
-        with not_logged(is_known):
+        with not_logged(lambda error: isinstance(error, GnwsError) or reported.exists()):
             main_func(*args)
     except Exception as error:
         if is_debugging():
             raise
         if not isinstance(error, (GnwsError, OSError)) and any(s in str(error) for s in _LOST):
-            error = GnwsError(_lost(error))
-        is_expected = isinstance(error, GnwsError)
-        text = one_line(error) if is_expected else traceback.format_exc()
-        if reported is None or _create(reported, text):
-            if not (is_relayed or is_expected):
-                raise
-            raise SystemExit(1 if is_relayed else text) from None
-        raise SystemExit(1) from None  # it may fail in any way once another one is gone
+            error = GnwsError(
+                f"Lost contact with another process ({str(error).splitlines()[0]}). See in its "
+                "output and log.txt.rankN why it ended or hangs. Between machines, check the link, "
+                "and that GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) names its network "
+                "interface. SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets "
+                "how many seconds a process waits."
+            )
+        text = one_line(error) if isinstance(error, GnwsError) else traceback.format_exc()
+        with suppress(FileExistsError):
+            reported.touch(exist_ok=False)
+            print(text.rstrip(), file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
     finally:
         # After the report: another process fails as soon as this one leaves the group.
         dist.destroy_process_group()
-
-
-def _create(file: Path, text: str) -> bool:
-    """Whether this process is the one that created ``file``."""
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _lost(error: Exception) -> str:
-    return (
-        f"Lost contact with another process ({str(error).splitlines()[0]}). See in its output "
-        "and log.txt.rankN why it ended or hangs. Between machines, check the link, and that "
-        "GLOO_SOCKET_IFNAME (on GPUs NCCL_SOCKET_IFNAME) names its network interface. "
-        "SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets how many seconds "
-        "a process waits."
-    )
 
 
 @contextmanager
@@ -230,9 +191,7 @@ def limit_waiting(seconds: float) -> None:
             dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
-def _join_torchrun(timeout: timedelta) -> None:
-    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-    _check_gpus(local_size)
+def _join_torchrun(processes: int, timeout: timedelta) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
@@ -240,7 +199,7 @@ def _join_torchrun(timeout: timedelta) -> None:
     store = dist.PrefixStore(_name_of_start(store, rank, world_size, timeout), store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    comm.create_local_process_group(local_size)
+    comm.create_local_process_group(processes)
 
 
 def _name_of_start(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
@@ -263,15 +222,6 @@ def _name_of_start(store: dist.Store, rank: int, world_size: int, timeout: timed
         store.set(str(rank), name)
         time.sleep(0.1)
     return store.get(name).decode()
-
-
-def _check_gpus(processes: int) -> None:
-    gpus = torch.cuda.device_count()
-    if torch.cuda.is_available() and processes > gpus:
-        raise GnwsError(
-            f"{processes} processes need a GPU each, but this machine has {gpus}. "
-            f"Use --num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
-        )
 
 
 def create_ddp_model(model: nn.Module, **options: Any) -> nn.Module:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,20 +28,17 @@ def nonfinite_module_named(model: nn.Module) -> Iterator[None]:
 
         def repeat() -> None:
             rng.set_rng_state(state)
-            with torch.autocast(device, dtype=dtype, enabled=enabled):
+            with torch.autocast(device, dtype, enabled):
                 module(*args, **kwargs)
 
         calls.append(repeat)
 
-    hook = model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        yield
+        with model.register_forward_pre_hook(keep, with_kwargs=True):
+            yield
     except FloatingPointError as error:
-        hook.remove()  # or the repeated calls are kept as well
         where = first_nonfinite_module(model, calls)
         raise FloatingPointError(f"{error}\n{where}") from error
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()
@@ -59,22 +57,18 @@ def first_nonfinite_module(model: nn.Module, calls: list[Callable[[], object]]) 
             return f"The parameter {name} is not finite: an earlier step made it so."
     found: list[str] = []
 
-    def watch(name: str, module: nn.Module) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not _finite(output):
-                found.append(name)
+    def look(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not _finite(output):
+            found.append(name)
 
-        return module.register_forward_hook(look)
-
-    hooks = [watch(name, module) for name, module in model.named_modules()]
     try:
-        for call in calls:
-            call()
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                hooks.enter_context(module.register_forward_hook(functools.partial(look, name)))
+            for call in calls:
+                call()
     except Exception as error:  # the forward may itself refuse what is not finite
         found.append(f"{type(error).__name__}: {error}")
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not found:
         return "All outputs are finite when this process repeats the step."
     return f"The first output that is not finite is that of {found[0]!r}."

@@ -39,30 +39,26 @@ def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
     Raises:
         ConfigError: the batch of the config does not divide among its reference processes.
     """
+    old, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
     if cfg.SOLVER.SCALE_TO_BATCH or cfg.SOLVER.ACCUMULATION_STEPS > 1:
-        return _with_batch(cfg, cfg.SOLVER.SCALE_TO_BATCH or cfg.SOLVER.IMS_PER_BATCH)
-    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        batch = cfg.SOLVER.SCALE_TO_BATCH or old
+        if (batch, reference) == (old, 0):
+            return cfg
+        scaled = scaled_from(cfg, old, batch)
+        if batch != old:
+            _log(cfg, scaled, f"a batch of {old} to {batch}")
+        return scaled
     if reference in (0, world_size):
         return cfg
-    if cfg.SOLVER.IMS_PER_BATCH % reference:
+    if old % reference:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but the config describes "
-            f"training on SOLVER.REFERENCE_WORLD_SIZE = {reference} processes and is scaled to the "
+            f"SOLVER.IMS_PER_BATCH is {old}, but the config describes training on "
+            f"SOLVER.REFERENCE_WORLD_SIZE = {reference} processes and is scaled to the "
             f"{world_size} in use. Add SOLVER.REFERENCE_WORLD_SIZE 0 to use batch, learning "
             "rate and schedule as written, or do not set SOLVER.IMS_PER_BATCH."
         )
     scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
     _log(cfg, scaled, f"{reference} processes to {world_size}")
-    return scaled
-
-
-def _with_batch(cfg: CfgNode, batch: int) -> CfgNode:
-    old = cfg.SOLVER.IMS_PER_BATCH
-    if (batch, 0) == (old, cfg.SOLVER.REFERENCE_WORLD_SIZE):
-        return cfg
-    scaled = scaled_from(cfg, old, batch)
-    if batch != old:
-        _log(cfg, scaled, f"a batch of {old} to {batch}")
     return scaled
 
 
@@ -76,7 +72,6 @@ def scaled_from(cfg: CfgNode, old: int, batch: int) -> CfgNode:
     scaled.SOLVER.REFERENCE_WORLD_SIZE = old
     scaled = DefaultTrainer.auto_scale_workers(scaled, batch)
     # Turned off, or Detectron2 would scale again, from images to processes.
-    scaled.defrost()
     scaled.SOLVER.REFERENCE_WORLD_SIZE = 0
     scaled.SOLVER.SCALE_TO_BATCH = 0
     if cfg.is_frozen():

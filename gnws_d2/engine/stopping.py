@@ -10,12 +10,9 @@ import time
 from types import FrameType
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +50,7 @@ class StopOnSignal(HookBase):
             signal.signal(number, handler)
 
     def after_step(self) -> None:
-        number, iteration = self._received_by_any(), self.trainer.iter
+        number, iteration = max(comm.all_gather(self._received)), self.trainer.iter
         if not number or iteration + 1 >= self.trainer.max_iter:  # which is saved anyway
             return
         name = f"model_{iteration:07d}"
@@ -79,26 +76,5 @@ class StopOnSignal(HookBase):
             if comm.is_main_process():  # not by a logger, which the signal may have interrupted
                 os.write(2, b"Stopping after this iteration; a second signal ends at once.\n")
         elif now - self._when > SAME_SIGNAL:
-            end_at_once(number)
-
-    def _received_by_any(self) -> int:
-        if comm.get_world_size() == 1:
-            return self._received
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        received = torch.tensor(self._received, device=device)
-        dist.all_reduce(received, dist.ReduceOp.MAX)
-        return int(received)
-
-
-def end_at_once(number: int) -> None:
-    """Die of a signal, as a program that does not handle it."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-
-
-def outlive_signals() -> None:
-    """Let this worker of a data loader, which may get the signals of its process as well, serve the
-    iteration that is to be finished, and end when its process is killed."""
-    _prctl_pr_set_pdeathsig(signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

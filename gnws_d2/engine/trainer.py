@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -27,14 +27,14 @@ from ..errors import ConfigError
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
-from .accumulation import AccumulatingAMPTrainer, AccumulatingTrainer, check_batch
+from .accumulation import AccumulatingTrainer, check_batch
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
+from .defaults import locked_output
 from .evaluation import build_evaluator
-from .hooks import BestCheckpointer, EarlyStopping, FirstIterations, MovingSpeed
+from .hooks import BestCheckpointer, FirstIterations, MovingSpeed
 from .launch import create_ddp_model
 from .nonfinite import nonfinite_module_named
-from .output_folder import locked_output
-from .precision import check_precision, evaluation_precision, set_precision
+from .precision import evaluation_precision
 from .schedule import in_iterations, scale_schedule
 from .stopping import StopOnSignal, TrainingEnded
 
@@ -52,7 +52,6 @@ class Trainer(DefaultTrainer):
             setup_logger()
         cfg = in_iterations(scale_schedule(cfg, comm.get_world_size()))
         check_batch(cfg, comm.get_world_size())
-        check_precision(cfg)
         self.cfg = cfg
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._iteration_seed = IterationSeed(cfg.SEED)
@@ -60,36 +59,19 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        parallel = create_ddp_model(model, broadcast_buffers=False)
-        self._trainer = self._build_step(parallel, loader, optimizer)
+        amp = cfg.SOLVER.AMP
+        self._trainer = AccumulatingTrainer(
+            create_ddp_model(model, broadcast_buffers=False),
+            *(loader, optimizer),
+            steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            precision=getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32,
+            before_micro_batch=self._iteration_seed.before_micro_batch,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
             self.model, cfg.OUTPUT_DIR, cfg=cfg, trainer=weakref.proxy(self)
         )
         self.register_hooks(self.build_hooks())
-
-    def _build_step(self, model: nn.Module, loader: Iterable, optimizer: Any) -> SimpleTrainer:
-        """What runs one step: Detectron2's own trainers, or with accumulation ours."""
-        cfg, processes = self.cfg, comm.get_world_size()
-        steps, amp = cfg.SOLVER.ACCUMULATION_STEPS, cfg.SOLVER.AMP.ENABLED
-        trainer: SimpleTrainer
-        # Detectron2's own trainer in mixed precision requires a GPU.
-        if steps > 1 or (amp and cfg.MODEL.DEVICE == "cpu"):
-            kind = AccumulatingAMPTrainer if amp else AccumulatingTrainer
-            micro_batch = self._iteration_seed.before_micro_batch
-            trainer = kind(model, loader, optimizer, steps=steps, before_micro_batch=micro_batch)
-        else:
-            trainer = (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
-        if amp:
-            set_precision(trainer, cfg)
-        if steps > 1:
-            logger.info(
-                "Gradient accumulation: each step of the optimizer runs %d images, as %d "
-                "micro-batches of %d in each of %d processes.",
-                *(cfg.SOLVER.IMS_PER_BATCH, steps),
-                *(cfg.SOLVER.IMS_PER_BATCH // steps // processes, processes),
-            )
-        return trainer
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As Detectron2's; process 0 decides what all processes resume."""
@@ -115,33 +97,25 @@ class Trainer(DefaultTrainer):
             super().run_step()
 
     def build_hooks(self) -> list[HookBase | None]:
-        estimated = [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]
-        moving_speed = [MovingSpeed(self.cfg, estimated)] if estimated else []
-        theirs = super().build_hooks()
-        evaluation = next(i for i, hook in enumerate(theirs) if isinstance(hook, EvalHook))
-        theirs[evaluation + 1 : evaluation + 1] = self._hooks_after_evaluation()
-        if comm.is_main_process():
-            theirs.append(FirstIterations())
-        return [self._iteration_seed, *moving_speed, *theirs, StopOnSignal(self.checkpointer)]
-
-    def _hooks_after_evaluation(self) -> list[HookBase]:
-        cfg = self.cfg
+        cfg, hooks = self.cfg, super().build_hooks()
         period, metric = cfg.TEST.EVAL_PERIOD, cfg.TEST.BEST_METRIC
-        patience = cfg.SOLVER.EARLY_STOPPING
-        if patience and not (period and metric and cfg.DATASETS.TEST):
+        patience, tests = cfg.SOLVER.EARLY_STOPPING, cfg.DATASETS.TEST
+        if patience and not (period and metric and tests):
             raise ConfigError(
                 f"SOLVER.EARLY_STOPPING is {patience}, but no evaluation can improve: "
                 f"TEST.EVAL_PERIOD is {period}, TEST.BEST_METRIC {metric!r}, DATASETS.TEST "
-                f"{cfg.DATASETS.TEST}. Set all three."
+                f"{tests}. Set all three."
             )
-        if not metric or not cfg.DATASETS.TEST:
-            return []
-        first = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) > 1 else ""
-        best = None
+        if metric and tests:
+            first = tests[0] if len(tests) > 1 else ""
+            best = BestCheckpointer(period, self.checkpointer, metric, first, patience)
+            evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+            hooks.insert(evaluation + 1, best)
+        if estimated := [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]:
+            hooks.insert(0, MovingSpeed(cfg, estimated))
         if comm.is_main_process():
-            best = BestCheckpointer(period, self.checkpointer, metric, first)
-        stopping = EarlyStopping(period, patience, best) if patience else None
-        return [hook for hook in (best, stopping) if hook is not None]
+            hooks.append(FirstIterations())
+        return [self._iteration_seed, *hooks, StopOnSignal(self.checkpointer)]
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

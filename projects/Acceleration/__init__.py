@@ -2,7 +2,6 @@
 
 from .accelerate import accelerate
 from .activation_checkpointing import checkpoint_activations
-from .compile import compile_parts
 from .config import add_acceleration_config
 from .fuse import fuse_norm_relu
 from .fused_group_norm import GroupNormReLU, group_norm_relu
@@ -14,7 +13,6 @@ __all__ = [
     "accelerate",
     "add_acceleration_config",
     "checkpoint_activations",
-    "compile_parts",
     "fuse_norm_relu",
     "group_norm_relu",
     "pad_to_multiples",

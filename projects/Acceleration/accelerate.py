@@ -11,7 +11,6 @@ from torch import nn
 from gnws_d2.errors import ConfigError
 
 from .activation_checkpointing import checkpoint_activations
-from .compile import compile_parts
 from .fuse import count_fused, fuse_norm_relu
 from .kernels import triton_runs_on
 from .layout import pad_to_multiples, use_channels_last
@@ -37,23 +36,18 @@ def accelerate(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """
     if "GN" not in cfg.MODEL:
         return model
-    gn, compiled, multiple = cfg.MODEL.GN, cfg.MODEL.COMPILE, cfg.INPUT.SIZE_DIVISIBILITY
-    stages = cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING
+    gn, stages = cfg.MODEL.GN, cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING
     if _fuses(cfg):
         fuse_norm_relu(model, gn.RECOMPUTE_ACTIVATIONS, gn.RECOMPUTE_CONVOLUTIONS)
         logger.info("Fused %d of %d GroupNorms with the ReLU after them", *count_fused(model))
     if stages:
         checkpoint_activations(model, stages)
         logger.info("Recomputing the residual blocks of %s in backward", ", ".join(stages))
-    if multiple:
-        pad_to_multiples(model, multiple)
+    if cfg.INPUT.SIZE_DIVISIBILITY:
+        pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)
     if cfg.MODEL.CHANNELS_LAST:
         use_channels_last(model)
         logger.info("Storing weights and feature maps as channels_last")
-    if compiled.PARTS:
-        compile_parts(model, compiled.PARTS, compiled.BACKEND, few_sizes=multiple > 0)
-        parts = ", ".join(compiled.PARTS)
-        logger.info("Compiling %s with %s at the first call", parts, compiled.BACKEND)
     return model
 
 

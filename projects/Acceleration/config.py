@@ -26,13 +26,11 @@ def add_acceleration_config(cfg: CfgNode) -> None:
     # Store weights and feature maps with the channels as the fastest dimension, the format in
     # which tensor cores compute. Values, names and checkpoints do not change.
     cfg.MODEL.CHANNELS_LAST = False
-    # Parts of the model to compile with torch.compile, of: backbone (with the pyramid), rpn, head,
-    # box_head, mask_head. The first images then take minutes.
-    cfg.MODEL.COMPILE = CfgNode()
-    cfg.MODEL.COMPILE.PARTS = []
-    # The backend of torch.compile.
-    cfg.MODEL.COMPILE.BACKEND = "inductor"
-    # Pad images to multiples of this many pixels, so that there are few sizes to compile for (or
-    # for cuDNN to try). GN sees the padding, so scores change a little. 0: pad as the backbone
+    # Pad images to multiples of this many pixels, so that there are few sizes for cuDNN to try. GN
+    # sees the padding, so scores change a little. 0: pad as the backbone
     # needs it, to multiples of 32 with a feature pyramid.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
+    for key in {"MODEL.COMPILE.PARTS", "MODEL.COMPILE.BACKEND"} - cfg.__dict__[
+        CfgNode.DEPRECATED_KEYS
+    ]:
+        cfg.register_deprecated_key(key)  # of older versions; torch.compile was slower

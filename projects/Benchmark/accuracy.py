@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from case import Case
 from detectron2.modeling import GeneralizedRCNN
@@ -70,10 +71,10 @@ def check(name: str, case: Case, found: Results, expected: Results) -> Errors:
         GnwsError: an error is above what the precision of ``case`` tolerates.
     """
     pairs = zip(found.outputs, expected.outputs, strict=True)
-    output = max(relative_error([ours], [true]) for ours, true in pairs)
+    output = float(np.max([relative_error([ours], [true]) for ours, true in pairs]))  # or nan
     gradient = relative_error(found.gradients, expected.gradients) if case.training else None
     errors, tolerances = Errors(output, gradient), Errors(*TOLERANCE[case.precision])
-    if not all(e is None or e <= most for e, most in zip(errors, tolerances, strict=True)):  # nan
+    if not all(e is None or e <= most for e, most in zip(errors, tolerances, strict=True)):
         raise GnwsError(
             f"{name}, {case}, does not compute what its name says: against float64 it has "
             f"{errors}; tolerated are {tolerances}."

@@ -30,11 +30,10 @@ from case import ARCHITECTURES, Case
 from measure import memory, paired_times, ratio
 from results import Row, machine, write
 from tqdm import tqdm
-from variants import BASE, CONTROL, OURS, VARIANTS
+from variants import BASE, CONTROL, VARIANTS
 
 NAMES = [variant.name for variant in VARIANTS]
 LEVELS = ["kernel", "backbone", "model"]
-_UNCOMPILED = f"--variants {shlex.join(n for n in NAMES if n != f'{OURS}, compiled')}"
 _MAIN = "--variants FrozenBN 'GN + plain WS' GN+WS 'GN+WS, folded'"
 _R50 = "--models mask_rcnn_R_50_FPN"
 # Each stands for these command lines.
@@ -42,7 +41,7 @@ PRESETS = {
     # R-50 in depth, and all models with the variants that matter most: 1 to 2 hours on two cores
     "cpu": [
         f"--level kernel {_R50} --rounds 6",
-        f"--level backbone {_R50} {_UNCOMPILED} --size 512 512 --rounds 20",
+        f"--level backbone {_R50} --size 512 512 --rounds 20",
         f"--level backbone {_R50} {_MAIN} --rounds 16",
         "--level model --variants GN+WS 'GN+WS, folded' --size 512 512 --rounds 5",
     ],

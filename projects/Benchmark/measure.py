@@ -5,7 +5,6 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +14,6 @@ from torch.utils.benchmark import timer  # waits for the GPU before it reads the
 
 Step = Callable[[], object]
 SHORTEST = 0.01  # seconds to time at once, at least: the clock's own noise is microseconds
-
-
-class Ratio(NamedTuple):
-    """A median over the rounds, and its 95% interval."""
-
-    median: float
-    low: float
-    high: float
 
 
 def paired_times(
@@ -60,12 +51,12 @@ def seconds(step: Step, repeats: int = 1) -> float:
     return timeit.Timer(step, timer=timer).timeit(repeats) / repeats
 
 
-def ratio(times: np.ndarray, base: np.ndarray) -> Ratio:
-    """The median of the paired ratios ``times / base``, with a bootstrap interval."""
+def ratio(times: np.ndarray, base: np.ndarray) -> tuple[float, float, float]:
+    """The median of the paired ratios ``times / base``, and its 95% bootstrap interval."""
     ratios = np.asarray(times) / np.asarray(base)
     samples = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(samples, axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(ratios)), float(low), float(high))
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def memory(step: Step, model: nn.Module, device: str) -> int:

@@ -17,7 +17,7 @@ import torch
 
 from gnws_d2.checkpoint import detectron2_to_mmdet
 from gnws_d2.model_zoo.published import find
-from gnws_d2.projects.export.interface import Outputs
+from gnws_d2.projects.export import Outputs
 
 is_installed = find_spec("mmdet") is not None
 

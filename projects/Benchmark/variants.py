@@ -31,10 +31,6 @@ _NORMS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
 _FROZEN = [word for part in _NORMS for word in (f"MODEL.{part}.NORM", "FrozenBN")]
 _FUSED = ["MODEL.GN.FUSE_RELU", "always"]
 _RECOMPUTED = [*_FUSED, "MODEL.GN.RECOMPUTE_ACTIVATIONS", "True"]
-_COMPILED = [
-    *("MODEL.COMPILE.PARTS", "['backbone', 'rpn', 'box_head']"),
-    *("INPUT.SIZE_DIVISIBILITY", "32"),  # compiles for each size separately
-]
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,6 @@ VARIANTS = [
         f"{OURS}, convolutions recomputed",
         [*_RECOMPUTED, "MODEL.GN.RECOMPUTE_CONVOLUTIONS", "True"],
     ),
-    Variant(f"{OURS}, compiled", _COMPILED),
 ]
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 import gnws_d2
+import gnws_d2.projects.digits  # registers the datasets
 from gnws_d2.engine import silence_upstream
 from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config

@@ -19,7 +19,7 @@ from gnws.arguments import parse
 from torch import nn
 
 import gnws_d2
-import gnws_d2.projects.digits  # registers the dataset
+import gnws_d2.projects.digits  # registers the datasets
 from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer, check_weights, read_checkpoint
 from gnws_d2.checkpoint.resume import from_main_process

@@ -1,14 +1,10 @@
-"""Detectors in formats that run without Detectron2: TorchScript, torch.export, ONNX,
-OpenVINO."""
-
-from gnws_d2.errors import GnwsError
+"""Detectors in formats that run without Detectron2: TorchScript, torch.export, ONNX, OpenVINO."""
 
 from .compare import EXACT, REORDERED, ROUNDED, Comparison, Tolerance, compare
-from .exported_model import ExportedModel
 from .exporter import Exporter, export
 from .formats import FORMATS
-from .interface import Detector
-from .runtime import Exported, is_exported, load_exported
+from .interface import Detector, Outputs
+from .runtime import Exported, ExportedModel, load_exported
 
 __all__ = [
     "EXACT",
@@ -20,10 +16,9 @@ __all__ = [
     "Exported",
     "ExportedModel",
     "Exporter",
-    "GnwsError",
+    "Outputs",
     "Tolerance",
     "compare",
     "export",
-    "is_exported",
     "load_exported",
 ]

@@ -64,7 +64,7 @@ def _in_place_of_detectron2() -> Iterator[None]:
         "detectron2.modeling.poolers.convert_boxes_to_pooler_format": _with_image_index,
         "detectron2.modeling.roi_heads.fast_rcnn.fast_rcnn_inference": _select_detections,
         # It checks whether a group to be normalized has one value; in evaluation it may.
-        "torch.nn.functional._verify_batch_size": _ask_nothing,
+        "torch.nn.functional._verify_batch_size": lambda size: None,
         "torch.nn.functional.batch_norm": _batch_norm,
     }
     with ExitStack() as stack:
@@ -87,10 +87,6 @@ def _boxes(tensor: torch.Tensor) -> Boxes:
     return boxes
 
 
-def _ask_nothing(size: list[int]) -> None:
-    pass
-
-
 _of_torch = F.batch_norm
 
 
@@ -100,9 +96,9 @@ def _batch_norm(
     var: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> torch.Tensor:
     """In evaluation mode. torch's own branches on whether the input is empty, which is unknown for
     detected boxes."""

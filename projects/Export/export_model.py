@@ -9,11 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from gnws.arguments import parse
 from tabulate import tabulate
-from torch import nn
 from torch.nn import functional as F
 
 import gnws_d2
@@ -22,16 +20,7 @@ from gnws_d2.errors import GnwsError, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
 from gnws_d2.projects.export import FORMATS, Exporter
 
-
-class Predictor(gnws_d2.Predictor):
-    """Of the keys of projects/Acceleration, only padding changes what a file computes."""
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = super().build_model(cfg)
-        if cfg.INPUT.SIZE_DIVISIBILITY:
-            pad_to_multiples(model, cfg.INPUT.SIZE_DIVISIBILITY)
-        return model
+COLUMNS = ["file", "MiB", "images", "same detections", "their largest difference"]
 
 
 @one_line_errors()
@@ -42,11 +31,15 @@ def main(args: argparse.Namespace) -> int:
         sys.exit(
             "Export a LazyConfig's model from a script: gnws_d2.projects.export.export(model, ...)."
         )
-    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
-    add_configs = [add_acceleration_config]
-    predictor = Predictor(
-        args.config_file, args.weights, opts=opts, add_configs=add_configs, folded=False
+    predictor = gnws_d2.Predictor(
+        args.config_file,
+        args.weights,
+        opts=[*args.opts, "MODEL.DEVICE", "cpu"],
+        add_configs=[add_acceleration_config],
+        folded=False,
     )
+    if predictor.cfg.INPUT.SIZE_DIVISIBILITY:  # of the keys of Acceleration, this alone counts
+        pad_to_multiples(predictor.model, predictor.cfg.INPUT.SIZE_DIVISIBILITY)
     prepared = [predictor.prepare(read_image(file, "BGR"))["image"] for file in args.input]
     images = [image for original in prepared for image in at_two_sizes(original)]
     args.output.mkdir(parents=True, exist_ok=True)
@@ -63,15 +56,14 @@ def main(args: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             refused += 1
             continue
-        detections = sum(result.same for result in results)
+        same = sum(result.same for result in results)
+        expected = sum(result.expected for result in results)
         difference = max(result.difference for result in results)
         parts = [file, file.with_suffix(".bin")]
         size = sum(part.stat().st_size for part in parts if part.exists())
-        same = f"{detections} of {sum(result.expected for result in results)}"
-        rows.append([file, size / 2**20, len(results), same, difference])
-        compared += detections
-    columns = ["file", "MiB", "images", "same detections", "their largest difference"]
-    print(tabulate(rows, columns, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
+        rows.append([file, size / 2**20, len(results), f"{same} of {expected}", difference])
+        compared += same
+    print(tabulate(rows, COLUMNS, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
     if rows and not compared:
         print("Nothing was detected, so nothing was compared: use other images.", file=sys.stderr)
     return 1 if refused else 0
@@ -84,7 +76,7 @@ def at_two_sizes(image: torch.Tensor) -> list[torch.Tensor]:
     return [image, F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]]
 
 
-def facts(predictor: Predictor) -> dict[str, Any]:
+def facts(predictor: gnws_d2.Predictor) -> dict[str, Any]:
     """What a program needs to know to prepare images and to name what is found."""
     cfg = predictor.cfg
     return {

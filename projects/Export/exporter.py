@@ -1,12 +1,15 @@
-"""Write a detector in a format, and check the file before it gets its name."""
+"""Record a detector as a graph, write it in a format, and check the file before it gets its
+name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,23 +18,26 @@ from gnws_d2.errors import GnwsError
 from gnws_d2.files import publish
 from gnws_d2.layers import fold
 
+from .branch_free import BranchFreeDetector
 from .compare import Comparison, Tolerance, compare
-from .formats import FORMATS
-from .interface import INSTALL, Detector, Outputs, output_names
-from .recording import Recording
-from .runtime import load_exported
+from .formats import FORMATS, quiet
+from .interface import Detector, Outputs, output_names
+from .runtime import INSTALL, load_exported
 
 
 class Exporter:
     """Writes a detector, its standardized weights stored in plain convolutions, to files that take
-    images of any size, and compares what each file detects with what the model detects. What
-    several formats need, such as the recorded graph, is made once.
+    images of any size, and compares what each file detects with what the model detects.
 
     Args:
         model: a Detectron2 model on the CPU; it stays as it is.
-        images: (3, H, W) each, as :class:`Detector` takes them; the first is used for recording,
-            all for the ranges of 8-bit integers, and all are compared. Use at least two sizes.
+        images: (3, H, W) each, as :class:`Detector` takes them; the first is recorded, all give
+            the ranges of 8-bit integers, and all are compared. Use at least two sizes.
         facts: stored in each file, as JSON by name, and with them the names of the ``outputs``.
+
+    Attributes:
+        model: the detector with plain convolutions, see :func:`gnws_d2.layers.fold`.
+        program, onnx: its graphs, made when a format first needs them.
     """
 
     def __init__(
@@ -40,16 +46,45 @@ class Exporter:
         images: Sequence[torch.Tensor],
         facts: Mapping[str, object] | None = None,
     ) -> None:
-        folded = fold(model)
-        self._recording = Recording(
-            folded, images, {**(facts or {}), "outputs": output_names(folded)}
-        )
+        self.model, self.images = fold(model), images
+        self.facts = {**(facts or {}), "outputs": output_names(self.model)}
+
+    @cached_property
+    def program(self) -> torch.export.ExportedProgram:
+        """The graph for images of any size."""
+        detector = BranchFreeDetector(self.model)
+        side = {name: torch.export.Dim(name, min=detector.smallest) for name in ("height", "width")}
+        with quiet(), torch.no_grad():
+            return torch.export.export(
+                detector,
+                (self.images[0],),
+                dynamic_shapes={"image": {1: side["height"], 2: side["width"]}},
+                # What cannot be proved of all sizes is checked when the program runs.
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+
+    @cached_property
+    def onnx(self) -> torch.onnx.ONNXProgram:
+        """The same in operators of ONNX."""
+        with quiet():
+            program = torch.onnx.export(
+                self.program,
+                dynamo=True,
+                input_names=["image"],
+                output_names=self.facts["outputs"],
+                verbose=False,
+            )
+        assert program is not None  # what an older exporter returned
+        _name_axes(program.model)
+        for name, value in self.facts.items():
+            program.model.metadata_props[name] = json.dumps(value)
+        return program
 
     @cached_property
     def _expected(self) -> list[Outputs]:
-        detector = Detector(self._recording.model)
+        detector = Detector(self.model)
         with torch.no_grad():
-            return [detector(image) for image in self._recording.images]
+            return [detector(image) for image in self.images]
 
     def export(
         self, format: str, file: str | Path, tolerance: Tolerance | None = None
@@ -72,17 +107,27 @@ class Exporter:
         chosen, file = FORMATS[format], Path(file)
         if file.suffix != Path(chosen.file).suffix:
             raise GnwsError(f"{file} is not a name for {format}. Name it like {chosen.file}.")
-        if reason := chosen.refuse(self._recording.model):
+        if reason := chosen.refuse(self.model):
             raise GnwsError(f"{format} does not support this model: {reason}.")
         expected = self._expected
-        with _write_errors(file), TemporaryDirectory(prefix=".export.", dir=file.parent) as folder:
-            written = Path(folder) / file.name
-            chosen.write(self._recording, written)
-            run = load_exported(written).run
-            with torch.no_grad():
-                found = [run(image) for image in self._recording.images]
-            results = _compare_all(format, expected, found, tolerance or chosen.tolerance)
-            _publish(written, file)
+        try:
+            with TemporaryDirectory(prefix=".export.", dir=file.parent) as folder:
+                written = Path(folder) / file.name
+                chosen.write(self, written)
+                run = load_exported(written).run
+                with torch.no_grad():
+                    found = [run(image) for image in self.images]
+                results = _compare_all(format, expected, found, tolerance or chosen.tolerance)
+                _publish(written, file)
+        except ImportError as error:
+            raise GnwsError(
+                f"{file.name} needs a package that does not import ({error}). Install it: "
+                f"{INSTALL}."
+            ) from error
+        except OSError as error:
+            raise GnwsError(
+                f"{file} cannot be written ({error}). Make room, or choose another folder."
+            ) from error
         return results
 
 
@@ -124,15 +169,14 @@ def _publish(written: Path, file: Path) -> None:
         publish(part, file.with_name(part.name))
 
 
-@contextmanager
-def _write_errors(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise GnwsError(
-            f"{file.name} needs a package that does not import ({error}). Install it: {INSTALL}."
-        ) from error
-    except OSError as error:
-        raise GnwsError(
-            f"{file} cannot be written ({error}). Make room, or choose another folder."
-        ) from error
+def _name_axes(model: Any) -> None:
+    """Call the axes of an ``onnx_ir.Model`` height, width and detections, not s62 and u9."""
+    [image], boxes = model.graph.inputs, model.graph.outputs[0]
+    recorded = (image.shape[1], image.shape[2], boxes.shape[0])
+    names = dict(zip(map(str, recorded), ("height", "width", "detections"), strict=True))
+    symbols = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+    for value in (image, *(v for node in model.graph.all_nodes() for v in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            text = getattr(size, "value", None)  # a symbol or an expression of symbols
+            if isinstance(text, str) and symbols.search(text):
+                value.shape[axis] = symbols.sub(lambda m: names[m[0]], text)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from detectron2.export import scripting_with_instances
 from detectron2.export.torchscript_patch import patch_builtin_len
-from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
@@ -25,34 +27,32 @@ from gnws_d2.modeling.deform_conv import DEFORM_CONVS
 
 from .compare import EXACT, REORDERED, ROUNDED, Tolerance
 from .interface import Detector
-from .recording import Recording, quiet
 from .runtime import FACTS, import_openvino
 
-
-@dataclass(frozen=True)
-class Format:
-    """A format: the name of its file, how to write it, and what it refuses."""
-
-    file: str
-    write: Callable[[Recording, Path], None]
-    refuse: Callable[[nn.Module], str]
-    """Why a model is not supported; empty if it is."""
-    tolerance: Tolerance = EXACT
+if TYPE_CHECKING:
+    from .exporter import Exporter
 
 
-def _write_trace(recording: Recording, file: Path) -> None:
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings about which a user can do nothing: Detectron2's asserts need not be
+    recorded."""
+    torch_logger = logging.getLogger("torch")
+    level = torch_logger.level
+    torch_logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch_logger.setLevel(level)
+
+
+def _write_trace(exporter: Exporter, file: Path) -> None:
     with quiet(), torch.no_grad(), patch_builtin_len():
-        image = recording.images[0]
-        traced = torch.jit.trace(Detector(recording.model), (image,), check_trace=False)
-        extra = {FACTS: json.dumps(recording.facts)}
-        _write(file, lambda stream: torch.jit.save(traced, stream, _extra_files=extra))
-
-
-def _write(file: Path, save: Callable[[IO[bytes]], None]) -> None:
-    """Through Python: torch's own writer ends the process where the disk is full."""
-    buffer = io.BytesIO()
-    save(buffer)
-    file.write_bytes(buffer.getbuffer())
+        image = exporter.images[0]
+        traced = torch.jit.trace(Detector(exporter.model), (image,), check_trace=False)
+        _write(exporter, file, lambda out, facts: torch.jit.save(traced, out, _extra_files=facts))
 
 
 class _Scriptable(nn.Module):
@@ -65,33 +65,41 @@ class _Scriptable(nn.Module):
         return list(instances.get_fields().values())
 
 
-def _write_script(recording: Recording, file: Path) -> None:
+def _write_script(exporter: Exporter, file: Path) -> None:
     tensor = torch.Tensor
     fields = {"proposal_boxes": Boxes, "objectness_logits": tensor, "pred_boxes": Boxes}
     fields |= {"scores": tensor, "pred_classes": tensor, "pred_masks": tensor}
     with quiet():
-        scripted = scripting_with_instances(_Scriptable(recording.model).eval(), fields)
-        extra = {FACTS: json.dumps(recording.facts)}
-        _write(file, lambda stream: torch.jit.save(scripted, stream, _extra_files=extra))
+        module = scripting_with_instances(_Scriptable(exporter.model).eval(), fields)
+        _write(exporter, file, lambda out, facts: torch.jit.save(module, out, _extra_files=facts))
 
 
-def _write_export(recording: Recording, file: Path) -> None:
-    extra = {FACTS: json.dumps(recording.facts)}
-    _write(file, lambda stream: torch.export.save(recording.program, stream, extra_files=extra))
+def _write_export(exporter: Exporter, file: Path) -> None:
+    program = exporter.program
+    _write(exporter, file, lambda out, facts: torch.export.save(program, out, extra_files=facts))
 
 
-def _write_onnx(recording: Recording, file: Path) -> None:
-    recording.onnx.save(str(file))
+def _write(
+    exporter: Exporter, file: Path, save: Callable[[IO[bytes], dict[str, str]], None]
+) -> None:
+    """Through Python: torch's own writer ends the process where the disk is full."""
+    buffer = io.BytesIO()
+    save(buffer, {FACTS: json.dumps(exporter.facts)})
+    file.write_bytes(buffer.getbuffer())
 
 
-def _write_openvino(precision: str, recording: Recording, file: Path) -> None:
+def _write_onnx(exporter: Exporter, file: Path) -> None:
+    exporter.onnx.save(str(file))
+
+
+def _write_openvino(precision: str, exporter: Exporter, file: Path) -> None:
     openvino = import_openvino()
     graph = file.with_suffix(".onnx")
-    recording.onnx.save(str(graph))
+    exporter.onnx.save(str(graph))
     converted = openvino.convert_model(graph)
     if precision == "int8":
-        converted, precision = _quantize(converted, recording.images), "f32"  # of all others
-    facts = {**recording.facts, "precision": precision}
+        converted, precision = _quantize(converted, exporter.images), "f32"  # of all others
+    facts = {**exporter.facts, "precision": precision}
     converted.set_rt_info(json.dumps(facts), ["gnws_d2", "facts"])
     try:
         openvino.save_model(converted, file, compress_to_fp16=False)
@@ -101,8 +109,8 @@ def _write_openvino(precision: str, recording: Recording, file: Path) -> None:
 
 
 def _quantize(model: Any, images: Sequence[torch.Tensor]) -> Any:
-    """Convolutions and fully connected layers in 8-bit integers. Left to itself, NNCF also
-    quantizes normalizations, and the coordinates of boxes."""
+    """Convolutions and fully connected layers in 8-bit integers. By default, NNCF also quantizes
+    normalizations, and the coordinates of boxes."""
     quantized = {"Convolution", "ConvolutionBackpropData", "MatMul"}
     others = {operation.get_type_name() for operation in model.get_ops()} - quantized
     with quiet():
@@ -117,7 +125,12 @@ def _quantize(model: Any, images: Sequence[torch.Tensor]) -> Any:
         )
 
 
-def _refuse_deformable(model: nn.Module) -> str:
+def _refuse_some(model: nn.Module) -> str:
+    if isinstance(model, PanopticFPN):
+        return (
+            "a panoptic model returns a list of segments beside its tensors; export its parts, "
+            "with MODEL.META_ARCHITECTURE GeneralizedRCNN or SemanticSegmentor"
+        )
     deformable = any(isinstance(m, DEFORM_CONVS) for m in model.modules())
     return "Detectron2's deformable convolution is a Python function" if deformable else ""
 
@@ -132,21 +145,26 @@ def _refuse_all_but_rcnn(model: nn.Module) -> str:
     other += ["keypoints"] if getattr(heads, "keypoint_on", False) else []
     if other:
         return f"only Faster and Mask R-CNN are supported; this model has {other[0]}"
-    return _refuse_deformable(model)
+    return _refuse_some(model)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: the name of its file, how to write it, and what it refuses."""
+
+    file: str
+    write: Callable[[Exporter, Path], None]
+    tolerance: Tolerance = EXACT
+    refuse: Callable[[nn.Module], str] = _refuse_all_but_rcnn
+    """Why a model is not supported; empty if it is."""
 
 
 FORMATS = {
-    "torchscript-trace": Format("model_trace.ts", _write_trace, _refuse_deformable),
-    "torchscript-script": Format("model_script.ts", _write_script, _refuse_all_but_rcnn),
-    "torch-export": Format("model.pt2", _write_export, _refuse_all_but_rcnn),
-    "onnx": Format("model.onnx", _write_onnx, _refuse_all_but_rcnn, REORDERED),
-    "openvino": Format(
-        "model.xml", partial(_write_openvino, "f32"), _refuse_all_but_rcnn, REORDERED
-    ),
-    "openvino-bfloat16": Format(
-        "model_bfloat16.xml", partial(_write_openvino, "bf16"), _refuse_all_but_rcnn, ROUNDED
-    ),
-    "openvino-int8": Format(
-        "model_int8.xml", partial(_write_openvino, "int8"), _refuse_all_but_rcnn, ROUNDED
-    ),
+    "torchscript-trace": Format("model_trace.ts", _write_trace, refuse=_refuse_some),
+    "torchscript-script": Format("model_script.ts", _write_script),
+    "torch-export": Format("model.pt2", _write_export),
+    "onnx": Format("model.onnx", _write_onnx, REORDERED),
+    "openvino": Format("model.xml", partial(_write_openvino, "f32"), REORDERED),
+    "openvino-bfloat16": Format("model_bfloat16.xml", partial(_write_openvino, "bf16"), ROUNDED),
+    "openvino-int8": Format("model_int8.xml", partial(_write_openvino, "int8"), ROUNDED),
 }

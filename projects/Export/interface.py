@@ -2,11 +2,9 @@
 
 # Without the __future__ import: TorchScript reads the annotations of forward() as objects.
 import torch
-from detectron2.modeling import GeneralizedRCNN, PanopticFPN
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import nn
-
-from gnws_d2.errors import GnwsError
 
 Outputs = tuple[torch.Tensor, ...]
 
@@ -20,12 +18,6 @@ FIELDS = {
 }
 
 
-INSTALL = (
-    'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO, "gnws_d2[int8]" for '
-    "8-bit integers"
-)
-
-
 class Detector(nn.Module):
     """A Detectron2 model as a function of one image.
 
@@ -33,19 +25,12 @@ class Detector(nn.Module):
     resized for the network. Returns ``boxes`` (N, 4) as x0, y0, x1, y1 in pixels of
     that image, ``scores`` (N,) in descending order, ``classes`` (N,), and where the model has
     them ``masks`` (N, 1, 28, 28), probabilities over the box, and ``keypoints`` (N, K, 3). A
-    semantic segmentation model returns ``sem_seg`` (classes, H, W).
-
-    Raises:
-        GnwsError: the model returns something else.
+    semantic segmentation model returns ``sem_seg`` (classes, H, W). Panoptic models are not
+    supported.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        if isinstance(model, PanopticFPN):
-            raise GnwsError(
-                "a panoptic model returns a list of segments beside its tensors; export its parts, "
-                "with MODEL.META_ARCHITECTURE GeneralizedRCNN or SemanticSegmentor."
-            )
         self.model = model.eval()
 
     def forward(self, image: torch.Tensor) -> Outputs:

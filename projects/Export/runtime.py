@@ -1,4 +1,4 @@
-"""Loading an exported file: TorchScript, ``torch.export``, ONNX Runtime and OpenVINO.
+"""Running an exported file: TorchScript, ``torch.export``, ONNX Runtime and OpenVINO.
 
 Nothing in a file is executed but its graph: no loader unpickles.
 """
@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,19 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import nn
 
 from gnws_d2.errors import GnwsError
 
-from .interface import INSTALL, Outputs
+from .interface import FIELDS, Outputs
 
-Run = Callable[[torch.Tensor], Outputs]
 FACTS = "facts.json"  # in TorchScript and torch.export; ONNX has its own metadata
+INSTALL = (
+    'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO, "gnws_d2[int8]" for '
+    "8-bit integers"
+)
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,51 @@ class Exported:
     """A loaded file: ``run`` computes what a :class:`Detector` does, on the CPU with torch's number
     of threads; ``facts`` is what :func:`export` stored by name."""
 
-    run: Run
+    run: Callable[[torch.Tensor], Outputs]
     facts: dict[str, Any]
 
 
-def is_exported(file: str | os.PathLike) -> bool:
-    """Whether the name of ``file`` is that of an exported model."""
-    return Path(file).suffix in _LOADERS
+class ExportedModel(nn.Module):
+    """An exported file in place of the Detectron2 model that it was made from: takes and returns
+    what Detectron2's models do in evaluation, one image after the other.
+
+    Args:
+        file: see :func:`load_exported`.
+
+    Attributes:
+        facts: what the file stores by name.
+        test_score_thresh: detections of a lower score are left out, as far as the file has them.
+
+    Raises:
+        GnwsError: see :func:`load_exported`.
+    """
+
+    def __init__(self, file: str | os.PathLike) -> None:
+        super().__init__()
+        loaded = load_exported(file)
+        self.facts = loaded.facts
+        self.test_score_thresh = 0.0
+        self._run = loaded.run
+
+    def forward(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Detect on each ``image`` (3, H, W). Results are in pixels of the original image, whose
+        ``height`` and ``width`` are by default those of the image."""
+        return [self._detect(entry) for entry in batch]
+
+    def _detect(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        size = (entry["image"].shape[1], entry["image"].shape[2])
+        height, width = entry.get("height", size[0]), entry.get("width", size[1])
+        outputs = self._run(entry["image"])
+        found: dict[str, Any] = dict(zip(self.facts["outputs"], outputs, strict=True))
+        if "sem_seg" in found:
+            return {"sem_seg": sem_seg_postprocess(found["sem_seg"], size, height, width)}
+        found["boxes"] = Boxes(found["boxes"])
+        instances = Instances(size)
+        for field, name in FIELDS.items():
+            if name in found:
+                instances.set(field, found[name])
+        instances = instances[instances.scores > self.test_score_thresh]
+        return {"instances": detector_postprocess(instances, height, width)}
 
 
 def load_exported(file: str | os.PathLike) -> Exported:
@@ -62,16 +106,13 @@ def load_exported(file: str | os.PathLike) -> Exported:
     return loaded
 
 
-def _load_torchscript(file: Path) -> Exported:
+def _load_torch(file: Path) -> Exported:
     extra = {FACTS: ""}
-    module = torch.jit.load(str(file), _extra_files=extra)
-    return Exported(lambda image: tuple(module(image)), json.loads(extra[FACTS]))
-
-
-def _load_torch_export(file: Path) -> Exported:
-    extra = {FACTS: ""}
-    with _without_unpickling(), file.open("rb") as opened:
-        module = torch.export.load(opened, extra_files=extra).module()
+    if file.suffix == ".ts":
+        module = torch.jit.load(str(file), _extra_files=extra)
+    else:
+        with _without_unpickling(), file.open("rb") as opened:
+            module = torch.export.load(opened, extra_files=extra).module()
     return Exported(lambda image: tuple(module(image)), json.loads(extra[FACTS]))
 
 
@@ -113,23 +154,16 @@ def import_openvino() -> ModuleType:
     return openvino
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether OpenVINO finds instructions for bfloat16."""
-    core = import_openvino().Core()
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
 def _load_openvino(file: Path) -> Exported:
-    openvino = import_openvino()
-    core = openvino.Core()
+    core = import_openvino().Core()
     model = core.read_model(file)
     facts = json.loads(model.get_rt_info(["gnws_d2", "facts"]).astype(str))
-    emulated = facts["precision"] == "bf16" and not cpu_has_bfloat16()  # several times as slow
+    # The default is bfloat16 where the CPU has it; emulated it is several times as slow.
+    has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        # The default on a CPU that computes in bfloat16 is bfloat16.
-        "INFERENCE_PRECISION_HINT": "f32" if emulated else facts["precision"],
+        "INFERENCE_PRECISION_HINT": facts["precision"] if has_bfloat16 else "f32",
     }
     request = core.compile_model(model, "CPU", options).create_infer_request()
 
@@ -142,8 +176,8 @@ def _load_openvino(file: Path) -> Exported:
 
 
 _LOADERS: dict[str, Callable[[Path], Exported]] = {
-    ".ts": _load_torchscript,
-    ".pt2": _load_torch_export,
+    ".ts": _load_torch,
+    ".pt2": _load_torch,
     ".onnx": _load_onnx,
     ".xml": _load_openvino,
 }

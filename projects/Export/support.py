@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What works with each kind of model, found out by trying it: the table of docs/export.md.
+"""Find out what works with each kind of model by trying it: the table of docs/export.md.
 
     support.py                              # all rows, into the document: most of an hour
     support.py "Mask R-CNN" "Keypoint R-CNN"  # these rows of it
@@ -7,8 +7,8 @@
 
 Results are kept in docs/support.json; a row that is missing is "not measured yet".
 Each config is built, trained for two steps on small images of Digits, evaluated, and exported to
-every format; a file counts when the export keeps it, because it detects what the model detects, in
-images of two sizes.
+every format. A format is supported if its file detects what the model detects, in images of two
+sizes.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ import sys
 import tempfile
 from pathlib import Path
 
-import lazyconfig_train_net
 import torch
-from detectron2.config import CfgNode, LazyConfig
-from detectron2.data import DatasetMapper
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import SimpleTrainer
+from detectron2.evaluation import inference_on_dataset
 from detectron2.utils.logger import setup_logger
-from export_model import at_two_sizes
+from gnws.marked_text import replace_marked
 from tabulate import tabulate
 from torch import nn
 
 import gnws_d2
-from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import get_config_file
+from gnws_d2.data import read_image
 from gnws_d2.engine import Trainer
 from gnws_d2.errors import GnwsError
-from gnws_d2.files import atomic_write
-from gnws.marked_text import replace_marked
+from gnws_d2.files import CACHE_VARIABLE, atomic_write
 from gnws_d2.projects import digits
 from gnws_d2.projects.export import FORMATS as ALL_FORMATS
 from gnws_d2.projects.export import ROUNDED, Exporter
+from gnws_d2.projects.export.export_model import at_two_sizes
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS, DOCUMENT = DOCS / "support.json", DOCS / "export.md"
@@ -82,42 +83,32 @@ YES = "yes"
 def row(config_file: str, output: Path) -> list[str]:
     """The cells of one model: that it trains, its evaluated tasks, and for each format "yes" or why
     not."""
-    if config_file.endswith(".py"):
-        model, tasks = train_lazy(config_file, output)
-        cfg = config("Digits/retinanet_R_18_FPN_gn_ws.yaml", output)  # for the size of images
-    else:
-        cfg = config(config_file, output)
-        model, tasks = train(cfg)
-    images = sorted((digits.make_digits() / "val").glob("*.png"))[:2]
-    mapper = DatasetMapper(cfg, is_train=False)
-    mapped = [mapper({"file_name": str(file)})["image"].float() for file in images]
-    tensors = [tensor for image in mapped for tensor in at_two_sizes(image)]
-    return [YES, ", ".join(tasks), *exports(model, tensors, output).values()]
+    is_lazy = config_file.endswith(".py")
+    model, tasks = train_lazy(config_file) if is_lazy else train(config_file, output)
+    files = [record["file_name"] for record in DatasetCatalog.get("digits_val")[:2]]
+    images = [torch.tensor(read_image(file, "RGB").transpose(2, 0, 1)).float() for file in files]
+    images = [image for original in images for image in at_two_sizes(original[:, :128, :128])]
+    return [YES, ", ".join(tasks), *exports(model, images, output).values()]
 
 
-def config(config_file: str, output: Path) -> CfgNode:
+def train(config_file: str, output: Path) -> tuple[nn.Module, list[str]]:
     cfg = gnws_d2.load_config(config_file, [*SMALL, "OUTPUT_DIR", str(output)])
     if config_file.startswith("COCO"):
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("digits_train",), ("digits_val",)
         cfg.INPUT.MASK_FORMAT = "bitmask"
-    return cfg
-
-
-def train(cfg: CfgNode) -> tuple[nn.Module, list[str]]:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     return trainer.model, list(trainer.train() or trainer._last_eval_results)
 
 
-def train_lazy(config_file: str, output: Path) -> tuple[nn.Module, list[str]]:
+def train_lazy(config_file: str) -> tuple[nn.Module, list[str]]:
     cfg = LazyConfig.load(get_config_file(config_file))
-    options = [f"train.output_dir={output}", "train.device=cpu", "train.max_iter=2"]
-    cfg = LazyConfig.apply_overrides(cfg, [*options, "dataloader.train.total_batch_size=2"])
-    lazyconfig_train_net.train(cfg, resume=False)
-    model = lazyconfig_train_net.build(cfg)
-    Checkpointer(model).load(str(output / "model_final.pth"))
+    cfg.dataloader.train.total_batch_size = 2
+    cfg.optimizer.params.model = model = instantiate(cfg.model)
+    data = {name: instantiate(part) for name, part in cfg.dataloader.items()}
+    SimpleTrainer(model, data["train"], instantiate(cfg.optimizer)).train(0, 2)
     model.test_score_thresh = 0.0
-    return model, list(lazyconfig_train_net.test(cfg, model))
+    return model, list(inference_on_dataset(model, data["test"], data["evaluator"]))
 
 
 def exports(model: nn.Module, images: list[torch.Tensor], output: Path) -> dict[str, str]:
@@ -162,19 +153,18 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of {', '.join(CONFIGS)}")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     args = parser.parse_args()
-    names = args.names
-    if unknown := set(names) - set(CONFIGS):
+    if unknown := set(args.names) - set(CONFIGS):
         sys.exit(f"No such model: {', '.join(unknown)}. Choose from {', '.join(CONFIGS)}.")
     setup_logger(name="gnws_d2")
     rows = {}
     if RESULTS.exists() and not args.dry_run:
         rows = json.loads(RESULTS.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        few = digits.make_digits(Path(folder), num_train=8, num_val=4)
-        few.rename(few.with_name(digits.make.NAME))
-        os.environ["GNWS_D2_CACHE"] = folder
+        os.environ[CACHE_VARIABLE] = folder
         digits.register()
-        for i, name in enumerate(names or CONFIGS):
+        few = digits.make_digits(Path(folder), num_train=8, num_val=4)
+        few.rename(Path(MetadataCatalog.get("digits_train").json_file).parent)
+        for i, name in enumerate(args.names or CONFIGS):
             output = Path(folder) / str(i)
             output.mkdir()
             rows[name] = row(CONFIGS[name], output)
@@ -185,7 +175,7 @@ def main() -> None:
 
 
 def keep(rows: dict[str, list[str]]) -> None:
-    """After each row: a run of hours may be stopped."""
+    """Write the document after each row: a run of hours may be stopped."""
     with atomic_write(RESULTS) as partial:
         partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     text = DOCUMENT.read_text(encoding="utf-8")

@@ -97,19 +97,12 @@ def damaged(rng: random.Random, folder: Path) -> str:
 
 
 def value(rng: random.Random, folder: Path) -> str:
-    """A key of any kind with a value of any kind, in a file."""
+    """A key of any kind with a value of any kind, in a file or on the command line."""
     name = rng.choice(NAMES)
-    return use(write(folder, name, nested(rng.choice(keys(name)), rng.choice(VALUES))))
-
-
-def override(rng: random.Random, folder: Path) -> str:
-    """The same on the command line, where keys are misspelled, too."""
-    name = rng.choice(NAMES)
-    opts = []
-    for _ in range(rng.randint(1, 3)):
-        key, value = rng.choice(keys(name)), str(rng.choice(VALUES))
-        opts += [key if rng.random() < 0.8 else misspelled(rng, key), value]
-    return use(write(folder, name, {}), opts if rng.random() < 0.95 else opts[:-1])
+    key, value = rng.choice(keys(name)), rng.choice(VALUES)
+    if rng.random() < 0.5:
+        return use(write(folder, name, {}), [key, str(value)])
+    return use(write(folder, name, nested(key, value)))
 
 
 def misspelled(rng: random.Random, text: str) -> str:
@@ -118,11 +111,14 @@ def misspelled(rng: random.Random, text: str) -> str:
 
 
 def key(rng: random.Random, folder: Path) -> str:
-    """A key that is misspelled, a section, a number, or written with dots."""
+    """A key that is misspelled, a section, a number, written with dots, or without a value."""
     name = rng.choice(NAMES)
     key = rng.choice(keys(name))
+    wrong = misspelled(rng, key)
+    if rng.random() < 0.3:
+        return use(write(folder, name, {}), rng.choice(([wrong, "1"], [key], [key, "1", "x"])))
     contents = (
-        nested(misspelled(rng, key), 1),
+        nested(wrong, 1),
         nested(key.rpartition(".")[0] or key, rng.choice(VALUES)),
         {rng.choice((1, None, True, 1.5, "")): 1},
         {key: 1},
@@ -172,9 +168,8 @@ def tag(rng: random.Random, folder: Path) -> str:
 CLASSES: dict[str, tuple[int, Trial]] = {
     "good configs": (60, good),
     "damaged files": (150, damaged),
-    "values": (200, value),
-    "overrides": (100, override),
-    "keys": (80, key),
+    "values": (300, value),
+    "keys": (120, key),
     "names of components": (80, component),
     "bases": (60, base),
     "tags": (60, tag),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,11 @@ from trials import Trial, Wrong, damage
 from gnws_d2 import load_config
 from gnws_d2.data import Mapper, NamingMapper, load_train_dataset, read_image
 from gnws_d2.errors import DatasetError
+from gnws_d2.files import cache_path
 from gnws_d2.projects import digits
 from gnws_d2.projects.own_data import fit_to_data
 
+CACHE = cache_path()  # a trial has its own
 NAME = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 NAN, INF = float("nan"), float("inf")
 BOXES: tuple[Any, ...] = (
@@ -30,14 +30,14 @@ BOXES: tuple[Any, ...] = (
     *([500, 1, 5, 5], [0.1, 0.1, 0.2, 0.2], [1, 1, 500, 5], [1e30, 1, 5, 5], [1, 2, 3], [], None),
     *("1 2 3 4", [[1, 2], [3, 4]], [1, 1, "5", 5], {"x": 1}, [1, 1, 5, 5, 5], [True, 1, 5, 5]),
 )
-SIZE = {"size": [224, 224]}
+SIZE = {"size": [160, 160]}
 MASKS: tuple[Any, ...] = (
     *([[NAN, 1, 5, 5, 9, 1]], [[1e30, 1, 5, 5, 9, 1]], [[1, 1, 5, 5]], [[1, 1, 5, 5, 9]], "x", 5),
     *([[]], [[500, 500, 510, 500, 510, 510]], [1, 2, 3], [["a", 1, 2, 3, 4, 5]], [[None] * 6]),
     *({}, {"counts": []}, {"size": [5, 5]}, {"counts": [3, 2], "size": [5, 5]}, {"counts": "x"}),
-    *({"counts": "", **SIZE}, {"counts": [10**12], **SIZE}, {"counts": [-1, 50177], **SIZE}),
+    *({"counts": "", **SIZE}, {"counts": [10**12], **SIZE}, {"counts": [-1, 25601], **SIZE}),
     *({"counts": "\x00\xff", **SIZE}, {"counts": "P" * 10**5, **SIZE}, {"counts": None, **SIZE}),
-    *({"counts": "1", "size": [10**9, 10**9]}, {"counts": [1], "size": "224"}),
+    *({"counts": "1", "size": [10**9, 10**9]}, {"counts": [1], "size": "160"}),
 )
 MEMBERS: dict[str, tuple[Any, ...]] = {
     "bbox": BOXES,
@@ -58,17 +58,15 @@ FORMATS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 )
 
 
-@functools.cache
-def prepare() -> Path:
-    """The dataset that the trials damage."""
-    folder = Path(tempfile.mkdtemp(prefix="faults_digits_"))
-    return digits.make_digits(folder, num_train=3, num_val=1)
+def source() -> Path:
+    """The dataset that the trials damage, made once."""
+    return digits.make_digits(CACHE, num_train=3, num_val=1)
 
 
 def copy(folder: Path) -> tuple[Path, dict[str, Any]]:
     """A dataset in ``folder``: the file of its annotations, and what it holds."""
-    shutil.copytree(prepare() / "train", folder / "images")
-    file = Path(shutil.copy(prepare() / "digits_train.json", folder / "mine.json"))
+    shutil.copytree(source() / "train", folder / "images")
+    file = Path(shutil.copy(source() / "digits_train.json", folder / "mine.json"))
     return file, json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -105,23 +103,6 @@ def compare(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> str:
         for a, b in zip(one, other, strict=True)
     )
     return "" if is_same else "accepted, but it shows something else"
-
-
-def good(rng: random.Random, folder: Path) -> str:
-    """The same in another order, with other ids and with members of no meaning: accepted."""
-    file, content = copy(folder)
-    expected = use(file)
-    step = rng.choice((1, 7, 1000))
-    for entry in [*content["images"], *content["annotations"]]:
-        entry["id"] *= step
-        entry["attributes"] = {"occluded": False}
-    for entry in content["annotations"]:
-        entry["image_id"] *= step
-    rng.shuffle(content["images"])
-    try:
-        return compare(use(write(folder, content | {"info": {}, "licenses": []})), expected)
-    except DatasetError as error:
-        raise Wrong(f"refused: {error}") from error
 
 
 def annotations(rng: random.Random, folder: Path) -> str:
@@ -181,10 +162,6 @@ def formats(rng: random.Random, folder: Path) -> str:
     chosen = rng.choice(content["images"])
     image = Image.open(folder / "images" / chosen["file_name"]).convert("RGB")
     kind, mode, options = rng.choice(FORMATS)
-    if kind in ("JPEG", "WEBP", "PNG") and rng.random() < 0.3:
-        exif = Image.Exif()
-        exif[0x0112] = rng.choice((0, 1, 9, 65535))  # none of these turns an image
-        options = options | {"exif": exif}
     suffix = rng.choice((kind.lower(), kind.lower(), "png", "JPG", "txt"))
     chosen["file_name"] = f"{rng.choice(('other', 'ärger 図', 'a.b c#%20'))}.{suffix}"
     path = folder / "images" / chosen["file_name"]
@@ -219,8 +196,8 @@ def formats(rng: random.Random, folder: Path) -> str:
 
 
 def encodings(rng: random.Random, folder: Path) -> str:
-    """JSON that says the same in another way, or something that readers disagree on: used as it
-    was meant, or refused."""
+    """JSON that says the same in another way, or something that readers disagree on: used as it was
+    meant, or refused."""
     file, content = copy(folder)
     expected = use(file)
     image = rng.choice(content["images"])
@@ -232,49 +209,41 @@ def encodings(rng: random.Random, folder: Path) -> str:
         case 0:
             encoding = rng.choice(("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7"))
         case 1:  # of two members of one name, the last is wrong
-            holder, member, value = rng.choice(
-                ((chosen, "bbox", [1, 1, 9, 9]), (chosen, "id", 99), (content, "annotations", []))
-            )
-            holder["again"] = value
-            old, new = "again", member
-        case 2:
-            image = content["images"][-1]  # with another order, the ids would sort otherwise
-            number = rng.choice((2**31, 2**63, 2**64, 10**30))
-            for annotation in content["annotations"]:
-                if annotation["image_id"] == image["id"]:
-                    annotation["image_id"] = number
-            image["id"] = number
+            if rng.random() < 0.5:
+                chosen["again"], member = [1, 1, 9, 9], "bbox"
+            else:
+                content["again"], member = [], "annotations"
+            old, new = '"again"', f'"{member}"'
+        case 2:  # numbers in a form that no reader has to take
+            member = rng.choice([m for m in entry if isinstance(entry[m], int)])
+            number = entry[member]
+            entry[member] = rng.choice((str(number), float(number), 2**63, 2**64, 10**400))
         case 3:
-            member = rng.choice(sorted(entry.keys() - {"file_name", "segmentation", "bbox"}))
-            entry[member] = rng.choice((str(entry[member]), float(entry[member]), 10**400))
-        case 4:
             depth = rng.choice((10, 500, 100_000))
             old, new = "{", f'{{"info": {"[" * depth}null{"]" * depth}, '
-        case 5:
+        case 4:
             entry = rng.choice((entry, content))
             entry[rng.choice(("info", "attributes", "licenses", "x" * 10_000))] = rng.choice(
                 (None, [None], {"a": {"b": [None, {"c": None}]}}, {"": ""}, "\u0000", "\ud800")
             )
-        case 6:
+        case 5:
             image["file_name"] = rng.choice(("図 ü.png", "a\nb.png", "%s {} $HOME.png", "a" * 204))
             path.rename(folder / "images" / image["file_name"])
+        case 6:
+            right = (f"../images/{path.name}", str(path), f"./{path.name}")
+            wrong = ("", ".", "\0.png", "../mine.json", "/dev/zero", "/proc/self/mem", "\ud800")
+            image["file_name"] = rng.choice(rng.choice((right, wrong)))
         case 7:
-            name = path.name
-            image["file_name"] = rng.choice(
-                (
-                    *(f"../images/{name}", str(path), f"./{name}", f"..//images/{name}"),
-                    *("", ".", "..", "\u0000.png", "../mine.json", "/dev/zero", "/proc/self/mem"),
-                    "\ud800",
-                )
-            )
-    text = json.dumps(content).replace(old, new, 1)
-    other = folder / "other.json"
-    other.write_bytes(text.encode(encoding))
-    return compare(use(other), expected)
+            for entry in [*content["images"], *content["annotations"]]:
+                entry["id"] *= 7
+            for annotation in content["annotations"]:
+                annotation["image_id"] *= 7
+            rng.shuffle(content["images"])
+    file.write_bytes(json.dumps(content).replace(old, new, 1).encode(encoding))
+    return compare(use(file), expected)
 
 
 CLASSES: dict[str, tuple[int, Trial]] = {
-    "good datasets": (20, good),
     "annotations": (150, annotations),
     "images": (60, images),
     "image formats": (150, formats),

@@ -19,23 +19,21 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from gnws.marked_text import replace_marked
 from tabulate import tabulate
-from trials import LOST, OUTCOMES, Unavailable, perform, run
+from trials import LOST, OUTCOMES, perform, run
 
 from gnws_d2.files import atomic_write
-from gnws_d2.marked_text import replace_marked
 
-CORPORA = ("configs", "checkpoints", "datasets", "downloads", "trainings", "machines")
+CORPORA = ("configs", "checkpoints", "datasets", "downloads", "trainings")
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "reliability.md"
 
 
 def attack(corpus: str, seed: int, scale: float) -> dict[str, Counter[str]]:
     """The outcomes of each class of trials. Those lost are printed."""
-    module = importlib.import_module(corpus)
-    getattr(module, "prepare", list)()  # once, for all its trials
     counts: dict[str, Counter[str]] = {}
-    for kind, (trials, _) in module.CLASSES.items():
+    for kind, (trials, _) in importlib.import_module(corpus).CLASSES.items():
         counts[kind] = Counter()
         for index in range(max(1, round(trials * scale))):
             outcome, detail = run(f"{corpus}/{kind}/{index}", seed)
@@ -49,9 +47,9 @@ def table(corpus: str, seed: int, counts: dict[str, Counter[str]]) -> str:
     """The counts, and the version that was attacked."""
     describe = ["git", "describe", "--always", "--dirty"]
     version = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    rows = [[kind, found.total(), *map(found.get, OUTCOMES)] for kind, found in counts.items()]
+    rows = [[k, n.total(), *(n[outcome] for outcome in OUTCOMES)] for k, n in counts.items()]
     header = [f"{corpus}, seed {seed}, commit {version}", "trials", *OUTCOMES]
-    return tabulate(rows, header, tablefmt="github", missingval="0")
+    return tabulate(rows, header, tablefmt="github")
 
 
 def main() -> int:
@@ -72,11 +70,7 @@ def main() -> int:
         return 0
     lost = 0
     for corpus in args.corpora or CORPORA:
-        try:
-            counts = attack(corpus, args.seed, args.scale)
-        except Unavailable as reason:
-            print(f"{corpus} skipped: {reason}", file=sys.stderr)
-            continue
+        counts = attack(corpus, args.seed, args.scale)
         lost += sum(found[outcome] for found in counts.values() for outcome in LOST)
         made = table(corpus, args.seed, counts)
         print(made)

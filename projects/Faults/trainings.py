@@ -1,16 +1,19 @@
-"""Short trainings in processes of their own, killed at any moment and resumed."""
+"""Short trainings that are killed, or on two machines whose link is cut, and resumed.
+
+The machines are network namespaces of Linux, joined by a pair of interfaces.
+"""
 
 from __future__ import annotations
 
-import functools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,11 @@ import datasets
 import torch
 from trials import Trial, Wrong
 
+LIMIT = 600.0  # seconds a trial
+INTERFACE = "gnws0"
+ADDRESS = "10.203.0.1"
+TIMEOUT = 15.0  # seconds, SOLVER.PROCESS_TIMEOUT
+PATIENCE = 30.0  # seconds more, for an iteration and for ending
 PROGRAM = Path(__file__).resolve().parents[1] / "Detection" / "train_net.py"
 OPTS = (
     *("--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "--resume"),
@@ -34,14 +42,9 @@ OPTS = (
 def start(
     output: Path, *opts: str, env: Mapping[str, str] = {}, through: Sequence[str] = ()
 ) -> subprocess.Popen:
-    """Start or resume a training on Digits. What it prints replaces ``output``.txt.
-
-    Args:
-        opts: overrides of the config.
-        env: of the process, as torchrun sets it.
-        through: the command that starts the process.
-    """
-    data = ("DATASETS.TRAIN", str((str(datasets.prepare() / "digits_train.json"),)))
+    """Start or resume a training on Digits, ``through`` another command. What it prints replaces
+    ``output``.txt."""
+    data = ("DATASETS.TRAIN", str((str(datasets.source() / "digits_train.json"),)))
     words = [*through, sys.executable, str(PROGRAM), *OPTS, *data, *opts, "OUTPUT_DIR", str(output)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     with open(f"{output}.txt", "w") as printed:
@@ -69,18 +72,11 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return ""
 
 
-@functools.cache
-def prepare() -> tuple[dict[str, Any], float]:
-    """What an undisturbed training ends with, and the seconds it takes."""
-    output = Path(tempfile.mkdtemp(prefix="faults_training_")) / "output"
-    began = time.monotonic()
-    checkpoint = finish(output, start(output))
-    return checkpoint, time.monotonic() - began
-
-
 def killed(rng: random.Random, folder: Path) -> str:
-    """Stopped once or twice at any moment and resumed, it ends with the same checkpoint."""
-    expected, seconds = prepare()
+    """Stopped once or twice at any moment and resumed, it ends as an undisturbed one."""
+    began = time.monotonic()
+    expected = finish(folder / "whole", start(folder / "whole"))
+    seconds = time.monotonic() - began
     output = folder / "output"
     for _ in range(rng.randint(1, 2)):
         number = rng.choice((signal.SIGKILL, signal.SIGTERM))
@@ -93,5 +89,72 @@ def killed(rng: random.Random, folder: Path) -> str:
     return compare(finish(output, start(output)), expected)
 
 
-LIMIT = 600.0
-CLASSES: dict[str, tuple[int, Trial]] = {"killed and resumed": (4, killed)}
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@contextmanager
+def machines() -> Iterator[list[str]]:
+    """The names of two network namespaces; ADDRESS is that of the first."""
+    names = [f"gnws{os.getpid()}{end}" for end in "ab"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ends = ["link", "add", INTERFACE, "netns", names[0], "type", "veth"]
+        ip(*ends, "peer", "name", INTERFACE, "netns", names[1])
+        for name, address in zip(names, (ADDRESS, "10.203.0.2"), strict=True):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", INTERFACE)
+            for device in ("lo", INTERFACE):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def start_both(outputs: Sequence[Path], names: Sequence[str]) -> list[subprocess.Popen]:
+    """Start a training of two processes, each in the namespace of its name."""
+    processes = []
+    for rank, (output, name) in enumerate(zip(outputs, names, strict=True)):
+        env = {
+            **{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+            **{"MASTER_ADDR": ADDRESS, "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "faults"},
+            "GLOO_SOCKET_IFNAME": INTERFACE,
+        }
+        opts = ("SOLVER.PROCESS_TIMEOUT", str(TIMEOUT))
+        processes.append(start(output, *opts, env=env, through=("ip", "netns", "exec", name)))
+    return processes
+
+
+def cut(rng: random.Random, folder: Path) -> str:
+    """The link is cut while they train, without a shared folder: both end with one line in time.
+    Restored and resumed, they end with what two processes of one machine compute."""
+    whole, outputs = [folder / "a", folder / "b"], [folder / "0", folder / "1"]
+    with machines() as names:
+        expected = finish(whole[0], *start_both(whole, [names[0]] * 2))
+        processes = start_both(outputs, names)
+        while not (outputs[0] / "model_0000002.pth").exists() and processes[0].poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1))
+        if (outputs[0] / "model_final.pth").exists():
+            return "the training ended before the link was cut"
+        at = rng.choice(names)
+        ip("-n", at, "link", "set", INTERFACE, "down")
+        began = time.monotonic()
+        codes = [process.wait() for process in processes]
+        seconds = time.monotonic() - began
+        for output, code in zip(outputs, codes, strict=True):
+            text = said(output)
+            if code != 1 or "error: Lost contact" not in text:
+                return f"a process ended with {code}: {text[-500:]}"
+            if "Traceback" in text:
+                return "a traceback is printed before the error"
+        if seconds > TIMEOUT + PATIENCE:
+            return f"ended after {seconds:.0f} s"
+        ip("-n", at, "link", "set", INTERFACE, "up")
+        return compare(finish(outputs[0], *start_both(outputs, names)), expected)
+
+
+CLASSES: dict[str, tuple[int, Trial]] = {"killed": (4, killed)}
+if os.geteuid() == 0 and shutil.which("ip"):
+    CLASSES["link cut"] = (2, cut)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gnws_d2.projects.acceleration import GroupNormReLU, group_norm_relu, kernels
+from gnws_d2.projects.acceleration import GroupNormReLU, group_norm_relu
 from gnws_d2.projects.acceleration.fused_group_norm import _group_norm_relu
 
 ADDED = pytest.mark.parametrize("added", [False, True])
@@ -174,12 +174,3 @@ def test_what_does_not_fit_is_refused(shapes, device, said):
     x, *others = (s and torch.zeros(s) for s in shapes)
     with pytest.raises(ValueError, match=said):
         fused(x, *(t if t is None else t.to(device) for t in others))
-
-
-def test_the_log_says_once_which_kernels_run(caplog):
-    caplog.set_level("INFO")
-    kernels._log_choice.cache_clear()
-    for _ in range(2):
-        fused(*inputs((2, 6, 3, 3)))
-    lines = [r.getMessage() for r in caplog.records if "GroupNorm + ReLU" in r.getMessage()]
-    assert lines == ["GroupNorm + ReLU on cpu runs on the kernels of torch"]

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from gnws import check_env
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +196,9 @@ def test_other_pythons(lay, bare_python, monkeypatch, capsys, version):
         assert output.startswith("Python: ") and "newer than any tested" in output
 
 
-def test_without_detectron2_the_package_names_two_ways_to_get_it(bare_python):
+def test_without_detectron2_the_package_names_two_ways_to_get_it(bare_python, lay, tmp_path):
+    lay({})
+    (tmp_path / "gnws").symlink_to(ROOT / "projects" / "Command")  # as it is installed
     code = "import gnws_d2"
     ended = subprocess.run([bare_python, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "No module named 'detectron2'" in ended.stderr

@@ -1,5 +1,6 @@
-"""What the tests of this folder share: an untrained detector, and trainings to compare with."""
+"""What the tests of this folder share: untrained detectors, and trainings to compare with."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,21 @@ from tiny import TINY
 from trainings import CONFIG, STEPS, command
 
 import gnws_d2
+from gnws_d2.checkpoint import Checkpointer
+
+
+@pytest.fixture
+def checkpoint(tiny_config, tmp_path) -> Callable[..., str]:
+    """``checkpoint(config, *opts)``: the file of an untrained model, which carries its config."""
+
+    def make(name: str, *opts: str) -> str:
+        few = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "5"]
+        cfg = tiny_config(f"Digits/{name}.yaml", *few, *opts)
+        torch.manual_seed(0)
+        Checkpointer(build_model(cfg), str(tmp_path), cfg=cfg).save("model")
+        return str(tmp_path / "model.pth")
+
+    return make
 
 
 @pytest.fixture(scope="session")

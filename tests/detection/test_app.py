@@ -5,28 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools import mask as rle
 
 from gnws_d2 import Predictor
-from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError
 from gnws_d2.projects.detection import app
-
-OPTS = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "5"]
-
-
-@pytest.fixture
-def checkpoint(tiny_config, tmp_path):
-    def make(name):
-        cfg = tiny_config(f"Digits/{name}.yaml", *OPTS)
-        torch.manual_seed(0)
-        Checkpointer(build_model(cfg), str(tmp_path), cfg=cfg).save("model")
-        return str(tmp_path / "model.pth")
-
-    return make
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import Metadata
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image, ImageDraw
 from pycocotools import mask as rle
@@ -18,26 +17,20 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gnws_d2 import Predictor
-from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.data.images import read_image
 from gnws_d2.errors import FileError, GnwsError
 from gnws_d2.projects.detection import coco_detections, demo, results, video
 from gnws_d2.projects.detection.coco_detections import CocoDetections
-from gnws_d2.projects.detection.inputs import Frame, OutputNames, find_files, read_frames
-from gnws_d2.projects.detection.results import Results
-
-ALL = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.05", "TEST.DETECTIONS_PER_IMAGE", "5"]
+from gnws_d2.projects.detection.inputs import Frame, find_files, read_frames
+from gnws_d2.projects.detection.results import OutputNames, Results
 
 
 @pytest.fixture
-def predictor(tiny_config, tmp_path):
+def predictor(checkpoint):
     """``predictor(config, *opts)``: of an untrained model, which finds something everywhere."""
 
     def make(name="mask_rcnn_R_18_FPN_gn_ws", *opts):
-        cfg = tiny_config(f"Digits/{name}.yaml", *ALL, *opts)
-        torch.manual_seed(0)
-        Checkpointer(build_model(cfg), str(tmp_path), cfg=cfg).save("model")
-        return Predictor(weights=tmp_path / "model.pth")
+        return Predictor(weights=checkpoint(name, *opts))
 
     return make
 

@@ -66,7 +66,7 @@ def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
     coco = read_coco(folder, split)
     assert len(coco.imgs) == count and min(coco.anns) == 1
     for image_id, image in coco.imgs.items():
-        with Image.open(make.image_root(folder, split) / image["file_name"]) as opened:
+        with Image.open(folder / split / image["file_name"]) as opened:
             assert (opened.size, opened.mode) == ((image["width"], image["height"]), "RGB")
         annotations = coco.imgToAnns[image_id]
         assert 1 <= len(annotations) <= 5
@@ -82,7 +82,7 @@ def test_masks_lie_on_the_ink(folder):
     """A digit is of one colour but for the grain: its image varies less inside the mask."""
     coco = read_coco(folder, "val")
     for a in coco.anns.values():
-        path = make.image_root(folder, "val") / coco.imgs[a["image_id"]]["file_name"]
+        path = folder / "val" / coco.imgs[a["image_id"]]["file_name"]
         pixels = np.asarray(Image.open(path)).astype(float)
         mask = coco.annToMask(a).astype(bool)
         inner = mask.copy()  # without the soft edge
@@ -130,7 +130,7 @@ def test_label_images_are_those_of_the_masks(folder):
     coco = read_coco(folder, "val")
     for image in coco.imgs.values():
         semantic, stuff = (
-            np.asarray(Image.open(make.label_root(folder, "val", kind) / image["file_name"]))
+            np.asarray(Image.open(folder / f"val_{kind}" / image["file_name"]))
             for kind in ("semantic", "stuff")
         )
         expected = np.zeros_like(semantic)

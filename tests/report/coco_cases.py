@@ -68,7 +68,7 @@ def jittered(truth: COCO, seed: int = 0) -> list[dict[str, Any]]:
 def _row(image: int, category: int, box: list[float], score: float, mask: np.ndarray) -> dict:
     rle = mask_utils.encode(np.asfortranarray(mask))
     return {
-        **{"image_id": image, "category_id": category, "score": float(score)},
+        **detection(image, category, 0, float(score)),
         "bbox": [float(value) for value in box],
         "segmentation": {**rle, "counts": rle["counts"].decode()},
     }

@@ -1,4 +1,4 @@
-"""Detectron2's setup of a run, and what of it a user sees: the log file has everything."""
+"""Detectron2's setup of a run: what of its log a user sees, and the lock of its output folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from detectron2 import engine
@@ -14,12 +17,15 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..files import locked
 from .launch import limit_waiting
 
-# Long, and the same in every run.
+PATIENCE = 3.0  # seconds that a process that was killed may take to be gone
+
+# Long and the same in every run; the scaling is shown by a table of ours.
 IN_LOG_FILE_ONLY = (
     *("Environment info:", "Contents of args.config_file", "Running with full config:"),
-    *("Full config saved to", "Model:"),
+    *("Full config saved to", "Model:", "Auto-scaling the config"),
 )
 # A user can do nothing about them: of Detectron2's code with today's torch, and of matplotlib where
 # its font lacks the letters of a class.
@@ -62,22 +68,34 @@ def setup_loggers(output: str) -> None:
                 handler.addFilter(_is_short)
 
 
+@contextmanager
+def locked_output(folder: str | Path) -> Iterator[None]:
+    """Keep other runs out of ``folder`` for the time of the block: two would mix their checkpoints.
+    Only the main process takes the lock, as often as it asks for it.
+
+    Raises:
+        FileError: another run has it; the message names its process and machine.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    fix = f"Another run uses {folder}. Wait for it, end it, or choose another OUTPUT_DIR."
+    with locked(Path(folder) / ".lock", PATIENCE, fix):
+        yield
+
+
 def silence_upstream() -> None:
     """Hide warnings about code that is not the user's, in this process."""
     for message in UPSTREAM_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in UPSTREAM_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("detectron2.engine.defaults").addFilter(_is_not_the_scaling)
     logging.getLogger("detectron2").addFilter(_uncolored)
 
 
 def _is_short(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(IN_LOG_FILE_ONLY)
-
-
-def _is_not_the_scaling(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith("Auto-scaling")  # a table of ours says more
 
 
 def _uncolored(record: logging.LogRecord) -> bool:

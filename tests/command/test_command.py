@@ -1,0 +1,147 @@
+"""``gnws``: its commands, their help, and how many lines common mistakes cost their user."""
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gnws.main
+import processes
+import pytest
+import torch
+from gnws import arguments
+
+from gnws_d2.projects import export
+
+sys.path.append(str(Path(__file__).parents[1] / "own_data"))
+from coco_files import make_coco
+
+# Prints the help of each command; argv[1:] are modules that must not be imported for it.
+HELP = """
+import sys
+from gnws.arguments import COMMANDS, parse
+for words in ([], ["--help"], *([name, "--help"] for name in COMMANDS)):
+    try:
+        parse(words=words)
+    except SystemExit as end:
+        assert end.code == 0, words
+imported = [name for name in sys.argv[1:] if name in sys.modules]
+assert not imported, imported
+"""
+
+
+def test_help_needs_neither_torch_nor_detectron2():
+    words = [sys.executable, "-c", HELP, "torch", "detectron2", "numpy", "gnws_d2"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in arguments.COMMANDS:
+        assert f"\n    {name} " in done.stdout or f"\n    {name}\n" in done.stdout
+        assert f"usage: gnws {name} [-h]" in done.stdout
+
+
+@pytest.mark.parametrize("name", arguments.COMMANDS)
+def test_every_command_is_a_function_of_its_arguments(name):
+    module, _ = arguments.COMMANDS[name]
+    main = importlib.import_module(module).main
+    [parameter] = inspect.signature(main).parameters.values()
+    assert parameter.name == "args" and "Namespace" in str(parameter.annotation)
+
+
+def test_a_program_takes_the_arguments_of_its_command(monkeypatch):
+    words = ["--config-file", "a.yaml", "--num-gpus", "2", "OUTPUT_DIR", "x"]
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *words])
+    args = arguments.parse("train")
+    assert args == arguments.parse(words=["train", *words])
+    assert (args.config_file, args.num_gpus, args.opts) == ("a.yaml", 2, ["OUTPUT_DIR", "x"])
+    assert args.eval_only is False and arguments.parse("eval", words).eval_only is True
+
+
+def test_debug_holds_for_all_processes(monkeypatch):
+    monkeypatch.setenv("GNWS_D2_DEBUG", "0")
+    arguments.parse("train", ["--debug"])
+    assert os.environ["GNWS_D2_DEBUG"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (["train"], "train_net"),
+        (["train", "--config-file", "a.yaml"], "train_net"),
+        (["eval", "--config-file=a.py"], "lazyconfig_train_net"),
+        (["train", "--config-file", "a.py", "model.x=1"], "lazyconfig_train_net"),
+        (["train", "--weights", "a.py"], "train_net"),
+    ],
+)
+def test_a_python_config_goes_to_the_other_program(words, module, monkeypatch):
+    called = []
+    program = argparse.Namespace(main=called.append)
+    monkeypatch.setattr(sys, "argv", ["gnws", *words])
+    monkeypatch.setattr(
+        gnws.main.importlib,
+        "import_module",
+        {f"gnws_d2.projects.detection.{module}": program}.__getitem__,
+    )
+    gnws.main.main()
+    assert called[0].command == words[0]
+
+
+def test_the_formats_are_those_of_export():
+    assert arguments.FORMATS == tuple(export.FORMATS)
+
+
+MOST_LINES = 3
+# mistake -> (words after "gnws train", what the error says)
+MISTAKES = {
+    "a mistyped key": (
+        ["--train", "mine.json", "SOLVER.MAX_ITERS", "5"],
+        "Did you mean SOLVER.MAX_ITER",
+    ),
+    "a file that does not exist": (["--train", "none.json"], "none.json does not exist"),
+    "a folder without images": (["--train", "mine.json=empty"], "does not exist"),
+    "a file that is cut off": (["--train", "cut.json=images"], "cut off"),
+    "two corners for a box": (["--train", "corners.json=images"], "looks like two corners"),
+    "an unknown category": (["--train", "category.json=images"], "category_id, 99"),
+    "weights that do not exist": (["--train", "mine.json", "--weights", "none.pth"], "none.pth"),
+    "weights of another model": (["--train", "mine.json", "--weights", "other.pth"], "other.pth"),
+    "a config that does not exist": (
+        ["--train", "mine.json", "--config-file", "Small/faster_rcnn.yaml"],
+        "neither a file nor a config",
+    ),
+    "evaluation without weights": (
+        ["--eval-only", "--val", "mine.json"]
+        + ["--config-file", "Small/faster_rcnn_R_18_FPN_gn_ws.yaml"],
+        "MODEL.WEIGHTS is empty",
+    ),
+    "neither data nor a config": ([], "Add --data FOLDER"),
+    "a negative number of epochs": (["--train", "mine.json", "--epochs", "-1"], "SOLVER.EPOCHS"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_costs_few_lines(mistake, tmp_path):
+    words, said = MISTAKES[mistake]
+    file = make_coco(tmp_path, images=6)
+    content = json.loads(file.read_text())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut.json").write_text(json.dumps(content)[:-40])
+    corners, category = json.loads(json.dumps(content)), json.loads(json.dumps(content))
+    for annotation in corners["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        annotation["bbox"] = [x, y, x + width, y + height]
+    category["annotations"][0]["category_id"] = 99
+    (tmp_path / "corners.json").write_text(json.dumps(corners))
+    (tmp_path / "category.json").write_text(json.dumps(category))
+    torch.save({"model": {"weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    done = processes.run(
+        *("-m", "gnws.main", "train", *words, "OUTPUT_DIR", "output"),
+        cwd=tmp_path,
+        env={**os.environ, "GNWS_D2_DEBUG": "0"},
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1 and said in lines[-1], lines
+    assert len(lines) <= MOST_LINES, lines

@@ -1,0 +1,68 @@
+"""Training of a LazyConfig: resumed from the middle, and on COCO files."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import instantiate
+
+from gnws_d2.engine import ResumableLoader
+from gnws_d2.projects.detection import lazyconfig_train_net
+from gnws_d2.projects.detection.lazy_config import load_lazy_config
+from gnws_d2.projects.own_data import fit_lazy_config, name_data
+
+sys.path.append(str(Path(__file__).parents[1] / "own_data"))
+from coco_files import forget_sources, make_coco  # noqa: F401
+
+MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.py"
+OPTS = [
+    *("train.device=cpu", "train.max_iter=4", "train.checkpointer.period=2", "train.eval_period=0"),
+    *("dataloader.train.total_batch_size=2", "+train.seed=5"),
+    "dataloader.train.mapper.augmentations.0.short_edge_length=[48,64]",  # drawn for each image
+]
+
+
+def test_it_ends_with_the_checkpoint_of_an_unbroken_one(digits, tmp_path):
+    cfg = load_lazy_config(MASK_RCNN, [*OPTS, f"train.output_dir={tmp_path}"])
+    lazyconfig_train_net.train(cfg.copy(), resume=False)
+    final = tmp_path / "model_final.pth"
+    whole = torch.load(final, weights_only=True)
+    for last in ("model_0000001.pth", "model_0000003.pth"):  # or killed before the final one
+        final.unlink()
+        (tmp_path / "last_checkpoint").write_text(last)
+        lazyconfig_train_net.train(cfg.copy(), resume=True)
+        resumed = torch.load(final, weights_only=True)
+        assert resumed["iteration"] == 3
+        torch.testing.assert_close(resumed["model"], whole["model"], rtol=0, atol=0)
+
+
+def test_a_loader_of_ones_own_is_built_as_it_says():
+    node = load_lazy_config(MASK_RCNN, OPTS).dataloader.train
+    assert isinstance(lazyconfig_train_net.build_train_loader(node), ResumableLoader)
+    node.collate_fn = len  # an argument that ours does not have
+    assert not isinstance(lazyconfig_train_net.build_train_loader(node), ResumableLoader)
+
+
+@pytest.mark.parametrize("name", ["fcos_R_18_FPN_gn_ws", "mask_rcnn_R_18_FPN_gn_ws"])
+def test_the_model_gets_the_classes_of_the_data(name, tmp_path):
+    cfg = load_lazy_config(f"Digits/{name}.py")
+    train, val = (f"{make_coco(tmp_path, images=10)}#{part}" for part in ("train", "val"))
+    name_data(cfg, {"train": [train], "val": [val], "test": []}, eval_only=False)
+    fit_lazy_config(cfg)
+    model = instantiate(cfg.model)
+    weights = {n: t for n, t in model.state_dict().items() if "cls_score.weight" in n}
+    # Mask R-CNN has a score of the background as well.
+    assert [len(t) for t in weights.values()] == [2 if name.startswith("fcos") else 3]
+    # Polygons, where Digits has RLE.
+    assert cfg.dataloader.train.mapper.instance_mask_format == "polygon"
+    assert len(instantiate(cfg.dataloader.train.dataset)) == 8
+    assert sorted(instantiate(cfg.dataloader.evaluator)._coco_api.cats) == [3, 7]
+
+
+def test_an_evaluation_prefers_the_test_set():
+    cfg = load_lazy_config("Digits/fcos_R_18_FPN_gn_ws.py")
+    name_data(cfg, {"train": ["a"], "val": ["b"], "test": ["c"]}, eval_only=True)
+    assert cfg.dataloader.test.dataset.names == ["c"]
+    assert cfg.dataloader.evaluator.dataset_name == "c"
+    assert cfg.dataloader.train.dataset.names == "digits_train"
