@@ -44,8 +44,9 @@ def read_checkpoint(file: str | Path) -> Any:
 
 
 def _cause(error: Exception) -> str:
-    """The first sentence of what torch found, without its advice to load the file all the same."""
-    return str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition(". ")[0]
+    """The sentence in which torch.load says what it found, without its advice around it."""
+    found = str(error).partition("\n\nCheck the documentation")[0].rpartition("\n")[2]
+    return found.rpartition("error: ")[2].partition(". ")[0].rstrip(".")
 
 
 def _compare_checksums(file: str | Path) -> None:

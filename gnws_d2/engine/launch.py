@@ -35,7 +35,7 @@ _LOST = (
     *("Timed out waiting", "Connection closed by peer", "Connection reset by peer"),
     *("Broken pipe", "Socket Timeout", "timed out after", "collective operation timeout"),
 )
-_REPORTED = "error_reported"  # a file that the first process with an error creates
+_REPORTED = "error_reported"  # a file with the error of the first process that fails
 
 
 def launch(
@@ -92,8 +92,8 @@ def launch(
 
 @contextmanager
 def _ends_of_processes(folder: Path) -> Iterator[None]:
-    """Pass signals on to the processes that the block starts, which end by themselves, and report
-    the failure that they have not reported."""
+    """Pass signals on to the processes that the block starts, which end by themselves, and print
+    why they failed."""
     received: list[int] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
@@ -110,8 +110,9 @@ def _ends_of_processes(folder: Path) -> Iterator[None]:
     except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
         if received:
             raise SystemExit(128 + received[0]) from None
-        if (folder / _REPORTED).exists():
-            raise SystemExit(1) from None
+        reported = folder / _REPORTED
+        if reported.exists():  # printed when all have ended: nothing is said below it
+            raise SystemExit(reported.read_text(encoding="utf-8")) from None
         if isinstance(error, mp.ProcessExitedException):
             raise GnwsError(
                 f"Without an error of its own, {error}. SIGKILL often means that memory ran out; "
@@ -124,11 +125,11 @@ def _ends_of_processes(folder: Path) -> Iterator[None]:
 
 
 def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
-    """Run ``main_func`` in one of several processes, of which only the first that fails prints its
+    """Run ``main_func`` in one of several processes, of which only the first that fails reports its
     error: the others may then fail in any way.
 
     Args:
-        folder: where the processes of this machine mark that an error was printed.
+        folder: of the report, shared by the processes of this machine.
     """
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # when the process that started this one is killed
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, until training handles it
@@ -151,9 +152,10 @@ def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
                 "how many seconds a process waits."
             )
         text = one_line(error) if isinstance(error, GnwsError) else traceback.format_exc()
-        with suppress(FileExistsError):
-            reported.touch(exist_ok=False)
-            print(text.rstrip(), file=sys.stderr, flush=True)
+        with suppress(FileExistsError), reported.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            if dist.is_torchelastic_launched():
+                print(text, file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     finally:
         # After the report: another process fails as soon as this one leaves the group.

@@ -25,18 +25,9 @@ from gnws_d2.errors import DatasetError
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.own_data import short_name
 
-from . import curves
+from . import curves, matching
 from .images import beside, jpeg, truth_and_prediction, without
-from .matching import (
-    Matches,
-    choose,
-    confusion_matrix,
-    f1_score,
-    image_results,
-    match,
-    most_confused,
-    ratio,
-)
+from .matching import Matches, f1_score, ratio
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +71,7 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     detections = [{**row, "id": i} for i, row in enumerate(results, 1)]  # as pycocotools does
-    all_matches = [match(truth, detections, task) for task in _tasks(truth, detections)]
+    all_matches = [matching.match(truth, detections, task) for task in _tasks(truth, detections)]
     boxes = all_matches[0]
     pairs, missing = _pairs(truth, detections, boxes, dataset_name, folder, images)
     history = curves.read_history(Path(cfg.OUTPUT_DIR, "metrics.json"))
@@ -142,11 +133,11 @@ def _pairs(
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
     unpredicted = {"segmentation", "keypoints"}.difference(*detections[:1])
     threshold = _threshold(matches)
-    results = image_results(matches, sorted(truth.imgs), threshold)
+    results = matching.image_results(matches, sorted(truth.imgs), threshold)
     (folder / "images").mkdir(exist_ok=True)
     pairs: dict[str, list[dict[str, str]]] = {}
     missing = []
-    for kind, chosen in choose(results, number).items():
+    for kind, chosen in matching.choose(results, number).items():
         for i, result in enumerate(chosen, 1):
             name = truth.imgs[result.image_id]["file_name"]
             try:
@@ -177,7 +168,7 @@ def _task(
 ) -> dict[str, Any]:
     """The results of boxes or of masks, as the page shows them."""
     threshold = _threshold(matches)
-    matrix = confusion_matrix(truth, detections, matches.task, threshold)
+    matrix = matching.confusion_matrix(truth, detections, matches.task, threshold)
     plots = _save(
         folder,
         matches.task,
@@ -205,7 +196,7 @@ def _task(
         "threshold": matches.suggested_threshold,
         "at_threshold": _percents(right.sum(), wrong.sum(), matches.objects.sum()),
         "classes": sorted(rows, key=lambda row: -np.nan_to_num(row["AP"], nan=-1)),
-        "confused": most_confused(matrix, matches.classes),
+        "confused": matching.most_confused(matrix, matches.classes),
         "plots": plots,
     }
 
