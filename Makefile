@@ -33,8 +33,6 @@ micro-batch: env  ## run the experiments of docs/micro-batch.md, and make its ta
 	$(BIN)/python projects/MicroBatch/detector.py
 	$(BIN)/python projects/MicroBatch/finetune.py
 	$(BIN)/python projects/MicroBatch/classifier.py
-	$(BIN)/python projects/MicroBatch/smoothness.py
-	$(BIN)/python projects/MicroBatch/channels.py
 	$(BIN)/python projects/MicroBatch/summary.py --results output/micro_batch
 
 test: env  ## run all tests

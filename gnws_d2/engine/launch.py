@@ -151,7 +151,8 @@ def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
                 "interface. SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets "
                 "how many seconds a process waits."
             )
-        text = one_line(error) if isinstance(error, GnwsError) else traceback.format_exc()
+        is_expected = isinstance(error, GnwsError)
+        text = one_line(error) if is_expected else traceback.format_exc().rstrip()
         with suppress(FileExistsError), reported.open("x", encoding="utf-8") as stream:
             stream.write(text)
             if dist.is_torchelastic_launched():

@@ -41,7 +41,6 @@ NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (N, C, H, W), classes (N,)
-Observe = Callable[[int, nn.Module], None]
 
 
 def build_classifier(norm: str) -> nn.Sequential:
@@ -105,11 +104,8 @@ def batches(job: Job, data: Batch) -> Iterator[Batch]:
         yield images[chosen], labels[chosen]
 
 
-def optimize(model: nn.Module, data: Batch, job: Job, observe: Observe = lambda *_: None) -> None:
+def optimize(model: nn.Module, data: Batch, job: Job) -> None:
     """Train a model to classify.
-
-    Args:
-        observe: called before each step with its number and the model.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -123,7 +119,6 @@ def optimize(model: nn.Module, data: Batch, job: Job, observe: Observe = lambda 
         optimizer.param_groups[0]["lr"] = job.lr * warm(step / job.steps)
         for layer in estimated:
             layer.moving_speed = MOVING_SPEED * cosine(step / job.steps)
-        observe(step, model)
         loss = F.cross_entropy(model(images), labels)
         if not loss.isfinite():
             raise FloatingPointError(f"the loss is {loss.item()} at step {step} of {job.steps}")
@@ -154,17 +149,12 @@ def accuracy(model: nn.Module, data: Batch, batch: int = 512) -> float:
     return 100 * (found == labels).float().mean().item()
 
 
-def fit(job: Job, observe: Observe = lambda *_: None) -> nn.Sequential:
-    """The trained network of a job; see :func:`optimize`."""
+def train(job: Job) -> list[dict[str, Any]]:
     torch.manual_seed(job.seed)
     model = build_classifier(job.norm)
-    optimize(model, load("train", job.experiment.startswith("fashion")), job, observe)
-    return model
-
-
-def train(job: Job) -> list[dict[str, Any]]:
-    data = load("val", job.experiment.startswith("fashion"))
-    model = fit(job)
+    is_fashion = job.experiment.startswith("fashion")
+    optimize(model, load("train", is_fashion), job)
+    data = load("val", is_fashion)
     row = {"accuracy": accuracy(model, data)}
     if forget_running_statistics(model):
         row["accuracy_batch_statistics"] = accuracy(model, data, job.batch)

@@ -35,29 +35,12 @@ ORDER = ("BN", "BN+WS", "FrozenBN", "GN", "GN+WS", "BCN", "BCN+WS")  # of norms
 SCORES = {"detector": "AP", "finetune": "AP", "classifier": "accuracy", "fashion": "accuracy"}
 EXPERIMENTS = (
     *("detector_lr", "detector", "detector_steps", "pretrain", "finetune_lr", "finetune"),
-    *("classifier_lr", "classifier", "fashion_lr", "fashion", "smoothness", "channels"),
+    *("classifier_lr", "classifier", "fashion_lr", "fashion"),
 )
 PAIRS = (
     *(("GN+WS", "BN"), ("GN+WS", "GN")),
     *(("BCN+WS", "BN"), ("BCN+WS", "BCN"), ("BCN+WS", "GN+WS")),
 )
-# Name in the table -> column, selected rows, factor, digits.
-SMOOTHNESS = {
-    "raw β": ("raw_beta", {}, 1, 2),
-    "relative β": ("relative_beta", {}, 1, 0),
-    "relative β at the start": ("relative_beta", {"images_seen": 0}, 1, 0),
-    "relative loss range": ("relative_loss_range", {}, 1, 2),
-    "gradient along the mean (%)": ("share_along_mean", {}, 100, 2),
-    "along the filter (%)": ("share_along_filter", {}, 100, 2),
-}
-CHANNELS = {
-    "median of abs(mean) / std": ("mean_over_std_50", {}, 1, 2),
-    "median distance from (0, 1)": ("distance_50", {}, 1, 2),
-    "95% of distances are below": ("distance_95", {}, 1, 2),
-    "never positive (%)": ("never_positive", {}, 100, 1),
-    "always positive (%)": ("always_positive", {}, 100, 1),
-    "median share between images (%)": ("between_50", {}, 100, 1),
-}
 PANELS = {
     "detector": "detector: box AP on Digits",
     "classifier": "classifier: accuracy on scans (%)",
@@ -111,11 +94,8 @@ def distinct(rows: Rows, column: str) -> list[str]:
 
 
 def by_seed(rows: Rows, column: str, **where: str | int) -> BySeed:
-    """A column of the selected rows; its median over the rows of a seed, if there are several."""
-    numbers = defaultdict(list)
-    for row in select(rows, **where):
-        numbers[row["seed"]].append(float(row[column] or "nan"))
-    return {seed: float(np.median(found)) for seed, found in numbers.items()}
+    """A column of the selected rows, of which each seed has one."""
+    return {row["seed"]: float(row[column] or "nan") for row in select(rows, **where)}
 
 
 def each_batch(rows: Rows, column: str, norm: str) -> list[BySeed]:
@@ -208,19 +188,6 @@ def differences_table(data: Path) -> str:
     return table(["difference", *per_step(BATCHES)], body)
 
 
-def medians_table(rows: Rows, columns: Mapping[str, tuple[str, dict[str, int], int, int]]) -> str:
-    """For each norm, the median over the rows of a training; its mean and deviation over seeds."""
-    body = []
-    for norm in distinct(rows, "norm"):
-        cells = [norm]
-        for column, where, factor, digits in columns.values():
-            medians = by_seed(rows, column, norm=norm, **where)
-            scaled = {seed: factor * median for seed, median in medians.items()}
-            cells.append(mean_and_std(scaled, digits))
-        body.append(cells)
-    return table(["norm", *columns], body)
-
-
 def cost_table(data: Path) -> str:
     """The number of jobs and what they cost."""
     body, total = [], 0.0
@@ -245,8 +212,6 @@ def document(text: str, data: Path) -> str:
         "statistics of BN": batch_statistics_table(data),
         "pretrain": scores_table(read(data, "pretrain"), "accuracy"),
         "learning rates": rates_table(data),
-        "smoothness": medians_table(read(data, "smoothness"), SMOOTHNESS),
-        "channels": medians_table(read(data, "channels"), CHANNELS),
         "cost": cost_table(data),
     }
     for name, made in tables.items():

@@ -1,18 +1,15 @@
 """Each experiment from beginning to end on a few images; then its CSV file."""
 
-import math
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
-import channels
 import classifier
 import detector
 import experiment
 import finetune
 import pytest
-import smoothness
 import summary
 
 pytestmark = pytest.mark.slow
@@ -42,16 +39,6 @@ def test_classifier_and_its_learning_rates(run):
     assert [row["norm"] for row in rows] == ["BN", "BCN+WS"]
     assert all(float(row["reference_lr"]) in GRID["lrs"] for row in rows)
     assert all(0 < float(row["accuracy"]) <= 100 for row in rows)
-
-
-def test_smoothness_and_channels(run):
-    rows = run(smoothness, smoothness={**FEW, "batches": (2,)})
-    assert len(rows) == 2 * smoothness.MOMENTS
-    assert all(math.isfinite(float(row["relative_beta"])) for row in rows)
-    assert all(0 < float(row["share_along_mean"]) < 1 for row in rows)
-    # The same initial weights for both norms.
-    assert len({row["weight_norm"] for row in rows if row["images_seen"] == "0"}) == 1
-    assert len(run(channels, channels=FEW)) == 2
 
 
 def test_detector_and_fine_tuning(run):

@@ -81,15 +81,3 @@ def test_equal_steps_include_those_of_the_experiment_of_equal_images(tmp_path):
     write(tmp_path, "detector", *({"norm": "GN", "batch": b, "AP": b} for b in (1, 2, 4)))
     table = summary.scores_table(summary.equal_steps(tmp_path), "AP")
     assert cells(table, "GN") == ["1.0", "4.0"]
-
-
-def test_a_measure_is_the_median_of_a_training(tmp_path):
-    rows = [
-        {"norm": "GN", "seed": seed, "images_seen": i, "share": value}
-        for seed, values in enumerate([(1, 2, 9), (3, 4, 100)])
-        for i, value in enumerate(values)
-    ]
-    write(tmp_path, "smoothness", *rows)
-    columns = {"median": ("share", {}, 1, 2), "start (%)": ("share", {"images_seen": 0}, 100, 0)}
-    table = summary.medians_table(summary.read(tmp_path, "smoothness"), columns)
-    assert cells(table, "GN") == ["3.00 ± 1.41", "200 ± 141"]
