@@ -41,7 +41,7 @@ INT8 = [*OPENVINO, "nncf"]
 # projects/Detection/app.py. Tested with 6.31.0, which needs a Pillow before 13: it is not in
 # requirements.txt.
 APP = ["gradio>=6"]
-NOTEBOOK = ["ipykernel", "nbclient", "nbformat"]  # docs/tutorial.ipynb
+NOTEBOOK = ["ipykernel", "nbformat"]  # docs/tutorial.ipynb
 EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/MicroBatch
 
 setup(

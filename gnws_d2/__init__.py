@@ -15,11 +15,9 @@ try:
 except ImportError as error:
     import warnings
 
-    from gnws.check_env import INSTALL  # type: ignore[import-not-found]
-
     warnings.warn(
-        f"Detectron2 does not import ({error}): only gnws_d2.layers works. Get it with {INSTALL}. "
-        "`python -m gnws.check_env` diagnoses one that is installed.",
+        f"Detectron2 does not import ({error}): only gnws_d2.layers works. `python -m "
+        "gnws.check_env` says what is wrong, and how to get Detectron2.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -37,6 +37,8 @@ def micro_batches(batch: list[Any], steps: int) -> list[list[Any]]:
     Raises:
         ConfigError: the batch, one of a custom train loader, does not divide.
     """
+    if steps == 1:
+        return [batch]  # of any kind
     size, rest = divmod(len(batch), steps)
     if rest:
         raise ConfigError(
@@ -80,8 +82,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self._before_micro_batch = before_micro_batch
         self._device = next(model.parameters()).device.type
         # One scale for all gradients of a step. Disabled, it passes on what it is given.
-        is_scaled = precision == torch.float16
-        self.grad_scaler = torch.amp.GradScaler(self._device, enabled=is_scaled)
+        self.grad_scaler = torch.amp.GradScaler(self._device, enabled=precision == torch.float16)
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"

@@ -153,10 +153,7 @@ class ResumableLoader:
 
 
 def batch_order(
-    sampler: Iterable[int],
-    groups: Sequence[object],
-    batch_size: int,
-    processes: Sequence[int] = (0,),
+    sampler: Iterable[int], groups: Sequence[object], batch_size: int, processes: Sequence[int]
 ) -> Iterator[list[tuple[int, int, int]]]:
     """Deal a sampler's indices into micro-batches, one for each of ``processes`` an iteration.
 

@@ -112,7 +112,7 @@ def _ends_of_processes(folder: Path) -> Iterator[None]:
             raise SystemExit(128 + received[0]) from None
         reported = folder / _REPORTED
         if reported.exists():  # printed when all have ended: nothing is said below it
-            raise SystemExit(reported.read_text(encoding="utf-8")) from None
+            raise SystemExit(reported.read_text(encoding="utf-8").rstrip()) from None
         if isinstance(error, mp.ProcessExitedException):
             raise GnwsError(
                 f"Without an error of its own, {error}. SIGKILL often means that memory ran out; "
@@ -151,12 +151,11 @@ def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
                 "interface. SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets "
                 "how many seconds a process waits."
             )
-        is_expected = isinstance(error, GnwsError)
-        text = one_line(error) if is_expected else traceback.format_exc().rstrip()
+        text = one_line(error) if isinstance(error, GnwsError) else traceback.format_exc()
         with suppress(FileExistsError), reported.open("x", encoding="utf-8") as stream:
             stream.write(text)
             if dist.is_torchelastic_launched():
-                print(text, file=sys.stderr, flush=True)
+                print(text.rstrip(), file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     finally:
         # After the report: another process fails as soon as this one leaves the group.

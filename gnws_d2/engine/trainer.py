@@ -62,7 +62,8 @@ class Trainer(DefaultTrainer):
         amp = cfg.SOLVER.AMP
         self._trainer = AccumulatingTrainer(
             create_ddp_model(model, broadcast_buffers=False),
-            *(loader, optimizer),
+            loader,
+            optimizer,
             steps=cfg.SOLVER.ACCUMULATION_STEPS,
             precision=getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32,
             before_micro_batch=self._iteration_seed.before_micro_batch,

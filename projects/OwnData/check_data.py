@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,12 +14,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 from gnws.arguments import parse
 from tqdm import tqdm
 
 import gnws_d2
+import gnws_d2.projects.digits  # registers the datasets
 from gnws_d2.config import DATASET_KEYS, dataset_names
 from gnws_d2.data import read_image
 from gnws_d2.engine import silence_upstream
@@ -46,6 +48,9 @@ def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
             raise DatasetError(f"{name!r} is not a COCO dataset. Name a *.json file.")
+        if not Path(metadata.json_file).exists():
+            with contextlib.suppress(FileNotFoundError):
+                DatasetCatalog.get(name)  # some make their file then, such as Digits
         coco, folder = read_coco(metadata.json_file), Path(metadata.image_root)
     with tqdm(total=len(coco.images), unit="image", disable=None, leave=False) as bar:
 

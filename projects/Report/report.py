@@ -17,6 +17,7 @@ from gnws.arguments import parse
 from pycocotools.coco import COCO
 
 import gnws_d2
+import gnws_d2.projects.digits  # registers the datasets
 from gnws_d2.config import dataset_names
 from gnws_d2.engine import dataset_folder, evaluated_datasets, silence_upstream
 from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
