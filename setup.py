@@ -29,7 +29,7 @@ def version() -> str:
 
 
 # requirements.txt has the tested versions of all that follow.
-# The copy of Detectron2 on PyPI is installed without its dependencies (projects/Command/detectron2_pypi.py).
+# Detectron2 from PyPI comes without its dependencies: projects/Command/detectron2_pypi.py.
 DETECTRON2_NEEDS = [
     *("setuptools<81", "cloudpickle", "hydra-core", "matplotlib", "omegaconf>=2.1", "packaging"),
     *("tensorboard", "termcolor", "yacs"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import processes
 import pytest
 import torch
-from gnws.arguments import parse
 
+from gnws.arguments import parse
 from gnws_d2.errors import (
     CheckpointError,
     ConfigError,

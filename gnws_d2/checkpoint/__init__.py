@@ -1,7 +1,7 @@
 """Checkpoint files: read safely, loaded strictly, and converted between two frameworks' names."""
 
 from ..errors import CheckpointError
-from .checkpointer import Checkpointer, check_weights
+from .checkpointer import Checkpointer
 from .names import detectron2_to_mmdet, mmdet_to_detectron2
 from .provenance import Provenance
 from .serialization import read_checkpoint, write_checkpoint
@@ -10,7 +10,6 @@ __all__ = [
     "CheckpointError",
     "Checkpointer",
     "Provenance",
-    "check_weights",
     "detectron2_to_mmdet",
     "mmdet_to_detectron2",
     "read_checkpoint",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -11,7 +10,6 @@ from urllib.parse import parse_qs, urlparse
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
@@ -21,7 +19,7 @@ from ..modeling import StandardizationReport, part_of
 from .provenance import KEY, Provenance
 from .resume import check_resumable, from_main_process, last_checkpoint
 from .serialization import read_checkpoint, write_checkpoint
-from .structure import Differences, Shapes, build_on_meta, check_values
+from .structure import Differences, Shapes, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -272,25 +270,6 @@ class Checkpointer(DetectionCheckpointer):
             )
             for name in [name for name in tensors if part_of(name) == head]:
                 del tensors[name]
-
-
-def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
-    """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``.
-
-    The check needs no memory for the model, and does not log what loading logs.
-
-    Args:
-        for_inference: see :class:`Checkpointer`.
-    """
-    PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])  # logs that it downloads
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nothing is copied
-            model = build_on_meta(cfg)
-            Checkpointer(model, cfg=cfg, for_inference=for_inference).load(cfg.MODEL.WEIGHTS)
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _state_dict(found: Any, file: str) -> Tensors:

@@ -1,10 +1,10 @@
 """Training on top of Detectron2's: launching, data order, trainer, evaluators."""
 
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data
-from .defaults import default_setup, locked_output, setup_loggers, silence_upstream
 from .evaluation import COCOEvaluator, build_evaluator, dataset_folder, evaluated_datasets
 from .hooks import FirstIterations
-from .launch import create_ddp_model, launch
+from .launch import create_ddp_model, launch, limit_waiting
+from .output_folder import locked_output
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
 from .trainer import Trainer
@@ -19,13 +19,11 @@ __all__ = [
     "build_evaluator",
     "create_ddp_model",
     "dataset_folder",
-    "default_setup",
     "evaluated_datasets",
     "launch",
+    "limit_waiting",
     "locked_output",
     "save_final",
     "scale_schedule",
     "seek_data",
-    "setup_loggers",
-    "silence_upstream",
 ]

@@ -32,7 +32,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import Checkpointer
 from ..data import Mapper, NamingMapper, load_train_dataset
-from .defaults import silence_upstream
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +206,6 @@ def start_worker(worker_id: int) -> None:
     _prctl_pr_set_pdeathsig(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
-    silence_upstream()
 
 
 def seek_data(loader: Iterable, seed: int, iteration: int) -> None:

@@ -29,11 +29,10 @@ from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
 from .accumulation import AccumulatingTrainer, check_batch
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
-from .defaults import locked_output
 from .evaluation import build_evaluator
 from .hooks import BestCheckpointer, FirstIterations, MovingSpeed
 from .launch import create_ddp_model
-from .nonfinite import nonfinite_module_named
+from .output_folder import locked_output
 from .precision import evaluation_precision
 from .schedule import in_iterations, scale_schedule
 from .stopping import StopOnSignal, TrainingEnded
@@ -92,10 +91,6 @@ class Trainer(DefaultTrainer):
             batches, self._trainer._data_loader_iter_obj = self._trainer._data_loader_iter_obj, None
             if isinstance(batches, Generator):
                 batches.close()  # ends the loader's workers
-
-    def run_step(self) -> None:
-        with nonfinite_module_named(self.model):
-            super().run_step()
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg, hooks = self.cfg, super().build_hooks()

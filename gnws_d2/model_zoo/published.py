@@ -80,6 +80,5 @@ def find(name: str) -> Published:
     near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
     did_you_mean = f" Did you mean {' or '.join(near)}?" if near else ""
     raise CheckpointError(
-        f"No published checkpoint is called {wanted!r}.{did_you_mean} "
-        "`gnws zoo list` shows all."
+        f"No published checkpoint is called {wanted!r}.{did_you_mean} `gnws zoo list` shows all."
     )

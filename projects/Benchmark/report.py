@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from case import ARCHITECTURES
-from gnws.marked_text import replace_marked
 from results import Row, read
 from tabulate import tabulate
 from variants import BASE, CONTROL, OURS
 
+from gnws.marked_text import replace_marked
 from gnws_d2.projects.export import FORMATS
 
 ROOT = Path(__file__).parents[2]

@@ -14,6 +14,8 @@ from argparse import REMAINDER
 from collections.abc import Sequence
 from pathlib import Path
 
+from gnws.upstream import silence_upstream
+
 Parser = argparse.ArgumentParser
 
 SOURCE = (
@@ -33,6 +35,7 @@ def parse(name: str = "", words: Sequence[str] | None = None) -> argparse.Namesp
     Args:
         words: by default those that the program was started with.
     """
+    silence_upstream()
     words = sys.argv[1:] if words is None else words
     formatter = argparse.RawDescriptionHelpFormatter
     parser = Parser(

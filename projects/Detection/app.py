@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils.logger import setup_logger
-from gnws.arguments import parse
 
 import gnws_d2.projects.digits  # noqa: F401  registers the datasets
+from gnws.arguments import parse
 from gnws_d2 import Predictor
 from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError, one_line_errors

@@ -14,13 +14,12 @@ from types import FrameType
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.video_visualizer import VideoVisualizer
-from gnws.arguments import parse
 from torch import nn
 from tqdm import tqdm
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
-from gnws_d2.engine import silence_upstream
+from gnws.arguments import parse
 from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 from gnws_d2.projects.detection import video
@@ -110,7 +109,6 @@ def image_ids(file: str | None) -> dict[str, int]:
 
 @one_line_errors(OSError)
 def main(args: argparse.Namespace) -> int:
-    silence_upstream()
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
     ids = image_ids(args.image_ids)

@@ -25,9 +25,9 @@ from detectron2.engine import (
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
-from gnws.arguments import parse
 from torch import nn
 
+from gnws.arguments import parse
 from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import resolve_config_file
@@ -37,14 +37,13 @@ from gnws_d2.engine import (
     ResumableLoader,
     StopOnSignal,
     create_ddp_model,
-    default_setup,
     launch,
     locked_output,
     save_final,
     seek_data,
-    setup_loggers,
 )
 from gnws_d2.errors import ConfigError
+from gnws_d2.projects.detection.defaults import default_setup, setup_loggers
 from gnws_d2.projects.detection.lazy_config import load_lazy_config
 from gnws_d2.projects.own_data import data_splits, fit_lazy_config, name_data
 

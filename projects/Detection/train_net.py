@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import functools
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,24 @@ from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.utils import comm
-from gnws.arguments import parse
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
+from gnws.arguments import parse
 from gnws_d2 import engine
-from gnws_d2.checkpoint import Checkpointer, check_weights, read_checkpoint
+from gnws_d2.checkpoint import Checkpointer, read_checkpoint
 from gnws_d2.checkpoint.resume import from_main_process
+from gnws_d2.checkpoint.structure import build_on_meta
 from gnws_d2.config import portable_config, resolve_config_file
 from gnws_d2.data import load_train_dataset
-from gnws_d2.engine import default_setup, launch, locked_output, scale_schedule, setup_loggers
+from gnws_d2.engine import launch, locked_output, scale_schedule
 from gnws_d2.errors import ConfigError
 from gnws_d2.predictor import config_of
 from gnws_d2.projects import own_data, report
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
+from gnws_d2.projects.detection.defaults import default_setup, setup_loggers
 
 logger = logging.getLogger("gnws_d2")
 
@@ -99,6 +103,24 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
     cfg.freeze()
     default_setup(portable_config(cfg), args)
     return cfg
+
+
+def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
+    """Raise CheckpointError if ``MODEL.WEIGHTS`` cannot be loaded into the model of ``cfg``, before
+    anything else takes time or memory.
+
+    Args:
+        for_inference: see :class:`Checkpointer`.
+    """
+    PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])  # logs that it downloads
+    logging.disable(logging.WARNING)  # loading logs it all again
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nothing is copied
+            model = build_on_meta(cfg)
+            Checkpointer(model, cfg=cfg, for_inference=for_inference).load(cfg.MODEL.WEIGHTS)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def evaluate_only(args: argparse.Namespace, cfg: CfgNode) -> None:

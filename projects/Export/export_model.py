@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from detectron2.utils.logger import setup_logger
-from gnws.arguments import parse
 from tabulate import tabulate
 from torch.nn import functional as F
 
 import gnws_d2
+from gnws.arguments import parse
 from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples

@@ -26,11 +26,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import SimpleTrainer
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils.logger import setup_logger
-from gnws.marked_text import replace_marked
 from tabulate import tabulate
 from torch import nn
 
 import gnws_d2
+from gnws.marked_text import replace_marked
 from gnws_d2.config import get_config_file
 from gnws_d2.data import read_image
 from gnws_d2.engine import Trainer

@@ -19,10 +19,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from gnws.marked_text import replace_marked
 from tabulate import tabulate
 from trials import LOST, OUTCOMES, perform, run
 
+from gnws.marked_text import replace_marked
 from gnws_d2.files import atomic_write
 
 CORPORA = ("configs", "checkpoints", "datasets", "downloads", "trainings")

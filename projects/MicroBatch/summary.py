@@ -14,7 +14,7 @@ import argparse
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ import numpy as np
 from experiment import BATCHES
 from tabulate import tabulate
 
-from gnws_d2.files import atomic_write
 from gnws.marked_text import replace_marked
+from gnws_d2.files import atomic_write
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "micro-batch.md"

@@ -16,14 +16,13 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
-from gnws.arguments import parse
 from tqdm import tqdm
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
+from gnws.arguments import parse
 from gnws_d2.config import DATASET_KEYS, dataset_names
 from gnws_d2.data import read_image
-from gnws_d2.engine import silence_upstream
 from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.acceleration import add_acceleration_config
@@ -80,7 +79,6 @@ def _whole(name: str) -> str:
 
 @one_line_errors()
 def main(args: argparse.Namespace) -> int:
-    silence_upstream()
     setup_logger(name="gnws_d2")
     splits = data_splits(args)
     splits["train"] += map(resolve, args.sources)

@@ -16,12 +16,12 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.visualizer import Visualizer
-from gnws.arguments import parse
 from PIL import Image
 from tqdm import tqdm
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the dataset
+from gnws.arguments import parse
 from gnws_d2.data import (
     Mapper,
     NamingMapper,
@@ -29,7 +29,6 @@ from gnws_d2.data import (
     dataset_errors,
     load_train_dataset,
 )
-from gnws_d2.engine import silence_upstream
 from gnws_d2.errors import one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_opts, data_splits, fit_to_data
@@ -76,7 +75,6 @@ def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Metadata) -> Image.Imag
 
 @one_line_errors()
 def main(args: argparse.Namespace) -> None:
-    silence_upstream()
     setup_logger(name="gnws_d2")
     opts = [*data_opts(args, data_splits(args)), *args.opts]
     cfg = fit_to_data(gnws_d2.load_config(args.config_file, opts, [add_acceleration_config]))

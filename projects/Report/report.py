@@ -13,13 +13,13 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
-from gnws.arguments import parse
 from pycocotools.coco import COCO
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
+from gnws.arguments import parse
 from gnws_d2.config import dataset_names
-from gnws_d2.engine import dataset_folder, evaluated_datasets, silence_upstream
+from gnws_d2.engine import dataset_folder, evaluated_datasets
 from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, short_name
@@ -133,7 +133,6 @@ def main(args: argparse.Namespace) -> None:
     config = args.output_dir / "config.yaml"
     if not config.is_file():
         sys.exit(f"error: {config} does not exist. Name the OUTPUT_DIR of a training.")
-    silence_upstream()
     setup_logger(name="gnws_d2")
     opts = ["OUTPUT_DIR", str(args.output_dir), *args.opts]
     cfg = fit_to_data(gnws_d2.load_config(config, opts, [add_acceleration_config]))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
-from gnws.arguments import parse
 
+from gnws.arguments import parse
 from gnws_d2 import load_config
 from gnws_d2.checkpoint import Checkpointer, detectron2_to_mmdet
 from gnws_d2.projects.detection import convert_weights

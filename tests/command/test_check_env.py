@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from gnws import check_env
 
 ROOT = Path(__file__).parents[2]

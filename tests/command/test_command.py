@@ -9,12 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gnws.main
 import processes
 import pytest
 import torch
-from gnws import arguments
 
+import gnws.main
+from gnws import arguments
 from gnws_d2.projects import export
 
 sys.path.append(str(Path(__file__).parents[1] / "own_data"))

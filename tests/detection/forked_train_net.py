@@ -3,8 +3,8 @@
 import functools
 
 import torch.multiprocessing as mp
-from gnws.arguments import parse
 
+from gnws.arguments import parse
 from gnws_d2.projects.detection import train_net
 
 if __name__ == "__main__":

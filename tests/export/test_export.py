@@ -13,11 +13,11 @@ import openvino
 import pytest
 import torch
 from detectron2.modeling import build_model
-from gnws import arguments
 from openvino import opset13
 from tiny import TINY
 
 import gnws_d2
+from gnws import arguments
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError

@@ -11,11 +11,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
-from gnws.arguments import parse
 from processes import start
 from server import fail, send
 from torch import nn
 
+from gnws.arguments import parse
 from gnws_d2 import load_config, model_zoo
 from gnws_d2.checkpoint import Checkpointer, Provenance, detectron2_to_mmdet
 from gnws_d2.errors import CheckpointError, FileError

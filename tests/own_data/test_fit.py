@@ -18,10 +18,12 @@ from pycocotools.cocoeval import COCOeval
 from tiny import FEW_PROPOSALS, TINY
 
 import gnws_d2
-from gnws_d2.checkpoint import Provenance, check_weights
+from gnws_d2.checkpoint import Provenance
 from gnws_d2.config import portable_config
+from gnws_d2.data import load_train_dataset
 from gnws_d2.engine import Trainer, build_evaluator
 from gnws_d2.errors import CheckpointError, ConfigError, DatasetError
+from gnws_d2.projects.detection.train_net import check_weights
 from gnws_d2.projects.own_data import choose_config, coco_file, fit_to_data, kept_files
 
 BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
@@ -198,8 +200,7 @@ def test_several_files_are_merged_by_name(tmp_path):
     assert cfg.DATASETS.CATEGORY_IDS == [1, 2, 3]  # 2 is dog's: cow gets another
     classes = {a["category_id"] for r in DatasetCatalog.get(str(two)) for a in r["annotations"]}
     assert classes == {1, 2}
-    cfg.DATALOADER.NUM_WORKERS = 0
-    assert len(Trainer.build_train_loader(cfg).dataset) == 8
+    assert len(load_train_dataset(cfg)) == 8
 
 
 def test_a_registered_training_set_names_the_classes(tmp_path, caplog):

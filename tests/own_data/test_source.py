@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from coco_files import make_coco, register
 from detectron2.data import DatasetCatalog
-from gnws.arguments import parse
 
 import gnws_d2
+from gnws.arguments import parse
 from gnws_d2.errors import DatasetError
 from gnws_d2.projects.own_data import data_opts, data_splits, is_source
 from gnws_d2.projects.own_data.arguments import find_export, resolve

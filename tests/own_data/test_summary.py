@@ -6,10 +6,10 @@ import pytest
 from coco_files import HEIGHT, WIDTH, make_coco, read, write
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from gnws.arguments import parse
 from PIL import Image
 
 import gnws_d2
+from gnws.arguments import parse
 from gnws_d2.projects.own_data import check_data, data_summary, fit_to_data
 from gnws_d2.projects.own_data.summary import summary_table
 
