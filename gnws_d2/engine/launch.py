@@ -138,12 +138,12 @@ def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     reported = folder / _REPORTED
     try:
-        with not_logged(lambda error: isinstance(error, GnwsError) or reported.exists()):
+        with not_logged(lambda e: isinstance(e, GnwsError) or _is_lost(e) or reported.exists()):
             main_func(*args)
     except Exception as error:
         if is_debugging():
             raise
-        if not isinstance(error, (GnwsError, OSError)) and any(s in str(error) for s in _LOST):
+        if _is_lost(error):
             error = GnwsError(
                 f"Lost contact with another process ({str(error).splitlines()[0]}). See in its "
                 "output and log.txt.rankN why it ended or hangs. Between machines, check the link, "
@@ -160,6 +160,11 @@ def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
     finally:
         # After the report: another process fails as soon as this one leaves the group.
         dist.destroy_process_group()
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    is_of_file = isinstance(error, (GnwsError, OSError))
+    return not is_of_file and any(sign in str(error) for sign in _LOST)
 
 
 @contextmanager
