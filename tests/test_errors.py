@@ -127,11 +127,6 @@ COMMANDS = {
         {},
         ["MODEL.WEIGHTS is empty"],
     ),
-    "no checkpoint, lazyconfig_train_net.py": (
-        ["lazyconfig_train_net.py", "--eval-only", "--config-file", FCOS, "train.device=cpu"],
-        {},
-        ["train.init_checkpoint"],
-    ),
     "an override, lazyconfig_train_net.py": (
         ["lazyconfig_train_net.py", "--config-file", FCOS, "train.max_itre=3"],
         {},
@@ -142,38 +137,18 @@ COMMANDS = {
         {},
         ["cut_off.pth", "damaged or cut off"],
     ),
-    "a checkpoint alone, export_model.py": (
-        ["export_model.py", "--weights", "none.pth", "--input", "."],
-        {},
-        ["none.pth does not exist"],
-    ),
     "a download, demo.py": (
         ["demo.py", "--config-file", DIGITS, "--input", "."]
         + ["--opts", "MODEL.WEIGHTS", "gnws://imagenet/resnet50_gn_ws"],
         {"GNWS_D2_MIRROR": "."},
         ["its SHA-256 does not begin with 15beedd8", "$GNWS_D2_MIRROR"],
     ),
-    "a config, lazyconfig_train_net.py": (
-        ["lazyconfig_train_net.py", "--config-file", "none.py"],
-        {},
-        ["'none.py' is neither a file nor a config of gnws_d2"],
-    ),
     "a YAML file that LazyConfig would execute": (
         ["lazyconfig_train_net.py", "--config-file", DIGITS],
         {},
         ["mask_rcnn_R_18_FPN_gn_ws.yaml is not a .py file. Use train_net.py"],
     ),
-    "a config, export_model.py": (
-        ["export_model.py", "--config-file", "none.yaml", "--input", "x.png"],
-        {},
-        ["'none.yaml' is neither a file nor a config of gnws_d2"],
-    ),
     "a folder, run_demo.py": (["run_demo.py"], NO_FOLDER, ["Cannot create the cache folder"]),
-    "a folder, digits": (
-        ["-m", "gnws_d2.projects.digits"],
-        NO_FOLDER,
-        ["Cannot create the cache folder"],
-    ),
     "a checkpoint, conversion": (
         ["-m", "gnws.main", "convert-weights", "none.pth", "new.pth"],
         {},

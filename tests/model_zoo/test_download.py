@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import resource
 import shutil
 
 import pytest
@@ -15,7 +14,6 @@ from gnws_d2.model_zoo.download import download
 CONTENT = os.urandom(3 << 20)
 SHA = hashlib.sha256(CONTENT).hexdigest()[:8]
 OK = b"HTTP/1.1 200 OK\r\n\r\n"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 MOVED = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: %s\r\n\r\n"
 
 download = functools.partial(download, sha256=SHA, pause=0.01)
@@ -38,17 +36,10 @@ ARRIVES = {
     "cut": ([FIRST, FIRST, send(CONTENT)], [None, "bytes=1048576-", "bytes=2097152-"]),
     # A server that knows no ranges sends all of it again.
     "no ranges": ([FIRST, send(CONTENT, ranges=False)], [None, "bytes=1048576-"]),
-    "bad range": ([FIRST, send(CONTENT, content_range="x-y/z")], [None, "bytes=1048576-"]),
     "stops sending": ([send(CONTENT, slow=1.0), send(CONTENT)], [None, None]),
     "slow": ([send(CONTENT, slow=0.01)], [None]),
     "as a page": ([send(CONTENT, kind="text/html")], [None]),
     "no length": ([send(CONTENT, length="")], [None]),
-    "bad length": ([send(CONTENT, length="many")], [None]),
-    "negative length": ([send(CONTENT, length="-5")], [None]),
-    "more than its length": (
-        [say(OK[:-2] + b"Content-Length: %d\r\n\r\n" % len(CONTENT), CONTENT, b"x" * 100)],
-        [None],
-    ),
 }
 
 
@@ -92,14 +83,9 @@ FAILS = {
     "too short": (send(CONTENT[:1000], length="1000"), f"not {SHA}", 1),
     "too long": (send(CONTENT, length=str(1 << 60)), "MB are free", 1),
     "endless": (say(OK, CONTENT[: 1 << 16], forever=True), "does not end after", 1),
-    "endless chunks": (say(CHUNKED, b"400\r\n%s\r\n" % bytes(1024), forever=True), "not end", 1),
-    "a broken chunk": (say(CHUNKED + b"zz\r\n"), "IncompleteRead", 4),
     "cut": (send(CONTENT, cut=0), "IncompleteRead", 4),
     "stops sending": (send(CONTENT, slow=1.0), "timed out", 4),
     "hangs up": (say(b""), "closed connection without response", 4),
-    "not HTTP": (say(b"\0" * 1000), r"\x00", 4),
-    "to no address": (say(MOVED % b"http://[::1"), "Invalid IPv6", 1),
-    "to no port": (say(MOVED % b"http://x:y/"), "nonnumeric port", 4),
     "to a local file": (say(MOVED % b"file:///etc/passwd"), "not allowed", 1),
     "in a circle": (redirect("/model.pth"), "infinite loop", 5),
 }
@@ -133,17 +119,3 @@ def test_too_little_room_is_seen_before_anything_is_written(server, file, monkey
     with pytest.raises(FileError, match=r"needs 3 MB and 0 MB are free.*GNWS_D2_CACHE"):
         download(f"{server.url}/model.pth", file)
     assert left(file) == []
-
-
-def test_a_quota_that_is_met_in_the_middle(server, file):
-    """The limit of a file's size stands for a quota: writing fails once it is reached."""
-    file.write_bytes(b"what was there before")
-    server.answers["/model.pth"] = [send(CONTENT)]
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
-    try:
-        with pytest.raises(FileError, match=r"model\.pth\.part cannot be written: File too large"):
-            download(f"{server.url}/model.pth", file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert file.read_bytes() == b"what was there before"
