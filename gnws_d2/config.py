@@ -7,7 +7,6 @@ be built. Here are the keys, suggestions for a mistyped one, and checks of the k
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.logger import log_first_n
 
 from .errors import ConfigError, shorten
 
@@ -196,7 +196,8 @@ def config_from(
             cfg.merge_from_list([key, _coerced(cfg, key, text)])
     _check(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        _say_that_the_cpu_is_used()
+        # A warning, so that it is seen where no one has set up logging yet.
+        log_first_n(logging.WARNING, "No GPU found: MODEL.DEVICE is set to cpu.", name=__name__)
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 
@@ -274,12 +275,6 @@ def _check(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE to {META_ARCHITECTURE!r} and MODEL.WS.META_ARCHITECTURE to "
             f"{cfg.MODEL.META_ARCHITECTURE!r}, or MODEL.WS.PARTS to []."
         )
-
-
-@functools.cache  # once is enough
-def _say_that_the_cpu_is_used() -> None:
-    # A warning, so that it is seen where no one has set up logging yet.
-    logger.warning("No GPU found: MODEL.DEVICE is set to cpu.")
 
 
 def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:

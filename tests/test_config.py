@@ -4,8 +4,9 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import logger as log
 
-from gnws_d2 import add_gnws_config, config, load_config
+from gnws_d2 import add_gnws_config, load_config
 from gnws_d2.config import CONFIG_ROOT, portable_config
 from gnws_d2.engine import Trainer
 from gnws_d2.errors import ConfigError
@@ -76,7 +77,7 @@ def test_projects_of_detectron2_are_known_where_they_are_named():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_the_device_is_the_cpu_and_one_line_says_so(caplog):
-    config._say_that_the_cpu_is_used.cache_clear()
+    log._LOG_COUNTER.clear()
     for device in ("cuda:0", "cuda"):
         assert load_config(MASK_RCNN, ["MODEL.DEVICE", device]).MODEL.DEVICE == "cpu"
     lines = [r.getMessage() for r in caplog.records if "No GPU found" in r.getMessage()]

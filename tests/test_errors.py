@@ -182,11 +182,3 @@ def test_a_command_ends_in_one_line(tmp_path, words, environment, said):
     assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and all(text in last for text in said), done.stderr
-
-
-@pytest.mark.slow
-def test_a_command_shows_the_traceback_where_asked_to(tmp_path):
-    done = run(tmp_path, ["train_net.py", "--debug", "--config-file", "none.yaml"], {})
-    assert done.returncode == 1
-    assert "Traceback (most recent call last)" in done.stderr
-    assert "ConfigError: 'none.yaml' is neither" in done.stderr

@@ -34,20 +34,6 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert file.read_text() == "before" and list(tmp_path.iterdir()) == [file]
 
 
-def test_it_is_on_the_disk_before_it_has_the_name_and_the_name_is_too(tmp_path, monkeypatch):
-    file, done = tmp_path / "file", []
-    synced = os.fsync
-
-    def fsync(descriptor):
-        done.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}"), file.exists()))
-        synced(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with atomic_write(file) as partial:
-        partial.write_text("whole")
-    assert done == [("sync", str(partial), False), ("sync", str(tmp_path), True)]
-
-
 def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
     names = (".old.gnws.partial", ".new.gnws.partial", ".of another program.partial")
     for name in names:

@@ -1,7 +1,5 @@
 """``gnws_d2.Predictor``: what Detectron2's predictor finds; by config, names or checkpoint."""
 
-import os
-import pickle
 import subprocess
 import sys
 
@@ -147,25 +145,6 @@ def test_names_and_ids_come_with_the_weights(saved, tmp_path):
     assert predictor.category_ids == ids
 
 
-class Malicious:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
-@pytest.mark.parametrize("name", ["bad.pkl", "bad.pth"])
-@pytest.mark.parametrize("query", ["", "?matching_heuristics=True"])
-def test_nothing_in_a_file_is_run(saved, tmp_path, name, query):
-    cfg, made = saved(), tmp_path / "made"
-    (tmp_path / name).write_bytes(pickle.dumps({"model": Malicious(made)}, protocol=2))
-    for config in (cfg, None):
-        with pytest.raises(CheckpointError, match=r"bad\.p"):
-            Predictor(config, f"{tmp_path / name}{query}")
-    assert not made.exists()
-
-
 def test_what_would_be_untrained_is_refused(saved, tmp_path):
     cfg = saved()
     provenance = Provenance.of(cfg, ["stem", "backbone"]).of_backbone()
@@ -246,16 +225,3 @@ def assert_close(found, expected):
     assert torch.allclose(found.scores, expected.scores, atol=1e-4)
     assert torch.equal(found.pred_classes, expected.pred_classes)
     assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3
-
-
-@pytest.mark.slow
-def test_an_exported_semantic_model(saved, tmp_path):
-    cfg = saved("Digits/semantic_R_18_FPN_gn_ws.yaml")
-    predictor, file = Predictor(cfg), tmp_path / "model_trace.ts"
-    tensors = [predictor.prepare(image(seed=seed))["image"] for seed in (1, 2)]
-    facts = {"format": cfg.INPUT.FORMAT, "resize": "pil", "min_size": 64, "max_size": 1333}
-    export(predictor.model, "torchscript-trace", file, tensors, {**facts, "classes": ["a"]})
-    exported = Predictor(weights=file)
-    assert exported.metadata.stuff_classes == ["a"]
-    found, expected = exported(image())["sem_seg"], predictor(image())["sem_seg"]
-    assert found.shape[1:] == (96, 128) and torch.allclose(found, expected, atol=1e-4)

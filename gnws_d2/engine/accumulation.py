@@ -59,7 +59,7 @@ class AccumulatingTrainer(SimpleTrainer):
     micro-batch.
 
     Args:
-        model: yields a dict of losses in training.
+        model: yields a loss, or a dict of losses, in training.
         data_loader, optimizer: see ``detectron2.engine.SimpleTrainer``.
         steps: the number of micro-batches.
         precision: of the forward, by autocast. float16 needs its loss scaled.
@@ -98,7 +98,9 @@ class AccumulatingTrainer(SimpleTrainer):
             is_local = index < self.steps - 1 and isinstance(self.model, DistributedDataParallel)
             with self.model.no_sync() if is_local else nullcontext():
                 with torch.autocast(self._device, self.precision, self.precision != torch.float32):
-                    losses = {k: loss / self.steps for k, loss in self.model(part).items()}
+                    found = self.model(part)
+                    found = found if isinstance(found, dict) else {"total_loss": found}
+                    losses = {name: loss / self.steps for name, loss in found.items()}
                 self.grad_scaler.scale(sum(losses.values())).backward()
             for name, loss in losses.items():
                 logged[name] = logged.get(name, 0) + loss.detach()

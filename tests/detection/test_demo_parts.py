@@ -118,14 +118,6 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
     ]
 
 
-def test_no_image_no_file(tmp_path):
-    (tmp_path / "found").mkdir()
-    written = Results(Stub(), tmp_path / "found")
-    assert demo.run_on_images([str(tmp_path / "nothing.png")], written, []) == 1
-    written.write()
-    assert not list((tmp_path / "found").iterdir())
-
-
 def test_orientation_and_16_bits(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter

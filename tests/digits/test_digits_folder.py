@@ -63,11 +63,6 @@ def test_killed_half_way_leaves_nothing_that_counts(tmp_path):
     assert len(list(tmp_path.rglob("*.png"))) == 3 * 151
 
 
-def replace(folder: Path, make) -> None:
-    shutil.rmtree(folder)
-    make(folder)
-
-
 def flip_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -77,7 +72,7 @@ def flip_bit(file: Path) -> None:
 DAMAGE = {
     "missing": lambda folder: (folder / "digits_val.json").unlink(),
     "flipped": lambda folder: flip_bit(folder / "digits_train.json"),
-    "empty": lambda folder: replace(folder, Path.mkdir),
+    "empty": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
 }
 
 

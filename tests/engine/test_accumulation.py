@@ -153,6 +153,20 @@ def test_one_micro_batch_is_the_step_of_detectron2_bit_for_bit():
         assert getattr(ours, name) == getattr(theirs, name)
 
 
+class OneLoss(Regression):
+    def forward(self, batch):
+        return sum(super().forward(batch).values())
+
+
+def test_a_model_may_give_one_loss():
+    weights = []
+    for make in (AccumulatingTrainer, SimpleTrainer):
+        model = OneLoss()
+        make(model, [list(torch.ones(4, 4))], torch.optim.SGD(model.parameters(), 0.1)).train(0, 1)
+        weights.append(model.layers[0].weight)
+    assert torch.equal(*weights) and not torch.equal(weights[0], OneLoss().layers[0].weight)
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_the_complete_gradients_are_clipped_and_the_losses_of_the_batch_are_logged(clip):
     whole, parts = fit(SimpleTrainer, clip=clip), fit(steps=4, clip=clip)

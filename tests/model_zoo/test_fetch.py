@@ -1,8 +1,6 @@
 """Published checkpoints by name: from the network, the cache or a mirror into a model."""
 
 import hashlib
-import os
-import pickle
 import shutil
 from pathlib import Path
 
@@ -191,25 +189,6 @@ def test_a_cache_that_cannot_be_written_serves_what_it_has(entry, empty_cache):
         assert not (folder / f"{entry.file_name}.lock").exists()
     finally:
         folder.chmod(0o755)
-
-
-class Malicious:
-    def __reduce__(self):
-        return os.mkdir, ("made by a checkpoint",)
-
-
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_a_malicious_file_is_refused_though_its_hash_is_right(
-    publish, monkeypatch, tmp_path, as_zip
-):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": Malicious()}, tmp_path / "bad.pth")
-    content = (tmp_path / "bad.pth").read_bytes() if as_zip else pickle.dumps(Malicious())
-    entry = publish(content)
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
-        fetch(entry)
-    assert cached(entry) is None
-    assert not (tmp_path / "made by a checkpoint").exists()
 
 
 def test_a_file_of_another_model_is_refused(publish, content):
