@@ -37,6 +37,7 @@ else:
 # Names that import more than the rest needs. Those of a project are the only ones that lead from
 # the package to one.
 _LAZY = {"Predictor": ".predictor", "ExportedModel": ".projects.export"}
+_LAZY["load_lazy_config"] = ".projects.detection.lazy_config"
 
 
 def __getattr__(name: str) -> Any:

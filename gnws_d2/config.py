@@ -226,10 +226,11 @@ class _ConfigFile(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        packaged = CONFIG_ROOT.joinpath(*Path(filename).parts[-2:])
-        if not os.path.exists(filename) and packaged.is_file():
-            logger.info("%s does not exist: the packaged config of that name is used.", filename)
-            filename = str(packaged)
+        path = Path(filename)
+        for packaged in (CONFIG_ROOT / path.name, CONFIG_ROOT / path.parent.name / path.name):
+            if not os.path.exists(filename) and packaged.is_file():
+                logger.info("%s does not exist: the packaged one is used.", filename)
+                filename = str(packaged)
         return super().load_yaml_with_base(filename, allow_unsafe)
 
 

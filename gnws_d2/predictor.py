@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 import yaml
-from detectron2.config import CfgNode, LazyConfig, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.engine import DefaultPredictor
@@ -20,12 +20,13 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from .checkpoint import Checkpointer, Provenance, read_checkpoint
-from .config import config_from, load_config, resolve_config_file
+from .config import config_from, load_config
 from .data import build_test_augmentation
 from .data.mapper import resize_for_test
 from .errors import CheckpointError, ConfigError, DatasetError, GnwsError
 from .layers import fold
 from .modeling.errors import build_errors
+from .modeling.precision import evaluation_precision
 
 # The attributes by which Detectron2's models leave out detections of a low score.
 _SCORE_THRESHOLDS = ("test_score_thresh", "combine_instances_score_thresh")
@@ -100,8 +101,9 @@ class Predictor(DefaultPredictor):
         elif config is None:
             self.cfg = config_of(weights, opts, add_configs)
         elif os.fspath(config).endswith(".py"):
-            lazy = LazyConfig.load(resolve_config_file(os.fspath(config)))
-            self.cfg = LazyConfig.apply_overrides(lazy, list(opts))
+            from . import load_lazy_config  # of projects/Detection
+
+            self.cfg = load_lazy_config(os.fspath(config), opts)
         else:
             self.cfg = load_config(os.fspath(config), opts, add_configs)
 
@@ -200,7 +202,8 @@ class Predictor(DefaultPredictor):
             return self([original_image])[0]
         if not len(original_image):
             return []
-        with torch.no_grad(), self._precision():
+        is_yacs = isinstance(self.cfg, CfgNode)
+        with torch.no_grad(), evaluation_precision(self.cfg) if is_yacs else nullcontext():
             return self.model([self.prepare(image) for image in original_image])
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
@@ -230,13 +233,6 @@ class Predictor(DefaultPredictor):
             ) from error
         tensor = torch.as_tensor(resized.image.astype("float32").transpose(2, 0, 1))
         return {"image": tensor, "height": height, "width": width}
-
-    def _precision(self) -> AbstractContextManager:
-        if not isinstance(self.cfg, CfgNode):
-            return nullcontext()
-        from .engine.precision import evaluation_precision  # imports much that this does not need
-
-        return evaluation_precision(self.cfg)
 
 
 def config_of(

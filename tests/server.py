@@ -52,10 +52,11 @@ def send(
     kind: str = "",
     slow=0.0,
     length: str | None = None,
+    content_range: str | None = None,
 ):
     """Send ``content`` from where the client asks on; all of it, or ``cut`` bytes and hang up.
 
-    ``length`` stands in the header in place of the right one; "" sends none.
+    ``length`` and ``content_range`` stand in the headers in place of the right ones; "" sends none.
     """
 
     def answer(handler: Handler) -> None:
@@ -67,7 +68,8 @@ def send(
         handler.send_response(206 if start else 200)
         if start:
             whole = len(content)
-            handler.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+            right = f"bytes {start}-{whole - 1}/{whole}"
+            handler.send_header("Content-Range", right if content_range is None else content_range)
         if length != "":
             handler.send_header("Content-Length", length or str(len(content) - start))
         handler.send_header("Content-Type", kind or "application/octet-stream")

@@ -97,6 +97,9 @@ def test_a_packaged_base_is_found_by_name_after_a_file_beside_the_config(tmp_pat
     mine.write_text(f'_BASE_: "{FASTER_RCNN}"\nSOLVER: {{BASE_LR: 0.5}}\n')
     cfg = load_config(mine)
     assert cfg.SOLVER.BASE_LR == 0.5 and cfg.MODEL.FPN == load_config(FASTER_RCNN).MODEL.FPN
+    mine.write_text('_BASE_: "Base-RCNN-FPN-GN-WS.yaml"')
+    assert load_config(mine).MODEL.FPN.NORM == "GN"
+    mine.write_text(f'_BASE_: "{FASTER_RCNN}"')
     (tmp_path / "COCO-Detection").mkdir()
     (tmp_path / FASTER_RCNN).write_text("SOLVER: {MAX_ITER: 7}\n")
     cfg = load_config(mine)

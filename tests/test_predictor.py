@@ -117,6 +117,8 @@ def test_a_lazy_config(tmp_path, tiny_digits):
         [expected] = model([predictor.prepare(image())])
     assert predictor.prepare(image())["image"].shape == (3, 128, 171)  # of the config's mapper
     assert_same(predictor(image()), expected)
+    with pytest.raises(ConfigError, match=r"no key train\.devise\. Did you mean train\.device"):
+        Predictor(name, opts=["train.devise=cpu"])
     with pytest.raises(CheckpointError, match="does not say which config"):
         Predictor(weights=tmp_path / "model.pth")
 

@@ -5,14 +5,7 @@ from detectron2.layers import ShapeSpec
 
 from gnws_d2 import standardize
 
-from .lazy_common import (  # noqa: F401
-    dataloader,
-    detectron2_model,
-    lr_multiplier,
-    make_small,
-    optimizer,
-    train,
-)
+from .lazy_common import dataloader, detectron2_model, lr_multiplier, make_small, optimizer, train  # noqa: F401
 
 plain = detectron2_model("fcos")
 make_small(plain)

@@ -67,10 +67,7 @@ dataloader = dict(
 )
 
 optimizer = L(torch.optim.SGD)(
-    params=L(get_default_optimizer_params)(),
-    lr=0.03,
-    momentum=0.9,
-    weight_decay=1e-4,
+    params=L(get_default_optimizer_params)(), lr=0.03, momentum=0.9, weight_decay=1e-4
 )
 
 lr_multiplier = L(WarmupParamScheduler)(

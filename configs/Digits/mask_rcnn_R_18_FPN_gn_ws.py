@@ -6,14 +6,7 @@ from detectron2.layers import ShapeSpec
 from gnws_d2 import standardize
 from gnws_d2.modeling import WSFastRCNNConvFCHead, WSMaskRCNNConvUpsampleHead
 
-from .lazy_common import (  # noqa: F401
-    dataloader,
-    detectron2_model,
-    lr_multiplier,
-    make_small,
-    optimizer,
-    train,
-)
+from .lazy_common import dataloader, detectron2_model, lr_multiplier, make_small, optimizer, train  # noqa: F401
 
 model = detectron2_model("mask_rcnn_fpn")
 make_small(model)

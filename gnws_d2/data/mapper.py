@@ -10,17 +10,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import (
-    check_image_size,
-    transform_proposals,
-)
-from detectron2.data.transforms import (
-    AugInput,
-    Augmentation,
-    ResizeShortestEdge,
-    ResizeTransform,
-    Transform,
-)
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import check_image_size, transform_proposals
 from PIL.Image import Resampling
 
 from ..errors import DatasetError
@@ -43,7 +34,7 @@ class Mapper(DatasetMapper):
             size = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
             plain = PlainBilinearShortestEdge(*size, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
             arguments["augmentations"] = [
-                plain if isinstance(augmentation, ResizeShortestEdge) else augmentation
+                plain if isinstance(augmentation, T.ResizeShortestEdge) else augmentation
                 for augmentation in arguments["augmentations"]
             ]
         return arguments
@@ -53,7 +44,7 @@ class Mapper(DatasetMapper):
         image = read_image(mapped["file_name"], self.image_format)
         check_image_size(mapped, image)
         labels = mapped.pop("sem_seg_file_name", None)
-        given = AugInput(image, sem_seg=labels and _as_bytes(labels))
+        given = T.AugInput(image, sem_seg=labels and _as_bytes(labels))
         transforms = self.augmentations(given)
         size = given.image.shape[:2]
         mapped["image"] = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
@@ -102,7 +93,7 @@ class NamingMapper:
             ) from error
 
 
-class PlainBilinear(ResizeTransform):
+class PlainBilinear(T.ResizeTransform):
     """Bilinear interpolation between the four nearest pixels, as ``cv2.resize`` does by default.
 
     Pillow, which Detectron2 uses, averages over more pixels when an image shrinks. OpenCV rounds
@@ -117,23 +108,23 @@ class PlainBilinear(ResizeTransform):
         return np.rint(resized).astype(np.uint8)
 
 
-class PlainBilinearShortestEdge(ResizeShortestEdge):
+class PlainBilinearShortestEdge(T.ResizeShortestEdge):
     """``ResizeShortestEdge``, which chooses the size, with :class:`PlainBilinear`."""
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> T.Transform:
         chosen = super().get_transform(image)
-        if not isinstance(chosen, ResizeTransform):
+        if not isinstance(chosen, T.ResizeTransform):
             return chosen  # nothing to do
         return PlainBilinear(chosen.h, chosen.w, chosen.new_h, chosen.new_w)
 
 
-def resize_for_test(kind: str, shortest: int, longest: int) -> Augmentation:
+def resize_for_test(kind: str, shortest: int, longest: int) -> T.Augmentation:
     """The resizing of evaluation; ``kind`` is a value of ``INPUT.RESIZE_TEST``."""
-    resize = {"pil": ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}[kind]
+    resize = {"pil": T.ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}[kind]
     return resize(shortest, longest, sample_style="choice")
 
 
-def build_test_augmentation(cfg: CfgNode) -> list[Augmentation]:
+def build_test_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
     """Detectron2's augmentation for evaluation, with the resizing of ``INPUT.RESIZE_TEST``."""
     inputs = cfg.INPUT
     return [resize_for_test(inputs.RESIZE_TEST, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)]

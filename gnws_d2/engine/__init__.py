@@ -2,8 +2,7 @@
 
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data
 from .evaluation import COCOEvaluator, build_evaluator, dataset_folder, evaluated_datasets
-from .hooks import FirstIterations
-from .launch import create_ddp_model, launch, limit_waiting
+from .launch import create_ddp_model, launch
 from .output_folder import locked_output
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
@@ -11,7 +10,6 @@ from .trainer import Trainer
 
 __all__ = [
     "COCOEvaluator",
-    "FirstIterations",
     "IterationSeed",
     "ResumableLoader",
     "StopOnSignal",
@@ -21,7 +19,6 @@ __all__ = [
     "dataset_folder",
     "evaluated_datasets",
     "launch",
-    "limit_waiting",
     "locked_output",
     "save_final",
     "scale_schedule",

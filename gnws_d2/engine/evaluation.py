@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from detectron2 import evaluation
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from pycocotools.coco import COCO
 
 from ..config import DATASET_KEYS, dataset_names
 from ..data import read_labels
@@ -20,6 +23,10 @@ from ..errors import ConfigError
 class COCOEvaluator(evaluation.COCOEvaluator):
     """Detectron2's, which also evaluates a model with masks on a dataset of boxes alone, for boxes,
     and names the AP of each class where the classes are not in the order of their ids."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        complete_truth(self._coco_api)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         tasks = super()._tasks_from_predictions(predictions)
@@ -34,6 +41,16 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         if class_names is not None:
             class_names = [self._coco_api.cats[i]["name"] for i in sorted(self._coco_api.cats)]
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+
+def complete_truth(truth: COCO) -> None:
+    """Give the annotations what COCO's evaluation needs of them: an id of their own that is not 0,
+    which it takes for "not matched", ``iscrowd`` and ``area``."""
+    for number, annotation in enumerate(truth.dataset.get("annotations", ()), 1):
+        width, height = annotation.get("bbox", (0, 0, 0, 0))[2:]
+        annotation.update({"iscrowd": 0, "area": width * height} | annotation | {"id": number})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
 
 
 def _coco(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
@@ -101,8 +118,8 @@ def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
         return ""
     slugs: list[str] = []
     for name in names:
-        # The last two words of a path, without the suffix.
-        words = re.sub(r"\.json\b", "", "_".join(name.split("=")[0].split("/")[-2:]))
+        # The last two words of a path, without the suffix and the folder of the images.
+        words = "_".join(re.sub(r"\.json(=[^#]*)?(?=#|$)", "", name).split("/")[-2:])
         slug = re.sub(r"[^\w.-]+|_+", "_", words).strip("_.") or "dataset"
         slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
     return slugs[names.index(dataset_name)]

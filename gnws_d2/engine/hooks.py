@@ -29,7 +29,6 @@ MAIN_METRICS = (
     *("panoptic_seg/PQ", "segm/AP", "keypoints/AP"),
     *("sem_seg/mIoU", "sem_seg/IoU", "bbox/AP"),
 )
-SCORES = "evaluations.json"
 FIRST = (1, 2, 5, 10)  # iterations whose losses are printed
 
 
@@ -67,7 +66,7 @@ class BestCheckpointer(HookBase):
         self._metric = metric
         self._first = f"{first}/" if first else ""
         self._patience = patience
-        self._file = Path(checkpointer.save_dir) / SCORES
+        self._file = Path(checkpointer.save_dir) / "evaluations.json"
         self._scores: dict[int, float] = {}  # iteration -> value
 
     def before_train(self) -> None:
@@ -150,15 +149,15 @@ class MovingSpeed(HookBase):
     resume; the layers save what they were trained with.
 
     Raises:
-        ConfigError: MODEL.BCN.MOVING_SPEED is unset.
+        ConfigError: MODEL.BCN.MOVING_SPEED is unset or out of its range.
     """
 
     def __init__(self, cfg: CfgNode, layers: list[EstimatedBatchNorm2d]) -> None:
-        if not cfg.MODEL.BCN.MOVING_SPEED:
+        if not 0 < cfg.MODEL.BCN.MOVING_SPEED <= 1:
             raise ConfigError(
-                "MODEL.BCN.MOVING_SPEED is 0 (unset), and the model has norms with estimated "
-                "statistics, which would never follow the data. Set it to more than 0 and at most "
-                '1, such as 0.1, or choose the norm "BCN".'
+                f"MODEL.BCN.MOVING_SPEED is {cfg.MODEL.BCN.MOVING_SPEED} (0 is unset), and the "
+                "model has norms with estimated statistics, which follow the data by it. Set it to "
+                'more than 0 and at most 1, such as 0.1, or choose the norm "BCN".'
             )
         self._cfg = cfg.clone()
         self._cfg.defrost()

@@ -50,9 +50,9 @@ def launch(
     """``detectron2.engine.launch``, with the same arguments, also under torchrun and on the CPU.
 
     Under torchrun its environment counts, not the arguments. Without a GPU, N processes share the
-    cores of the CPU. An expected error ends all processes with one line on stderr; see
-    :func:`~gnws_d2.errors.one_line_errors`. SIGINT and SIGTERM are passed on to all processes,
-    which also end when this one is killed.
+    cores of the CPU, unless OMP_NUM_THREADS is set. An expected error ends all processes with one
+    line on stderr; see :func:`~gnws_d2.errors.one_line_errors`. SIGINT and SIGTERM are passed on to
+    all processes, which also end when this one is killed.
 
     Args:
         timeout: how long a process waits for the others, to start and later, until
@@ -69,6 +69,10 @@ def launch(
             raise GnwsError(
                 f"{processes} processes need a GPU each, but this machine has {gpus}. Use "
                 f"--num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
+            )
+        if num_machines > 1 and dist_url == "auto" and not is_torchrun:
+            raise GnwsError(
+                "--dist-url auto is for one machine. Set it to tcp://ADDRESS:PORT of machine 0."
             )
         if is_torchrun:
             with _rendezvous("the address of torchrun", timeout):

@@ -27,13 +27,13 @@ from ..errors import ConfigError
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
+from ..modeling.precision import evaluation_precision
 from .accumulation import AccumulatingTrainer, check_batch
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
 from .evaluation import build_evaluator
 from .hooks import BestCheckpointer, FirstIterations, MovingSpeed
 from .launch import create_ddp_model
 from .output_folder import locked_output
-from .precision import evaluation_precision
 from .schedule import in_iterations, scale_schedule
 from .stopping import StopOnSignal, TrainingEnded
 

@@ -20,10 +20,7 @@ class MaxIoUMatcher(Matcher):
     """
 
     def __init__(
-        self,
-        thresholds: list[float],
-        labels: list[int],
-        low_quality_iou: float | None = None,
+        self, thresholds: list[float], labels: list[int], low_quality_iou: float | None = None
     ) -> None:
         """
         Args:

@@ -30,7 +30,7 @@ def add_acceleration_config(cfg: CfgNode) -> None:
     # sees the padding, so scores change a little. 0: pad as the backbone
     # needs it, to multiples of 32 with a feature pyramid.
     cfg.INPUT.SIZE_DIVISIBILITY = 0
-    for key in {"MODEL.COMPILE.PARTS", "MODEL.COMPILE.BACKEND"} - cfg.__dict__[
-        CfgNode.DEPRECATED_KEYS
-    ]:
-        cfg.register_deprecated_key(key)  # of older versions; torch.compile was slower
+    # Of older versions; torch.compile was slower.
+    compiling = {"MODEL.COMPILE", "MODEL.COMPILE.PARTS", "MODEL.COMPILE.BACKEND"}
+    for key in compiling - cfg.__dict__[CfgNode.DEPRECATED_KEYS]:
+        cfg.register_deprecated_key(key)

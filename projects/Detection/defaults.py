@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from gnws.upstream import silence_upstream
-from gnws_d2.engine import limit_waiting
+from gnws_d2.engine.launch import limit_waiting
 
 # Long and the same in every run; the scaling is shown by a table of ours.
 IN_LOG_FILE_ONLY = (

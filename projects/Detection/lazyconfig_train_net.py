@@ -16,12 +16,7 @@ from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    default_writers,
-    hooks,
-)
+from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
@@ -32,7 +27,6 @@ from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import resolve_config_file
 from gnws_d2.engine import (
-    FirstIterations,
     IterationSeed,
     ResumableLoader,
     StopOnSignal,
@@ -42,6 +36,7 @@ from gnws_d2.engine import (
     save_final,
     seek_data,
 )
+from gnws_d2.engine.hooks import FirstIterations
 from gnws_d2.errors import ConfigError
 from gnws_d2.projects.detection.defaults import default_setup, setup_loggers
 from gnws_d2.projects.detection.lazy_config import load_lazy_config

@@ -17,7 +17,7 @@ from trials import Trial, Wrong, damage
 
 from gnws_d2 import load_config
 from gnws_d2.checkpoint.structure import build_on_meta
-from gnws_d2.config import add_gnws_config, get_config_file, leaves
+from gnws_d2.config import CONFIG_ROOT, add_gnws_config, get_config_file, leaves
 from gnws_d2.errors import ConfigError
 
 NAMES = (
@@ -54,6 +54,8 @@ def use(file: Path, opts: Sequence[str] = ()) -> str:
         expected.merge_from_list(list(opts))
     except Exception as error:
         is_known = any(types in str(error) for types in TAKEN)
+        if isinstance(error, FileNotFoundError):  # a packaged config is a base by its name, too
+            is_known = any(CONFIG_ROOT.rglob(Path(error.filename).name))
         return "" if is_known else f"accepted, but Detectron2 refuses it: {error}"[:300]
     expected.MODEL.DEVICE = cfg.MODEL.DEVICE  # "cpu" where no GPU is
     # As text: NaN differs from itself.

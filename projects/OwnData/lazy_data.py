@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from detectron2.data import DatasetMapper
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import gnws_d2
+from gnws_d2.data import Mapper
 
 from .fit import fit_to_data
 from .source import is_source
@@ -30,7 +32,7 @@ def name_data(cfg: Any, splits: Mapping[str, Sequence[str]], eval_only: bool) ->
 
 def fit_lazy_config(cfg: Any) -> None:
     """Register and check the COCO files among the datasets of ``cfg``, and set the model's number
-    of classes and the mapper's mask format.
+    of classes, the mapper's mask format, and :class:`~gnws_d2.data.Mapper` for Detectron2's.
 
     Raises:
         DatasetError: see :func:`~.fit.fit_to_data`.
@@ -43,9 +45,11 @@ def fit_lazy_config(cfg: Any) -> None:
     fitted = fit_to_data(gnws_d2.load_config("", opts))
     for node in _with_classes(cfg.model):
         node.num_classes = len(fitted.DATASETS.CLASSES)
-    mapper = cfg.dataloader.train.mapper
-    if "instance_mask_format" in mapper:
-        mapper.instance_mask_format = fitted.INPUT.MASK_FORMAT
+    for mapper in (cfg.dataloader.train.mapper, cfg.dataloader.test.mapper):
+        if "instance_mask_format" in mapper:
+            mapper.instance_mask_format = fitted.INPUT.MASK_FORMAT
+        if mapper.get("_target_") is DatasetMapper:
+            mapper._target_ = Mapper  # which reads 16 bits, and names the image in its errors
 
 
 def _with_classes(node: Any) -> Iterator[DictConfig]:

@@ -106,10 +106,7 @@ def score_histogram(matches: Matches) -> Figure:
     """How many right and wrong detections have which score."""
     figure, axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
     bins = np.linspace(0, 1, 21).tolist()
-    for name, color, mask in (
-        ("wrong", RED, ~matches.is_right),
-        ("right", BLUE, matches.is_right),
-    ):
+    for name, color, mask in (("wrong", RED, ~matches.is_right), ("right", BLUE, matches.is_right)):
         values = matches.score[mask]
         axes.hist(values, bins=bins, color=color, alpha=0.55, label=f"{name} ({len(values)})")
     if (threshold := matches.suggested_threshold) is not None:

@@ -20,6 +20,7 @@ import gnws_d2.projects.digits  # registers the datasets
 from gnws.arguments import parse
 from gnws_d2.config import dataset_names
 from gnws_d2.engine import dataset_folder, evaluated_datasets
+from gnws_d2.engine.evaluation import complete_truth
 from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, short_name
@@ -119,7 +120,9 @@ def _truth(dataset_name: str, results: Path) -> COCO:
     file = MetadataCatalog.get(dataset_name).get("json_file")
     if not file:  # Detectron2's evaluator has written one
         file = results.parent / f"{dataset_name}_coco_format.json"
-    return coco_api(json.loads(Path(file).read_text(encoding="utf-8")))
+    truth = coco_api(json.loads(Path(file).read_text(encoding="utf-8")))
+    complete_truth(truth)
+    return truth
 
 
 def _last_weights(output: Path, cfg: CfgNode) -> str:

@@ -11,11 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from gnws_d2.layers import StandardizedConv, fold
-from gnws_d2.projects.acceleration import (
-    GroupNormReLU,
-    checkpoint_activations,
-    fuse_norm_relu,
-)
+from gnws_d2.projects.acceleration import GroupNormReLU, checkpoint_activations, fuse_norm_relu
 from gnws_d2.projects.acceleration.fuse import count_fused
 
 MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"

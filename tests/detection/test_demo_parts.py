@@ -114,7 +114,7 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
         [line] = [r.getMessage() for r in caplog.records if f"{name}.png is" in r.getMessage()]
         assert "\n" not in line and f"{name}.png is skipped: " in line
     assert sorted(f.name for f in output.iterdir()) == [
-        *("a_good.png.png", "detections.json", "z_good.png.png"),
+        *("a_good.png.png", "detections.json", "z_good.png.png")
     ]
 
 

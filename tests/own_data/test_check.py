@@ -71,7 +71,6 @@ OF_ANNOTATION = {
     "segmentation text": ({"segmentation": RLE}, "neither polygons nor RLE"),
     "RLE without counts": ({"segmentation": {"size": SIZE}}, "its RLE is damaged"),
     "RLE empty": (rle(""), "its RLE is damaged: its counts sum to 0, not to 48 x 64 = 3072"),
-    "RLE cut": (rle("Z"), "its RLE is damaged"),
     "RLE of other characters": (rle("\u00fc" + RLE), "its RLE is damaged"),
     "RLE of other size": (rle(RLE, [WIDTH, HEIGHT]), "its RLE has size [64, 48], not [48, 64]"),
     "RLE of huge size": (rle(RLE, [10**6, 10**6]), "its RLE has size [1000000, 1000000]"),
@@ -143,11 +142,6 @@ OF_IDS = {
         "annotation 101 of '0.png': 2 annotations have this id. There are 1 more",
         (ALL_IMAGES, ALL - {100, 101}),
     ),
-    "annotation id beyond 64 bits": (
-        change_annotation(id=2**63),
-        "its id is 9223372036854775808, not a whole number of 64 bits",
-        (ALL_IMAGES, ALL - {100}),
-    ),
     "image_id unknown": (
         change_annotation(image_id=999),
         "annotation 100: its image_id, 999, is not the id of an image",
@@ -165,7 +159,6 @@ OF_IDS = {
         NOT_10,
     ),
     "width 0": (change_image(width=0), "its size is 0 x 48", NOT_10),
-    "width huge": (change_image(width=10**9), "its size is 1000000000 x 48, more than", NOT_10),
     "size exchanged": (
         change_image(width=HEIGHT, height=WIDTH),
         "it is 64 x 48 pixels, but the annotations say 48 x 64",

@@ -11,6 +11,7 @@ import torch
 from coco_files import HEIGHT, WIDTH, make_coco, read, register, truth, write
 from detectron2 import evaluation
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
 from processes import run
 from pycocotools.coco import COCO
@@ -149,6 +150,18 @@ def test_detectron2s_own_evaluator_scores_a_perfect_prediction_100(
     scores.params.imgIds = [image["image_id"] for image in DatasetCatalog.get(name)]
     scores.evaluate(), scores.accumulate(), scores.summarize()
     assert scores.stats[0] == pytest.approx(1)
+
+
+def test_a_registered_file_with_id_0_and_without_area_is_evaluated(tmp_path):
+    """pycocotools takes id 0 for unmatched, and reads ``area`` and ``iscrowd``."""
+    file, name = make_coco(tmp_path), str(tmp_path)
+    coco = read(file)
+    drop_members(coco), count_from_0(coco)
+    write(file, coco)
+    register_coco_instances(name, {}, str(file), str(tmp_path / "images"))
+    DatasetCatalog.get(name)
+    evaluator = build_evaluator(gnws_d2.load_config(BOXES, ["OUTPUT_DIR", name]), name)
+    assert evaluate(evaluator, perfect(file, name))["AP"] == pytest.approx(100)
 
 
 def test_the_ap_of_a_class_is_named_rightly_in_any_order_of_ids(tmp_path):

@@ -187,15 +187,7 @@ def _merge(mean, square, count, total):
 # Not specialized: sizes of 1 or a multiple of 16 are not worth kernels of their own.
 @triton.jit(do_not_specialize=["channels_per_group", "pixels", "chunk", "splits"])
 def _merge_moments(
-    partial,
-    mean,
-    rstd,
-    eps,
-    channels_per_group,
-    pixels,
-    chunk,
-    splits,
-    BLOCK: tl.constexpr,
+    partial, mean, rstd, eps, channels_per_group, pixels, chunk, splits, BLOCK: tl.constexpr
 ):
     """Mean and 1 / deviation of each image and group, whose partial moments lie side by side."""
     group = tl.program_id(0).to(tl.int64)  # of all images
