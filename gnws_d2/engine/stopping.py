@@ -57,8 +57,8 @@ class StopOnSignal(HookBase):
         if comm.is_main_process():
             self._checkpointer.save(name, iteration=iteration)
             logger.info(
-                "Stopped by %s after iteration %d of %d. To continue from %s.pth in %s, add "
-                "--resume to the same command.",
+                "Stopped by %s after iteration %d of %d. To continue from %s.pth in %s, run "
+                "the same command with --resume.",
                 *(signal.Signals(number).name, iteration, self.trainer.max_iter),
                 *(name, self._checkpointer.save_dir),
             )

@@ -57,6 +57,9 @@ def parse(name: str = "", words: Sequence[str] | None = None) -> argparse.Namesp
         )
         add_arguments(command)
     args = parser.parse_args([name, *words] if name else words or ["--help"])
+    opts = getattr(args, "opts", [])
+    if late := [word for word in opts if word.startswith("--")]:
+        parser.error(f"{late[0]} comes after overrides of the config. Put it before {opts[0]}.")
     if args.debug:
         os.environ["GNWS_D2_DEBUG"] = "1"  # also for the processes that this one starts
     return args

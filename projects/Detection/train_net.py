@@ -70,6 +70,8 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
     for key, value in (("MODEL.WEIGHTS", args.weights), ("SOLVER.EPOCHS", args.epochs)):
         if value is not None:
             opts = [key, value, *opts]
+    if args.config_file.endswith(".py"):
+        raise ConfigError(f"{args.config_file} is a LazyConfig. Use lazyconfig_train_net.py.")
     file = resolve_config_file(args.config_file)
     if not file and args.eval_only:
         return config_of(args.weights or "", opts, ADD_CONFIGS), "", opts

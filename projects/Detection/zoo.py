@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 
 from tabulate import tabulate
 
@@ -26,7 +27,8 @@ def list_all() -> None:
     detectors = {entry.config: entry.name for entry in published() if not entry.is_backbone}
     rows = [[name, detectors.get(name, "")] for name in config_names(lazy=True)]
     print("\n" + tabulate(rows, ["config, for --config-file", "trained detector"]))
-    print(f"\nCache: {cache_path()} (${CACHE_VARIABLE}); mirror: ${MIRROR_VARIABLE}")
+    mirror = os.environ.get(MIRROR_VARIABLE, "none")
+    print(f"\nCache: {cache_path()} (${CACHE_VARIABLE}); mirror: {mirror} (${MIRROR_VARIABLE})")
 
 
 def prefetch(names: list[str]) -> int:
