@@ -53,6 +53,11 @@ class Exporter:
     def program(self) -> torch.export.ExportedProgram:
         """The graph for images of any size."""
         detector = BranchFreeDetector(self.model)
+        if (shortest := min(min(image.shape[1:]) for image in self.images)) < detector.smallest:
+            raise GnwsError(
+                f"an image has a side of {shortest} pixels in the model; this needs at least "
+                f"{detector.smallest}. Raise INPUT.MIN_SIZE_TEST or choose another image."
+            )
         side = {name: torch.export.Dim(name, min=detector.smallest) for name in ("height", "width")}
         with quiet(), torch.no_grad():
             return torch.export.export(
