@@ -43,10 +43,8 @@ def attack(corpus: str, seed: int, scale: float) -> dict[str, Counter[str]]:
     return counts
 
 
-def table(corpus: str, seed: int, counts: dict[str, Counter[str]]) -> str:
+def table(corpus: str, seed: int, version: str, counts: dict[str, Counter[str]]) -> str:
     """The counts, and the version that was attacked."""
-    describe = ["git", "describe", "--always", "--dirty"]
-    version = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     rows = [[k, n.total(), *(n[outcome] for outcome in OUTCOMES)] for k, n in counts.items()]
     header = [f"{corpus}, seed {seed}, commit {version}", "trials", *OUTCOMES]
     return tabulate(rows, header, tablefmt="github")
@@ -69,10 +67,12 @@ def main() -> int:
             print(perform(args.only, args.seed, Path(folder)) or "right")
         return 0
     lost = 0
+    describe = ["git", "describe", "--always", "--dirty"]  # before the document changes
+    version = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     for corpus in args.corpora or CORPORA:
         counts = attack(corpus, args.seed, args.scale)
         lost += sum(found[outcome] for found in counts.values() for outcome in LOST)
-        made = table(corpus, args.seed, counts)
+        made = table(corpus, args.seed, version, counts)
         print(made)
         if not args.dry_run:
             text = replace_marked(DOCUMENT.read_text(encoding="utf-8"), corpus, made)
