@@ -226,12 +226,18 @@ class _ConfigFile(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        path = Path(filename)
-        for packaged in (CONFIG_ROOT / path.name, CONFIG_ROOT / path.parent.name / path.name):
-            if not os.path.exists(filename) and packaged.is_file():
-                logger.info("%s does not exist: the packaged one is used.", filename)
-                filename = str(packaged)
-        return super().load_yaml_with_base(filename, allow_unsafe)
+        found = base_file(filename)
+        if found != filename:
+            logger.info("%s does not exist: the packaged one is used.", filename)
+        return super().load_yaml_with_base(found, allow_unsafe)
+
+
+def base_file(file: str) -> str:
+    """``file``, or if it does not exist the packaged config whose name it ends in."""
+    path = Path(file)
+    named = (CONFIG_ROOT / path.name, CONFIG_ROOT / path.parent.name / path.name)
+    packaged = [str(other) for other in named if other.is_file()]
+    return packaged[0] if packaged and not os.path.exists(file) else file
 
 
 @contextmanager

@@ -55,8 +55,7 @@ def launch(
     all processes, which also end when this one is killed.
 
     Args:
-        timeout: how long a process waits for the others, to start and later, until
-            :func:`limit_waiting` changes it; 30 minutes by default.
+        timeout: how long a process waits for the others, to start and later; by default 30 minutes.
 
     Raises:
         GnwsError: there are more processes than GPUs, or they did not find or lost each other.
@@ -192,14 +191,6 @@ def _rendezvous(address: str, timeout: timedelta) -> Iterator[None]:
                 "machines were started, each with its own rank."
             ) from error
         raise
-
-
-def limit_waiting(seconds: float) -> None:
-    """Let operations between processes fail when one waits longer than this for the others."""
-    if comm.get_world_size() > 1:
-        for group in (None, comm._LOCAL_PROCESS_GROUP, comm._get_global_gloo_group()):
-            # torch's own setter is private; torchtitan uses it in the same way.
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def _join_torchrun(processes: int, timeout: timedelta) -> None:

@@ -6,15 +6,16 @@ import argparse
 import logging
 import re
 import sys
+from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
 from detectron2 import engine
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from gnws.upstream import silence_upstream
-from gnws_d2.engine.launch import limit_waiting
 
 # Long and the same in every run; the scaling is shown by a table of ours.
 IN_LOG_FILE_ONLY = (
@@ -38,6 +39,14 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         limit_waiting(timeout)
     setup_loggers(cfg.train.output_dir if is_lazy else cfg.OUTPUT_DIR)
     engine.default_setup(cfg, args)
+
+
+def limit_waiting(seconds: float) -> None:
+    """Let operations between processes fail when one waits longer than this for the others."""
+    if comm.get_world_size() > 1:
+        for group in (None, comm._LOCAL_PROCESS_GROUP, comm._get_global_gloo_group()):
+            # torch's own setter is private; torchtitan uses it in the same way.
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def setup_loggers(output: str) -> None:

@@ -15,6 +15,7 @@ from tabulate import tabulate
 from gnws_d2.config import (
     CONFIG_ROOT,
     EPOCH_KEYS,
+    base_file,
     get_key,
     leaves,
     load_config,
@@ -163,8 +164,7 @@ def _own_files(file: str) -> tuple[list[dict[str, Any]], str]:
     bases = content.pop("_BASE_", [])
     own, packaged = [content], ""
     for base in bases if isinstance(bases, list) else [bases]:
-        beside = path.parent / Path(base).expanduser()
-        found = _own_files(str(beside) if beside.is_file() else base)
+        found = _own_files(base_file(str(path.parent / Path(base).expanduser())))
         own, packaged = own + found[0], found[1] or packaged
     return own, packaged
 

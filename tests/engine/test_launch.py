@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 from gnws_d2.engine import launch
-from gnws_d2.engine.launch import limit_waiting
+from gnws_d2.projects.detection.defaults import limit_waiting
 from gnws_d2.errors import ConfigError
 mp.start_processes = functools.partial(mp.start_processes, start_method="fork")
 os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
