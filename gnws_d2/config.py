@@ -140,6 +140,16 @@ def add_gnws_config(cfg: CfgNode) -> None:
         cfg.register_deprecated_key(key)
 
 
+def with_gnws_keys(cfg: CfgNode) -> CfgNode:
+    """A copy of any Detectron2 config, which has this package's keys at their defaults where
+    ``cfg`` lacks them."""
+    complete = cfg.clone()
+    complete.defrost()
+    add_gnws_config(complete)
+    complete.merge_from_other_cfg(cfg)
+    return complete
+
+
 def load_config(
     file: str | Path, opts: Sequence[str] = (), add_configs: Sequence[AddConfig] = ()
 ) -> CfgNode:
