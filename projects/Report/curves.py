@@ -59,10 +59,10 @@ def encode(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def precision_recall(matches: Matches, iou: int) -> Figure:
-    """Precision over recall at an IoU of 50 or 75 percent, for each class and their mean."""
-    figure, axes = _axes(f"Precision and recall, {TASKS[matches.task]} IoU {iou / 100}")
-    precision = matches.precision[iou]
+def precision_recall(matches: Matches) -> Figure:
+    """Precision over recall for each class and their mean."""
+    figure, axes = _axes(f"Precision and recall, {TASKS[matches.task]} IoU {MATCHING_IOU}")
+    precision = matches.precision
     present = np.flatnonzero(~np.isnan(precision[0]))
     average = precision.mean(axis=0)
     named = _named(average, present)
@@ -77,7 +77,7 @@ def precision_recall(matches: Matches, iou: int) -> Figure:
         label = f"mean {100 * mean.mean():.1f}"
         axes.plot(_RECALLS, mean, color="black", linewidth=2.4, label=label)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
-    _legend(axes, f"AP{iou}")
+    _legend(axes, "AP50")
     return figure
 
 
@@ -99,44 +99,6 @@ def scores_and_f1(matches: Matches) -> Figure:
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
     axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.03))
     _legend(axes)
-    return figure
-
-
-def score_histogram(matches: Matches) -> Figure:
-    """How many right and wrong detections have which score."""
-    figure, axes = _axes(f"Scores of detections, {TASKS[matches.task]} IoU {MATCHING_IOU}")
-    bins = np.linspace(0, 1, 21).tolist()
-    for name, color, mask in (("wrong", RED, ~matches.is_right), ("right", BLUE, matches.is_right)):
-        values = matches.score[mask]
-        axes.hist(values, bins=bins, color=color, alpha=0.55, label=f"{name} ({len(values)})")
-    if (threshold := matches.suggested_threshold) is not None:
-        axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
-    if len(matches.score):
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=0.7)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.set(xlabel="score", ylabel="detections", xlim=(0, 1))
-    _legend(axes)
-    return figure
-
-
-def ap_per_class(matches: Matches) -> Figure:
-    """AP and AP50 of each class, the best on top; as high as the classes need."""
-    ap, ap50 = matches.class_ap[:, 0], matches.class_ap[:, 1]
-    order = np.argsort(np.where(np.isnan(ap), -1, ap), kind="stable")
-    height = max(_SIZE[1], 0.19 * len(order) + 1)
-    figure, axes = _axes(f"AP of each class, {TASKS[matches.task]}", (_SIZE[0], height))
-    places = np.arange(len(order))
-    bars = axes.barh(places, np.nan_to_num(ap[order]), height=0.7, color=BLUE, label="AP")
-    axes.plot(ap50[order], places, "|", color="black", markersize=8, label="AP50")
-    values = ["no objects" if np.isnan(v) else f"{v:.1f}" for v in ap[order]]
-    axes.bar_label(bars, values, fontsize=7, padding=2, color="black")
-    names = [f"{_short(matches.classes[k])} ({matches.objects[k]})" for k in order]
-    axes.set_yticks(places, names, fontsize=8)
-    axes.set(xlabel="percent", xlim=(0, 108), ylim=(-0.6, max(len(order), 1) - 0.4))
-    axes.set_xticks(range(0, 101, 20))
-    _legend(axes, loc="lower right")
     return figure
 
 
@@ -259,7 +221,7 @@ def _labels(axes: Axes) -> list[str]:
     return axes.get_legend_handles_labels()[1]
 
 
-def _legend(axes: Axes, title: str | None = None, loc: Any = "best") -> None:
+def _legend(axes: Axes, title: str | None = None) -> None:
     if _labels(axes):
         with matplotlib.rc_context(_STYLE):
-            axes.legend(title=title, title_fontsize=8, loc=loc)
+            axes.legend(title=title, title_fontsize=8)

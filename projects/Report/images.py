@@ -110,16 +110,10 @@ def beside(left: np.ndarray, right: np.ndarray, gap: int = 8) -> np.ndarray:
     return np.hstack([left, np.full((len(left), gap, 3), 255, np.uint8), right])
 
 
-def jpeg(rgb: np.ndarray, most_bytes: int) -> bytes:
-    """A JPEG of at most ``most_bytes``, of lower quality, and then smaller, where needed."""
-    image = Image.fromarray(rgb)
-    while True:
-        for quality in (88, 75, 60):
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=quality)
-            if buffer.tell() <= most_bytes or max(image.size) < 64:
-                return buffer.getvalue()
-        image = image.reduce(2)
+def jpeg(rgb: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def class_colors(classes: Sequence[int]) -> list[np.ndarray]:

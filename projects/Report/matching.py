@@ -20,7 +20,7 @@ from gnws_d2.errors import GnwsError
 
 MATCHING_IOU = 0.5  # the first of COCOeval's IoU thresholds
 THRESHOLDS = np.linspace(0, 1, 101)  # scores; a detection is kept if its own is at least as high
-_IOU_INDEX = {50: 0, 75: 5}  # IoU in percent -> index in COCOeval's IoU thresholds
+_IOU_50, _IOU_75 = 0, 5  # indices in COCOeval's IoU thresholds
 _ALL_AREAS, _MOST_DETECTIONS = 0, -1  # indices in COCOeval's area ranges and limits
 
 
@@ -33,7 +33,7 @@ class Matches:
         classes: names, in the order of their category ids.
         ap: percent, by COCO's name: AP, AP50, AP75, APs, APm, APl; NaN if undefined.
         class_ap: (K, 3), percent: AP, AP50, AP75 of each class; NaN for a class without objects.
-        precision: IoU in percent -> (101, K) precision at the recalls 0, 0.01, ..., 1.
+        precision: (101, K) at MATCHING_IOU and the recalls 0, 0.01, ..., 1.
         objects: (K,) the number of objects; crowds are left out.
         image_id, category, score, is_right: one entry per detection, at most 100 per image and
             class: its image, index of its class, score, and whether it finds an object at
@@ -48,7 +48,7 @@ class Matches:
     classes: list[str]
     ap: dict[str, float]
     class_ap: np.ndarray
-    precision: dict[int, np.ndarray]
+    precision: np.ndarray
     objects: np.ndarray
     image_id: np.ndarray
     category: np.ndarray
@@ -117,7 +117,7 @@ def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
     # (IoU thresholds, recalls, classes)
     precision = _defined(evaluation.eval["precision"][..., _ALL_AREAS, _MOST_DETECTIONS])
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
-    class_ap = np.stack([means.mean(axis=0), *(means[i] for i in _IOU_INDEX.values())], axis=1)
+    class_ap = np.stack([means.mean(axis=0), means[_IOU_50], means[_IOU_75]], axis=1)
 
     detections, objects = _counted(evaluation)
     detected = [evaluation.cocoDt.anns[id_] for id_, _ in detections]
@@ -128,7 +128,7 @@ def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
         classes=[c["name"] for c in truth.loadCats(evaluation.params.catIds)],
         ap=dict(zip(names, stats.tolist(), strict=True)),
         class_ap=100 * class_ap,
-        precision={percent: precision[i] for percent, i in _IOU_INDEX.items()},
+        precision=precision[_IOU_50],
         objects=np.bincount(categories, minlength=len(index)),
         image_id=np.array([d["image_id"] for d in detected]),
         category=np.array([index[d["category_id"]] for d in detected], int),
@@ -217,7 +217,7 @@ def image_results(
     return [ImageResult(i, found[i], missed[i], wrong[i]) for i in image_ids]
 
 
-def choose(results: list[ImageResult], number: int, seed: int = 0) -> dict[str, list[ImageResult]]:
+def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResult]]:
     """Up to ``number`` images of each kind, "worst", "best" and "random", none of them twice.
 
     The worst have the lowest F1 and, of equals, the most errors; the best the highest F1 and, of
@@ -230,7 +230,7 @@ def choose(results: list[ImageResult], number: int, seed: int = 0) -> dict[str, 
     best = sorted(rated, key=lambda r: (-r.f1, -r.found))
     best = [r for r in best if r.found and r not in worst][:number_rated]
     rest = [r for r in results if r not in worst and r not in best]
-    drawn = random.Random(seed).sample(rest, min(number, len(rest)))
+    drawn = random.Random(0).sample(rest, min(number, len(rest)))
     return {"worst": worst, "best": best, "random": drawn}
 
 

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 _DEFAULT_THRESHOLD = 0.5  # where no detection is right, and so none is suggested
-_IMAGE_BYTES = 120_000  # 18 images of this size, and the plots, stay below 5 MB in base64
 _KINDS = {"worst": "Worst images", "best": "Best images", "random": "Random images"}
 
 
@@ -154,8 +153,8 @@ def _pairs(
                 matches,
                 threshold,
             )
-            (folder / "images" / f"{kind}_{i}.jpg").write_bytes(jpeg(beside(*halves), 1_000_000))
-            left, right = (_data_uri(jpeg(half, _IMAGE_BYTES)) for half in halves)
+            (folder / "images" / f"{kind}_{i}.jpg").write_bytes(jpeg(beside(*halves)))
+            left, right = (_data_uri(jpeg(half)) for half in halves)
             counts = f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
             pairs.setdefault(_KINDS[kind], []).append(
                 {"title": name, "caption": counts, "truth": left, "prediction": right}
@@ -172,12 +171,9 @@ def _task(
     plots = _save(
         folder,
         matches.task,
-        precision_recall_50=curves.precision_recall(matches, 50),
-        precision_recall_75=curves.precision_recall(matches, 75),
+        precision_recall=curves.precision_recall(matches),
         f1=curves.scores_and_f1(matches),
-        scores=curves.score_histogram(matches),
         confusion=curves.confusion(matrix, matches.classes, matches.task, threshold),
-        ap_per_class=curves.ap_per_class(matches),
     )
     at = round(100 * threshold)  # its index in THRESHOLDS
     right, wrong = (counts[:, at] for counts in matches.kept)

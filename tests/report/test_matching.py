@@ -5,10 +5,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from coco_cases import coco, detection, jittered, truth_annotation
 from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
 import gnws_d2
@@ -33,19 +31,9 @@ def evaluated(tiny_digits, tmp_path_factory):
     truth = COCO(tiny_digits / "digits_val.json")
     rows = jittered(truth)
     evaluator = build_evaluator(cfg, "tiny_digits_val")
-    evaluator.reset()
-    for number, image in truth.imgs.items():
-        mine = [row for row in rows if row["image_id"] == number]
-        found = Instances((image["height"], image["width"]))
-        boxes = torch.tensor([row["bbox"] for row in mine]).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        found.pred_boxes = Boxes(boxes)
-        found.scores = torch.tensor([row["score"] for row in mine])
-        # Digits' category ids start at 1.
-        found.pred_classes = torch.tensor([row["category_id"] - 1 for row in mine]).long()
-        masks = [truth.annToMask({**row, "image_id": number}) for row in mine]
-        found.pred_masks = torch.tensor(np.array(masks)).reshape(-1, *found.image_size).bool()
-        evaluator.process([{"image_id": number}], [{"instances": found}])
+    # What process() makes of a model's outputs. Digits' category ids start at 1.
+    found = [{**row, "category_id": row["category_id"] - 1} for row in rows]
+    evaluator._predictions = [{"instances": found}]
     results = evaluator.evaluate()
     return truth, folder / "inference" / "coco_instances_results.json", results
 
@@ -72,7 +60,7 @@ def test_precision_recall_and_f1_by_hand():
     found = ((0, 0.9), (200, 0.8), (1, 0.7), (50, 0.6))
     matches = match(truth, [detection(1, 1, x, score) for x, score in found], "bbox")
     # Recall 0.5 is reached at a precision of 1, recall 1 at the fourth detection: 2 of 4.
-    precision = matches.precision[50][:, 0]
+    precision = matches.precision[:, 0]
     assert precision[:51] == pytest.approx(1) and precision[51:] == pytest.approx(0.5)
     assert matches.ap["AP50"] == pytest.approx(100 * (51 * 1 + 50 * 0.5) / 101)
     assert matches.is_right.tolist() == [True, False, False, True]
@@ -147,5 +135,3 @@ def test_images_are_ranked_by_f1_and_shown_once():
     assert [r.image_id for r in chosen["best"]] == [1, 2]
     assert sorted(r.image_id for r in chosen["random"]) == [5, 6]
     assert choose(results, 2) == chosen
-    first = [choose(results, 1, seed)["random"][0].image_id for seed in range(8)]
-    assert len(set(first)) > 1
