@@ -149,16 +149,16 @@ def accuracy(model: nn.Module, data: Batch, batch: int = 512) -> float:
     return 100 * (found == labels).float().mean().item()
 
 
-def train(job: Job) -> list[dict[str, Any]]:
+def train(job: Job) -> dict[str, Any]:
     torch.manual_seed(job.seed)
     model = build_classifier(job.norm)
     is_fashion = job.experiment.startswith("fashion")
     optimize(model, load("train", is_fashion), job)
     data = load("val", is_fashion)
-    row = {"accuracy": accuracy(model, data)}
+    scores = {"accuracy": accuracy(model, data)}
     if forget_running_statistics(model):
-        row["accuracy_batch_statistics"] = accuracy(model, data, job.batch)
-    return [row]
+        scores["accuracy_batch_statistics"] = accuracy(model, data, job.batch)
+    return scores
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def train(
     job: Job,
     config: Callable[[Job, str], CfgNode] = job_config,
     prepare: Callable[[Job, nn.Module], None] = lambda *_: None,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Train and evaluate. A model that finds nothing has an AP of 0.
 
     Args:
@@ -112,14 +112,14 @@ def train(
         prepare(job, trainer.model)
         trainer.train()
         box = trainer._last_eval_results["bbox"]
-        row = {name: box[name] for name in ("AP", "AP50")}
+        scores = {name: box[name] for name in ("AP", "AP50")}
         if forget_running_statistics(trainer.model):
             (name,) = cfg.DATASETS.TEST
             loader = build_detection_test_loader(cfg, name, batch_size=job.batch)
             evaluator = trainer.build_evaluator(cfg, name)
             results = inference_on_dataset(trainer.model, loader, evaluator)
-            row["AP_batch_statistics"] = results["bbox"]["AP"]
-    return [{name: 0.0 if math.isnan(value) else value for name, value in row.items()}]
+            scores["AP_batch_statistics"] = results["bbox"]["AP"]
+    return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}
 
 
 if __name__ == "__main__":

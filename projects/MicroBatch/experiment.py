@@ -98,21 +98,19 @@ class Preset:
         ]
 
 
-# Trains and returns the measurements, as rows of a CSV file. Raises FloatingPointError if the
-# training diverges.
-Train = Callable[[Job], list[dict[str, Any]]]
+# Trains and returns the measurements by name. Raises FloatingPointError if the training diverges.
+Train = Callable[[Job], dict[str, Any]]
 
 
 def run_job(train: Train, folder: Path, job: Job) -> None:
-    """Run one job and write its result. A diverged training is a result without rows."""
+    """Run one job and write its result. A diverged training is one without measurements."""
     start = time.process_time()
-    diverged, rows = "", []
+    result: dict[str, Any] = {**asdict(job), "diverged": "", "cpu_seconds": 0.0}
     try:
-        rows = train(job)
+        result |= train(job)
     except FloatingPointError as error:
-        diverged = str(error) or "not finite"
-    seconds = round(time.process_time() - start, 1)
-    result = {"job": asdict(job), "diverged": diverged, "cpu_seconds": seconds, "rows": rows}
+        result["diverged"] = str(error) or "not finite"
+    result["cpu_seconds"] = round(time.process_time() - start, 1)
     with atomic_write(job.result_file(folder)) as unfinished:
         unfinished.write_text(json.dumps(result), encoding="utf-8")
 
@@ -132,8 +130,8 @@ def best_lrs(jobs: Sequence[Job], folder: Path, score: str) -> dict[str, float]:
     have the lowest."""
 
     def score_of(job: Job) -> float:
-        rows = json.loads(job.result_file(folder).read_text(encoding="utf-8"))["rows"]
-        return rows[0][score] if rows else -math.inf
+        result = json.loads(job.result_file(folder).read_text(encoding="utf-8"))
+        return result.get(score, -math.inf)
 
     return {job.norm: job.reference_lr for job in sorted(jobs, key=score_of)}
 

@@ -91,7 +91,7 @@ class Classifier(nn.Module):
         return self.classify(features.mean((2, 3)))
 
 
-def pretrain(job: Job) -> list[dict[str, Any]]:
+def pretrain(job: Job) -> dict[str, Any]:
     """Train a backbone to classify, and save it."""
     torch.manual_seed(job.seed)
     model = Classifier(build_model(job_config(job, "")))
@@ -99,7 +99,7 @@ def pretrain(job: Job) -> list[dict[str, Any]]:
     WEIGHTS.mkdir(parents=True, exist_ok=True)
     with atomic_write(weights_file(job.norm)) as unfinished:
         torch.save(model.backbone.state_dict(), unfinished)
-    return [{"accuracy": accuracy(model, crops("val"))}]
+    return {"accuracy": accuracy(model, crops("val"))}
 
 
 def load_backbone(job: Job, model: nn.Module) -> None:
@@ -110,7 +110,7 @@ def load_backbone(job: Job, model: nn.Module) -> None:
     backbone.load_state_dict({name: value for name, value in saved.items() if name in wanted})
 
 
-def train(job: Job) -> list[dict[str, Any]]:
+def train(job: Job) -> dict[str, Any]:
     if job.experiment == "pretrain":
         return pretrain(job)
     return detector.train(job, job_config, load_backbone)

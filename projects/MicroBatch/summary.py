@@ -18,9 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import figures
+import matplotlib
 import numpy as np
 from experiment import BATCHES
+from matplotlib import pyplot as plt
 from tabulate import tabulate
 
 from gnws.marked_text import replace_marked
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "micro-batch.md"
 DATA = ROOT / "docs" / "micro-batch"
 
-ORDER = ("BN", "BN+WS", "FrozenBN", "GN", "GN+WS", "BCN", "BCN+WS")  # of norms
+ORDER = ("BN", "FrozenBN", "GN", "GN+WS", "BCN", "BCN+WS")  # of norms
 # The experiments that compare norms at a chosen learning rate -> the column of the score.
 SCORES = {"detector": "AP", "finetune": "AP", "classifier": "accuracy", "fashion": "accuracy"}
 EXPERIMENTS = (
@@ -46,6 +47,15 @@ PANELS = {
     "classifier": "classifier: accuracy on scans (%)",
     "fashion": "classifier: accuracy on FashionMNIST (%)",
 }
+# Okabe and Ito's colours, which the colour-blind can tell apart; without WS lighter and dashed.
+STYLES = {
+    "BN": {"color": "#000000", "linestyle": "-", "marker": "o"},
+    "GN": {"color": "#56B4E9", "linestyle": "--", "marker": "s"},
+    "GN+WS": {"color": "#0072B2", "linestyle": "-", "marker": "s"},
+    "BCN": {"color": "#E69F00", "linestyle": "--", "marker": "^"},
+    "BCN+WS": {"color": "#D55E00", "linestyle": "-", "marker": "^"},
+}
+SETTINGS = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10}
 
 Rows = list[dict[str, str]]
 BySeed = dict[str, float]  # a number for each seed; NaN if its job diverged
@@ -54,13 +64,9 @@ BySeed = dict[str, float]  # a number for each seed; NaN if its job diverged
 def collect(results: Path, data: Path) -> None:
     """Write the results in a folder as one CSV file for each experiment."""
     tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted(results.iterdir()):
-        if file.suffix != ".json":
-            continue
+    for file in sorted(results.glob("*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
-        rows, job = result.pop("rows"), result.pop("job")
-        experiment = job.pop("experiment")
-        tables[experiment] += [{**job, **result, **row} for row in rows or [{}]]
+        tables[result.pop("experiment")].append(result)
     for name, rows in tables.items():
         header = dict.fromkeys(column for row in rows for column in row)
         rows.sort(key=lambda row: ORDER.index(row["norm"]))
@@ -98,9 +104,11 @@ def by_seed(rows: Rows, column: str, **where: str | int) -> BySeed:
     return {row["seed"]: float(row[column] or "nan") for row in select(rows, **where)}
 
 
-def each_batch(rows: Rows, column: str, norm: str) -> list[BySeed]:
-    """The numbers of a norm for each of BATCHES."""
-    return [by_seed(rows, column, norm=norm, batch=batch) for batch in BATCHES]
+def each_batch(
+    rows: Rows, column: str, norm: str, batches: Iterable[int | str] = BATCHES
+) -> list[BySeed]:
+    """The numbers of a norm for each number of images per step."""
+    return [by_seed(rows, column, norm=norm, batch=batch) for batch in batches]
 
 
 def paired_differences(ours: Iterable[BySeed], theirs: Iterable[BySeed]) -> list[BySeed]:
@@ -109,16 +117,15 @@ def paired_differences(ours: Iterable[BySeed], theirs: Iterable[BySeed]) -> list
     return [{seed: a[seed] - b[seed] for seed in a if seed in b} for a, b in pairs]
 
 
-def mean_and_std(numbers: BySeed, digits: int = 1) -> str:
-    """ "mean ± standard deviation" over seeds; jobs that diverged are counted."""
-    finite = [n for n in numbers.values() if np.isfinite(n)]
-    if not finite:
-        return "diverged" if numbers else "not measured"
-    text = f"{np.mean(finite):.{digits}f}"
-    if len(finite) > 1:
-        text += f" ± {np.std(finite, ddof=1):.{digits}f}"
-    lost = len(numbers) - len(finite)
-    return f"{text} ({lost} of {len(numbers)} diverged)" if lost else text
+def mean_and_std(numbers: BySeed) -> str:
+    """ "mean ± standard deviation" over seeds, or "diverged" if a job did."""
+    values = [*numbers.values()]
+    if not values:
+        return "not measured"
+    if not np.isfinite(values).all():
+        return "diverged"
+    mean = f"{np.mean(values):.1f}"
+    return f"{mean} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else mean
 
 
 def bold_if_agreed(differences: BySeed) -> str:
@@ -138,10 +145,11 @@ def per_step(batches: Iterable[object]) -> list[str]:
 
 def scores_table(rows: Rows, column: str) -> str:
     """A score for each norm (rows) and number of images per step (columns)."""
-    batches, body = distinct(rows, "batch"), []
-    for norm in distinct(rows, "norm"):
-        cells = [by_seed(rows, column, norm=norm, batch=batch) for batch in batches]
-        body.append([norm, *map(mean_and_std, cells)])
+    batches = distinct(rows, "batch")
+    body = [
+        [norm, *map(mean_and_std, each_batch(rows, column, norm, batches))]
+        for norm in distinct(rows, "norm")
+    ]
     return table(["norm", *per_step(batches)], body)
 
 
@@ -192,11 +200,10 @@ def cost_table(data: Path) -> str:
     """The number of jobs and what they cost."""
     body, total = [], 0.0
     for name in EXPERIMENTS:
-        rows = read(data, name)
-        jobs = {(r["norm"], r["batch"], r["reference_lr"], r["seed"]): r for r in rows}.values()
+        jobs = read(data, name)
         minutes = sum(float(job["cpu_seconds"]) for job in jobs) / 60
         total += minutes
-        seeds, images = len(distinct(rows, "seed")), distinct(rows, "images")
+        seeds, images = len(distinct(jobs, "seed")), distinct(jobs, "images")
         diverged = sum(bool(job["diverged"]) for job in jobs)
         body.append([name, len(jobs), seeds, "-".join(images), diverged, f"{minutes:.1f}"])
     header = ["experiment", "jobs", "seeds", "images per job", "diverged", "CPU minutes"]
@@ -219,16 +226,24 @@ def document(text: str, data: Path) -> str:
     return text
 
 
+@matplotlib.rc_context(SETTINGS)
 def draw(data: Path) -> None:
-    """Draw the plot into the folder of the CSV files."""
-    panels = {}
-    for name, title in PANELS.items():
-        rows, lines = read(data, name), {}
-        for norm in distinct(rows, "norm"):
-            scores = each_batch(rows, SCORES[name], norm)
-            lines[norm] = [list(seeds.values()) for seeds in scores]
-        panels[title] = lines
-    figures.scores_against_batch(BATCHES, panels, data / "scores")
+    """Draw the scores of every norm against the images per step into the folder of the CSV files.
+    Points are means over seeds, bars their standard deviation."""
+    plt.switch_backend("Agg")
+    figure, grid = plt.subplots(1, len(PANELS), figsize=(13, 3.8), layout="constrained")
+    for axes, (name, title) in zip(grid, PANELS.items(), strict=True):
+        rows = read(data, name)
+        axes.set_xscale("log", base=2)
+        for i, (norm, style) in enumerate(STYLES.items()):
+            scores = [[*seeds.values()] for seeds in each_batch(rows, SCORES[name], norm)]
+            means, stds = np.mean(scores, axis=1), np.std(scores, axis=1, ddof=1)
+            places = np.multiply(BATCHES, 1.03 ** (i - 2))  # or bars would cover each other
+            axes.errorbar(places, means, stds, **style, markersize=5, capsize=2, label=norm)
+        axes.set_xticks(BATCHES, BATCHES)
+        axes.set(xlabel="images per step", title=title)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(data / "scores.png", dpi=130)
 
 
 def main() -> None:

@@ -13,12 +13,12 @@ JOBS = PRESET.jobs("test", {})
 SCORES = {("BN", 0.1): 7.0, ("BN", 0.2): 8.0, ("GN", 0.1): 5.0}
 
 
-def train(job: experiment.Job) -> list[dict]:
+def train(job: experiment.Job) -> dict:
     """Diverges for GN at 0.2; raises an error where it has been called before."""
     Path(f"{job.norm}{job.reference_lr}").touch(exist_ok=False)
     if (job.norm, job.reference_lr) not in SCORES:
         raise FloatingPointError("the loss is nan at step 3")
-    return [{"score": SCORES[job.norm, job.reference_lr]}]
+    return {"score": SCORES[job.norm, job.reference_lr]}
 
 
 def test_a_job_sees_as_many_images_or_makes_as_many_steps_at_a_rate_linear_in_the_batch():
@@ -38,7 +38,7 @@ def test_each_job_has_one_result_and_the_best_rate_is_taken(tmp_path, monkeypatc
         experiment.run_jobs(train, jobs, folder, processes=1)
     assert len(list(folder.iterdir())) == 4
     diverged = json.loads(JOBS[3].result_file(folder).read_text())
-    assert diverged["diverged"] == "the loss is nan at step 3" and diverged["rows"] == []
+    assert diverged["diverged"] == "the loss is nan at step 3" and "score" not in diverged
     assert experiment.best_lrs(JOBS, folder, "score") == {"BN": 0.2, "GN": 0.1}
 
     JOBS[0].result_file(folder).unlink()
