@@ -20,9 +20,8 @@ from .matching import MATCHING_IOU, THRESHOLDS, Matches, f1_score, ratio
 
 TASKS = {"bbox": "box", "segm": "mask"}
 # The colors of Okabe and Ito, which the color-blind can tell apart.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _CYCLE = [
-    *(BLUE, RED, GREEN, ORANGE, "#56B4E9"),
+    *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"),
     *("#CC79A7", "#7F7F7F", "#8C6D1F", "#5D3A9B", "#1A1A1A"),
 ]
 _GRAY = "#B8B8B8"
@@ -43,7 +42,7 @@ _RECALLS = np.linspace(0, 1, 101)
 _MOST_NAMED = len(_CYCLE)  # more classes are gray lines, the best and the worst named
 _MOST_CONFUSED = 80  # classes that a plot of the confusion matrix shows
 
-Series = tuple[np.ndarray, np.ndarray]  # iterations, values
+Series = dict[int, float]  # iteration -> value
 
 
 def plain(text: str) -> str:
@@ -84,16 +83,11 @@ def precision_recall(matches: Matches) -> Figure:
 def scores_and_f1(matches: Matches) -> Figure:
     """Precision, recall and F1 of all detections that a score threshold keeps."""
     figure, axes = _axes(f"F1 over the score threshold, {TASKS[matches.task]} IoU {MATCHING_IOU}")
-    right, wrong = matches.kept
-    for k, objects in enumerate(matches.objects):
-        if objects and len(matches.classes) > 1:
-            f1 = f1_score(right[k], wrong[k], objects)
-            label = "F1 of each class" if "F1 of each class" not in _labels(axes) else None
-            axes.plot(THRESHOLDS, f1, color=_GRAY, linewidth=0.6, label=label)
-    right, wrong, objects = right.sum(axis=0), wrong.sum(axis=0), matches.objects.sum()
-    axes.plot(THRESHOLDS, ratio(right, right + wrong), color=GREEN, label="precision")
-    axes.plot(THRESHOLDS, ratio(right, objects), color=ORANGE, label="recall")
-    axes.plot(THRESHOLDS, f1_score(right, wrong, objects), color=BLUE, linewidth=2.4, label="F1")
+    right, wrong = (counts.sum(axis=0) for counts in matches.kept)
+    objects = matches.objects.sum()
+    axes.plot(THRESHOLDS, f1_score(right, wrong, objects), linewidth=2.4, label="F1")
+    axes.plot(THRESHOLDS, ratio(right, right + wrong), label="precision")
+    axes.plot(THRESHOLDS, ratio(right, objects), label="recall")
     if (threshold := matches.suggested_threshold) is not None:
         label = f"highest F1: {threshold:.2f}"
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
@@ -137,7 +131,7 @@ def read_history(file: Path) -> dict[str, Series]:
     iteration, what the file has from there on is dropped. So is a line that was cut off when a
     training was killed.
     """
-    values: dict[str, dict[int, float]] = {}
+    values: dict[str, Series] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
             entry = json.loads(line)
@@ -152,11 +146,7 @@ def read_history(file: Path) -> dict[str, Series]:
             }
         for name, value in entry.items():
             values.setdefault(name, {})[iteration] = value
-    return {
-        name: (np.array(sorted(course)), np.array([course[i] for i in sorted(course)], float))
-        for name, course in values.items()
-        if course
-    }
+    return {name: dict(sorted(course.items())) for name, course in values.items() if course}
 
 
 def losses(history: Mapping[str, Series]) -> Figure | None:
@@ -185,10 +175,12 @@ def _over_iterations(
         return None
     figure, axes = _axes(title)
     for name in names:
-        style: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
+        line: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
         if name == "total_loss":
-            style |= {"color": "black", "linewidth": 2}
-        axes.plot(*history[name], marker=marker, markersize=3, label=_short(name, 34), **style)
+            line |= {"color": "black", "linewidth": 2}
+        iterations, values = zip(*history[name].items(), strict=True)
+        label = _short(name, 34)
+        axes.plot(iterations, values, marker=marker, markersize=3, label=label, **line)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("iterations")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -217,11 +209,7 @@ def _short(name: str, most: int = 22) -> str:
     return plain(name if len(name) <= most else f"{name[:half]}…{name[-half:]}")
 
 
-def _labels(axes: Axes) -> list[str]:
-    return axes.get_legend_handles_labels()[1]
-
-
 def _legend(axes: Axes, title: str | None = None) -> None:
-    if _labels(axes):
+    if axes.get_legend_handles_labels()[1]:
         with matplotlib.rc_context(_STYLE):
             axes.legend(title=title, title_fontsize=8)

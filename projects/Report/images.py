@@ -89,8 +89,9 @@ def truth_and_prediction(
         names: category id -> name.
         threshold: the lowest score that is drawn.
     """
-    is_found = dict(zip(matches.object_id, matches.found_score >= threshold, strict=True))
-    is_right = dict(zip(matches.detection_id, matches.is_right, strict=True))
+    found = ((a["id"], finder) for a, finder in matches.finders)
+    is_found = {id_: finder is not None and finder["score"] >= threshold for id_, finder in found}
+    is_right = {d["id"]: True for d in matches.right} | {d["id"]: False for d in matches.wrong}
 
     def drawn(annotations: Sequence[Annotation], verdicts: Mapping[int, bool]) -> np.ndarray:
         colors = {True: RIGHT, False: WRONG, None: LEFT_OUT}

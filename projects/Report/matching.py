@@ -22,54 +22,56 @@ MATCHING_IOU = 0.5  # the first of COCOeval's IoU thresholds
 THRESHOLDS = np.linspace(0, 1, 101)  # scores; a detection is kept if its own is at least as high
 _IOU_50, _IOU_75 = 0, 5  # indices in COCOeval's IoU thresholds
 _ALL_AREAS, _MOST_DETECTIONS = 0, -1  # indices in COCOeval's area ranges and limits
+Row = dict[str, Any]  # an annotation or a detection in COCO's form
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections compared with the truth of K classes.
+    """Detections compared with the truth of K classes, at MATCHING_IOU unless another is named.
+    At most 100 detections of an image and class; no crowds, and no detections of crowds.
 
     Attributes:
         task: "bbox" or "segm".
-        classes: names, in the order of their category ids.
+        categories: id -> name, in the order of ids.
         ap: percent, by COCO's name: AP, AP50, AP75, APs, APm, APl; NaN if undefined.
         class_ap: (K, 3), percent: AP, AP50, AP75 of each class; NaN for a class without objects.
-        precision: (101, K) at MATCHING_IOU and the recalls 0, 0.01, ..., 1.
-        objects: (K,) the number of objects; crowds are left out.
-        image_id, category, score, is_right: one entry per detection, at most 100 per image and
-            class: its image, index of its class, score, and whether it finds an object at
-            MATCHING_IOU. Detections of crowds are left out.
-        detection_id: their ``id``, which is 1 for the first of the results.
-        object_id: (objects,) the annotation ids.
-        object_image_id: (objects,) their images.
-        found_score: (objects,) the score of the detection that finds the object; NaN if none.
+        precision: (101, K) at the recalls 0, 0.01, ..., 1.
+        right, wrong: detections that find an object, and those that do not, in COCO's form. Their
+            ``id`` is 1 for the first of the results.
+        finders: each object's annotation, and the detection that finds it or None.
     """
 
     task: str
-    classes: list[str]
+    categories: dict[int, str]
     ap: dict[str, float]
     class_ap: np.ndarray
     precision: np.ndarray
-    objects: np.ndarray
-    image_id: np.ndarray
-    category: np.ndarray
-    score: np.ndarray
-    is_right: np.ndarray
-    detection_id: np.ndarray
-    object_id: np.ndarray
-    object_image_id: np.ndarray
-    found_score: np.ndarray
+    right: list[Row]
+    wrong: list[Row]
+    finders: list[tuple[Row, Row | None]]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.categories.values())
+
+    @functools.cached_property
+    def objects(self) -> np.ndarray:
+        """(K,) the number of objects."""
+        counts = Counter(annotation["category_id"] for annotation, _ in self.finders)
+        return np.array([counts[id_] for id_ in self.categories], int)
 
     @functools.cached_property
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
         """(K, 101) each: right and wrong detections of each class kept at THRESHOLDS."""
 
-        def count(mask: np.ndarray) -> np.ndarray:
-            classes = range(len(self.classes))
-            scores = [np.sort(self.score[mask & (self.category == k)]) for k in classes]
-            kept = [len(s) - np.searchsorted(s, THRESHOLDS) for s in scores]
-            return np.array(kept).reshape(len(self.classes), len(THRESHOLDS))
+        def count(detections: list[Row]) -> np.ndarray:
+            scores: dict[int, list[float]] = {id_: [] for id_ in self.categories}
+            for detection in detections:
+                scores[detection["category_id"]].append(detection["score"])
+            kept = [len(s) - np.searchsorted(np.sort(s), THRESHOLDS) for s in scores.values()]
+            return np.array(kept).reshape(len(scores), len(THRESHOLDS))
 
-        return count(self.is_right), count(~self.is_right)
+        return count(self.right), count(self.wrong)
 
     @functools.cached_property
     def suggested_threshold(self) -> float | None:
@@ -98,7 +100,7 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
-def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
+def match(truth: COCO, results: Sequence[Row], task: str) -> Matches:
     """Compare ``results``, detections in COCO's form, with ``truth``.
 
     Args:
@@ -111,7 +113,6 @@ def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
     with _silence():
         evaluation.accumulate()
         evaluation.summarize()
-    index = {id_: k for k, id_ in enumerate(evaluation.params.catIds)}
     names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     stats = 100 * _defined(np.asarray(evaluation.stats[: len(names)]))
     # (IoU thresholds, recalls, classes)
@@ -119,32 +120,21 @@ def match(truth: COCO, results: Sequence[dict[str, Any]], task: str) -> Matches:
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
     class_ap = np.stack([means.mean(axis=0), means[_IOU_50], means[_IOU_75]], axis=1)
 
-    detections, objects = _counted(evaluation)
-    detected = [evaluation.cocoDt.anns[id_] for id_, _ in detections]
-    annotated = [evaluation.cocoGt.anns[id_] for id_, _ in objects]
-    categories = np.array([index[a["category_id"]] for a in annotated], int)
+    right, wrong, finders = _counted(evaluation)
     return Matches(
         task=task,
-        classes=[c["name"] for c in truth.loadCats(evaluation.params.catIds)],
+        categories={id_: truth.cats[id_]["name"] for id_ in evaluation.params.catIds},
         ap=dict(zip(names, stats.tolist(), strict=True)),
         class_ap=100 * class_ap,
         precision=precision[_IOU_50],
-        objects=np.bincount(categories, minlength=len(index)),
-        image_id=np.array([d["image_id"] for d in detected]),
-        category=np.array([index[d["category_id"]] for d in detected], int),
-        score=np.array([d["score"] for d in detected], float),
-        is_right=np.array([is_matched for _, is_matched in detections], bool),
-        detection_id=np.array([id_ for id_, _ in detections]),
-        object_id=np.array([id_ for id_, _ in objects]),
-        object_image_id=np.array([a["image_id"] for a in annotated]),
-        found_score=np.array(
-            [results[finder - 1]["score"] if finder else np.nan for _, finder in objects], float
-        ),
+        right=right,
+        wrong=wrong,
+        finders=finders,
     )
 
 
 def confusion_matrix(
-    truth: COCO, results: Sequence[dict[str, Any]], task: str, threshold: float
+    truth: COCO, results: Sequence[Row], task: str, threshold: float
 ) -> np.ndarray:
     """Count objects (rows) by the class that they are detected as (columns).
 
@@ -159,15 +149,13 @@ def confusion_matrix(
     evaluation = _evaluate(truth, kept, task, by_class=False)
     index = {id_: k for k, id_ in enumerate(sorted(truth.getCatIds()))}
     background = len(index)
-    detected = {id_: index[d["category_id"]] for id_, d in evaluation.cocoDt.anns.items()}
-    annotated = {id_: index[a["category_id"]] for id_, a in evaluation.cocoGt.anns.items()}
-    detections, objects = _counted(evaluation)
+    _, wrong, finders = _counted(evaluation)
     matrix = np.zeros((background + 1, background + 1), dtype=int)
-    for id_, is_matched in detections:
-        if not is_matched:
-            matrix[background, detected[id_]] += 1
-    for id_, finder in objects:
-        matrix[annotated[id_], detected[finder] if finder else background] += 1
+    for detection in wrong:
+        matrix[background, index[detection["category_id"]]] += 1
+    for annotation, finder in finders:
+        column = index[finder["category_id"]] if finder else background
+        matrix[index[annotation["category_id"]], column] += 1
     return matrix
 
 
@@ -209,12 +197,11 @@ def image_results(
     matches: Matches, image_ids: Iterable[int | str], threshold: float
 ) -> list[ImageResult]:
     """The result of each image with the detections that have a score of at least ``threshold``."""
-    is_found = matches.found_score >= threshold  # NaN is not
-    is_wrong = ~matches.is_right & (matches.score >= threshold)
-    found = Counter(matches.object_image_id[is_found].tolist())
-    missed = Counter(matches.object_image_id[~is_found].tolist())
-    wrong = Counter(matches.image_id[is_wrong].tolist())
-    return [ImageResult(i, found[i], missed[i], wrong[i]) for i in image_ids]
+    objects = Counter(annotation["image_id"] for annotation, _ in matches.finders)
+    # A detection that is right finds one object.
+    found = Counter(d["image_id"] for d in matches.right if d["score"] >= threshold)
+    wrong = Counter(d["image_id"] for d in matches.wrong if d["score"] >= threshold)
+    return [ImageResult(i, found[i], objects[i] - found[i], wrong[i]) for i in image_ids]
 
 
 def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResult]]:
@@ -234,9 +221,7 @@ def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResul
     return {"worst": worst, "best": best, "random": drawn}
 
 
-def _evaluate(
-    truth: COCO, results: Sequence[dict[str, Any]], task: str, *, by_class: bool = True
-) -> COCOeval:
+def _evaluate(truth: COCO, results: Sequence[Row], task: str, *, by_class: bool = True) -> COCOeval:
     """``COCOeval``, evaluated; neither argument is changed.
 
     Args:
@@ -275,22 +260,23 @@ def coco_api(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def _counted(evaluation: COCOeval) -> tuple[list[tuple[int, bool]], list[tuple[int, int]]]:
-    """What ``evaluation`` matches at MATCHING_IOU, without crowds and what is detected in them.
-
-    Returns:
-        (id, whether it finds an object) of each detection, and (id, the id of the detection that
-        finds it, or 0) of each object.
-    """
-    detections, objects = [], []
+def _counted(evaluation: COCOeval) -> tuple[list[Row], list[Row], list[tuple[Row, Row | None]]]:
+    """What ``evaluation`` matches at MATCHING_IOU, as in :class:`Matches`: ``right``, ``wrong``,
+    ``finders``."""
+    objects, detections = evaluation.cocoGt.anns, evaluation.cocoDt.anns
+    right, wrong, finders = [], [], []
     for found in evaluation.evalImgs:  # of one image and class, in one range of areas
         if found is None or found["aRng"] != evaluation.params.areaRng[_ALL_AREAS]:
             continue
         each = zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0], strict=True)
-        detections += [(id_, matched > 0) for id_, matched, ignored in each if not ignored]
+        for id_, matched, ignored in each:
+            if not ignored:
+                (right if matched > 0 else wrong).append(detections[id_])
         each = zip(found["gtIds"], found["gtMatches"][0], found["gtIgnore"], strict=True)
-        objects += [(id_, int(finder)) for id_, finder, ignored in each if not ignored]
-    return detections, objects
+        finders += [
+            (objects[i], detections.get(finder)) for i, finder, ignored in each if not ignored
+        ]
+    return right, wrong, finders
 
 
 def _defined(values: np.ndarray) -> np.ndarray:

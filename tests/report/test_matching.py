@@ -63,8 +63,11 @@ def test_precision_recall_and_f1_by_hand():
     precision = matches.precision[:, 0]
     assert precision[:51] == pytest.approx(1) and precision[51:] == pytest.approx(0.5)
     assert matches.ap["AP50"] == pytest.approx(100 * (51 * 1 + 50 * 0.5) / 101)
-    assert matches.is_right.tolist() == [True, False, False, True]
-    assert matches.found_score.tolist() == [0.9, 0.6]
+    assert [[d["id"] for d in found] for found in (matches.right, matches.wrong)] == [
+        [1, 4],
+        [2, 3],
+    ]
+    assert [(a["id"], finder["score"]) for a, finder in matches.finders] == [(1, 0.9), (2, 0.6)]
 
     right, wrong = (counts[0] for counts in matches.kept)
     assert (right[60], wrong[60]) == (2, 2) and (right[61], wrong[61]) == (1, 2)
@@ -77,7 +80,7 @@ def test_detections_of_a_crowd_count_neither_way():
     crowd = {**truth_annotation(2, 1, 1, 100), "iscrowd": 1}
     truth = coco([truth_annotation(1, 1, 1, 0), crowd])
     matches = match(truth, [detection(1, 1, 0, 0.9), detection(1, 1, 100, 0.8)], "bbox")
-    assert matches.objects.tolist() == [1, 0] and matches.is_right.tolist() == [True]
+    assert matches.objects.tolist() == [1, 0] and len(matches.right) == 1 and not matches.wrong
     assert matches.ap["AP"] == pytest.approx(100)
 
 
@@ -103,7 +106,8 @@ def test_no_objects_and_no_detections(annotations, rows):
     matches = match(coco(annotations), rows, "bbox")
     assert matches.suggested_threshold is None
     assert matches.ap["AP"] == pytest.approx(0 if annotations else np.nan, nan_ok=True)
-    assert len(matches.found_score) == len(annotations) and len(matches.score) == len(rows)
+    assert [finder for _, finder in matches.finders] == [None] * len(annotations)
+    assert not matches.right and len(matches.wrong) == len(rows)
 
 
 def test_no_classes():
