@@ -88,7 +88,7 @@ def small_step(model: GeneralizedRCNN, case: Case) -> Results:
     if case.level == "model":
         work = ModelWorkload(case, proposals=PROPOSALS)
         found = work.step(model)()
-        outputs = list(found.values()) if case.training else _masks(model, work)
+        outputs = list(found.values()) if case.training else []
         outputs += [tensor for tensors in work.predicted.values() for tensor in tensors]
     else:
         outputs = list(BackboneWorkload(case).step(model)().values())
@@ -96,14 +96,6 @@ def small_step(model: GeneralizedRCNN, case: Case) -> Results:
     gradients = [p.grad.detach() for _, p in named if p.grad is not None]
     model.zero_grad(set_to_none=True)
     return Results([t.detach() for t in outputs], gradients)
-
-
-@torch.inference_mode()
-def _masks(model: GeneralizedRCNN, work: ModelWorkload) -> list[torch.Tensor]:
-    """The mask head's output; pasted into the image it would be 0 and 1."""
-    with work.case.autocast():
-        found = model.inference(work.batch, do_postprocess=False)
-    return [instances.pred_masks for instances in found if instances.has("pred_masks")]
 
 
 def relative_error(ours: Iterable[torch.Tensor], true: Iterable[torch.Tensor]) -> float:

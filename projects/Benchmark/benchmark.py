@@ -23,9 +23,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import kernels
 import torch
-from accuracy import Subjects, prepare
+from accuracy import prepare
 from case import ARCHITECTURES, Case
 from measure import memory, paired_times, ratio
 from results import Row, machine, write
@@ -33,14 +32,13 @@ from tqdm import tqdm
 from variants import BASE, CONTROL, VARIANTS
 
 NAMES = [variant.name for variant in VARIANTS]
-LEVELS = ["kernel", "backbone", "model"]
+LEVELS = ["backbone", "model"]
 _MAIN = "--variants FrozenBN 'GN + plain WS' GN+WS 'GN+WS, folded'"
 _R50 = "--models mask_rcnn_R_50_FPN"
 # Each stands for these command lines.
 PRESETS = {
     # R-50 in depth, and all models with the variants that matter most: 1 to 2 hours on two cores
     "cpu": [
-        f"--level kernel {_R50} --rounds 6",
         f"--level backbone {_R50} --size 512 512 --rounds 20",
         f"--level backbone {_R50} {_MAIN} --rounds 16",
         "--level model --variants GN+WS 'GN+WS, folded' --size 512 512 --rounds 5",
@@ -96,26 +94,16 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 
 
 def rows(case: Case, names: set[str], rounds: int) -> Iterator[Row]:
-    """The results of a case: one row for each variant, or implementation of an operation."""
-    if case.level == "kernel":
-        for what, count, subjects in kernels.operations(case):
-            yield from _measure(case, what, count, next(iter(subjects)), subjects, rounds)
-        return
+    """The results of a case: one row for each variant."""
     chosen = [v for v in VARIANTS if v.name in names and not (v.folded and case.training)]
-    yield from _measure(case, case.level, 1, BASE, prepare(case, chosen), rounds)
-
-
-def _measure(
-    case: Case, what: str, count: int, base: str, subjects: Subjects, rounds: int
-) -> Iterator[Row]:
-    """Rows: ``what`` was run, how often a model does (``count``), and what is divided by."""
+    subjects = prepare(case, chosen)
     times = paired_times({name: step for name, (step, *_) in subjects.items()}, rounds)
     for name, (step, model, errors) in subjects.items():
         yield {
             **asdict(case),
-            **{"what": what, "count": count, "variant": name, "base": base},
+            **{"variant": name, "base": BASE},
             "seconds": [float(f"{t:.4g}") for t in times[name]],
-            "ratio": [round(r, 4) for r in ratio(times[name], times[base])],
+            "ratio": [round(r, 4) for r in ratio(times[name], times[BASE])],
             "memory": memory(step, model, case.device),
             "errors": [None if e is None else float(f"{e:.1e}") for e in errors],
         }

@@ -27,7 +27,7 @@ ARCHITECTURES = {
 class Case:
     """What all variants are compared on, one image at a time."""
 
-    level: str  # "kernel", "backbone" (with FPN) or "model"
+    level: str  # "backbone" (with FPN) or "model"
     model: str  # an architecture, or the name or file of a config
     size: tuple[int, int]  # height and width of the image, before padding
     mode: str  # "train" or "infer"

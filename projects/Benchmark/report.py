@@ -26,6 +26,7 @@ RUNTIMES_FILE = RUNS / "runtimes/cpu.json"  # of runtimes.py
 RUNTIMES = ["eager", "mmdetection", "folded"]
 RUNTIMES += [name for name in FORMATS if name != "torchscript-script"]
 PACKAGES = ["onnxruntime", "openvino"]  # whose versions the table names beside torch's
+# What is compared; only the runs of November 2026, which also timed single operations, have "what".
 CASE = ("level", "what", "model", "size", "mode", "precision", "device")
 
 
@@ -50,7 +51,7 @@ def measured(runs: dict[str, dict[str, Any]]) -> Iterator[Row]:
     for run in runs.values():
         cases: dict[str, dict[str, Row]] = {}
         for row in run["rows"]:
-            cases.setdefault(repr([row[key] for key in CASE]), {})[row["variant"]] = row
+            cases.setdefault(_case(row), {})[row["variant"]] = row
         for rows in cases.values():
             facts = {"machine": run["machine"], "variants": len(rows)}
             if CONTROL in rows:
@@ -59,13 +60,17 @@ def measured(runs: dict[str, dict[str, Any]]) -> Iterator[Row]:
                 yield {**row, **facts, "memory": row["memory"] / rows[row["base"]]["memory"]}
 
 
+def _case(row: Row) -> str:
+    return repr([row.get(key) for key in CASE])
+
+
 def headline(runs: dict[str, dict[str, Any]]) -> str:
     """GN+WS against GN: a line for each part, size, mode and machine, with larger models than R-50
     together. Of a case that several runs measured, the run with the most rounds counts."""
     best: dict[str, Row] = {}
     for row in measured(runs):
         if row["variant"] == OURS and row["level"] != "kernel":
-            case = repr([row["machine"], *(row[key] for key in CASE)])
+            case = row["machine"] + _case(row)
             best[case] = max(best.get(case, row), row, key=lambda row: len(row["seconds"]))
     groups: dict[tuple, list[Row]] = {}
     for row in best.values():

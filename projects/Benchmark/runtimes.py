@@ -35,7 +35,6 @@ from detectron2.modeling import build_model
 from measure import paired_times, ratio
 from report import PACKAGES, RUNTIMES, RUNTIMES_FILE, update_documents
 from results import Row, machine, read, write
-from tabulate import tabulate
 from torch import nn
 from torch.nn import functional
 from variants import initial_state
@@ -218,7 +217,6 @@ def main() -> None:
         results |= {**here, "size": SIZE, "rows": [*kept, *rows]}
         results["versions"] |= {package: version(package) for package in PACKAGES}
         write(RUNTIMES_FILE, results)
-        print(tabulate([[name, row["runtime"], *row["ratio"]] for row in rows], tablefmt="github"))
     update_documents()
 
 

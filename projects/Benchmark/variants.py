@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from baselines import Formula, plain_formula, timm_formula, use_formula
+import torch.nn.functional as F
 from case import Case
 from detectron2.modeling import build_model
 from torch import nn
 
 import gnws_d2
-from gnws_d2.layers import fold
+from gnws_d2.layers import StandardizedConv, fold
 from gnws_d2.projects.acceleration import accelerate
+
+# Of a weight (C_out, C_in / groups, kh, kw); the result has its shape.
+Formula = Callable[[torch.Tensor], torch.Tensor]
+
+
+def plain_formula(weight: torch.Tensor) -> torch.Tensor:
+    """Plain operations and autograd's backward, as ``ConvWS2d`` of mmcv at each forward: unbiased
+    deviation, epsilon added to it. In float64 it is the reference for this package."""
+    flat = weight.flatten(1)
+    mean = flat.mean(1).view(-1, 1, 1, 1)
+    std = flat.std(1).view(-1, 1, 1, 1)
+    return (weight - mean) / (std + 1e-5)
+
+
+def timm_formula(weight: torch.Tensor) -> torch.Tensor:
+    """PyTorch's batch normalization, as ``StdConv2d`` of timm: biased variance, epsilon inside the
+    root. Other results: detectors trained with the formula above need the formula above."""
+    flat = weight.reshape(1, len(weight), -1)
+    return F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).view_as(weight)
+
 
 BASE = "GN"  # the others' times are divided by its times
 CONTROL = "GN again"
-PLAIN = "GN + plain WS"
-TIMM = "GN + timm WS"
 OURS = "GN+WS"
 
 # Detectron2's own backbone and heads. All variants assign and sample as the config says.
@@ -56,8 +76,8 @@ VARIANTS = [
     Variant("FrozenBN", _FROZEN, formula=None, stock=True),
     Variant(BASE, formula=None, stock=True),
     Variant(CONTROL, formula=None, stock=True),
-    Variant(PLAIN, stock=True),
-    Variant(TIMM, formula=timm_formula, stock=True),
+    Variant("GN + plain WS", stock=True),
+    Variant("GN + timm WS", formula=timm_formula, stock=True),
     Variant(OURS),
     Variant(f"{OURS}, folded", folded=True),  # for inference only
     Variant(f"{OURS}, fused", _FUSED),
@@ -88,6 +108,20 @@ def build(
         model.double().proposal_generator.anchor_generator.float()
         return model
     return fold(model) if variant.folded else model
+
+
+def use_formula(model: nn.Module, formula: Formula) -> None:
+    """Make the standardized convolutions of ``model`` compute ``formula`` at each forward instead,
+    in place."""
+    for conv in model.modules():
+        if isinstance(conv, StandardizedConv):
+            conv._conv_forward = functools.partial(_forward, conv, formula)
+
+
+def _forward(
+    conv: Any, formula: Formula, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return nn.Conv2d._conv_forward(conv, x, formula(weight), bias)
 
 
 def initial_state(case: Case) -> dict[str, torch.Tensor]:

@@ -115,6 +115,10 @@ class ModelWorkload:
 
         rpn.predict_proposals = predict_proposals
         predictor.inference = inference
+        if self.cfg.MODEL.MASK_ON:
+            model.roi_heads.mask_head.predictor.register_forward_hook(
+                lambda _, __, logits: self.predicted.update(mask=[logits])
+            )
 
 
 def workload(case: Case) -> BackboneWorkload | ModelWorkload:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from baselines import plain_formula, timm_formula, use_formula
 from detectron2.layers import Conv2d
 from torch import nn
+from variants import plain_formula, timm_formula, use_formula
 
 from gnws_d2.layers import WSConv2d
 

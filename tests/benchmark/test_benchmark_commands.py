@@ -1,7 +1,5 @@
 """The commands from end to end, on a small model."""
 
-import shlex
-
 import activation_memory
 import benchmark
 import pytest
@@ -37,22 +35,6 @@ def test_every_variant_is_accurate_and_has_a_row(run, level, mode, names):
     assert all(row["errors"][0] < 1e-4 for row in rows.values())
     assert rows["GN"]["ratio"] == [1, 1, 1] and rows["GN"]["memory"] > 1e6
     assert rows["GN"]["memory"] == pytest.approx(rows["GN again"]["memory"], rel=0.01)
-
-
-@pytest.mark.parametrize("mode", ["train", "infer"])
-def test_kernels(run, mode):
-    rows = run("--level", "kernel", "--mode", mode)
-    shapes = {row["what"]: row["count"] for row in rows}
-    assert shapes["GN+ReLU 1 x 128 x 8 x 8"] == 5  # res3 of an R-18
-    assert ("WS of 32 weights" in shapes) is (mode == "train")
-    assert all(max(e for e in row["errors"] if e is not None) < 1e-5 for row in rows)
-
-
-def test_presets_are_command_lines():
-    for preset in benchmark.PRESETS.values():
-        for line in preset:
-            args = benchmark.make_parser().parse_args(shlex.split(line))
-            assert list(benchmark.cases(args))
 
 
 def table(text: str) -> dict[str, list[str]]:

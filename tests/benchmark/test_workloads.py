@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from case import ARCHITECTURES, Case
-from variants import BASE, OURS, PLAIN, VARIANTS, build, initial_state
+from variants import BASE, OURS, VARIANTS, build, initial_state
 from workloads import workload
 
 from gnws_d2.layers import StandardizedConv
@@ -50,7 +50,7 @@ def test_every_variant_gets_the_same(case, state, level, mode):
     case = dataclasses.replace(case, level=level, mode=mode)
     work = workload(case)
     first = None
-    for name in (BASE, PLAIN, OURS):
+    for name in (BASE, "GN + plain WS", OURS):
         model = build(BY_NAME[name], case, state)
         images, boxes = [], []
         model.backbone.register_forward_pre_hook(lambda _, args, to=images: to.append(args[0]))
