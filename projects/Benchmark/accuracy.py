@@ -16,7 +16,7 @@ from detectron2.modeling import GeneralizedRCNN
 from measure import Step
 from torch import nn
 from variants import Variant, build, initial_state
-from workloads import BackboneWorkload, ModelWorkload, workload
+from workloads import workload
 
 from gnws_d2.errors import GnwsError
 
@@ -84,14 +84,10 @@ def check(name: str, case: Case, found: Results, expected: Results) -> Errors:
 
 def small_step(model: GeneralizedRCNN, case: Case) -> Results:
     """All outputs, losses included, and all gradients of a step with one small image."""
-    case = dataclasses.replace(case, size=SIZE)
-    if case.level == "model":
-        work = ModelWorkload(case, proposals=PROPOSALS)
-        found = work.step(model)()
-        outputs = list(found.values()) if case.training else []
-        outputs += [tensor for tensors in work.predicted.values() for tensor in tensors]
-    else:
-        outputs = list(BackboneWorkload(case).step(model)().values())
+    work = workload(dataclasses.replace(case, size=SIZE), PROPOSALS)
+    found = [*work.step(model)().values()]
+    outputs = [t for t in found if isinstance(t, torch.Tensor)]  # not detections
+    outputs += [tensor for tensors in work.predicted.values() for tensor in tensors]
     named = sorted(model.named_parameters())
     gradients = [p.grad.detach() for _, p in named if p.grad is not None]
     model.zero_grad(set_to_none=True)
@@ -100,7 +96,6 @@ def small_step(model: GeneralizedRCNN, case: Case) -> Results:
 
 def relative_error(ours: Iterable[torch.Tensor], true: Iterable[torch.Tensor]) -> float:
     """The norm of the difference of all tensors over the norm of ``true``."""
-    pairs = [(a.detach().double(), b.detach()) for a, b in zip(ours, true, strict=True)]
-    difference = sum(float((a - b).square().sum()) for a, b in pairs)
-    size = sum(float(b.square().sum()) for _, b in pairs)
-    return (difference / size) ** 0.5 if size else difference**0.5
+    a, b = (torch.cat([t.double().flatten() for t in tensors]) for tensors in (ours, true))
+    difference, size = float((a - b).norm()), float(b.norm())
+    return difference / size if size else difference

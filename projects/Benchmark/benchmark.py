@@ -77,20 +77,18 @@ def main(words: Sequence[str]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.allow_tf32 = False
     results: dict[str, Any] = {**machine(args.device), "command": shlex.join(words), "rows": []}
-    todo = [(case, run) for run in runs for case in cases(run)]
+    todo = [
+        (Case(level, model, tuple(run.size), mode, precision, run.device, run.opts), run)
+        for run in runs
+        for level, model, mode, precision in itertools.product(
+            run.level, run.models, run.mode, run.precision
+        )
+    ]
     for case, run in tqdm(todo, desc="cases"):
         results["rows"] += rows(case, {*run.variants, BASE, CONTROL}, run.rounds)
         write(file, results)  # after each case: a long run may be interrupted
     print(file)
     return file
-
-
-def cases(args: argparse.Namespace) -> Iterator[Case]:
-    """All combinations of the arguments."""
-    for level, model, mode, precision in itertools.product(
-        args.level, args.models, args.mode, args.precision
-    ):
-        yield Case(level, model, tuple(args.size), mode, precision, args.device, args.opts)
 
 
 def rows(case: Case, names: set[str], rounds: int) -> Iterator[Row]:

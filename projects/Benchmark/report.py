@@ -102,11 +102,11 @@ def _group(row: Row) -> tuple:
     return part, large, mode == "inference", precision, what, row["machine"], size
 
 
-def by_variant(runs: dict[str, dict[str, Any]], model: str = "mask_rcnn_R_50_FPN") -> str:
-    """All variants of the backbone of ``model`` at 512 x 512 in float32, each from the run that
-    compared the most."""
+def by_variant(runs: dict[str, dict[str, Any]]) -> str:
+    """All variants of the R-50 backbone at 512 x 512 in float32, each from the run that compared
+    the most."""
     found: dict[str, dict[str, Row]] = {}
-    where = ["backbone", model, [512, 512], "fp32", "cpu"]
+    where = ["backbone", "mask_rcnn_R_50_FPN", [512, 512], "fp32", "cpu"]
     keys = ("level", "model", "size", "precision", "device")
     for row in measured(runs):
         if [row[key] for key in keys] == where and row["variant"] not in (BASE, CONTROL):

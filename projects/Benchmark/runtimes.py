@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
-import os
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 from case import ARCHITECTURES, Case
 from detectron2.data import DatasetCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from measure import paired_times, ratio
 from report import PACKAGES, RUNTIMES, RUNTIMES_FILE, update_documents
@@ -120,23 +119,22 @@ def work(runtime: str, name: str, folder: Path, threads: int, connection: Connec
     """The process of a runtime: reports how it loaded and ran an image, then runs it on demand."""
     logging.disable()
     torch.set_num_threads(threads)
-    before, start = _resident(), time.perf_counter()
+    before, start = _peak(), time.perf_counter()
     run = load(runtime, name, folder)
     loaded = time.perf_counter() - start
     image = connection.recv()
     with torch.inference_mode():
         outputs = run(image)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        connection.send((round(loaded, 2), peak, [output.numpy() for output in outputs]))
+        memory = _peak() - before
+        connection.send((round(loaded, 2), memory, [output.numpy() for output in outputs]))
         while connection.recv():
             run(image)
             connection.send(None)
 
 
-def _resident() -> int:
-    """The bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _peak() -> int:
+    """The most bytes that this process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(
@@ -151,8 +149,8 @@ def measure(
         context.Process(target=work, args=arguments, daemon=True).start()
         there.close()  # so that its end is an error here
         here.send(image)
-        loaded, peak, arrays = here.recv()
-        rows.append({"model": name, "runtime": runtime, "load": loaded, "memory": peak})
+        loaded, memory, arrays = here.recv()
+        rows.append({"model": name, "runtime": runtime, "load": loaded, "memory": memory})
         outputs[runtime] = tuple(map(torch.from_numpy, arrays))
         steps[runtime] = lambda connection=here: (connection.send(True), connection.recv())
         connections.append(here)
@@ -185,11 +183,7 @@ def accuracy(weights: str, folder: Path) -> list[Row]:
             continue
         model = models.get(runtime) or export.ExportedModel(folder / export.FORMATS[runtime].file)
         evaluator = COCOEvaluator("digits_val", distributed=False, use_fast_impl=False)
-        evaluator.reset()
-        with torch.inference_mode():
-            for image in inputs:
-                evaluator.process([image], model([image]))
-        found = evaluator.evaluate()
+        found = inference_on_dataset(model, [[image] for image in inputs], evaluator)
         aps = {kind: round(found[kind]["AP"], 2) for kind in ("bbox", "segm")}
         rows.append({"runtime": runtime, **aps})
     return rows
@@ -197,26 +191,28 @@ def accuracy(weights: str, folder: Path) -> list[Row]:
 
 def main() -> None:
     args = parse_args()
+    folders = {name: FILES / Path(name).stem for name in args.models}
+    if args.stage == "export":
+        for name, folder in folders.items():
+            export_model(name, folder, SIZE)
+        return
     results, here = read(RUNTIMES_FILE), machine("cpu")
     if args.stage == "accuracy":
         rows = accuracy(args.weights, FILES / "digits")
         results["accuracy"] = [{**row, "commit": here["commit"]} for row in rows]
         write(RUNTIMES_FILE, results)
-    elif results["machine"] != here["machine"]:
-        results["rows"] = []  # the times of two machines do not belong into one table
-    for name in args.models if args.stage != "accuracy" else ():
-        folder = FILES / Path(name).stem
-        if args.stage == "export":
-            export_model(name, folder, SIZE)
-            continue
-        rounds = args.rounds or (8 if "R_50" in name else 2)
-        rows = measure(name, folder, photograph(SIZE), rounds, available())
-        measured = {row["runtime"] for row in rows}
-        kept = [r for r in results["rows"] if r["model"] != name or r["runtime"] not in measured]
-        rows = [{**row, "commit": here["commit"]} for row in rows]
-        results |= {**here, "size": SIZE, "rows": [*kept, *rows]}
-        results["versions"] |= {package: version(package) for package in PACKAGES}
-        write(RUNTIMES_FILE, results)
+    else:
+        if results["machine"] != here["machine"]:
+            results["rows"] = []  # the times of two machines do not belong into one table
+        for name, folder in folders.items():
+            rounds = args.rounds or (8 if "R_50" in name else 2)
+            rows = measure(name, folder, photograph(SIZE), rounds, available())
+            rows = [{**row, "commit": here["commit"]} for row in rows]
+            new = {(name, row["runtime"]) for row in rows}
+            kept = [r for r in results["rows"] if (r["model"], r["runtime"]) not in new]
+            results |= {**here, "size": SIZE, "rows": [*kept, *rows]}
+            results["versions"] |= {package: version(package) for package in PACKAGES}
+            write(RUNTIMES_FILE, results)
     update_documents()
 
 

@@ -6,7 +6,7 @@ computes its own, which are then replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ OBJECTS, PROPOSALS, DETECTIONS = 8, 1000, 100
 class BackboneWorkload:
     """Backbone and FPN on a padded random image; in training with fixed gradients of the
     outputs."""
+
+    predicted: Mapping[str, list[torch.Tensor]] = {}  # nothing is replaced
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -121,26 +123,25 @@ class ModelWorkload:
             )
 
 
-def workload(case: Case) -> BackboneWorkload | ModelWorkload:
-    return ModelWorkload(case) if case.level == "model" else BackboneWorkload(case)
+def workload(case: Case, proposals: int | None = None) -> BackboneWorkload | ModelWorkload:
+    return ModelWorkload(case, proposals) if case.level == "model" else BackboneWorkload(case)
 
 
 def objects(size: tuple[int, int], classes: int, generator: torch.Generator) -> Instances:
-    """Ground truth: objects of 5% to 70% of the image's height, with octagons as masks."""
+    """Ground truth: objects of 5% to 70% of the image's height, with diamonds as masks."""
     height, width = size
     lengths = torch.empty(OBJECTS, 2).uniform_(-3.0, -0.35, generator=generator).exp() * height
     centers = torch.rand(OBJECTS, 2, generator=generator) * torch.tensor([width, height])
     boxes = Boxes(torch.cat([centers - lengths / 2, centers + lengths / 2], 1))
     boxes.clip(size)
-    angles = torch.arange(8) * torch.pi / 4 + 0.3
-    circle = torch.stack([angles.cos(), angles.sin()], 1)
-    corners, spans = boxes.tensor[:, :2], boxes.tensor[:, 2:] - boxes.tensor[:, :2]
-    octagons = corners[:, None] + spans[:, None] * (circle + 1) / 2
+    left, top, right, bottom = boxes.tensor.T
+    x, y = boxes.get_centers().T
+    diamonds = torch.stack([x, top, right, y, x, bottom, left, y], 1).double().numpy()
     return Instances(
         size,
         gt_boxes=boxes,
         gt_classes=torch.randint(classes, (OBJECTS,), generator=generator),
-        gt_masks=PolygonMasks([[p.flatten().double().numpy()] for p in octagons]),
+        gt_masks=PolygonMasks([[polygon] for polygon in diamonds]),
     )
 
 

@@ -39,8 +39,7 @@ _STYLE: Any = {
 }
 _SIZE = (4.8, 3.5)  # inches; small, so that the letters are readable on a phone
 _RECALLS = np.linspace(0, 1, 101)
-_MOST_NAMED = len(_CYCLE)  # more classes are gray lines, the best and the worst named
-_MOST_CONFUSED = 80  # classes that a plot of the confusion matrix shows
+_MOST_CLASSES = 80  # of a plot of the confusion matrix: that of 365 would take gigabytes
 
 Series = dict[int, float]  # iteration -> value
 
@@ -59,18 +58,16 @@ def encode(figure: Figure) -> bytes:
 
 
 def precision_recall(matches: Matches) -> Figure:
-    """Precision over recall for each class and their mean."""
+    """Precision over recall for each class and their mean. More classes than there are colors
+    are gray lines."""
     figure, axes = _axes(f"Precision and recall, {TASKS[matches.task]} IoU {MATCHING_IOU}")
     precision = matches.precision
     present = np.flatnonzero(~np.isnan(precision[0]))
-    average = precision.mean(axis=0)
-    named = _named(average, present)
     for k in present.tolist():
-        if k not in named:
-            axes.plot(_RECALLS, precision[:, k], color=_GRAY, linewidth=0.6)
-    for k in named:
-        label = f"{_short(matches.classes[k])} {100 * average[k]:.1f}"
-        axes.plot(_RECALLS, precision[:, k], linewidth=1.2, label=label)
+        label = f"{_short(matches.classes[k])} {100 * precision[:, k].mean():.1f}"
+        named: dict[str, Any] = {"linewidth": 1.2, "label": label}
+        unnamed = {"linewidth": 0.6, "color": _GRAY}
+        axes.plot(_RECALLS, precision[:, k], **named if len(present) <= len(_CYCLE) else unnamed)
     if len(present) > 1:
         mean = precision[:, present].mean(axis=1)
         label = f"mean {100 * mean.mean():.1f}"
@@ -96,27 +93,24 @@ def scores_and_f1(matches: Matches) -> Figure:
     return figure
 
 
-def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float) -> Figure:
-    """Counts, and as colors the shares of each row; as large as the classes need. Of more than 80
-    classes, those that are confused most often."""
-    errors = matrix - np.diag(np.diag(matrix))
-    most = np.argsort(-(errors.sum(0) + errors.sum(1))[:-1], kind="stable")[:_MOST_CONFUSED]
-    shown = [*sorted(most), len(classes)]  # the last is the background
-    shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))[np.ix_(shown, shown)]
-    counts = matrix[np.ix_(shown, shown)]
-
-    number = len(shown)
+def confusion(
+    matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float
+) -> Figure | None:
+    """Counts, and as colors the shares of each row; as large as the classes need. None with too
+    many classes."""
+    if len(classes) > _MOST_CLASSES:
+        return None
+    shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))
+    number = len(matrix)
     side = max(_SIZE[0], 0.2 * number + 1.6)
     title = f"Confusion, {TASKS[task]} IoU {MATCHING_IOU}, score {threshold:.2f} or more"
-    if len(classes) > _MOST_CONFUSED:
-        title += f", {_MOST_CONFUSED} of {len(classes)} classes"
     figure, axes = _axes(title, (side, side * 0.92))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = 8 if number <= 14 else 6
-    for i, j in zip(*np.nonzero(counts), strict=True):
+    for i, j in zip(*np.nonzero(matrix), strict=True):
         color = "white" if shares[i, j] > 0.55 else "black"
-        axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=color, fontsize=size)
-    names = [_short(classes[k]) for k in shown[:-1]]
+        axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=color, fontsize=size)
+    names = [_short(name) for name in classes]
     axes.set_xticks(range(number), [*names, "missed"], rotation=90, fontsize=size)
     axes.set_yticks(range(number), [*names, "nothing there"], fontsize=size)
     axes.set(xlabel="detected as", ylabel="truth")
@@ -195,12 +189,6 @@ def _axes(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
         axes = figure.add_subplot()
         axes.set_title(title)
     return figure, axes
-
-
-def _named(average: np.ndarray, present: np.ndarray) -> list[int]:
-    """The classes to name, the best first."""
-    ranked = sorted(present, key=lambda k: -average[k])
-    return ranked if len(ranked) <= _MOST_NAMED else [*ranked[:4], *ranked[-4:]]
 
 
 def _short(name: str, most: int = 22) -> str:

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 _DEFAULT_THRESHOLD = 0.5  # where no detection is right, and so none is suggested
-_KINDS = {"worst": "Worst images", "best": "Best images", "random": "Random images"}
 
 
 def write_report(
@@ -156,7 +155,7 @@ def _pairs(
             (folder / "images" / f"{kind}_{i}.jpg").write_bytes(jpeg(beside(*halves)))
             left, right = (_data_uri(jpeg(half)) for half in halves)
             counts = f"{result.found} found, {result.missed} missed, {result.wrong} wrong"
-            pairs.setdefault(_KINDS[kind], []).append(
+            pairs.setdefault(f"{kind.capitalize()} images", []).append(
                 {"title": name, "caption": counts, "truth": left, "prediction": right}
             )
     return pairs, missing

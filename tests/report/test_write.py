@@ -20,7 +20,7 @@ import gnws_d2
 from gnws_d2.engine import build_evaluator, dataset_folder
 from gnws_d2.projects.own_data import short_name
 from gnws_d2.projects.report import try_report, write
-from gnws_d2.projects.report.curves import confusion, read_history
+from gnws_d2.projects.report.curves import read_history
 from gnws_d2.projects.report.images import RIGHT, WRONG, draw, without
 from gnws_d2.projects.report.matching import match
 from gnws_d2.projects.report.write import write_report
@@ -145,18 +145,6 @@ def test_no_truth(cfg, tmp_path):
     del truth.dataset["annotations"]  # as in COCO's test-dev
     parsed = write_case(cfg, tmp_path, truth, [detection(1, 1, 0, 0.9)])
     assert "no annotations" in parsed.text and "nan" not in parsed.text
-
-
-@pytest.mark.slow
-def test_a_plot_of_many_classes():
-    names = tuple(f"class {k}" for k in range(365))
-    matrix = np.diag(np.full(366, 100))
-    matrix[300:310, 7] = 9
-    figure = confusion(matrix, names, "bbox", 0.5)
-    assert max(figure.get_size_inches()) < 20  # a matrix of all would take gigabytes to draw
-    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert len(shown) == 81 and {"class 7", *names[300:310], "nothing there"} <= set(shown)
-    assert "80 of 365 classes" in figure.axes[0].get_title(loc="left")
 
 
 def test_the_history_of_a_resumed_and_killed_training(tmp_path):
