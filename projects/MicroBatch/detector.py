@@ -81,7 +81,7 @@ def build_two_level_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 def job_config(job: Job, folder: str) -> CfgNode:
     """The config of a job that writes into ``folder``; the Trainer scales it to the batch."""
-    norm = {"BCN": "EstBCN"}.get(job.norm_layer, job.norm_layer)
+    norm = job.norm.removesuffix("+WS").replace("BCN", "EstBCN")
     steps = job.images // REFERENCE_BATCH
     opts: list[Any] = ["OUTPUT_DIR", folder, "SEED", job.seed, "SOLVER.MAX_ITER", steps]
     opts += ["SOLVER.BASE_LR", job.reference_lr, "SOLVER.WARMUP_ITERS", round(WARMUP * steps)]

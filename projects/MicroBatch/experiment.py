@@ -61,10 +61,6 @@ class Job:
     def standardized(self) -> bool:
         return self.norm.endswith("+WS")
 
-    @property
-    def norm_layer(self) -> str:
-        return self.norm.removesuffix("+WS")
-
     def result_file(self, folder: Path) -> Path:
         norm = self.norm.lower().replace("+", "_")
         rate = f"lr{self.reference_lr:g}-images{self.images}"

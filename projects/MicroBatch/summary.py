@@ -73,11 +73,9 @@ def collect(results: Path, data: Path) -> None:
         with (data / f"{name}.csv").open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, header, lineterminator="\n")
             writer.writeheader()
-            writer.writerows({k: shorten(v) for k, v in row.items()} for row in rows)
-
-
-def shorten(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value
+            for row in rows:
+                short = {k: f"{v:.4g}" for k, v in row.items() if isinstance(v, float)}
+                writer.writerow(row | short)
 
 
 def read(data: Path, name: str) -> Rows:
