@@ -7,11 +7,12 @@ import functools
 import logging
 import os
 import socket
-import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
 from .errors import FileError, shorten
@@ -19,29 +20,23 @@ from .errors import FileError, shorten
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "GNWS_D2_CACHE"
-PATIENCE = 10.0  # seconds before the log says what is waited for
+_KILLED = 3.0  # seconds that a run that was killed may take to be gone
 _SUFFIX = ".gnws.partial"
 _DAY = 86_400  # seconds
 
 
 @contextlib.contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """Yield a temporary file beside ``file`` to write to, which then replaces ``file``.
+    """Yield the name of a temporary file beside ``file`` to write, which then replaces ``file``.
 
     It is on the disk before it gets the name. If the block raises, what was written is removed and
     ``file`` stays as it was. The first call for a folder removes the temporary files that a killed
     process left there more than a day ago.
     """
     _remove_stale(file.parent)
-    descriptor, name = tempfile.mkstemp(_SUFFIX, f".{file.name}.", file.parent)
-    os.close(descriptor)
-    partial = Path(name)
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}{_SUFFIX}")
     try:
         yield partial
-        # Only the owner may read what mkstemp makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
         publish(partial, file)
     finally:
         partial.unlink(missing_ok=True)
@@ -89,16 +84,15 @@ def locked(
     holder = file.with_name(f"{file.name}.holder")
     lock = FileLock(file, is_singleton=True)
     try:
-        lock.acquire(timeout=min(PATIENCE, seconds))
-    except Timeout:
         try:
-            if seconds > PATIENCE:
-                logger.warning("Waiting for %s, which holds %s.", _read(holder), file)
-            lock.acquire(timeout=max(seconds - PATIENCE, 0))
-        except Timeout as error:
-            raise FileError(
-                f"{file} is held by {_read(holder)}, for more than {seconds:g} s. {fix}"
-            ) from error
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("Waiting for %s, which holds %s.", _read(holder), file)
+            lock.acquire(timeout=seconds)
+    except Timeout as error:
+        raise FileError(
+            f"{file} is held by {_read(holder)}, for more than {seconds:g} s. {fix}"
+        ) from error
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
@@ -115,6 +109,23 @@ def _read(holder: Path) -> str:
         return "an unknown process"
 
 
+@contextlib.contextmanager
+def locked_output(folder: str | Path) -> Iterator[None]:
+    """Keep other runs out of ``folder`` for the time of the block: two would mix their checkpoints.
+    Only the main process takes the lock, as often as it asks for it.
+
+    Raises:
+        FileError: another run has it; the message names its process and machine.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    fix = f"Another run uses {folder}. Wait for it, end it, or choose another OUTPUT_DIR."
+    with locked(Path(folder) / ".lock", _KILLED, fix):
+        yield
+
+
 def cache_path() -> Path:
     """The folder in which the package keeps what it makes, without creating it: ``$GNWS_D2_CACHE``
     if that is set, else ``gnws_d2_cache`` beside Detectron2's own cache (``$FVCORE_CACHE``, by
@@ -127,13 +138,12 @@ def cache_path() -> Path:
     return Path(detectron2_cache).expanduser().absolute().parent / "gnws_d2_cache"
 
 
-def cache_dir(folder: Path | None = None) -> Path:
-    """``folder``, by default :func:`cache_path`, created and writable.
+def cache_dir(folder: Path) -> Path:
+    """``folder``, :func:`cache_path` or one in it, created and writable.
 
     Raises:
         FileError: it cannot be created or written to.
     """
-    folder = folder or cache_path()
     fix = f"Set ${CACHE_VARIABLE} to a folder that you can write to."
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """Training on top of Detectron2's: launching, data order, trainer, evaluators."""
 
+from ..files import locked_output
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data
 from .evaluation import COCOEvaluator, build_evaluator, dataset_folder, evaluated_datasets
 from .launch import create_ddp_model, launch
-from .output_folder import locked_output
 from .schedule import scale_schedule
 from .stopping import StopOnSignal
 from .trainer import Trainer

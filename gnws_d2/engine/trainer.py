@@ -24,6 +24,7 @@ from torch import nn
 from ..checkpoint import Checkpointer
 from ..data import Mapper, NamingMapper, dataset_errors
 from ..errors import ConfigError
+from ..files import locked_output
 from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
@@ -33,7 +34,6 @@ from .data_order import IterationSeed, ResumableLoader, save_final, seek_data, s
 from .evaluation import build_evaluator
 from .hooks import BestCheckpointer, FirstIterations, MovingSpeed
 from .launch import create_ddp_model
-from .output_folder import locked_output
 from .schedule import in_iterations, scale_schedule
 from .stopping import StopOnSignal, TrainingEnded
 

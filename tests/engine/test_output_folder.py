@@ -7,13 +7,14 @@ import time
 import pytest
 from processes import run, start
 
-from gnws_d2.engine import locked_output, output_folder
+from gnws_d2 import files
+from gnws_d2.engine import locked_output
 from gnws_d2.errors import FileError
 
 HOLD = """
 import sys, time
 from torch.utils.data import DataLoader
-from gnws_d2.engine import locked_output, output_folder
+from gnws_d2.engine import locked_output
 from gnws_d2.engine.data_order import start_worker
 with locked_output(sys.argv[1]):
     options = {"multiprocessing_context": "fork", "worker_init_fn": start_worker}
@@ -31,7 +32,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, monkeypatch
     while not out.exists() or "held" not in out.read_text():
         assert process.is_alive()
         time.sleep(0.05)
-    monkeypatch.setattr(output_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(files, "_KILLED", 0.1)
     said = rf"held by process {process.pid} on \S+, for more than 0\.1 s\. Another run uses"
     with pytest.raises(FileError, match=said), locked_output(tmp_path / "run"):
         pass
