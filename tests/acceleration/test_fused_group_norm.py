@@ -1,17 +1,13 @@
-"""GroupNorm + ReLU as one operation, on torch's kernels."""
+"""GroupNorm + ReLU as a part of torch: modules, compilers, traces, and what is kept."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from group_norm_formula import EPS, FORMATS, formula
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from gnws_d2.projects.acceleration import GroupNormReLU, group_norm_relu
-from gnws_d2.projects.acceleration.fused_group_norm import _group_norm_relu
 
 ADDED = pytest.mark.parametrize("added", [False, True])
 
@@ -23,49 +19,15 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def inputs(shape, added=False, **kwargs):
+def inputs(shape, added=False):
     """x, weight, bias, residual or None: leaves that ask for a gradient."""
     generator = torch.Generator().manual_seed(0)
     sizes = [shape, shape[1:2], shape[1:2], shape if added else None]
-    return [s and torch.randn(s, generator=generator).to(**kwargs).requires_grad_() for s in sizes]
+    return [s and torch.randn(s, generator=generator).requires_grad_() for s in sizes]
 
 
 def fused(x, weight, bias, residual=None, num_groups=3):
-    return group_norm_relu(x, num_groups, weight, bias, EPS, residual)
-
-
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(
-    st.integers(0, 3),
-    st.sampled_from([(1, 1), (3, 1), (3, 4), (2, 5)]),
-    st.lists(st.integers(1, 9), max_size=3),
-    st.booleans(),
-    st.sampled_from(FORMATS),
-)
-def test_results_are_those_of_the_formula(n, groups, area, added, format):
-    num_groups, per_group = groups
-    x, weight, bias, residual = inputs((n, num_groups * per_group, *area), added)
-    if len(area) == 2:
-        x = x.detach().contiguous(memory_format=format).requires_grad_()
-    leaves = [t for t in (x, weight, bias, residual) if t is not None]
-    y = fused(x, weight, bias, residual, num_groups)
-    y64 = formula(x, weight, bias, residual, num_groups)
-    assert y.stride() == x.stride() or not n  # an empty tensor has both formats
-    torch.testing.assert_close(y, y64, rtol=1e-12, atol=1e-11)
-    grad = torch.randn_like(y)
-    ours, theirs = (torch.autograd.grad(out, leaves, grad) for out in (y, y64))
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-9)
-
-
-@ADDED
-@pytest.mark.parametrize("format", FORMATS)
-def test_it_is_a_proper_operator(added, format):
-    x, weight, bias, residual = inputs((2, 6, 3, 5), added)
-    x = x.detach().contiguous(memory_format=format).requires_grad_()
-    torch.library.opcheck(_group_norm_relu, (x, weight, bias, residual, 3, EPS))
-    assert torch.autograd.gradcheck(
-        fused, [t for t in (x, weight, bias, residual) if t is not None]
-    )
+    return group_norm_relu(x, num_groups, weight, bias, 1e-5, residual)
 
 
 def test_a_second_derivative_is_refused():
@@ -84,44 +46,6 @@ def test_compilers_take_it_without_a_break():
         assert torch.equal(y, expected)
         ours, theirs = (torch.autograd.grad(t.square().sum(), leaves[0]) for t in (y, expected))
         assert torch.equal(ours[0], theirs[0])
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_large_mean(format):
-    generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(2, 64, 56, 56, generator=generator) + 1e4).float()
-    x = x.contiguous(memory_format=format)
-    y = group_norm_relu(x, 32, torch.ones(64).float(), torch.zeros(64).float())
-    expected = formula(x.double(), torch.ones(64), torch.zeros(64), None, 32)
-    assert (y - expected).abs().max() < 3e-3  # numbers of this size are 1e-3 apart
-
-
-@pytest.mark.parametrize("value", [0.0, -3.0, 1e4])
-def test_a_constant_input_has_a_finite_gradient(value):
-    x = torch.full((2, 6, 5, 7), value).float().requires_grad_()
-    weight, bias = (t.float().detach().requires_grad_() for t in inputs((2, 6))[1:3])
-    y = fused(x, weight, bias)
-    # The rounding of the value is multiplied by the inverse deviation, 1 / sqrt(eps).
-    error = torch.finfo(x.dtype).eps * abs(value) / EPS**0.5 * weight.abs().max()
-    assert (y - bias.relu().view(1, 6, 1, 1)).abs().max() <= error
-    y.sum().backward()
-    assert all(torch.isfinite(t.grad).all() for t in (x, weight, bias))
-
-
-@ADDED
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_has_statistics_in_float32(dtype, added):
-    x, weight, bias, residual = inputs((2, 6, 9, 7), added, dtype=torch.float32)
-    x = x.detach().to(dtype).requires_grad_()
-    with torch.autocast("cpu", dtype):  # changes nothing
-        y = fused(x, weight, bias, residual)
-    assert y.dtype == dtype
-    wide = [t if t is None else t.detach().double() for t in (x, weight, bias, residual)]
-    error = (y.double() - formula(*wide, 3)).abs().max()
-    assert error < 4 * torch.finfo(dtype).eps
-    y.sum().backward()
-    leaves = [t for t in (x, weight, bias, residual) if t is not None]
-    assert [t.grad.dtype for t in leaves] == [t.dtype for t in leaves]
 
 
 def test_the_module_is_a_group_norm_followed_by_relu():
