@@ -8,11 +8,8 @@ digits and 1 for background, as Detectron2's panoptic models expect.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,6 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from gnws_d2.errors import DatasetError
 from gnws_d2.files import cache_dir, cache_path, locked
 
 from .annotation import annotation, categories, semantic
@@ -33,8 +29,6 @@ NAME = "digits_v3"
 SEED = 2020
 NUM_TRAIN = 1200
 NUM_VAL = 200
-SECONDS_PER_IMAGE = 0.012  # for the log
-DIGEST = "annotations.sha256"
 WAIT = 1800.0  # seconds for another process that makes it
 
 logger = logging.getLogger(__package__)
@@ -60,51 +54,26 @@ def make_digits(
     Raises:
         GnwsError: scikit-learn is needed and not installed.
         FileError: ``root`` cannot be written to.
-        DatasetError: Digits' folder exists, but is damaged.
     """
     root = cache_path() if root is None else Path(root).absolute()
     is_full = (num_train, num_val) == (NUM_TRAIN, NUM_VAL)
     folder = root / (NAME if is_full else f"{NAME}_{num_train}_{num_val}")
-    # Before the lock, so that a finished dataset can be used from a read-only place.
-    if not is_complete(folder):
+    # The folder gets its name when everything is written. Before the lock, so that a finished
+    # dataset can be used from a read-only place.
+    if not folder.exists():
         cache_dir(root)
         with locked(root / f"{folder.name}.lock", WAIT):
-            if not is_complete(folder):
-                seconds = SECONDS_PER_IMAGE * (num_train + num_val)
-                logger.info("Making Digits in %s (takes about %.0f s)", folder, seconds)
+            if not folder.exists():
+                logger.info("Making Digits in %s (takes seconds)", folder)
                 # We hold the lock, so a run that was killed left what has this name.
                 partial = root / f"{folder.name}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir()
                 for split, count in zip(SPLITS, (num_train, num_val), strict=True):
                     write_split(partial, split, count)
-                (partial / DIGEST).write_bytes(annotations_digest(partial))
                 partial.rename(folder)
     log_first_n(logging.INFO, f"Using Digits in {folder}", name=__package__, key="message")
     return folder
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether ``folder`` exists. It gets its name only when everything is written.
-
-    Raises:
-        DatasetError: its annotation files are missing or changed, or it is no folder.
-    """
-    if not os.path.lexists(folder):
-        return False
-    with contextlib.suppress(OSError):
-        if (folder / DIGEST).read_bytes() == annotations_digest(folder):
-            return True
-    raise DatasetError(
-        f"{folder} should hold Digits, but an annotation file in it is missing or changed. "
-        "Delete it; it will be made again."
-    )
-
-
-def annotations_digest(folder: Path) -> bytes:
-    """The SHA-256 of the annotation files; every PNG has checksums of its own."""
-    content = b"".join(json_file(folder, split).read_bytes() for split in SPLITS)
-    return hashlib.sha256(content).hexdigest().encode()
 
 
 def json_file(folder: Path, split: str) -> Path:

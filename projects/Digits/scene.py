@@ -143,10 +143,9 @@ def find_place(
 def choose_ink(rng: np.random.Generator, ground_luma: float, below: list[np.ndarray]) -> np.ndarray:
     """Choose a color, (3,) float32 RGB, darker than the ground's mean luma (0 to 255) and unlike
     the colors ``below`` of the digits that it partly covers."""
-    choices = []
-    for _ in range(INK_CHOICES if below else 1):
-        luma = rng.uniform(0, max(0, ground_luma - MIN_CONTRAST))
-        choices.append(tinted(rng, luma, 110))
+    darkest = max(0, ground_luma - MIN_CONTRAST)
+    number = INK_CHOICES if below else 1
+    choices = [tinted(rng, rng.uniform(0, darkest), 110) for _ in range(number)]
     return max(choices, key=lambda ink: min((np.linalg.norm(ink - u) for u in below), default=0))
 
 
