@@ -7,9 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -28,7 +26,7 @@ from torch import nn
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
 from ..errors import GnwsError, is_debugging, not_logged, one_line, one_line_errors
-from .stopping import SIGNALS
+from .hooks import SIGNALS
 
 # How torch and gloo say that a process waited in vain, or that one it talked to is gone.
 _LOST = (
@@ -69,10 +67,6 @@ def launch(
                 f"{processes} processes need a GPU each, but this machine has {gpus}. Use "
                 f"--num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
             )
-        if num_machines > 1 and dist_url == "auto" and not is_torchrun:
-            raise GnwsError(
-                "--dist-url auto is for one machine. Set it to tcp://ADDRESS:PORT of machine 0."
-            )
         if is_torchrun:
             with _rendezvous("the address of torchrun", timeout):
                 _join_torchrun(processes, timeout)
@@ -80,12 +74,7 @@ def launch(
             file = os.environ.get("TORCHELASTIC_ERROR_FILE")
             _run(main_func, args, Path(file).parents[1] if file else Path(folder))
         elif num_machines * processes == 1:
-            try:
-                main_func(*args)
-            except KeyboardInterrupt:
-                if is_debugging():
-                    raise
-                raise SystemExit(128 + signal.SIGINT) from None
+            main_func(*args)
         else:
             with _rendezvous(f"--dist-url {dist_url}", timeout), _ends_of_processes(Path(folder)):
                 main = (main_func, args, Path(folder))
@@ -197,33 +186,11 @@ def _join_torchrun(processes: int, timeout: timedelta) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-    store = dist.PrefixStore("gnws_d2", store)  # torchrun has keys of its own in it
-    store = dist.PrefixStore(_name_of_start(store, rank, world_size, timeout), store)
+    # torchrun may keep its store when it restarts processes, with the addresses of the old ones.
+    store = dist.PrefixStore(f"gnws_d2/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     comm.create_local_process_group(processes)
-
-
-def _name_of_start(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """A name that the processes of this start of torchrun agree on.
-
-    torchrun may keep the store when it restarts processes; the new ones would find the addresses of
-    the old ones in it (TORCHELASTIC_RESTART_COUNT can differ between machines). The old ones have
-    ended, so that what arrives after rank 0 has removed their answers is of this start.
-    """
-    name = uuid.uuid4().hex
-    if rank == 0:
-        for other in map(str, range(1, world_size)):
-            store.delete_key(other)
-            store.set(store.get(other).decode(), name)
-        return name
-    deadline = time.monotonic() + timeout.total_seconds()
-    while not store.check([name]):
-        if time.monotonic() > deadline:
-            raise dist.DistStoreError("Timed out waiting for rank 0")
-        store.set(str(rank), name)
-        time.sleep(0.1)
-    return store.get(name).decode()
 
 
 def create_ddp_model(model: nn.Module, **options: Any) -> nn.Module:
