@@ -3,9 +3,9 @@
 from ..files import locked_output
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data
 from .evaluation import COCOEvaluator, build_evaluator, dataset_folder, evaluated_datasets
+from .hooks import StopOnSignal
 from .launch import create_ddp_model, launch
 from .schedule import scale_schedule
-from .stopping import StopOnSignal
 from .trainer import Trainer
 
 __all__ = [

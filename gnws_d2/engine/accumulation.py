@@ -12,23 +12,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import AMPTrainer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
-
-
-def check_batch(cfg: CfgNode, processes: int) -> None:
-    """Raise ConfigError if the batch does not divide among processes and micro-batches."""
-    batch, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
-    if batch % (processes * steps):
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {batch}, which does not divide among {processes} processes "
-            f"with SOLVER.ACCUMULATION_STEPS {steps} micro-batches each. Choose a batch that is a "
-            f"multiple of {processes * steps}, or other numbers of processes or steps."
-        )
 
 
 def micro_batches(batch: list[Any], steps: int) -> list[list[Any]]:
@@ -49,7 +37,7 @@ def micro_batches(batch: list[Any], steps: int) -> list[list[Any]]:
     return [batch[i : i + size] for i in range(0, len(batch), size)]
 
 
-class AccumulatingTrainer(SimpleTrainer):
+class AccumulatingTrainer(AMPTrainer):
     """Computes in each step what ``steps`` times as many processes compute with one micro-batch
     each. With one step in float32 it computes what Detectron2's SimpleTrainer does, with one step
     in half precision what its AMPTrainer does, and on the CPU as well.
@@ -76,13 +64,13 @@ class AccumulatingTrainer(SimpleTrainer):
         precision: torch.dtype = torch.float32,
         before_micro_batch: Callable[[int], object] = lambda index: None,
     ) -> None:
-        super().__init__(model, data_loader, optimizer)
+        self._device = next(model.parameters()).device.type
+        # One scale for all gradients of a step. Disabled, it passes on what it is given.
+        scaler = torch.amp.GradScaler(self._device, enabled=precision == torch.float16)
+        super().__init__(model, data_loader, optimizer, grad_scaler=scaler)
         self.steps = steps
         self.precision = precision
         self._before_micro_batch = before_micro_batch
-        self._device = next(model.parameters()).device.type
-        # One scale for all gradients of a step. Disabled, it passes on what it is given.
-        self.grad_scaler = torch.amp.GradScaler(self._device, enabled=precision == torch.float16)
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"
@@ -110,10 +98,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if state_dict.get("grad_scaler"):  # empty or missing after another precision
-            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        # It is empty or missing after another precision.
+        scale = state_dict.get("grad_scaler") or self.grad_scaler.state_dict()
+        super().load_state_dict({**state_dict, "grad_scaler": scale})

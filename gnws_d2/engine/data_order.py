@@ -27,11 +27,13 @@ from detectron2.data import DatasetFromList, MapDataset, build_detection_train_l
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoint import Checkpointer
 from ..data import Mapper, NamingMapper, load_train_dataset
+from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +58,7 @@ class IterationSeed(HookBase):
         self.before_micro_batch(0)
 
     def before_micro_batch(self, index: int) -> None:
-        seed = _hash(self.seed, process_of(index), self.trainer.iter)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_all_rng(_hash(self.seed, process_of(index), self.trainer.iter))
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed}
@@ -93,6 +92,9 @@ class ResumableLoader:
         Args:
             build_sampler: makes its sampler, by default a ``TrainingSampler``; called for each
                 start, because some samplers draw a seed when they are built.
+
+        Raises:
+            ConfigError: the batch does not divide among processes and micro-batches.
         """
         self._dataset = MapDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
         # Images of one batch are all wide, or all not. They are grouped before loading; Detectron2
@@ -100,7 +102,15 @@ class ResumableLoader:
         self._groups = [aspect_ratio_grouping and d["width"] > d["height"] for d in dataset]
         self._build_sampler = build_sampler or functools.partial(TrainingSampler, len(dataset))
         self._processes = [process_of(i) for i in range(accumulation_steps)]
-        self._batch_size = total_batch_size // (comm.get_world_size() * accumulation_steps)
+        count = comm.get_world_size() * accumulation_steps
+        self._batch_size, rest = divmod(total_batch_size, count)
+        if rest:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH (total_batch_size, of a LazyConfig) is {total_batch_size}, "
+                f"which does not divide among {comm.get_world_size()} processes with "
+                f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} micro-batches each. Choose a "
+                f"batch that is a multiple of {count}, or other numbers of processes or steps."
+            )
         self._num_workers = num_workers
         self.seek(seed=max(seed, 0), iteration=0)
 

@@ -1,26 +1,30 @@
-"""Hooks of training: the first losses, the best checkpoint, early stopping, and how fast estimated
-batch statistics follow the batches."""
+"""Hooks of training: the best checkpoint, early stopping, how fast estimated batch statistics
+follow the batches, and ending on a signal, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
+import signal
+import threading
+import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from detectron2.checkpoint import Checkpointer
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter
 from torch import nn
 
 from ..errors import ConfigError
 from ..files import atomic_write
 from ..layers import EstimatedBatchNorm2d
-from .stopping import TrainingEnded
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +33,16 @@ MAIN_METRICS = (
     *("panoptic_seg/PQ", "segm/AP", "keypoints/AP"),
     *("sem_seg/mIoU", "sem_seg/IoU", "bbox/AP"),
 )
-FIRST = (1, 2, 5, 10)  # iterations whose losses are printed
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C reaches every process of a terminal, and a launcher passes it on to its own a moment later.
+SAME_SIGNAL = 1.0  # seconds
 
 
-class FirstIterations(HookBase):
-    """Prints the losses of the first iterations; Detectron2's writer begins with the 20th."""
-
-    def before_train(self) -> None:
-        self._printer = CommonMetricPrinter(self.trainer.max_iter)
-
-    def after_step(self) -> None:
-        following = self.trainer.iter + 1
-        if following - self.trainer.start_iter in FIRST and following < self.trainer.max_iter:
-            self._printer.write()
+class TrainingEnded(BaseException):
+    """Raised by a hook to leave the training loop, which reports any Exception as a failure."""
 
 
-class BestCheckpointer(HookBase):
+class BestCheckpointer(hooks.BestCheckpointer):
     """Keeps the weights of the best evaluation as model_best.pth, and ends training, as if it were
     complete, when evaluations no longer improve. Unlike Detectron2's hook, a resumed run knows the
     evaluations before it, from evaluations.json: {metric: [[iteration, value], ...]}.
@@ -61,10 +59,10 @@ class BestCheckpointer(HookBase):
     def __init__(
         self, period: int, checkpointer: Checkpointer, metric: str, first: str, patience: int
     ) -> None:
-        self._period = period
-        self._checkpointer = checkpointer
-        self._metric = metric
-        self._first = f"{first}/" if first else ""
+        super().__init__(period, checkpointer, metric)
+        self._names = [metric]
+        if metric == "auto":
+            self._names = [f"{first}/{name}" if first else name for name in MAIN_METRICS]
         self._patience = patience
         self._file = Path(checkpointer.save_dir) / "evaluations.json"
         self._scores: dict[int, float] = {}  # iteration -> value
@@ -73,39 +71,30 @@ class BestCheckpointer(HookBase):
         start = self.trainer.start_iter
         if start and comm.is_main_process() and self._file.is_file():
             ((name, scores),) = json.loads(self._file.read_text()).items()
-            if self._metric in ("auto", name):
+            if name in self._names:
                 self._scores = {iteration: v for iteration, v in scores if iteration < start}
-        if self._is_exhausted():  # a run that had ended so, resumed
+        if self._patience and self._is_exhausted():  # a run that had ended so, resumed
             raise TrainingEnded
 
     def after_step(self) -> None:
-        following = self.trainer.iter + 1
-        if not self._period or following % self._period or following == self.trainer.max_iter:
-            return
-        self._check()
-        if self._is_exhausted():
+        super().after_step()
+        is_evaluated = self._patience and (self.trainer.iter + 1) % self._period == 0
+        if is_evaluated and self._is_exhausted():
             self._checkpointer.save("model_final", iteration=self.trainer.iter)
             raise TrainingEnded
 
-    def after_train(self) -> None:
-        if self.trainer.iter + 1 >= self.trainer.max_iter:  # as the hook that evaluates
-            self._check()
-
-    def _check(self) -> None:
+    def _best_checking(self) -> None:
         """Record the latest evaluation, and save the weights if it is the best one."""
         if not comm.is_main_process():
             return
         latest = self.trainer.storage.latest()
-        names = [self._metric]
-        if self._metric == "auto":
-            names = [self._first + name for name in MAIN_METRICS]
-        name = next((name for name in names if name in latest), None)
+        name = next((name for name in self._names if name in latest), None)
         if name is None:
             found = ", ".join(key for key in latest if "/" in key and "-" not in key)
             logger.warning(
                 "TEST.BEST_METRIC is %r, which no evaluation yields: no model_best.pth is kept. "
                 "Set it to one of %s.",
-                *(self._metric, found or "the names in metrics.json"),
+                *(self._val_metric, found or "the names in metrics.json"),
             )
             return
         iteration, value = min(self.trainer.iter, self.trainer.max_iter - 1), latest[name][0]
@@ -128,8 +117,6 @@ class BestCheckpointer(HookBase):
 
     def _is_exhausted(self) -> bool:
         """Whether ``patience`` evaluations were not better, in all processes."""
-        if not self._patience:
-            return False
         best = self._best()
         is_exhausted = sum(iteration > best for iteration in self._scores) >= self._patience
         if is_exhausted:
@@ -168,11 +155,64 @@ class MovingSpeed(HookBase):
         self._layers = layers
 
     def before_step(self) -> None:
-        self._speed = self._cfg.MODEL.BCN.MOVING_SPEED
+        speed = self._cfg.MODEL.BCN.MOVING_SPEED
         if self._cfg.MODEL.BCN.SCHEDULE == "lr":
-            self._speed *= self._lr_factor(self.trainer.iter / self._cfg.SOLVER.MAX_ITER)
+            speed *= self._lr_factor(self.trainer.iter / self._cfg.SOLVER.MAX_ITER)
         for layer in self._layers:
-            layer.moving_speed = self._speed
+            layer.moving_speed = speed
+        self.trainer.storage.put_scalar("moving_speed", speed, smoothing_hint=False)
+
+
+class StopOnSignal(HookBase):
+    """On SIGINT or SIGTERM, finishes the iteration in all processes, saves a checkpoint, says how
+    to resume, and exits with 128 + the signal. A second signal ends the process at once.
+
+    The last hook of all processes: a checkpoint is complete when the others have run.
+
+    Args:
+        checkpointer: saves in the main process, which is given the trainer to save.
+    """
+
+    def __init__(self, checkpointer: Checkpointer) -> None:
+        self._checkpointer = checkpointer
+        self._received = 0
+        self._when = 0.0
+        self._former: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def after_train(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def after_step(self) -> None:
-        self.trainer.storage.put_scalar("moving_speed", self._speed, smoothing_hint=False)
+        number, iteration = max(comm.all_gather(self._received)), self.trainer.iter
+        if not number or iteration + 1 >= self.trainer.max_iter:  # which is saved anyway
+            return
+        name = f"model_{iteration:07d}"
+        if comm.is_main_process():
+            self._checkpointer.save(name, iteration=iteration)
+            logger.info(
+                "Stopped by %s after iteration %d of %d. To continue from %s.pth in %s, run "
+                "the same command with --resume.",
+                *(signal.Signals(number).name, iteration, self.trainer.max_iter),
+                *(name, self._checkpointer.save_dir),
+            )
+        if comm.get_world_size() > 1:
+            comm.synchronize()
+            # The launcher may end those that are slower to leave.
+            self._former = dict.fromkeys(self._former, signal.SIG_IGN)
+            self.after_train()
+        raise SystemExit(128 + number)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self._received and self.trainer.iter < self.trainer.max_iter:
+            self._received, self._when = number, now
+            if comm.is_main_process():  # not by a logger, which the signal may have interrupted
+                os.write(2, b"Stopping after this iteration; a second signal ends at once.\n")
+        elif now - self._when > SAME_SIGNAL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

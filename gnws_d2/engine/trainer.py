@@ -6,8 +6,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Generator, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -29,13 +27,12 @@ from ..layers import EstimatedBatchNorm2d
 from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
 from ..modeling.precision import evaluation_precision
-from .accumulation import AccumulatingTrainer, check_batch
+from .accumulation import AccumulatingTrainer
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
 from .evaluation import build_evaluator
-from .hooks import BestCheckpointer, FirstIterations, MovingSpeed
+from .hooks import BestCheckpointer, MovingSpeed, StopOnSignal, TrainingEnded
 from .launch import create_ddp_model
 from .schedule import in_iterations, scale_schedule
-from .stopping import StopOnSignal, TrainingEnded
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +46,7 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = in_iterations(scale_schedule(cfg, comm.get_world_size()))
-        check_batch(cfg, comm.get_world_size())
-        self.cfg = cfg
+        self.cfg = cfg = in_iterations(scale_schedule(cfg, comm.get_world_size()))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self._iteration_seed = IterationSeed(cfg.SEED)
 
@@ -88,9 +83,7 @@ class Trainer(DefaultTrainer):
         except TrainingEnded:
             return getattr(self, "_last_eval_results", None)
         finally:
-            batches, self._trainer._data_loader_iter_obj = self._trainer._data_loader_iter_obj, None
-            if isinstance(batches, Generator):
-                batches.close()  # ends the loader's workers
+            self._trainer._data_loader_iter_obj = None  # ends the loader's workers
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg, hooks = self.cfg, super().build_hooks()
@@ -109,8 +102,6 @@ class Trainer(DefaultTrainer):
             hooks.insert(evaluation + 1, best)
         if estimated := [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]:
             hooks.insert(0, MovingSpeed(cfg, estimated))
-        if comm.is_main_process():
-            hooks.append(FirstIterations())
         return [self._iteration_seed, *hooks, StopOnSignal(self.checkpointer)]
 
     @classmethod
@@ -143,11 +134,3 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
         with evaluation_precision(cfg):
             return super().test(cfg, model, evaluators)
-
-    @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
-        """Evaluate with test-time augmentation; the result's names end in ``_TTA``."""
-        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
-        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from detectron2 import engine
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 
 from gnws.upstream import silence_upstream
@@ -22,6 +23,19 @@ IN_LOG_FILE_ONLY = (
     *("Environment info:", "Contents of args.config_file", "Running with full config:"),
     *("Full config saved to", "Model:", "Auto-scaling the config"),
 )
+FIRST = (1, 2, 5, 10)  # iterations whose losses are printed
+
+
+class FirstIterations(engine.HookBase):
+    """Prints the losses of the first iterations; Detectron2's writer begins with the 20th."""
+
+    def before_train(self) -> None:
+        self._printer = CommonMetricPrinter(self.trainer.max_iter)
+
+    def after_step(self) -> None:
+        following = self.trainer.iter + 1
+        if following - self.trainer.start_iter in FIRST and following < self.trainer.max_iter:
+            self._printer.write()
 
 
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:

@@ -36,9 +36,8 @@ from gnws_d2.engine import (
     save_final,
     seek_data,
 )
-from gnws_d2.engine.hooks import FirstIterations
 from gnws_d2.errors import ConfigError
-from gnws_d2.projects.detection.defaults import default_setup, setup_loggers
+from gnws_d2.projects.detection.defaults import FirstIterations, default_setup, setup_loggers
 from gnws_d2.projects.detection.lazy_config import load_lazy_config
 from gnws_d2.projects.own_data import data_splits, fit_lazy_config, name_data
 

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -33,7 +35,7 @@ from gnws_d2.errors import ConfigError
 from gnws_d2.predictor import config_of
 from gnws_d2.projects import own_data, report
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
-from gnws_d2.projects.detection.defaults import default_setup, setup_loggers
+from gnws_d2.projects.detection.defaults import FirstIterations, default_setup, setup_loggers
 
 logger = logging.getLogger("gnws_d2")
 
@@ -57,6 +59,14 @@ class Trainer(engine.Trainer):
                 images = report.PredictionImages(dataset_name, evaluator._coco_api)
                 return DatasetEvaluators([evaluators, images])
         return evaluators
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> OrderedDict:
+        """Evaluate with test-time augmentation; the result's names end in ``_TTA``."""
+        folder = str(Path(cfg.OUTPUT_DIR) / "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
 
 
 def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
@@ -144,6 +154,8 @@ def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> None:
             cfg.MODEL.BACKBONE.FREEZE_AT,
         )
     trainer.resume_or_load(resume=args.resume)
+    if comm.is_main_process():
+        trainer.register_hooks([FirstIterations()])
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks(
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]

@@ -145,7 +145,7 @@ def test_the_moving_speed_falls_with_the_learning_rate_but_has_no_warm_up(
     hook = MovingSpeed(cfg, layers)
     # A function of the iteration alone, wherever a run starts.
     for iteration in (*expected, *reversed(expected)):
-        hook.trainer = SimpleNamespace(iter=iteration)
+        hook.trainer = SimpleNamespace(iter=iteration, storage=EventStorage())
         hook.before_step()
         assert [layer.moving_speed for layer in layers] == pytest.approx([expected[iteration]] * 2)
 

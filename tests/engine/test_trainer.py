@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from gnws_d2.engine import Trainer, build_evaluator
 from gnws_d2.errors import ConfigError
+from gnws_d2.projects.detection import train_net
 
 MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 CONFIGS = {"mask": [MASK_RCNN], "faster": [MASK_RCNN, "MODEL.MASK_ON", "False"]}
@@ -107,7 +108,7 @@ def test_training_lowers_the_loss(tiny_config, config):
 def test_test_time_augmentation_is_evaluated(tiny_config):
     cfg = tiny_config(MASK_RCNN, "TEST.AUG.MIN_SIZES", "(48, 64)")
     cfg.TEST.AUG.FLIP = False
-    results = Trainer.test_with_TTA(cfg, Trainer.build_model(cfg))
+    results = train_net.Trainer.test_with_TTA(cfg, Trainer.build_model(cfg))
     assert set(results) == {"bbox_TTA", "segm_TTA"}
 
 
