@@ -9,22 +9,11 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tabulate import tabulate
 
-from ..config import EPOCH_KEYS, get_key, set_key
+from ..config import EPOCH_KEYS, get_key, leaves, set_key
 from ..data import load_train_dataset
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
-
-SCALED = (
-    "SOLVER.REFERENCE_WORLD_SIZE",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.BASE_LR",
-    "SOLVER.WARMUP_ITERS",
-    "SOLVER.STEPS",
-    "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-)
 
 
 def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
@@ -45,20 +34,18 @@ def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
         if (batch, reference) == (old, 0):
             return cfg
         scaled = scaled_from(cfg, old, batch)
-        if batch != old:
-            _log(cfg, scaled, f"a batch of {old} to {batch}")
-        return scaled
-    if reference in (0, world_size):
+    elif reference in (0, world_size):
         return cfg
-    if old % reference:
+    elif old % reference:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {old}, but the config describes training on "
             f"SOLVER.REFERENCE_WORLD_SIZE = {reference} processes and is scaled to the "
             f"{world_size} in use. Add SOLVER.REFERENCE_WORLD_SIZE 0 to use batch, learning "
             "rate and schedule as written, or do not set SOLVER.IMS_PER_BATCH."
         )
-    scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
-    _log(cfg, scaled, f"{reference} processes to {world_size}")
+    else:
+        scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    _log_changes(cfg, scaled)
     return scaled
 
 
@@ -98,13 +85,14 @@ def in_iterations(cfg: CfgNode) -> CfgNode:
         new.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_EPOCHS * epoch))
     for key in EPOCH_KEYS:
         set_key(new, key, 0.0)
-    _log(cfg, new, f"epochs of {images} images to iterations")
+    logger.info("An epoch has %d images, %g iterations.", images, epoch)
+    _log_changes(cfg, new)
     if cfg.is_frozen():
         new.freeze()
     return new
 
 
-def _log(cfg: CfgNode, scaled: CfgNode, change: str) -> None:
-    rows = [(key, get_key(cfg, key), get_key(scaled, key)) for key in SCALED]
+def _log_changes(cfg: CfgNode, new: CfgNode) -> None:
+    rows = [(key, old, get_key(new, key)) for key, old in leaves(cfg) if get_key(new, key) != old]
     table = tabulate(rows, ["key", "config", "this run"], tablefmt="pipe")
-    logger.info("Schedule scaled from %s:\n%s", change, table)
+    logger.info("The schedule of this run:\n%s", table)

@@ -22,7 +22,7 @@ from gnws_d2.config import (
     resolve_config_file,
     set_key,
 )
-from gnws_d2.engine.schedule import SCALED, scaled_from
+from gnws_d2.engine.schedule import scaled_from
 from gnws_d2.errors import ConfigError
 from gnws_d2.model_zoo.published import published
 
@@ -30,6 +30,10 @@ from .source import is_source
 
 logger = logging.getLogger(__name__)
 
+KEYS = (
+    *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.STEPS"),
+    *("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
+)
 IMAGES_PER_PROCESS = 2
 # Target images seen on a custom dataset, and the allowed range of epochs.
 IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS = 24_000, 12, 60
@@ -78,10 +82,9 @@ def schedule_for(
     meant = solver.IMS_PER_BATCH if reason == AS_WRITTEN else packaged.SOLVER.IMS_PER_BATCH
     new = scaled_from(cfg, meant, batch)
     new.defrost()
-    keys = [key for key in SCALED if key != "SOLVER.REFERENCE_WORLD_SIZE"]
     unchanged = AS_WRITTEN if batch == meant else "scaled with the batch"
-    reasons = {key: EXPLICIT if key in explicit else unchanged for key in keys}
-    for key in set(keys).intersection(explicit):
+    reasons = {key: EXPLICIT if key in explicit else unchanged for key in KEYS}
+    for key in set(KEYS).intersection(explicit):
         set_key(new, key, get_key(cfg, key))
     for key in EPOCH_KEYS:
         set_key(new, key, 0.0)
@@ -120,7 +123,7 @@ def schedule_for(
 
     if new == cfg:
         return cfg
-    rows = [(key, get_key(new, key), reasons[key]) for key in keys]
+    rows = [(key, get_key(new, key), reasons[key]) for key in KEYS]
     table = tabulate(rows, ["key", "value", "reason"], tablefmt="pipe", disable_numparse=True)
     logger.info("The schedule of this run:\n%s", table)
     if cfg.is_frozen():
