@@ -13,16 +13,18 @@ import torch
 import yaml
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import SemanticSegmentor, build_model
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 from torch import nn
 
 from .checkpoint import Checkpointer, Provenance, read_checkpoint
-from .config import config_from, load_config
+from .config import config_from, load_config, with_gnws_keys
 from .data import build_test_augmentation
-from .data.mapper import resize_for_test
+from .data.mapper import RESIZE
 from .errors import CheckpointError, ConfigError, DatasetError, GnwsError
 from .layers import fold
 from .modeling.errors import build_errors
@@ -36,20 +38,13 @@ EXPORTED = (".ts", ".pt2", ".onnx", ".xml")  # suffixes of the files of projects
 class Predictor(DefaultPredictor):
     """Detects on images; see ``detectron2.engine.DefaultPredictor``, whose place it takes.
 
-    ::
-
-        predictor = Predictor(weights="output/mine/model_best.pth", score_threshold=0.5)
-        found = predictor(read_image("image.jpg", "BGR"))["instances"]
-        for box, score, index in zip(found.pred_boxes, found.scores, found.pred_classes):
-            print(predictor.classes[index], float(score), box.tolist())
-
     Weights are loaded strictly, and nothing in their file is executed: each tensor must be there
     and fit. Convolutions with standardized weights become plain ones, which compute the same.
     An exported file, such as model.onnx, takes the place of config and weights.
 
     Args:
-        config: a config, the path of one, or the name of a packaged one. A path that ends in .py is
-            a LazyConfig, which is a program and runs. None: the config that the weights carry.
+        config: any Detectron2 config, the path of one, or the name of a packaged one. A path that
+            ends in .py is a LazyConfig, which is a program and runs. None: that of the weights.
         weights: a file, an address, or a "gnws://" name, or a file that ``gnws export`` wrote.
             "": those that the config names.
         opts: overrides, flat: KEY VALUE pairs, or "key=value" for a LazyConfig.
@@ -65,11 +60,11 @@ class Predictor(DefaultPredictor):
         category_ids: their ids in the annotation files that the model was trained on; where those
             are not known, their indices.
         aug: resizes an image for the model.
-        input_format: "RGB" or "BGR", the order that the model takes.
+        input_format: what the model takes, such as "RGB", "BGR", "L" or "RGBA".
+        channels: the number of values of a pixel in it.
 
     Raises:
-        ConfigError: see :func:`~gnws_d2.config.load_config`; or a config for an
-            exported file.
+        ConfigError: see :func:`~gnws_d2.config.load_config`; or a config for an exported file.
         GnwsError: an exported file cannot be loaded.
         CheckpointError: the weights cannot be read or do not fit, they would leave a part of the
             model untrained, or they carry no config and none is named.
@@ -95,8 +90,7 @@ class Predictor(DefaultPredictor):
             self._use_exported(weights, score_threshold or 0.0)
             return
         if isinstance(config, CfgNode):
-            self.cfg = config.clone()
-            self.cfg.defrost()
+            self.cfg = with_gnws_keys(config)
             self.cfg.merge_from_list(list(opts))
         elif config is None:
             self.cfg = config_of(weights, opts, add_configs)
@@ -114,6 +108,7 @@ class Predictor(DefaultPredictor):
             checkpointer = Checkpointer(model, cfg=self.cfg, for_inference=True)
             augmentations = build_test_augmentation(self.cfg)
             self.input_format = self.cfg.INPUT.FORMAT
+            mean = self.cfg.MODEL.PIXEL_MEAN
             datasets = [*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN]
             if hasattr(model, "sem_seg_head"):
                 stuff = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -124,8 +119,11 @@ class Predictor(DefaultPredictor):
             mapper = self.cfg.dataloader.test.mapper
             augmentations = [instantiate(augmentation) for augmentation in mapper.augmentations]
             self.input_format = mapper.image_format
+            mean = self.cfg.model.get("pixel_mean", (0, 0, 0))
             names = self.cfg.dataloader.test.dataset.names
             datasets = [names] if isinstance(names, str) else list(names)
+        # A gray image may meet three means, which make three channels of it.
+        self.channels = {"L": 1}.get(self.input_format, len(mean))
         self.aug: Augmentation = AugmentationList(augmentations)
         trained = Provenance.read(checkpointer.load(weights))
         self.model: nn.Module = fold(model) if folded else model.eval()
@@ -146,8 +144,9 @@ class Predictor(DefaultPredictor):
                 f"{file} does not store {min(missing)!r}, which a predictor needs. Export it with "
                 "`gnws export`, or store it as one of the facts."
             )
-        self.aug = resize_for_test(facts["resize"], facts["min_size"], facts["max_size"])
+        self.aug = RESIZE[facts["resize"]](facts["min_size"], facts["max_size"])
         self.input_format = facts["format"]
+        self.channels = {"L": 1, "RGBA": 4}.get(self.input_format, 3)
         trained = Provenance(classes=facts["classes"], category_ids=facts.get("category_ids"))
         self.metadata = _metadata([], trained, "sem_seg" in facts["outputs"], stuff=0)
 
@@ -187,7 +186,8 @@ class Predictor(DefaultPredictor):
         images, an image gets slightly other scores than alone, as it is evaluated.
 
         Args:
-            original_image: (H, W, 3), in the order BGR, levels 0 to 255; or a list of them.
+            original_image: (H, W, 3), in the order BGR, levels 0 to 255; or (H, W, channels), in
+                ``input_format``, for a model of 1 or 4 channels; or a list of them.
 
         Returns:
             The output of the model for one image, a dict: ``instances``, boxes in pixels of that
@@ -207,22 +207,23 @@ class Predictor(DefaultPredictor):
             return self.model([self.prepare(image) for image in original_image])
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """The input of the model for ``image`` (H, W, 3), BGR: the resized ``image``, a float32
-        tensor (3, height, width) in the order of ``input_format``, and ``height`` and ``width`` of
-        the original.
-
-        Raises:
-            DatasetError: see :meth:`__call__`.
-        """
-        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
-            found = getattr(image, "shape", type(image).__name__)
+        """The input of the model for an image as :meth:`__call__` takes it: the resized ``image``,
+        a float32 tensor (channels, height, width) in ``input_format``, and ``height`` and ``width``
+        of the original."""
+        found = getattr(image, "shape", type(image).__name__)
+        is_array = isinstance(image, np.ndarray) and image.ndim == 3
+        if is_array and image.shape[2] == 3 and self.input_format != "BGR":
+            image = image[:, :, ::-1]
+            if self.input_format != "RGB":  # what read_image makes of these colors
+                rgb = Image.fromarray(image.astype(np.uint8))
+                image = convert_PIL_to_numpy(rgb, self.input_format)
+        if not is_array or image.shape[2] != self.channels:
+            form = "BGR" if self.input_format == "RGB" else self.input_format
             raise DatasetError(
-                f"an image is an array (H, W, 3) in the order BGR, not {found}. Read it with "
-                'gnws_d2.data.read_image(file, "BGR").'
+                f"an image is an array (H, W, {self.channels}), three channels in the order BGR, "
+                f"not {found}. Read it with gnws_d2.data.read_image(file, {form!r})."
             )
         height, width = image.shape[:2]
-        if self.input_format == "RGB":
-            image = image[:, :, ::-1]
         resized = AugInput(image)
         try:
             self.aug(resized)

@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2 import model_zoo
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetMapper
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from PIL import Image
 from tiny import TINY
 
 import gnws_d2
@@ -16,6 +21,8 @@ from gnws_d2 import Predictor
 from gnws_d2.checkpoint import Checkpointer, Provenance
 from gnws_d2.checkpoint.convert import detectron2_checkpoint
 from gnws_d2.config import get_config_file
+from gnws_d2.data import read_image
+from gnws_d2.engine import Trainer
 from gnws_d2.errors import CheckpointError, ConfigError, DatasetError, GnwsError
 from gnws_d2.layers.ws_conv import StandardizedConv
 from gnws_d2.model_zoo import fetch as fetching
@@ -57,6 +64,40 @@ def test_it_finds_what_detectron2_s_predictor_finds(saved, opts):
     assert_same(predictor(image()), DefaultPredictor(cfg)(image()))
     assert_same(Predictor(cfg, folded=False)(image()), DefaultPredictor(cfg)(image()))
     assert isinstance(predictor, DefaultPredictor) and predictor.classes == list("0123456789")
+
+
+@pytest.mark.parametrize(("format", "means"), [("L", 1), ("L", 3), ("RGBA", 4)])
+def test_images_of_one_and_four_channels(tiny_config, tmp_path, format, means):
+    """From a training step on, against Detectron2's mapper, model and loading. A gray image may
+    meet the three means of a model of colors."""
+    values = ["MODEL.PIXEL_MEAN", str([99.0] * means), "MODEL.PIXEL_STD", str([50.0] * means)]
+    cfg = tiny_config(MASK_RCNN, *ALL, *values, "INPUT.FORMAT", format, "SOLVER.MAX_ITER", "1")
+    cfg.DATASETS.TEST = ()
+    Trainer(cfg).train()
+    cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR, "model_final.pth"))
+    file = str(tmp_path / "a.png")
+    Image.fromarray(np.dstack([image(), image(seed=1)[..., :1]])).save(file)
+    model = build_model(cfg).eval()
+    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    with torch.no_grad():
+        [expected] = model([DatasetMapper(cfg, is_train=False)({"file_name": file})])
+    predictor = Predictor(weights=cfg.MODEL.WEIGHTS)
+    assert_same(predictor(read_image(file, format)), expected)
+    if format == "L":
+        assert_same(predictor(read_image(file, "BGR")), expected)
+    with pytest.raises(DatasetError, match=rf"\(H, W, {predictor.channels}\).*not \(4, 4, 2\)"):
+        predictor(np.zeros((4, 4, 2), np.uint8))
+
+
+def test_a_config_of_detectron2_alone(tmp_path):
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    cfg.MODEL.DEVICE, cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = "cpu", 64, 0
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.MODEL.WEIGHTS = 20, str(tmp_path / "model.pth")
+    DetectionCheckpointer(build_model(cfg), str(tmp_path)).save("model")
+    before = cfg.clone()
+    assert_same(Predictor(cfg)(image()), DefaultPredictor(cfg)(image()))
+    assert cfg == before
 
 
 def test_several_images_are_one_batch(saved):

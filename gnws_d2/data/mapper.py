@@ -73,11 +73,7 @@ def _as_bytes(file: str) -> np.ndarray:
 
 
 class NamingMapper:
-    """A dataset mapper whose errors name the image.
-
-    Args:
-        mapper: maps a dict in Detectron2's dataset format.
-    """
+    """A dataset mapper, of dicts in Detectron2's format, whose errors name the image."""
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
         self._mapper = mapper
@@ -118,13 +114,10 @@ class PlainBilinearShortestEdge(T.ResizeShortestEdge):
         return PlainBilinear(chosen.h, chosen.w, chosen.new_h, chosen.new_w)
 
 
-def resize_for_test(kind: str, shortest: int, longest: int) -> T.Augmentation:
-    """The resizing of evaluation; ``kind`` is a value of ``INPUT.RESIZE_TEST``."""
-    resize = {"pil": T.ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}[kind]
-    return resize(shortest, longest, sample_style="choice")
+RESIZE = {"pil": T.ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}  # by INPUT.RESIZE_...
 
 
 def build_test_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
     """Detectron2's augmentation for evaluation, with the resizing of ``INPUT.RESIZE_TEST``."""
-    inputs = cfg.INPUT
-    return [resize_for_test(inputs.RESIZE_TEST, inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST)]
+    size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    return [RESIZE[cfg.INPUT.RESIZE_TEST](*size, sample_style="choice")]

@@ -77,7 +77,7 @@ def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Fou
         predictor = load(name)
         predictor.set_score_threshold(threshold)
         frame = Frame(Path(file), read_image(file, "BGR"))
-        found = to_cpu(predictor(frame.bgr))
+        found = to_cpu(predictor(frame.as_input(predictor)))
         coco = CocoDetections(predictor.classes, predictor.category_ids)
         image_id = coco.add_image(Frame(Path(Path(file).name), frame.bgr))
         files, rows = [folder / "detections.json"], []

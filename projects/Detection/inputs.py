@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence
 
+from gnws_d2 import Predictor
 from gnws_d2.data import read_image
 from gnws_d2.errors import DatasetError
 
@@ -29,6 +30,12 @@ class Frame:
     file: Path
     bgr: np.ndarray
     number: int | None = None
+
+    def as_input(self, predictor: Predictor) -> np.ndarray:
+        """What ``predictor`` takes: if that is four channels, the file's, with its alpha."""
+        if predictor.channels != 4 or self.number is not None:
+            return self.bgr
+        return read_image(self.file, predictor.input_format)
 
 
 def find_files(inputs: Sequence[str]) -> Iterator[Path]:

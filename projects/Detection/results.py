@@ -53,7 +53,7 @@ class Results:
         Returns:
             The frame with the detections drawn, RGB, (H, W, 3) uint8.
         """
-        found = to_cpu(self.predictor(frame.bgr))
+        found = to_cpu(self.predictor(frame.as_input(self.predictor)))
         name = f"{self._names.of(frame)}.png"
         image_id = self.detections.add_image(frame)
         if "instances" in found:
