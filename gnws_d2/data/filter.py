@@ -27,7 +27,10 @@ def filter_dataset(dicts: Sequence[dict[str, Any]], empty_too: bool = False) -> 
     """
     kept, objects = [], [0, 0]
     for record in dicts:
-        annotations = record["annotations"]
+        annotations = record.get("annotations")
+        if annotations is None:  # of another kind: Detectron2 takes it beside the others
+            kept.append(record)
+            continue
         if min(record["width"], record["height"]) < MIN_IMAGE_SIDE:
             continue
         if not annotations and not empty_too:
@@ -50,9 +53,8 @@ def filter_dataset(dicts: Sequence[dict[str, Any]], empty_too: bool = False) -> 
 def _is_usable(annotation: dict[str, Any], record: dict[str, Any]) -> bool:
     if annotation["bbox_mode"] == BoxMode.XYWH_ABS:  # as COCO has it: a million conversions less
         x, y, width, height = annotation["bbox"]
-    else:
-        x, y, width, height = BoxMode.convert(
-            annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS
-        )
+    else:  # rotated boxes convert to corners alone
+        box = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        x, y, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
     overlaps = x < record["width"] and y < record["height"] and x + width > 0 and y + height > 0
     return overlaps and min(width, height) >= MIN_OBJECT_SIDE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,15 +11,12 @@ from typing import Any
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import DatasetError
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
 RAW_EXIF = "Raw profile type exif"  # where ImageMagick puts it in a PNG
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
-UNSCALED = ("I", "F")  # 32-bit values: nothing says which one is white
-
 RESTORE = "Restore the image, or remove it and its annotations from the dataset."
 
 
@@ -37,13 +33,14 @@ def read_image(file: str | os.PathLike, format: str | None = None) -> np.ndarray
         (H, W, C) uint8.
 
     Raises:
-        DatasetError: the file is missing, no regular file, damaged, larger than
-            ``PIL.Image.MAX_IMAGE_PIXELS``, or has 32-bit pixels.
+        DatasetError: the file is missing, no regular file, damaged, larger than twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``, or has 32-bit pixels that are not from 0 to 255.
     """
     with _opened(file) as image:
         image.load()
+        _check_range(file, image)
         image = ImageOps.exif_transpose(image)
-        if image.mode in SIXTEEN_BITS:
+        if image.mode.startswith("I;16"):
             values = np.asarray(image).astype(np.uint32)
             image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
         return convert_PIL_to_numpy(image, format)
@@ -51,12 +48,15 @@ def read_image(file: str | os.PathLike, format: str | None = None) -> np.ndarray
 
 def read_labels(file: str | os.PathLike, dtype: Any = np.int64) -> np.ndarray:
     """The values that a label image stores, of any number of bits or indices of a palette: (H, W).
+    Grays that are stored as colors are their levels.
 
     Raises:
         DatasetError: the image stores colors, or see :func:`read_image`.
     """
-    with _opened(file, is_scaled=False) as image:
+    with _opened(file) as image:
         labels = np.asarray(ImageOps.exif_transpose(image), dtype=dtype)
+        if image.mode in ("RGB", "RGBA") and (labels[..., :3] == labels[..., :1]).all():
+            labels = labels[..., 0]
         if labels.ndim != 2:
             raise DatasetError(
                 f"{file} has mode {image.mode}, colors instead of the class of each pixel. Store "
@@ -67,12 +67,13 @@ def read_labels(file: str | os.PathLike, dtype: Any = np.int64) -> np.ndarray:
 
 def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
     """Width and height as :func:`read_image` returns it, and the EXIF orientation (1: none), from
-    the header alone.
+    the header alone, or of 32-bit pixels from all.
 
     Raises:
         DatasetError: see :func:`read_image`; damage behind the header is not found.
     """
     with _opened(file, checksums=False) as image:
+        _check_range(file, image)
         # Pillow would decode a PNG in search of an EXIF chunk behind its pixels.
         has_exif = image.format != "PNG" or "exif" in image.info or RAW_EXIF in image.info
         orientation = image.getexif().get(ORIENTATION, 1) if has_exif else 1
@@ -81,19 +82,13 @@ def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _opened(
-    file: str | os.PathLike, checksums: bool = True, is_scaled: bool = True
-) -> Iterator[Image.Image]:
+def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.Image]:
     """A lazily decoded image; whatever Pillow raises on it is an DatasetError."""
     try:
         path = PathManager.get_local_path(os.fspath(file))
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise DatasetError(f"{file} is not a regular file. Put the image there.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # said below
-            image = Image.open(path)
-        with image:
-            _check_header(file, image, is_scaled)
+        with Image.open(path) as image:
             if checksums and image.format == "PNG":
                 with Image.open(path) as again:
                     again.verify()
@@ -102,29 +97,23 @@ def _opened(
         raise
     except FileNotFoundError as error:
         raise DatasetError(f"{file} does not exist. Put the image there.") from error
-    except UnidentifiedImageError as error:  # its message is the path, or an object's address
-        raise DatasetError(f"{file} cannot be read (no known image format). {RESTORE}") from error
     except Image.DecompressionBombError as error:
-        raise _too_large(file) from error
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise DatasetError(
+            f"{file} has more than {most:.0f} million pixels. Cut it into tiles, or raise "
+            "PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise DatasetError(
             f"{file} cannot be read ({error or type(error).__name__}). {RESTORE}"
         ) from error
 
 
-def _check_header(file: str | os.PathLike, image: Image.Image, is_scaled: bool) -> None:
-    if is_scaled and image.mode in UNSCALED:
+def _check_range(file: str | os.PathLike, image: Image.Image) -> None:
+    values = np.asarray(image if image.mode in ("I", "F") else 0)
+    low, high = values.min(), values.max()  # NaN if any is
+    if not (low >= 0 and (high == 0 or 1 < high <= 255)):  # else Pillow clips, or nearly all is 0
         raise DatasetError(
-            f"{file} has 32-bit pixels (mode {image.mode}), whose range is unknown. Convert it to "
-            "8 or 16 bits."
+            f"{file} has 32-bit pixels (mode {image.mode}) from {low:g} to {high:g}: the level of "
+            "white is unknown. Convert it to 8 or 16 bits."
         )
-    # Pillow itself refuses twice as many.
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise _too_large(file)
-
-
-def _too_large(file: str | os.PathLike) -> DatasetError:
-    return DatasetError(
-        f"{file} has more than {(Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels. Cut it "
-        "into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS."
-    )

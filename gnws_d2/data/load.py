@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 from ..config import built_architecture
 from ..errors import DatasetError
 from .filter import MIN_IMAGE_SIDE, filter_dataset
+from .images import image_size
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,8 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
     """Load ``DATASETS.TRAIN``, filtered by ``DATALOADER.FILTER`` and Detectron2's keys.
 
     Raises:
-        DatasetError: a dataset cannot be loaded, or no image is left.
+        DatasetError: a dataset cannot be loaded, no object is left, or one is of a class that the
+            model lacks.
     """
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     empty_too = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -35,17 +38,46 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
             min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
-    # A dataset of the user's own class is filtered by that.
-    if by_detectron2 or not isinstance(dicts, list) or "annotations" not in dicts[0]:
+    if not isinstance(dicts, list):  # a dataset of the user's own class is filtered by that
         return dicts
-    kept = filter_dataset(dicts, empty_too)
-    if not kept:
+    for record in dicts:
+        if "width" not in record:  # Detectron2's mapper sets it
+            record["width"], record["height"], _ = image_size(record["file_name"])
+    kept = dicts if by_detectron2 else filter_dataset(dicts, empty_too)
+    objects = (a for d in kept for a in d.get("annotations", ()) if not a.get("iscrowd"))
+    highest = max((a["category_id"] for a in objects), default=-1)
+    if highest < 0 and not empty_too and all("annotations" in d for d in dicts):
         raise DatasetError(
-            f"dataset {', '.join(cfg.DATASETS.TRAIN)}: none of {len(dicts)} images has annotations "
-            f"and sides of {MIN_IMAGE_SIDE} pixels or more. Set DATALOADER.FILTER to "
-            '"detectron2" to train on smaller images.'
+            f"dataset {', '.join(cfg.DATASETS.TRAIN)}: none of {len(dicts)} images has an object "
+            f"that is no crowd and sides of {MIN_IMAGE_SIDE} pixels or more. Set iscrowd to 0 to "
+            'train on crowds, and DATALOADER.FILTER to "detectron2" to train on smaller images.'
         )
+    _check_classes(cfg, highest)
     return kept
+
+
+def _check_classes(cfg: CfgNode, highest: int) -> None:
+    """Compare the number of classes that the model predicts with the ``highest`` that is annotated
+    and, as it may differ on purpose, with the datasets' names."""
+    section, kind = {
+        "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
+        "PanopticFPN": ("ROI_HEADS", "thing_classes"),
+        "RetinaNet": ("RETINANET", "thing_classes"),
+        "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
+    }.get(built_architecture(cfg), ("", ""))
+    predicted = cfg.MODEL[section].NUM_CLASSES if section else 0
+    if kind == "thing_classes" and highest >= predicted:
+        raise DatasetError(
+            f"dataset {', '.join(cfg.DATASETS.TRAIN)} has objects of class {highest}, counted from "
+            f"0, but MODEL.{section}.NUM_CLASSES is {predicted}. Set it to {highest + 1} or more."
+        )
+    for name in cfg.DATASETS.TRAIN if section else ():
+        if (count := len(MetadataCatalog.get(name).get(kind, ()))) not in (0, predicted):
+            logger.warning(
+                "Dataset %s has %d classes, but MODEL.%s.NUM_CLASSES is %d. Set it to %d, unless "
+                "the others are in no dataset on purpose.",
+                *(name, count, section, predicted, count),
+            )
 
 
 @contextmanager
@@ -53,11 +85,16 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
     """Wrap the loading of registered datasets.
 
     Raises:
-        DatasetError: one is not registered, cannot be loaded, or has more classes than the model.
+        DatasetError: one is not registered or cannot be loaded.
     """
     for name in names:
         if name not in DatasetCatalog:
-            raise DatasetError(_unregistered(name))
+            known = sorted(DatasetCatalog.list())
+            near = " or ".join(difflib.get_close_matches(name, known, n=3) or known[:3])
+            fix = f"Did you mean {near}? Register a dataset before training starts."
+            if ".json" in name:
+                fix = "Register the file first: gnws_d2.projects.own_data.fit_to_data(cfg)."
+            raise DatasetError(f"DATASETS names {name!r}, which is not registered. {fix}")
     try:
         yield
     except FileNotFoundError as error:
@@ -66,40 +103,5 @@ def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
             "DETECTRON2_DATASETS to the folder that holds the datasets."
         ) from error
     except AssertionError as error:
-        raise DatasetError(f"dataset {', '.join(names)}: {error}") from error
-    for name in names:
-        _check_classes(cfg, name)
-
-
-def _unregistered(name: str) -> str:
-    if ".json" in name:
-        fix = "Register the file first: gnws_d2.projects.own_data.fit_to_data(cfg)."
-    else:
-        known = sorted(DatasetCatalog.list())
-        near = difflib.get_close_matches(name, known, n=3) or known
-        fix = f"Did you mean {' or '.join(near[:3])}? Register a dataset before training starts."
-    return f"DATASETS names {name!r}, which is not registered. {fix}"
-
-
-def _check_classes(cfg: CfgNode, name: str) -> None:
-    section, kind = {
-        "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
-        "PanopticFPN": ("ROI_HEADS", "thing_classes"),
-        "RetinaNet": ("RETINANET", "thing_classes"),
-        "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
-    }.get(built_architecture(cfg), ("", ""))
-    classes = MetadataCatalog.get(name).get(kind) or [] if kind else []
-    if not classes:
-        return
-    predicted = cfg.MODEL[section].NUM_CLASSES
-    if len(classes) > predicted:
-        raise DatasetError(
-            f"dataset {name} has {len(classes)} classes, but MODEL.{section}.NUM_CLASSES is "
-            f"{predicted}. Set it to {len(classes)}."
-        )
-    if len(classes) < predicted:
-        logger.warning(
-            "Dataset %s has %d classes, but MODEL.%s.NUM_CLASSES is %d. Set it to %d, unless the "
-            "other classes are in no dataset on purpose.",
-            *(name, len(classes), section, predicted, len(classes)),
-        )
+        failed = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
+        raise DatasetError(f"dataset {', '.join(names)}: {failed}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from pycocotools.coco import COCO
 
-from ..config import DATASET_KEYS, dataset_names
+from ..config import DATASET_KEYS, built_architecture, dataset_names
 from ..data import read_labels
 from ..errors import ConfigError
 
@@ -78,6 +80,8 @@ _EVALUATORS["coco_panoptic_seg"] = [
     *_EVALUATORS["coco_and_sem_seg"],
     lambda cfg, name, out: evaluation.COCOPanopticEvaluator(name, out),
 ]
+# What a model predicts of a dataset that has truth of several kinds; others predict all of it.
+_PREDICTED = {"GeneralizedRCNN": "coco", "RetinaNet": "coco", "SemanticSegmentor": "sem_seg"}
 
 
 def build_evaluator(
@@ -90,11 +94,20 @@ def build_evaluator(
             a folder of it each.
 
     Raises:
-        ConfigError: the dataset has no ``evaluator_type``, or one that is not known here.
+        ConfigError: its ``evaluator_type`` is not known here, or missing and so are its classes.
     """
     default = Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, dataset_name))
     folder = output_folder or str(default)
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type") or ("coco" if metadata.get("thing_classes") else None)
+    if kind in ("coco_and_sem_seg", "coco_panoptic_seg"):
+        kind = _PREDICTED.get(built_architecture(cfg), kind)
+    if kind == "coco_panoptic_seg" and importlib.util.find_spec("panopticapi") is None:
+        logging.getLogger(__name__).warning(
+            "The panoptic quality is not evaluated: panopticapi is missing. Install "
+            "git+https://github.com/cocodataset/panopticapi.git with pip."
+        )
+        kind = "coco_and_sem_seg"
     if kind not in _EVALUATORS:
         raise ConfigError(
             f"DATASETS.TEST names {dataset_name!r}, whose metadata has evaluator_type {kind!r}. "

@@ -1,22 +1,24 @@
 """Find the images and annotations of a COCO file that would train or evaluate wrong.
 
 pycocotools and Detectron2 accept most damage silently, and some of it crashes them. Everything that
-they read is therefore checked first.
+they read is therefore checked first. What Detectron2 drops or clips is counted in a warning.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from gnws_d2.data import image_size
@@ -102,7 +104,7 @@ def check_coco(
     verdict = Verdict()
     good: dict[Any, dict[str, Any]] = {}
     bad = set()
-    files = Counter(filter(_is_name, (image.get("file_name") for image in coco.images)))
+    files = Counter(coco.file_names)
     for index, reason in enumerate(_id_problems(coco.images, "images")):
         image = coco.images[index]
         number = image.get("id")
@@ -126,6 +128,9 @@ def check_coco(
         else:
             image = good.get(number, {}) if _is_id(number) else {}
             checked.append((index, image, reason or check(annotations[index], image)))
+    for finding, count in check.tolerated.items():
+        message = f"{coco.file} has {finding}, which training drops or clips: {count}."
+        log_first_n(logging.WARNING, message, key="message")
     # If the boxes of a file have another form, some of them are possible in this form too. They
     # come last, as others show the form more clearly.
     other_form = check.other_form()
@@ -139,27 +144,23 @@ def check_coco(
     return verdict
 
 
-def _id_problems(entries: list[dict[str, Any]], kind: str) -> list[str]:
+def _id_problems(entries: list[dict[str, Any]], kind: str) -> Iterator[str]:
     """What is wrong with the id of each entry, or ""."""
     ids = [entry.get("id") for entry in entries]
     counts, types = Counter(filter(_is_id, ids)), Counter(map(type, ids))
     usual = max(types, key=types.__getitem__, default=int)
-    problems = []
     for number in ids:
-        problem = ""
         if not _is_id(number) or type(number) is not usual:
-            problem = f"its id is {number!r:.60}, not a whole number of 64 bits"
-        elif counts[number] > 1:
-            problem = f"{counts[number]} {kind} have this id"
-        problems.append(problem)
-    return problems
+            yield f"its id is {number!r:.60}, not a whole number of 64 bits"
+        else:
+            yield f"{counts[number]} {kind} have this id" if counts[number] > 1 else ""
 
 
 def _image_problem(image: dict[str, Any], files: Mapping[str, int]) -> str:
-    """What is wrong with an entry of the file; ``files`` counts each file_name."""
+    """What is wrong with an entry of the file; ``files`` counts each usable file_name."""
     name, width, height = (image.get(member) for member in ("file_name", "width", "height"))
-    most = Image.MAX_IMAGE_PIXELS or math.inf
-    if not _is_name(name):
+    most = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # where Pillow refuses it
+    if not isinstance(name, str) or name not in files:
         return f"its file_name is {name!r:.60}"
     if files[name] > 1:
         return f"the file is listed {files[name]} times"
@@ -185,6 +186,7 @@ class _AnnotationCheck:
         self._without_mask = without_mask if needs_masks else ""
         # How many boxes have each form, or could have it.
         self._boxes: Counter[str] = Counter()
+        self.tolerated: Counter[str] = Counter()  # what Detectron2 drops or clips
 
     def other_form(self) -> str:
         """What is wrong with every box if one has another form that all could have, or ""."""
@@ -220,22 +222,27 @@ class _AnnotationCheck:
         x, y, width, height = box
         if not all(map(_is_number, box)):
             return f"its bbox is {_short(box)}, not finite"
-        if width <= 0 or height <= 0:
-            return f"its bbox is {_short(box)}, without width or height"
+        if width < 0 or height < 0:
+            return f"its bbox is {_short(box)}, of negative width or height"
+        if not (width and height):
+            self.tolerated["boxes without width or height"] += 1
+            return ""
         self._boxes["all"] += 1
         self._boxes["maybe normalized"] += max(box) <= NORMALIZED_SIDE
         if width < NORMALIZED_SIDE and height < NORMALIZED_SIDE and 0 <= x < 1 and 0 <= y < 1:
             self._boxes["normalized"] += 1
             return f"its bbox is {_short(box)}, which looks normalized: store pixels"
-        inside = _is_inside(x, y, x + width, y + height, image)
-        corners = width > x and height > y and _is_inside(x, y, width, height, image)
+        inside = _beyond(x, y, x + width, y + height, image) <= TOLERANCE
+        corners = width > x and height > y and _beyond(x, y, width, height, image) <= TOLERANCE
         self._boxes["maybe like two corners"] += corners
         if not inside and corners:
             self._boxes["like two corners"] += 1
             return _corners(box)
         if not inside:
-            size = f"{image['width']} x {image['height']}"
-            return f"its bbox is {_short(box)}, outside its image of {size} pixels"
+            if _is_far(x, y, x + width, y + height, image):
+                size = f"{image['width']} x {image['height']}"
+                return f"its bbox is {_short(box)}, outside its image of {size} pixels"
+            self.tolerated["boxes that reach beyond their image"] += 1
         area = annotation.get("area")
         if corners and area and not annotation.get("segmentation"):
             as_corners = (width - x) * (height - y)
@@ -255,7 +262,11 @@ class _AnnotationCheck:
             around = box_of(mask, image)
         except DatasetError as error:
             return str(error)
+        if around is None or len(usable_mask(mask)) < len(mask):
+            self.tolerated["masks that are empty or have polygons of less than 3 points"] += 1
         x, y, width, height = box = annotation["bbox"]
+        if around is None or not (width and height):
+            return ""
         overlap = _overlap(box, around)
         if overlap < SURE_OVERLAP and width > x and height > y:
             as_corners = _overlap((x, y, width - x, height - y), around)
@@ -279,15 +290,22 @@ class _AnnotationCheck:
         return ""
 
 
-def _box_of_polygons(polygons: list[Any], image: dict[str, Any]) -> Box:
-    """The box around polygons. A DatasetError says what is wrong with them."""
+def usable_mask(mask: Any) -> Any:
+    """A segmentation without the polygons that Detectron2 does not load."""
+    if isinstance(mask, list):
+        return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    return mask
+
+
+def _box_of_polygons(polygons: list[Any], image: dict[str, Any]) -> Box | None:
+    """The box around the usable polygons. A DatasetError says what is wrong with them."""
     if _are_real(polygons):
         raise DatasetError("its segmentation is one flat list. Store a list of polygons")
     for polygon in polygons:
         if not isinstance(polygon, list) or not _are_real(polygon):
             raise DatasetError(f"its polygon is {polygon!r:.60}, not [x, y, x, y, ...]")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise DatasetError(f"a polygon has {len(polygon)} coordinates, not 3 or more pairs")
+    if not (polygons := usable_mask(polygons)):
+        return None
     values = polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))
     try:
         points = np.asarray(values, np.float64).reshape(-1, 2)
@@ -297,33 +315,35 @@ def _box_of_polygons(polygons: list[Any], image: dict[str, Any]) -> Box:
     right, bottom = points.max(axis=0).tolist()
     if not all(map(math.isfinite, (left, top, right, bottom))):
         raise DatasetError("a polygon has coordinates that are not finite")
-    width, height = image["width"], image["height"]
-    if min(left + width, top + height, 2 * width - right, 2 * height - bottom) < 0:
+    if _is_far(left, top, right, bottom, image):
         raise DatasetError(
             f"a polygon reaches from {left:g}, {top:g} to {right:g}, {bottom:g}, far outside its "
-            f"image of {width} x {height} pixels"
+            f"image of {image['width']} x {image['height']} pixels"
         )
     return left, top, right - left, bottom - top
 
 
-def _box_of_rle(mask: dict[str, Any], image: dict[str, Any]) -> Box:
-    """The box around a mask. A DatasetError says what is wrong with the mask."""
+def _box_of_rle(mask: dict[str, Any], image: dict[str, Any]) -> Box | None:
+    """The box around a mask; None if it is empty. A DatasetError says what is wrong with it."""
     height, width = int(image["height"]), int(image["width"])
     size = mask.get("size")
     if not isinstance(size, list) or size != [height, width]:
         raise DatasetError(f"its RLE has size {size!r:.40}, not [{height}, {width}] as its image")
     try:
-        around = rle.bounds(rle.runs(mask.get("counts"), height, width), height)
+        return rle.bounds(rle.runs(mask.get("counts"), height, width), height)
     except DatasetError as error:
         raise DatasetError(f"its RLE is damaged: {error}") from error
-    if around is None:
-        raise DatasetError("its mask is empty")
-    return around
 
 
-def _is_inside(left: float, top: float, right: float, bottom: float, image: dict) -> bool:
-    width, height = image["width"] + TOLERANCE, image["height"] + TOLERANCE
-    return min(left, top) >= -TOLERANCE and right <= width and bottom <= height
+def _beyond(left: float, top: float, right: float, bottom: float, image: dict) -> float:
+    """How many pixels it reaches beyond its image."""
+    return max(-left, -top, right - image["width"], bottom - image["height"])
+
+
+def _is_far(left: float, top: float, right: float, bottom: float, image: dict) -> bool:
+    """Whether it is beside its image, or reaches farther beyond it than the image is long."""
+    beside = left > image["width"] or top > image["height"] or right < 0 or bottom < 0
+    return beside or _beyond(left, top, right, bottom, image) > max(image["width"], image["height"])
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> float:
@@ -347,10 +367,6 @@ def _are_real(values: list[Any]) -> bool:
 def _is_number(value: Any) -> bool:
     # Neither NaN nor infinite, nor a whole number that no float can hold.
     return type(value) in _REAL and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
 
 def _corners(box: Any, why: str = "") -> str:

@@ -45,7 +45,7 @@ def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
         folder = source.image_folder(coco.file_names)
     else:
         metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") != "coco" or not metadata.get("json_file"):
+        if "coco" not in metadata.get("evaluator_type", "") or not metadata.get("json_file"):
             raise DatasetError(f"{name!r} is not a COCO dataset. Name a *.json file.")
         if not Path(metadata.json_file).exists():
             with contextlib.suppress(FileNotFoundError):

@@ -55,7 +55,7 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
         if check:
             check(cfg)
         return cfg
-    _check_architecture(cfg)
+    _check_architecture(cfg, any(name in cfg.DATASETS.TRAIN for name in sources))
     with kept_files():
         # A saved config also serves for prediction, where its files may be missing.
         files = {
@@ -81,9 +81,9 @@ def _training(cfg: CfgNode, files: Files) -> list[str]:
     return [name for name in files if name in cfg.DATASETS.TRAIN]
 
 
-def _check_architecture(cfg: CfgNode) -> None:
+def _check_architecture(cfg: CfgNode, trains: bool) -> None:
     built = built_architecture(cfg)
-    if built in ("SemanticSegmentor", "PanopticFPN"):
+    if built == "SemanticSegmentor" or (built == "PanopticFPN" and trains):
         raise ConfigError(
             f"{built} needs label images, which a COCO instance file lacks. Choose a config of "
             "Faster R-CNN, Mask R-CNN or RetinaNet, or register a dataset with label images."
@@ -154,8 +154,10 @@ def _register(
             if not cfg.DATALOADER.SKIP_BAD_ANNOTATIONS:
                 _refuse_problems(coco.file, verdicts[checked])
         used[name] = register_source(name, sources[name], coco, verdicts[checked], classes)
-        if name in training and not used[name].annotations:
-            raise DatasetError(f"{name} has no annotations to train on. Add some.")
+    others = set(cfg.DATASETS.TRAIN) - set(training)
+    if training and not others and not any(_objects(used[name]) for name in training):
+        names = ", ".join(training)
+        raise DatasetError(f"{names}: no annotations to train on but crowds (iscrowd 1). Add some.")
     skipped = {
         file: [vars(problem) for problem in verdict.problems]
         for (file, *_), verdict in verdicts.items()

@@ -22,7 +22,7 @@ from pycocotools import mask as mask_util
 from gnws_d2.errors import DatasetError
 from gnws_d2.files import atomic_write, cache_dir, cache_path
 
-from .check import Verdict
+from .check import Verdict, usable_mask
 from .coco_file import CocoFile, class_ids, read_coco
 from .source import Source, split_names
 
@@ -125,6 +125,8 @@ def _used(coco: CocoFile, part: str, verdict: Verdict, ids: Mapping[str, int]) -
         if i not in verdict.bad_annotations
         and annotation["image_id"] in shown
         and annotation["category_id"] in numbers
+        # Detectron2 leaves out an object that has polygons, none of which is usable.
+        and (not annotation.get("segmentation") or usable_mask(annotation["segmentation"]))
     ]
     kept_ids = [annotation["id"] for annotation in kept]
     # pycocotools takes 0 for "not matched", and stores ids as floats.
@@ -141,8 +143,8 @@ def _complete(annotation: dict[str, Any], number: int, points: int) -> dict[str,
     """``annotation`` with the id ``number`` and, unless ``points`` is 0, that many values of
     keypoints."""
     made = {**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
-    if not annotation.get("segmentation"):
-        made.pop("segmentation", None)
+    if mask := usable_mask(made.pop("segmentation", None)):
+        made["segmentation"] = mask
     if "area" not in annotation:
         made["area"] = annotation["bbox"][2] * annotation["bbox"][3]
     if points:

@@ -53,7 +53,7 @@ def test_another_number_of_classes_than_the_model_has(tiny_config, caplog):
     ResumableLoader(cfg)
     assert "has 10 classes, but MODEL.ROI_HEADS.NUM_CLASSES is 80. Set it to 10" in caplog.text
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
-    with pytest.raises(DatasetError, match=r"10 classes.*NUM_CLASSES is 4\. Set it to 10"):
+    with pytest.raises(DatasetError, match=r"of class 9, .*NUM_CLASSES is 4\. Set it to 10"):
         ResumableLoader(cfg)
 
 

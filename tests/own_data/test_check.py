@@ -7,12 +7,15 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from coco_files import HEIGHT, WIDTH, make_coco, polygon, read, truth, write
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data.datasets import load_coco_json
 from PIL import Image
 from pycocotools import mask as mask_util
 
 import gnws_d2
+from gnws_d2.data import load_train_dataset
 from gnws_d2.errors import DatasetError
 from gnws_d2.projects.own_data import fit_to_data
 from gnws_d2.projects.own_data.check import check_coco
@@ -33,8 +36,7 @@ def rle(counts, size=SIZE):
 OF_ANNOTATION = {
     "bbox NaN": ({"bbox": [math.nan, 6, 16, 12]}, "bbox is [nan, 6, 16, 12], not finite"),
     "bbox huge": ({"bbox": [4, 6, 1e300, 12]}, "outside its image of 64 x 48 pixels"),
-    "bbox zero": ({"bbox": [4, 6, 0, 0]}, "bbox is [4, 6, 0, 0], without width or height"),
-    "bbox negative": ({"bbox": [20, 18, -16, -12]}, "without width or height"),
+    "bbox negative": ({"bbox": [20, 18, -16, -12]}, "of negative width or height"),
     "bbox normalized": ({"bbox": [0.06, 0.125, 0.25, 0.25]}, "which looks normalized"),
     "bbox corners": (
         {"bbox": [40, 30, 60, 44], "segmentation": []},
@@ -49,7 +51,6 @@ OF_ANNOTATION = {
         "which looks like two corners: its area is 60",
     ),
     "bbox outside": ({"bbox": [70, 6, 16, 12]}, "outside its image of 64 x 48 pixels"),
-    "bbox over the edge": ({"bbox": [50, 6, 16, 12]}, "outside its image of 64 x 48 pixels"),
     "bbox short": ({"bbox": [4, 6, 16]}, "bbox is [4, 6, 16], not [x, y, width, height]"),
     "bbox text": ({"bbox": "4,6,16,12"}, "bbox is '4,6,16,12', not"),
     "bbox elsewhere": ({"bbox": [44, 30, 10, 10]}, "but its mask is in [4, 6, 16, 12]"),
@@ -63,21 +64,14 @@ OF_ANNOTATION = {
     "category true": ({"category_id": True}, "category_id, True, is not the id of a category"),
     "polygon NaN": ({"segmentation": [[math.nan] * 6]}, "coordinates that are not finite"),
     "polygon huge": ({"segmentation": [[1e30, 1] * 3]}, "far outside its image of 64 x 48"),
-    "polygon of two points": ({"segmentation": [[4, 6, 20, 18]]}, "a polygon has 4 coordinates"),
-    "polygon odd": ({"segmentation": [[4, 6, 20, 6, 20, 18, 4]]}, "a polygon has 7 coordinates"),
     "polygon flat": ({"segmentation": [4, 6, 20, 6, 20, 18]}, "is one flat list"),
     "polygon of text": ({"segmentation": [["4", "6"] * 3]}, "its polygon is ['4', '6'"),
     "polygon of pairs": ({"segmentation": [[[4, 6], [20, 6], [20, 18]]]}, "its polygon is [[4, 6]"),
     "segmentation text": ({"segmentation": RLE}, "neither polygons nor RLE"),
     "RLE without counts": ({"segmentation": {"size": SIZE}}, "its RLE is damaged"),
     "RLE empty": (rle(""), "its RLE is damaged: its counts sum to 0, not to 48 x 64 = 3072"),
-    "RLE of other characters": (rle("\u00fc" + RLE), "its RLE is damaged"),
     "RLE of other size": (rle(RLE, [WIDTH, HEIGHT]), "its RLE has size [64, 48], not [48, 64]"),
-    "RLE of huge size": (rle(RLE, [10**6, 10**6]), "its RLE has size [1000000, 1000000]"),
-    "RLE of nothing": (rle([HEIGHT * WIDTH]), "its mask is empty"),
     "runs short": (rle([100, 100]), "counts sum to 200, not to 48 x 64"),
-    "runs negative": (rle([-1, 3073]), "a count is negative"),
-    "runs floats": (rle([0.5, 3071.5]), "not all whole numbers"),
     "keypoints NaN": ({"keypoints": [math.nan, 6, 2]}, "not finite [x, y, visibility, ...]"),
     "keypoints cut": ({"keypoints": [4, 6]}, "not finite [x, y, visibility, ...]"),
     "keypoints visibility": ({"keypoints": [4, 6, 7]}, "visibility is not 0, 1 or 2"),
@@ -238,7 +232,6 @@ FILES = {
     "a FIFO": (lambda file: (file.unlink(), os.mkfifo(file)), r"not a regular file"),
     "empty": (lambda file: file.write_text(""), r"not valid JSON.*Fetch it again"),
     "cut off": (lambda file: file.write_text(file.read_text()[:500]), r"not valid JSON"),
-    "trailing": (lambda file: file.write_text(file.read_text() + "}"), r"not valid JSON"),
     "two of a member": (
         lambda file: file.write_text(file.read_text().replace('"bbox"', '"bbox": 1, "bbox"', 1)),
         r"'bbox' appears twice",
@@ -249,15 +242,12 @@ FILES = {
     "no categories": (without("categories"), r"'categories' is missing"),
     "no images": (replaced(images=[]), r"lists no images"),
     "images null": (replaced(images=None), r"'images' is a NoneType, not a list"),
-    "images a dict": (replaced(images={"1": {}}), r"'images' is a dict, not a list"),
     "images of text": (replaced(images=["a.png"]), r"images\[0\] is 'a\.png'"),
-    "annotations null": (replaced(annotations=None), r"'annotations' is a NoneType"),
     "annotations of lists": (replaced(annotations=[[1]]), r"annotations\[0\] is \[1\]"),
     "no annotations": (replaced(annotations=[]), r"no annotations"),
     "categories empty": (replaced(categories=[]), r"lists no categories"),
     "category without a name": (replaced(categories=[{"id": 7}]), r"category 7 has name None"),
     "category without an id": (replaced(categories=[{"name": "a"}]), r"\[0\] has id None"),
-    "category id text": (replaced(categories=[{"id": "7", "name": "a"}]), r"\[0\] has id '7'"),
     "category ids twice": (
         replaced(categories=[{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]),
         r"category id 7 is used for 'cat', 'dog'",
@@ -320,6 +310,36 @@ FINE = {
     "no area": {"area": 0},
     "visible keypoints": {"keypoints": [4.5, 6, 2, 0, 0, 0]},
 }
+
+
+TOLERATED = {
+    "bbox without height": {"bbox": [1, 1, 10, 0]},
+    "bbox without sides": {"bbox": [0, 0, 0, 0]},
+    "bbox over the edge": {"bbox": [50, 6, 16, 12], "segmentation": polygon(50, 6, 14, 12)},
+    "a polygon of two points": {"segmentation": [[4, 6, 20, 18], *polygon(4, 6, 16, 12)]},
+    "polygons of two points": {"segmentation": [[4, 6, 20, 18]]},
+    "polygon odd": {"segmentation": [[4, 6, 20, 6, 20, 18, 4]]},
+    "RLE of nothing": rle([HEIGHT * WIDTH]),
+}
+
+
+@pytest.mark.parametrize("case", TOLERATED)
+def test_what_detectron2_drops_or_clips_trains_as_there(file, case, caplog):
+    coco = read(file)
+    coco["annotations"][0].update(TOLERATED[case])
+    write(file, coco)
+    cfg = config(file)
+    cfg.MODEL.MASK_ON, cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN = True, "none", (HEIGHT,)
+    cfg = fit_to_data(cfg)
+    assert "which training drops or clips: 1." in caplog.text
+    theirs = load_coco_json(str(file), str(file.parent / "images"), "theirs")
+    mapper = DatasetMapper(cfg, is_train=True)
+    for ours, other in zip(load_train_dataset(cfg), theirs, strict=True):
+        found, expected = mapper(ours)["instances"], mapper(other)["instances"]
+        assert torch.equal(found.gt_boxes.tensor, expected.gt_boxes.tensor)
+        assert torch.equal(found.gt_classes, expected.gt_classes)
+    used = truth(file)
+    assert all(used.annToMask(a).shape == (HEIGHT, WIDTH) for a in used.anns.values())
 
 
 @pytest.mark.parametrize("case", FINE)

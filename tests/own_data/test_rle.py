@@ -61,20 +61,6 @@ def test_what_passes_is_what_pycocotools_decodes(text):
     assert (again == expected).all()
 
 
-@given(masks, st.data())
-def test_a_changed_character_is_found_or_harmless(mask, data):
-    """It may only move where runs end: their sum is checked."""
-    text = compressed(mask)
-    place = data.draw(st.integers(0, len(text) - 1))
-    other = data.draw(st.characters(min_codepoint=33, max_codepoint=126))
-    changed = text[:place] + other + text[place + 1 :]
-    try:
-        lengths = rle.runs(changed, *mask.shape)
-    except DatasetError:
-        return
-    assert lengths.sum() == mask.size and (lengths >= 0).all()
-
-
 @pytest.mark.parametrize(
     ("counts", "said"),
     [

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from coco_files import HEIGHT, WIDTH, make_coco, read, write
+from coco_files import WIDTH, make_coco, read, write
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
@@ -92,7 +92,7 @@ def test_the_command_lists_everything_and_fails(tmp_path, run, caplog):
     image.write_bytes(image.read_bytes()[:-4000])  # its header is whole
     Image.open(tmp_path / "images" / "4.png").save(tmp_path / "images" / "5.png")
     coco = read(file)
-    coco["annotations"][0]["bbox"][2] = WIDTH + HEIGHT
+    coco["annotations"][0]["bbox"][2] = 3 * WIDTH
     write(file, coco)
     output = tmp_path / "found.txt"
     code = run("--data", str(tmp_path), "--output", str(output))
@@ -116,14 +116,14 @@ def test_the_command_lists_everything_and_fails(tmp_path, run, caplog):
 def test_the_command_checks_a_registered_dataset(tmp_path, run, caplog):
     file = make_coco(tmp_path)
     coco = read(file)
-    coco["annotations"][0]["bbox"] = [60, 40, 20, 20]
+    coco["annotations"][0]["bbox"] = [70, 40, 20, 20]
     write(file, coco)
     register_coco_instances("mine", {}, str(file), str(tmp_path / "images"))
     try:
         assert run("mine") == 1
     finally:
         DatasetCatalog.pop("mine"), MetadataCatalog.pop("mine")
-    assert "annotation 100 of '0.png': its bbox is [60, 40, 20, 20], outside" in caplog.text
+    assert "annotation 100 of '0.png': its bbox is [70, 40, 20, 20], outside" in caplog.text
 
 
 @pytest.mark.parametrize(
