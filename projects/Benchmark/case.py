@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +38,9 @@ class Case:
     def training(self) -> bool:
         return self.mode == "train"
 
-    def autocast(self) -> AbstractContextManager:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(torch.device(self.device).type, torch.bfloat16)
+    def autocast(self) -> torch.autocast:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")
 
     def config(self, opts: Sequence[str] = ()) -> CfgNode:
         """The model's config with more overrides."""

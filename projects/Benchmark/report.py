@@ -144,7 +144,11 @@ def by_runtime(results: dict[str, Any]) -> str:
     """Time, memory, loading time and agreement: a table of models and runtimes each."""
     rows = {(row["model"], row["runtime"]): row for row in results["rows"]}
     cells: dict[str, Callable[[Row], str]] = {
-        "time of an image; of eager": _time,
+        "time of an image; of eager": lambda row: (
+            f"{np.median(row['seconds']):.2f} s"
+            if row["runtime"] == "eager"
+            else f"{row['ratio'][0]:.2f}"
+        ),
         "peak memory, GiB": lambda row: f"{row['memory'] / 2**30:.2f}",
         "time to load, s": lambda row: f"{row['load']:.1f}",
         "same detections within 0.001": lambda row: "{} of {}".format(*row["same"]),
@@ -167,12 +171,6 @@ def by_runtime(results: dict[str, Any]) -> str:
     where = f"{results['machine']}, {results['threads']} threads, {', '.join(versions)}"
     commits = dict.fromkeys(row["commit"] for row in (*results["rows"], *trained))
     return "\n\n".join([*tables, f"{where}; until {results['date']}, at {', '.join(commits)}."])
-
-
-def _time(row: Row) -> str:
-    if row["runtime"] == "eager":
-        return f"{np.median(row['seconds']):.2f} s"
-    return f"{row['ratio'][0]:.2f}"
 
 
 def _span(values: list[float]) -> str:

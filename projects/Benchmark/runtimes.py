@@ -48,20 +48,6 @@ FILES = Path("output/runtimes")
 WEIGHTS = "model.pth"
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("stage", choices=["export", "measure", "accuracy"])
-    parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES), metavar="NAME")
-    parser.add_argument("--rounds", type=int, help="by default 8 for R-50, 2 for larger models")
-    parser.add_argument("--weights", help="a detector trained on Digits, for accuracy")
-    args = parser.parse_args()
-    if args.stage == "accuracy" and not args.weights:
-        parser.error("accuracy needs --weights of a detector trained on Digits.")
-    return args
-
-
 def available() -> list[str]:
     """The runtimes of this machine: without instructions for bfloat16 (avx512_bf16, amx_bf16), its
     file is computed in float32."""
@@ -190,7 +176,16 @@ def accuracy(weights: str, folder: Path) -> list[Row]:
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=["export", "measure", "accuracy"])
+    parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES), metavar="NAME")
+    parser.add_argument("--rounds", type=int, help="by default 8 for R-50, 2 for larger models")
+    parser.add_argument("--weights", help="a detector trained on Digits, for accuracy")
+    args = parser.parse_args()
+    if args.stage == "accuracy" and not args.weights:
+        parser.error("accuracy needs --weights of a detector trained on Digits.")
     folders = {name: FILES / Path(name).stem for name in args.models}
     if args.stage == "export":
         for name, folder in folders.items():

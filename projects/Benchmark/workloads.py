@@ -102,7 +102,7 @@ class ModelWorkload:
         return train if optimizer else infer
 
     def fix(self, model: GeneralizedRCNN) -> None:
-        """Replace the proposals and detections of ``model``."""
+        """Replace the proposals and detections of ``model``, and see what it predicts."""
         rpn, predictor = model.proposal_generator, model.roi_heads.box_predictor
 
         def predict_proposals(anchors: Any, logits: Any, deltas: Any, sizes: Any) -> Any:
@@ -118,9 +118,13 @@ class ModelWorkload:
         rpn.predict_proposals = predict_proposals
         predictor.inference = inference
         if self.cfg.MODEL.MASK_ON:
-            model.roi_heads.mask_head.predictor.register_forward_hook(
-                lambda _, __, logits: self.predicted.update(mask=[logits])
-            )
+            masks = model.roi_heads.mask_head.predictor
+
+            def predict_masks(x: torch.Tensor) -> torch.Tensor:
+                self.predicted["mask"] = [type(masks).forward(masks, x)]
+                return self.predicted["mask"][0]
+
+            masks.forward = predict_masks
 
 
 def workload(case: Case, proposals: int | None = None) -> BackboneWorkload | ModelWorkload:

@@ -37,17 +37,13 @@ def test_every_variant_is_accurate_and_has_a_row(run, level, mode, names):
     assert rows["GN"]["memory"] == pytest.approx(rows["GN again"]["memory"], rel=0.01)
 
 
-def table(text: str) -> dict[str, list[str]]:
-    """The cells of a printed table by the first of each line."""
-    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
-    return {first.strip(): [cell.strip() for cell in cells] for first, *cells in lines[2:]}
-
-
-def test_activation_memory(small, monkeypatch, capsys):
+def test_activation_memory(small, monkeypatch):
     words = ["--model", small, "--size", "256", "256", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["activation_memory.py", *words])
+    printed = []
+    monkeypatch.setattr(activation_memory, "tabulate", lambda rows, *_, **__: printed.extend(rows))
     activation_memory.main()
-    kept = {name: float(cells[1]) for name, cells in table(capsys.readouterr().out).items()}
+    kept = {name: ratio for name, _, ratio, *_ in printed}
     assert kept.pop(f"{OURS}, checkpointed") < kept[f"{OURS}, convolutions recomputed"]
     assert list(kept) == activation_memory.NAMES
     assert kept[f"{OURS}, fused, recomputed"] < kept["GN"] == 1

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from case import ARCHITECTURES, Case
+from case import Case
 from variants import BASE, OURS, VARIANTS, build, initial_state
 from workloads import workload
 
@@ -21,13 +21,6 @@ def case(small) -> Case:
 @pytest.fixture(scope="module")
 def state(case) -> dict:
     return initial_state(case)
-
-
-def test_the_eight_architectures_are_packaged_configs():
-    assert len(ARCHITECTURES) == 8
-    for model in ARCHITECTURES:
-        cfg = Case("model", model, (64, 64), "train").config()
-        assert cfg.MODEL.BACKBONE.NAME == "build_ws_resnet_fpn_backbone"
 
 
 def test_the_weights_are_the_same_and_the_base_is_detectron2_s(case, state):
