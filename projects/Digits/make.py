@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from gnws_d2.files import cache_dir, cache_path, locked
@@ -72,7 +71,6 @@ def make_digits(
                 for split, count in zip(SPLITS, (num_train, num_val), strict=True):
                     write_split(partial, split, count)
                 partial.rename(folder)
-    log_first_n(logging.INFO, f"Using Digits in {folder}", name=__package__, key="message")
     return folder
 
 

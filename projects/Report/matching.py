@@ -212,10 +212,10 @@ def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResul
     """
     rated = [r for r in results if not np.isnan(r.f1)]
     number_rated = min(number, -(-len(rated) // 2))
-    worst = sorted(rated, key=lambda r: (r.f1, -r.missed - r.wrong))
-    worst = [r for r in worst if r.f1 < 1][:number_rated]
-    best = sorted(rated, key=lambda r: (-r.f1, -r.found))
-    best = [r for r in best if r.found and r not in worst][:number_rated]
+    wrong = [r for r in rated if r.f1 < 1]
+    worst = sorted(wrong, key=lambda r: (r.f1, -r.missed - r.wrong))[:number_rated]
+    right = [r for r in rated if r.found and r not in worst]
+    best = sorted(right, key=lambda r: (-r.f1, -r.found))[:number_rated]
     rest = [r for r in results if r not in worst and r not in best]
     drawn = random.Random(0).sample(rest, min(number, len(rest)))
     return {"worst": worst, "best": best, "random": drawn}
