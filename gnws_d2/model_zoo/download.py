@@ -71,10 +71,11 @@ def download(
         have = part.stat().st_size if part.exists() else 0
         try:
             _receive(url, part, have, timeout, largest)
-        except (http.client.HTTPException, OSError, ValueError) as error:
+        except (FileError, ValueError) as error:  # ValueError: a redirect to no address
             reason = str(error)
-            if _is_final(error):
-                break
+            break
+        except (http.client.HTTPException, OSError) as error:
+            reason = str(error)
             continue
         found = sha256_of(part)
         if found.startswith(sha256):
@@ -94,15 +95,13 @@ def download(
     )
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether another attempt would end in the same error."""
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code not in _TEMPORARY
-    return isinstance(error, (FileError, ValueError))  # ValueError: a redirect to no address
-
-
 def _receive(url: str, part: Path, have: int, timeout: float, largest: int) -> None:
-    """Append to ``part``, which has ``have`` bytes, what is missing of ``url``."""
+    """Append to ``part``, which has ``have`` bytes, what is missing of ``url``.
+
+    Raises:
+        FileError, ValueError: another attempt would end in the same error.
+        HTTPException, OSError: it may not.
+    """
     request = urllib.request.Request(url, headers={"User-Agent": "gnws_d2"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -111,6 +110,8 @@ def _receive(url: str, part: Path, have: int, timeout: float, largest: int) -> N
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:
             return  # nothing is missing; the hash will tell
+        if error.code not in _TEMPORARY:
+            raise FileError(str(error)) from error
         raise
     with response:
         if response.status != 206:  # the server sends the whole file
@@ -128,10 +129,7 @@ def _receive(url: str, part: Path, have: int, timeout: float, largest: int) -> N
         with part.open("ab" if have else "wb", buffering=0) as stream, bar:
             # read1 returns what has come; read would wait for a whole chunk.
             while chunk := response.read1(_CHUNK):
-                try:
-                    have += stream.write(chunk)
-                except OSError as error:
-                    raise FileError(f"{part} cannot be written: {error.strerror}") from error
+                have += stream.write(chunk)
                 bar.update(len(chunk))
                 if have > largest:
                     part.unlink()

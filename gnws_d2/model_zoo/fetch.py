@@ -27,8 +27,8 @@ _WAIT = 3600.0  # seconds for another process to download and convert
 def cached(entry: Published) -> Path | None:
     """The converted checkpoint if it is in the cache; its content is not looked at."""
     stem = Path(entry.file_name).stem
-    found = sorted((cache_path() / _FOLDER).glob(f"{stem}.detectron2-{'[0-9a-f]' * _DIGITS}.pth"))
-    return found[0] if found else None
+    files = (cache_path() / _FOLDER).glob(f"{stem}.detectron2-{'[0-9a-f]' * _DIGITS}.pth")
+    return min(files, default=None)
 
 
 def fetch(entry: Published) -> Path:
@@ -48,7 +48,7 @@ def fetch(entry: Published) -> Path:
         return file
     folder = cache_dir(cache_path() / _FOLDER)
     with locked(folder / f"{entry.file_name}.lock", _WAIT):
-        return _verified(entry) or _convert(entry, _original(entry, folder))
+        return _verified(entry) or _convert(entry, _original(entry, folder), folder)
 
 
 class PublishedCheckpointHandler(PathHandler):
@@ -66,21 +66,23 @@ class PublishedCheckpointHandler(PathHandler):
 
 def _verified(entry: Published) -> Path | None:
     file = cached(entry)
-    if file and not sha256_of(file).startswith(file.stem.rpartition("-")[2]):
-        logger.warning("%s is damaged and is converted again.", file)
-        return None
-    return file
+    return file if file and _is_intact(file) else None
+
+
+def _is_intact(file: Path) -> bool:
+    """Whether it exists, and its name ends in the first digits of its SHA-256."""
+    return file.is_file() and sha256_of(file).startswith(file.stem.rpartition("-")[2])
 
 
 def _original(entry: Published, folder: Path) -> Path:
     """The published file, verified: from the cache, the mirror's folder or the network."""
     file = folder / entry.file_name
-    if _is_intact(file, entry):
+    if _is_intact(file):
         return file
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     if mirror and not mirror.startswith(("http://", "https://")):
         copy = Path(os.path.expanduser(mirror), entry.file_name)
-        if not _is_intact(copy, entry):
+        if not _is_intact(copy):
             raise FileError(
                 f"{copy} does not exist, or its SHA-256 does not begin with {entry.sha256}. Put "
                 f"the file there, set ${MIRROR_VARIABLE} to another folder or to an address that "
@@ -93,17 +95,12 @@ def _original(entry: Published, folder: Path) -> Path:
     return file
 
 
-def _is_intact(file: Path, entry: Published) -> bool:
-    return file.is_file() and sha256_of(file).startswith(entry.sha256)
-
-
-def _convert(entry: Published, original: Path) -> Path:
-    folder, stem = cache_path() / _FOLDER, original.stem
-    partial = folder / f".{stem}.partial"
+def _convert(entry: Published, original: Path, folder: Path) -> Path:
+    partial = folder / f".{original.stem}.partial"
     partial.unlink(missing_ok=True)
     convert_file(original, partial, "detectron2", entry.config)
-    for older in folder.glob(f"{stem}.detectron2-*.pth"):
-        older.unlink()  # damaged, or there would be nothing to convert
-    file = partial.rename(folder / f"{stem}.detectron2-{sha256_of(partial)[:_DIGITS]}.pth")
-    logger.info("%s is converted and cached as %s", entry.name, file)
-    return file
+    while damaged := cached(entry):  # it would have been returned
+        logger.warning("%s is damaged and is converted again.", damaged)
+        damaged.unlink()
+    name = f"{original.stem}.detectron2-{sha256_of(partial)[:_DIGITS]}.pth"
+    return partial.rename(folder / name)

@@ -9,8 +9,7 @@ import csv
 import difflib
 import functools
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
 
 from ..errors import CheckpointError
 
@@ -46,12 +45,12 @@ class Published:
 
     @property
     def file_name(self) -> str:
-        return PurePosixPath(unquote(urlsplit(self.url).path)).name
+        return self.url.rpartition("/")[2]
 
     @property
     def sha256(self) -> str:
         """The first eight hexadecimal digits."""
-        return PurePosixPath(self.file_name).stem.rpartition("-")[2]
+        return Path(self.file_name).stem.rpartition("-")[2]
 
     @property
     def uri(self) -> str:
