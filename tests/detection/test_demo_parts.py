@@ -38,7 +38,7 @@ def predictor(checkpoint):
 class Stub:
     """A predictor that finds one box in the left half, of the second of two classes."""
 
-    classes, category_ids = ["cat", "dog"], [17, 18]
+    classes, category_ids, channels = ["cat", "dog"], [17, 18], 3
 
     def __init__(self):
         self.metadata = Metadata(thing_classes=self.classes)
