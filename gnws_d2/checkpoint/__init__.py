@@ -4,7 +4,8 @@ from ..errors import CheckpointError
 from .checkpointer import Checkpointer
 from .names import detectron2_to_mmdet, mmdet_to_detectron2
 from .provenance import Provenance
-from .serialization import read_checkpoint, write_checkpoint
+from .read import read_checkpoint
+from .write import write_checkpoint
 
 __all__ = [
     "CheckpointError",

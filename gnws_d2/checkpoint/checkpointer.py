@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from torch import nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from ..errors import CheckpointError
+from ..config import with_gnws_keys
+from ..errors import CheckpointError, GnwsError
 from ..files import atomic_write
 from ..modeling import StandardizationReport, part_of
+from .contents import Tensors, contents_of
+from .names import detectron2_names
 from .provenance import KEY, Provenance
+from .read import read_checkpoint
 from .resume import check_resumable, from_main_process, last_checkpoint
-from .serialization import read_checkpoint, write_checkpoint
 from .structure import Differences, Shapes, check_values
+from .write import write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +38,21 @@ PREDICTORS = (
 )
 # Heads that a config key leaves out.
 SWITCHES = {"mask_head": "MODEL.MASK_ON", "keypoint_head": "MODEL.KEYPOINT_ON"}
-_STEM = "stem.conv1.weight"
-
-Tensors = dict[str, torch.Tensor]
+# Where models have their bare backbone: with FPN, in ViTDet, without either.
+_BACKBONES = ("backbone.bottom_up.", "backbone.net.", "backbone.", "bottom_up.", "net.", "")
+_CLASSIFIER = re.compile(r"(stem\.)?(linear|fc|fc1000|head|pred)\.")  # of an ImageNet backbone
+# What a classifier of torchvision or timm takes.
+_TORCHVISION: dict[str, Any] = {
+    "input_format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+}
+_HARDLY = 0.1  # of the tensors
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Accepts only tensors and plain values; missing, extra or misshaped tensors are errors.
+    """Loads the files of Detectron2 and MMDetection, and backbones of torchvision and timm, without
+    executing anything in them; missing, extra or misshaped tensors are errors.
 
     A file with an ImageNet backbone alone fits every model that has this backbone; the rest of the
     model keeps its initial values, and the log names its parts. To load what matches and no more,
@@ -48,9 +62,9 @@ class Checkpointer(DetectionCheckpointer):
 
     Args:
         model, save_dir, save_to_disk, checkpointables: see Detectron2's.
-        cfg: the config of ``model``. With it, weights trained with other parts standardized are
-            refused, weights trained with other preprocessing or classes cause a warning, and
-            ``MODEL.REMAKE_PREDICTORS`` is obeyed.
+        cfg: the config of ``model``, also one without this package's keys. With it, weights trained
+            with other parts standardized are refused, weights trained with other preprocessing or
+            classes cause a warning, and ``MODEL.REMAKE_PREDICTORS`` is obeyed.
         for_inference: refuse what would leave a part of the model at its initial values: no file, a
             backbone alone, other classes.
     """
@@ -65,7 +79,9 @@ class Checkpointer(DetectionCheckpointer):
         save_to_disk: bool | None = None,
         **checkpointables: object,
     ) -> None:
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        cfg = None if cfg is None else with_gnws_keys(cfg)
         self._cfg = cfg
         self._for_inference = for_inference
         self._remakes = bool(cfg and cfg.MODEL.REMAKE_PREDICTORS and not for_inference)
@@ -97,16 +113,7 @@ class Checkpointer(DetectionCheckpointer):
             partial.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")):
-            raise CheckpointError(
-                f"{filename} is a pickle, and reading a pickle can run a program hidden in it. If "
-                "you trust it, load it with Detectron2, and save model.state_dict() as .pth."
-            )
-        return super()._load_file(filename)
-
-    def _torch_load(self, f: str) -> Any:
-        checkpoint = read_checkpoint(f)
-        return checkpoint if isinstance(checkpoint, dict) else {"model": checkpoint}
+        return contents_of(read_checkpoint(filename), self._loading)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if self._for_inference and not path:
@@ -121,6 +128,12 @@ class Checkpointer(DetectionCheckpointer):
             if "not found" not in str(error):
                 raise
             raise CheckpointError(f"{path} is not a file. Correct its path.") from error
+        except GnwsError:
+            raise
+        except OSError as error:  # of the network
+            raise CheckpointError(
+                f"{path} cannot be fetched ({error}). Name a file on this machine."
+            ) from error
         finally:
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
 
@@ -162,29 +175,47 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         file = self._loading
-        tensors = _state_dict(checkpoint["model"], file)
-        # Only the user can ask for this: a file must not switch off its own checks.
-        if parse_qs(urlparse(file).query).get("matching_heuristics") == ["True"]:
-            check_values(tensors, file, like={})
-            return super()._load_model(checkpoint)
-
         own = {n: t for n, t in self.model.state_dict().items() if not _is_of_config(n)}
-        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        # Where the model has its ResNet: "backbone.bottom_up." with FPN.
-        prefix = next((n.removesuffix(_STEM) for n in own if n.endswith(_STEM)), "backbone.")
-        if _STEM in tensors and _STEM not in own:
-            # A bare backbone; a detector does not need its ImageNet classifier.
-            named = tensors.items()
-            tensors = {prefix + n: t for n, t in named if not n.startswith("linear.")}
+        state = checkpoint["model"]
         found = Provenance.read(checkpoint)
-        self._check_standardization(found, tensors)
-        self._check_input(found)
-        check_values(tensors, file, like=own)
+        if {"bn1.weight", "fc.weight"} <= state.keys():
+            found = replace(found, **_TORCHVISION)
+        for name in filter(_is_of_config, list(state)):
+            del state[name]
+        tensors = detectron2_names(state, own)
+        is_renamed = tensors is not state
+        is_caffe2 = checkpoint.get("__author__") == "Caffe2"
+        # Only the user can ask for this: a file must not switch off its own checks.
+        lenient = parse_qs(urlparse(file).query).get("matching_heuristics") == ["True"]
+        check_values(tensors, file, like={} if lenient else own)
+        if lenient or len(own.keys() & tensors.keys()) < _HARDLY * min(len(own), len(tensors)):
+            tensors = _matched(own, tensors, file, is_caffe2)
+        if lenient:
+            return super()._load_model({"model": tensors})
 
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            fresh = self._rest_of_backbone(expected, prefix)
+        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        backbone = _backbone(tensors, expected)
+        if backbone:
+            tensors = {n: t for n, t in tensors.items() if n in own or not _CLASSIFIER.match(n)}
+        is_plain = backbone and ("bn1.weight" in state or "__author__" in checkpoint)
+        if is_plain and self._own.standardized:
+            logger.warning(
+                "%s was trained without Weight Standardization as far as is known: standardized "
+                "convolutions compute something else. Train it further, or name another backbone.",
+                file,
+            )
+        else:
+            self._check_standardization(found, tensors)
+        self._check_input(found)
+        if is_renamed:
+            self._check_strides()
+        if backbone:
+            fresh = self._rest_of_backbone(expected, backbone)
         else:
             fresh = self._remade_predictors(found, tensors, expected)
+        if is_caffe2 and not any(name.endswith(".running_var") for name in tensors):
+            # Its norms have the statistics within their weights.
+            fresh |= {n for n in expected if n.endswith((".running_mean", ".running_var"))}
         for name in fresh:
             tensors.pop(name, None)
         differences = Differences(tensors, {n: s for n, s in expected.items() if n not in fresh})
@@ -192,6 +223,7 @@ class Checkpointer(DetectionCheckpointer):
             raise CheckpointError(_refusal(file, differences))
         incompatible = super()._load_model({"model": tensors})
         incompatible.missing_keys.clear()  # they have been logged, by part
+        incompatible.unexpected_keys.clear()
         return incompatible
 
     def _check_standardization(self, found: Provenance, tensors: Tensors) -> None:
@@ -214,21 +246,36 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _check_input(self, found: Provenance) -> None:
-        for key, trained, own in (
-            ("INPUT.FORMAT", found.input_format, self._own.input_format),
-            ("MODEL.PIXEL_MEAN", found.pixel_mean, self._own.pixel_mean),
-            ("MODEL.PIXEL_STD", found.pixel_std, self._own.pixel_std),
-        ):
-            if trained is not None and own is not None and trained != own:
-                logger.warning(
-                    "%s was trained with %s %s, but the config has %s. Use the former, unless you "
-                    "train the model on the latter.",
-                    *(self._loading, key, trained, own),
-                )
+        of_file = {
+            "INPUT.FORMAT": (found.input_format, self._own.input_format),
+            "MODEL.PIXEL_MEAN": (found.pixel_mean, self._own.pixel_mean),
+            "MODEL.PIXEL_STD": (found.pixel_std, self._own.pixel_std),
+        }
+        others = [
+            f"{key} {theirs} (the config has {own})"
+            for key, (theirs, own) in of_file.items()
+            if None not in (theirs, own) and theirs != own
+        ]
+        if others:
+            logger.warning(
+                "%s was trained with %s. Set them as there, unless you train the model further.",
+                *(self._loading, ", ".join(others)),
+            )
 
-    def _rest_of_backbone(self, expected: Shapes, prefix: str) -> set[str]:
+    def _check_strides(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, BottleneckBlock) and max(module.conv1.stride) > 1:
+                logger.warning(
+                    "%s has names of torchvision, whose ResNets have their strides in the 3x3 "
+                    "convolutions, and the model has them in the 1x1. Set "
+                    "MODEL.RESNETS.STRIDE_IN_1X1 False, unless the file is of Caffe's style.",
+                    self._loading,
+                )
+                return
+
+    def _rest_of_backbone(self, expected: Shapes, backbone: tuple[str, ...]) -> set[str]:
         """The tensors of ``expected`` outside the backbone, which keep their initial values."""
-        fresh = [name for name in expected if not name.startswith(prefix)]
+        fresh = [name for name in expected if not name.startswith(backbone)]
         parts = ", ".join(dict.fromkeys(map(part_of, fresh)))
         if fresh and self._for_inference:
             raise CheckpointError(
@@ -272,22 +319,32 @@ class Checkpointer(DetectionCheckpointer):
                 del tensors[name]
 
 
-def _state_dict(found: Any, file: str) -> Tensors:
-    """``found`` without what wrappers and older versions add, changed in place: a state dict may
-    hold the versions of its modules."""
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+def _matched(own: Tensors, tensors: Tensors, file: str, is_caffe2: bool) -> Tensors:
+    """``tensors`` by Detectron2's heuristics: under the names of the model that end in theirs."""
+    try:
+        matched = align_and_update_state_dicts(own, tensors, c2_conversion=is_caffe2)
+    except (ValueError, AssertionError) as error:
         raise CheckpointError(
-            f"{file} is an OpenMMLab file. Convert it with `gnws convert-weights {file} "
-            "OUTPUT.pth`, or name it gnws://... if it is one of the model zoo."
-        )
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+            f"{file} does not fit the model: {error} Use the config it was trained with."
+        ) from error
+    count = len(own.keys() & matched.keys())
+    if count < _HARDLY * min(len(own), len(tensors)):
+        names = ", ".join(list(tensors)[:3])
         raise CheckpointError(
-            f"{file} holds no state dict, a dict of names and tensors. Save model.state_dict()."
+            f"{file} does not fit the model: {count} of its {len(tensors)} tensors ({names} ...) "
+            "have a name and shape of the model's. Use the config it was trained with, or other "
+            "weights."
         )
-    consume_prefix_in_state_dict_if_present(found, "module.")
-    for name in filter(_is_of_config, list(found)):
-        del found[name]
-    return found
+    return matched
+
+
+def _backbone(tensors: Tensors, expected: Shapes) -> tuple[str, ...]:
+    """If ``tensors`` are of a backbone alone, what its names begin with; else ()."""
+    found = [name for name in expected if name in tensors]
+    if len(found) == len(expected) or {*map(part_of, found)} - {"stem", "backbone", "res5"}:
+        return ()
+    prefix = next(p for p in _BACKBONES if any(name.startswith(p) for name in found or expected))
+    return prefix, "roi_heads.res5."
 
 
 def _is_of_config(name: str) -> bool:
@@ -320,6 +377,13 @@ def _refusal(file: str, differences: Differences) -> str:
                 f"{file} has no {head}, and the model has one. Set {key} False, or {anyway} to "
                 f"train it from its initial values{also}."
             )
+    norms = {**differences.missing, **differences.unexpected}
+    if norms and not misshaped and all(".running_" in name for name in norms):
+        with_norm, without = ("the model", "it") if missing else ("it", "the model")
+        return (
+            f"{file} does not fit the model: {with_norm} has BatchNorm where {without} has another "
+            "norm. Set the NORM keys of the parts, such as MODEL.RESNETS.NORM, to that of the file."
+        )
     fix = remake if classes else f"{anyway} to load what matches"
     return (
         f"{file} does not fit the model: {differences}. Use the config it was trained with, or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from ..errors import CheckpointError
 from ..modeling import StandardizationReport
 from .names import detectron2_to_mmdet, mmdet_to_detectron2
 from .provenance import KEY, Provenance
-from .serialization import read_checkpoint, write_checkpoint
+from .read import read_checkpoint
 from .structure import build_on_meta
+from .write import write_checkpoint
 
 
 def detectron2_checkpoint(
@@ -42,22 +44,22 @@ def convert_file(source: Path, target: Path, to: str, config: str | None = None)
     if target.exists():
         raise FileExistsError(f"{target} exists. Remove it, or choose another name.")
     checkpoint = read_checkpoint(source)
-    rename, key = mmdet_to_detectron2, "state_dict"
-    if to == "mmdet":
-        rename, key = detectron2_to_mmdet, "model"
-    found = checkpoint.get(key, checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    rename = detectron2_to_mmdet if to == "mmdet" else mmdet_to_detectron2
     try:
-        tensors = rename(found, config)
+        tensors = rename(checkpoint, config)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from error
+    trained = Provenance.read(checkpoint)
     if to == "mmdet":
-        provenance = Provenance.read(checkpoint)
-        meta: dict[str, Any] = {KEY: provenance.as_dict()}
-        if provenance.classes:
-            meta["dataset_meta"] = {"classes": provenance.classes}
+        meta: dict[str, Any] = {KEY: trained.as_dict()}
+        if trained.classes:
+            meta["dataset_meta"] = {"classes": trained.classes}
         write_checkpoint({"meta": meta, "state_dict": tensors}, target)
     else:
-        write_checkpoint(detectron2_checkpoint(tensors, _provenance(source, config)), target)
+        provenance = _provenance(source, config)
+        if trained.classes not in (None, provenance.classes):
+            provenance = replace(provenance, classes=trained.classes, category_ids=None)
+        write_checkpoint(detectron2_checkpoint(tensors, provenance), target)
     return len(tensors)
 
 

@@ -1,20 +1,24 @@
 """The tensors of a detector under MMDetection's names and under Detectron2's.
 
 The two frameworks hold the same tensors in the same layout; only the names differ, one to one.
-Names read from MMDetection 3.3.0 (GN models: ``gn1`` .. ``gn3``, ``shared_convs.N.gn``, ...).
+Names read from MMDetection 3.3.0 (``gn1`` .. ``gn3``, ``shared_convs.N.gn``, ...). Its backbones
+have the names of torchvision and timm (``bn1`` .. ``bn3``, whatever the norm is there).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
 from ..config import config_names, load_config
 from ..errors import CheckpointError
+from .contents import contents_of
 from .structure import Differences, Shapes, check_values, shapes_of
 
 _BOTTOM_UP = "backbone.bottom_up."  # where a detector has its ResNet; MMDetection: "backbone."
@@ -38,19 +42,19 @@ _MODULES = (
     (r"roi_heads\.mask_head\.deconv", "roi_head.mask_head.upsample", 0),
     (r"roi_heads\.mask_head\.predictor", "roi_head.mask_head.conv_logits", 0),
 )
-# The end of a convolution's name in MMDetection, and that of the norm behind it.
-_NORMS = ((r"downsample\.0$", "downsample.1"), (r"\.conv$", ".gn"), (r"conv(\d+)$", r"gn\1"))
+# The end of a convolution's name in MMDetection, and that of the norm behind it, "gn" or "bn".
+_NORMS = ((r"downsample\.0$", "downsample.1"), (r"\.conv$", ".{}"), (r"conv(\d+)$", r"{}\1"))
 
 
 def mmdet_to_detectron2(
     state_dict: Mapping[str, torch.Tensor], config: CfgNode | str | None = None
 ) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a GN or GN+WS model of MMDetection for Detectron2.
+    """Rename the tensors of a Faster or Mask R-CNN of MMDetection for Detectron2.
 
     Args:
-        state_dict: what an OpenMMLab ``.pth`` file holds under ``state_dict``: a whole detector,
-            or an ImageNet backbone under bare names (``conv1``, ``layer1.0.conv1``, ...), with or
-            without its classifier, which becomes ``linear``.
+        state_dict: what an OpenMMLab ``.pth`` file holds, or has under ``state_dict``: a whole
+            detector, or an ImageNet backbone under bare names (``conv1``, ``layer1.0.conv1``, ...),
+            with or without its classifier, which becomes ``linear``.
         config: the model that the tensors have to fit: a config, or the file or name of one. By
             default any packaged one, with any number of classes.
 
@@ -71,9 +75,33 @@ def detectron2_to_mmdet(
     return _convert(state_dict, config, to_detectron2=False)
 
 
+def detectron2_names(state_dict: dict[str, Any], own: Iterable[str]) -> dict[str, Any]:
+    """Tensors of MMDetection, torchvision or timm under the names of a model of Detectron2, which
+    are ``own``; those of a bare backbone begin with "stem" and "res2" to "res5". Others keep their
+    names."""
+    bare = "conv1.weight" in state_dict
+    if not bare and "backbone.conv1.weight" not in state_dict:
+        return state_dict
+    names = {}
+    for name in own:
+        if bare:
+            name = re.sub(r"^.*?(?=(stem|res\d)\.)", "", name)
+        with contextlib.suppress(CheckpointError):  # what MMDetection's GN models lack
+            names[mmdet_name(name, _norm(state_dict))] = name
+    if bare:
+        names |= {"fc.weight": "linear.weight", "fc.bias": "linear.bias"}
+    return {names.get(name, name): tensor for name, tensor in state_dict.items()}
+
+
+def _norm(names: Iterable[str]) -> str:
+    bn = r"(backbone\.)?bn1\..*|.*\.running_var"
+    return "bn" if any(re.fullmatch(bn, name) for name in names) else "gn"
+
+
 @functools.cache  # asked for each tensor in turn by the search, the checks and the renaming
-def mmdet_name(name: str) -> str:
-    """The name in MMDetection of the tensor that Detectron2 calls ``name``.
+def mmdet_name(name: str, norm: str = "gn") -> str:
+    """The name in MMDetection of the tensor that Detectron2 calls ``name``; ``norm`` is how norms
+    are called there.
 
     Raises:
         CheckpointError: no GN or GN+WS Faster or Mask R-CNN has such a tensor.
@@ -86,8 +114,8 @@ def mmdet_name(name: str) -> str:
             first, *others = match.groups() or (0,)
             renamed = target.format(int(first) - index_offset, *others)
             if conv != module:
-                end, norm = next(pair for pair in _NORMS if re.search(pair[0], renamed))
-                renamed = re.sub(end, norm, renamed)
+                end, after = next(pair for pair in _NORMS if re.search(pair[0], renamed))
+                renamed = re.sub(end, after.format(norm), renamed)
             prefix = "backbone." if name.startswith(_BOTTOM_UP) else ""
             return f"{prefix}{renamed}.{parameter}"
     raise CheckpointError(
@@ -99,9 +127,8 @@ def mmdet_name(name: str) -> str:
 def _convert(
     state_dict: Mapping[str, torch.Tensor], config: CfgNode | str | None, to_detectron2: bool
 ) -> dict[str, torch.Tensor]:
+    state_dict = contents_of(state_dict, "the file")["model"]
     check_values(state_dict, "the state dict")
-    if all(name.startswith("module.") for name in state_dict):  # of DistributedDataParallel
-        state_dict = {name.removeprefix("module."): t for name, t in state_dict.items()}
     if config is None:
         described, names, differences = _closest_packaged(state_dict, to_detectron2)
     else:
@@ -113,7 +140,7 @@ def _convert(
             f"The checkpoint does not fit {described}: {differences}."
             + _hint(state_dict, config is not None, to_detectron2)
         )
-    return {names[name]: tensor for name, tensor in state_dict.items()}
+    return {names[name]: tensor for name, tensor in state_dict.items() if name in names}
 
 
 def _match(
@@ -122,8 +149,9 @@ def _match(
     """The new name of each expected tensor by its old one, and how ``state_dict`` differs from
     what is ``expected`` of a model, under Detectron2's names."""
     expected = _relevant(expected, state_dict)
-    old = [mmdet_name(name) if to_detectron2 else name for name in expected]
-    new = [name if to_detectron2 else mmdet_name(name) for name in expected]
+    norm = _norm(state_dict)
+    old = [mmdet_name(name, norm) if to_detectron2 else name for name in expected]
+    new = [name if to_detectron2 else mmdet_name(name, norm) for name in expected]
     shapes = dict(zip(old, expected.values(), strict=True))
     return dict(zip(old, new, strict=True)), Differences(state_dict, shapes)
 

@@ -77,11 +77,16 @@ class Provenance:
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Provenance:
-        """The provenance in ``checkpoint``; all unknown if another program wrote it."""
-        stored = checkpoint.get(KEY)
+        """The provenance in ``checkpoint``; of one that another program wrote, what is certain."""
+        meta = checkpoint.get("meta")
+        meta = meta if isinstance(meta, Mapping) else {}
+        stored = checkpoint.get(KEY, meta.get(KEY))
         if not isinstance(stored, Mapping):
-            return cls(versions={})
-        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
+            stored = _of_openmmlab(meta)
+            if checkpoint.get("__author__"):  # Detectron2's zoo, and the programs before it
+                stored["standardized"] = []
+        known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
+        return cls(**{"versions": {}, **{n: v for n, v in known.items() if _has_type(n, v)}})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to be put under :data:`KEY`."""
@@ -96,3 +101,29 @@ def _of_datasets(cfg: CfgNode, *keys: str) -> Any:
                 if value := MetadataCatalog.get(name).get(key):
                     return value
     return None
+
+
+_ELEMENTS: dict[str, Any] = {"standardized": str, "classes": str, "category_ids": (int, str)}
+
+
+def _has_type(name: str, value: object) -> bool:
+    if name in _ELEMENTS or name.startswith("pixel"):
+        kind = _ELEMENTS.get(name, (int, float))
+        return value is None or (
+            isinstance(value, list) and all(isinstance(v, kind) for v in value)
+        )
+    return isinstance(value, dict) if name == "versions" else isinstance(value, str | None)
+
+
+def _of_openmmlab(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What MMEngine and, before it, mmcv store in ``meta``: classes, and the text of the config."""
+    dataset = meta.get("dataset_meta")
+    classes = meta.get("CLASSES")
+    if isinstance(dataset, Mapping):
+        classes = dataset.get("classes", dataset.get("CLASSES"))
+    text = meta.get("cfg", meta.get("config"))
+    is_plain = isinstance(text, str) and "model" in text and "ConvWS" not in text
+    return {
+        "classes": [str(name) for name in classes] if isinstance(classes, (list, tuple)) else None,
+        "standardized": [] if is_plain else None,
+    }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shorten
 from ..modeling.errors import build_errors
 
 Shapes = dict[str, tuple[int, ...]]
@@ -34,23 +35,18 @@ def shapes_of(cfg: CfgNode) -> Shapes:
 
 
 def check_values(
-    state_dict: object, source: str, like: Mapping[str, torch.Tensor] | None = None
+    state_dict: Mapping[str, Any], source: str, like: Mapping[str, torch.Tensor] | None = None
 ) -> None:
-    """Raise CheckpointError unless ``state_dict`` maps names to dense tensors of finite values.
+    """Raise CheckpointError unless all values of ``state_dict`` are dense tensors, and finite.
 
     Args:
         source: what holds it, for the message.
         like: the tensors of the model. ``state_dict`` must have floating-point values where these
             have them, and integers elsewhere. By default all must be floating-point.
     """
-    if not isinstance(state_dict, Mapping):
-        raise CheckpointError(
-            f"{source} is a {type(state_dict).__name__}, not a dict of names and tensors. Save "
-            "model.state_dict()."
-        )
     for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            problem = "does not name a tensor; an OpenMMLab file has those under 'state_dict'"
+        if not isinstance(value, torch.Tensor):
+            problem = f"is {shorten(value)}, not a tensor"
         else:
             problem = _problem(value, torch.empty(0) if like is None else like.get(name, value))
         if problem:
@@ -75,7 +71,8 @@ def _problem(tensor: torch.Tensor, like: torch.Tensor) -> str:
 
 
 class Differences:
-    """How tensors differ in names and shapes from what is expected; false if they do not.
+    """How tensors differ in names and shapes from what is expected; false if they do not. The
+    number of batches that a BatchNorm has seen may be missing or left over: nothing reads it.
 
     Attributes:
         missing: the expected tensors that are not there.
@@ -84,8 +81,8 @@ class Differences:
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], expected: Shapes) -> None:
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self.missing = {n: shape for n, shape in expected.items() if n not in found}
+        found = {name: tuple(tensors[name].shape) for name in tensors if _is_read(name)}
+        self.missing = {n: expected[n] for n in expected if _is_read(n) and n not in found}
         self.unexpected = {n: shape for n, shape in found.items() if n not in expected}
         self.misshaped = {n: shape for n, shape in found.items() if shape != expected.get(n, shape)}
         self._expected = expected
@@ -108,3 +105,7 @@ class Differences:
             for kind, lines in kinds.items()
             if lines
         )
+
+
+def _is_read(name: str) -> bool:
+    return not name.endswith(".num_batches_tracked")

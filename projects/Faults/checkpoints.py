@@ -18,9 +18,8 @@ import torch
 from torch import nn
 from trials import Trial, Wrong, damage
 
-from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.checkpoint import Checkpointer, read_checkpoint, write_checkpoint
 from gnws_d2.checkpoint.convert import convert_file
-from gnws_d2.checkpoint.serialization import read_checkpoint, write_checkpoint
 from gnws_d2.layers import WSConv2d
 
 

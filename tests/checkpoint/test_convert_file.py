@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_not_converted(published, tmp_path):
         convert(published, target, "--config", config)
     cut = tmp_path / "cut.pth"
     cut.write_bytes(published.read_bytes()[:100000])
-    with pytest.raises(SystemExit, match=r"cut\.pth cannot be read .*damaged or cut off"):
+    with pytest.raises(SystemExit, match=r"cut\.pth cannot be read .*damaged, cut off"):
         convert(cut, target)
     with pytest.raises(SystemExit, match=r"none\.pth does not exist"):
         convert(tmp_path / "none.pth", target)
