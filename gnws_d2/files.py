@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -144,11 +145,12 @@ def cache_dir(folder: Path) -> Path:
     Raises:
         FileError: it cannot be created or written to.
     """
-    fix = f"Set ${CACHE_VARIABLE} to a folder that you can write to."
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise FileError(f"Cannot create the cache folder {folder} ({error}). {fix}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise FileError(f"The cache folder {folder} is not writable. {fix}")
+        raise FileError(
+            f"The cache folder {folder} cannot be written to ({error}). Set ${CACHE_VARIABLE} to "
+            "a folder that you can write to."
+        ) from error
     return folder

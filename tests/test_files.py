@@ -118,7 +118,10 @@ def test_unusable_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):
 
 
 def test_read_only_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError("read-only")
+
     # Told rather than made read-only: root may write everywhere.
-    monkeypatch.setattr(files.os, "access", lambda *_: False)
-    with pytest.raises(OSError, match=r"not writable\. Set \$GNWS_D2_CACHE"):
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(OSError, match=r"to \(read-only\)\. Set \$GNWS_D2_CACHE"):
         files.cache_dir(tmp_path)

@@ -29,7 +29,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpointer
 from ..data import Mapper, NamingMapper, load_train_dataset
@@ -96,7 +96,7 @@ class ResumableLoader:
         Raises:
             ConfigError: the batch does not divide among processes and micro-batches.
         """
-        self._dataset = MapDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
+        self._dataset = _SeededDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
         # Images of one batch are all wide, or all not. They are grouped before loading; Detectron2
         # groups them after it, where nothing can tell which images an iteration will get.
         self._groups = [aspect_ratio_grouping and d["width"] > d["height"] for d in dataset]
@@ -138,14 +138,14 @@ class ResumableLoader:
 
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
-        self._seed, self._iteration = seed, iteration
+        self._dataset.seed, self._iteration = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        with _random_numbers(self._seed):
+        with _random_numbers(self._dataset.seed):
             sampler = self._build_sampler()
         order = batch_order(sampler, self._groups, self._batch_size, self._processes)
-        loader = DataLoader(
-            _SeededDataset(self._dataset, self._seed),
+        loader: DataLoader = DataLoader(
+            self._dataset,
             batch_sampler=itertools.islice(order, self._iteration, None),
             num_workers=self._num_workers,
             collate_fn=list,
@@ -195,16 +195,15 @@ def batch_order(
         ]
 
 
-class _SeededDataset(Dataset):
+class _SeededDataset(MapDataset):
     """Maps the image of (process, position, index) with the random numbers of the first two."""
 
-    def __init__(self, mapped: Dataset, seed: int) -> None:
-        self._mapped, self._seed = mapped, seed
+    seed: int
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
         process, position, index = key
-        with _random_numbers(_hash(self._seed, process, position)):
-            return self._mapped[index]
+        with _random_numbers(_hash(self.seed, process, position)):
+            return super().__getitem__(index)
 
 
 def start_worker(worker_id: int) -> None:

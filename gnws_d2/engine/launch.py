@@ -8,8 +8,8 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -68,23 +68,22 @@ def launch(
                 f"--num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
             )
         if is_torchrun:
-            with _rendezvous("the address of torchrun", timeout):
+            try:
                 _join_torchrun(processes, timeout)
+            except dist.DistError as error:
+                raise _not_found("the address of torchrun", timeout, error) from error
             # The folder in which the processes that torchrun starts on this machine write errors.
             file = os.environ.get("TORCHELASTIC_ERROR_FILE")
             _run(main_func, args, Path(file).parents[1] if file else Path(folder))
         elif num_machines * processes == 1:
             main_func(*args)
         else:
-            with _rendezvous(f"--dist-url {dist_url}", timeout), _ends_of_processes(Path(folder)):
-                main = (main_func, args, Path(folder))
-                world = (num_gpus_per_machine, num_machines, machine_rank, dist_url)
-                detectron2_launch(_run, *world, args=main, timeout=timeout)
+            world = (num_gpus_per_machine, num_machines, machine_rank, dist_url)
+            _start(world, (main_func, args, Path(folder)), timeout)
 
 
-@contextmanager
-def _ends_of_processes(folder: Path) -> Iterator[None]:
-    """Pass signals on to the processes that the block starts, which end by themselves, and print
+def _start(world: tuple, main: tuple, timeout: timedelta) -> None:
+    """Call ``_run(*main)`` in processes, pass signals on to them, which end by themselves, and say
     why they failed."""
     received: list[int] = []
 
@@ -98,11 +97,11 @@ def _ends_of_processes(folder: Path) -> Iterator[None]:
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     former = {number: signal.signal(number, receive) for number in SIGNALS}
     try:
-        yield
+        detectron2_launch(_run, *world, args=main, timeout=timeout)
     except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
         if received:
             raise SystemExit(128 + received[0]) from None
-        reported = folder / _REPORTED
+        reported = main[2] / _REPORTED
         if reported.exists():  # printed when all have ended: nothing is said below it
             raise SystemExit(reported.read_text(encoding="utf-8").rstrip()) from None
         if isinstance(error, mp.ProcessExitedException):
@@ -110,6 +109,8 @@ def _ends_of_processes(folder: Path) -> Iterator[None]:
                 f"Without an error of its own, {error}. SIGKILL often means that memory ran out; "
                 "see the lines above and log.txt.rankN."
             ) from error
+        if "init_process_group" in str(error):
+            raise _not_found(f"--dist-url {world[3]}", timeout, error) from error
         raise
     finally:
         for number, handler in former.items():
@@ -159,27 +160,19 @@ def _is_lost(error: BaseException | None) -> bool:
     return not is_of_file and any(sign in str(error) for sign in _LOST)
 
 
-@contextmanager
-def _rendezvous(address: str, timeout: timedelta) -> Iterator[None]:
-    """Turn the error of processes that do not find each other into a GnwsError."""
-    try:
-        yield
-    except (mp.ProcessRaisedException, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, mp.ProcessRaisedException) and "init_process_group" not in text:
-            raise
-        if "EADDRINUSE" in text or "address already in use" in text:
-            raise GnwsError(
-                f"The port of {address} is in use, perhaps by another run. Wait for it, or choose "
-                "another; --dist-url auto finds one for the processes of one machine."
-            ) from error
-        if isinstance(error, (mp.ProcessRaisedException, dist.DistError)):
-            raise GnwsError(
-                f"The processes did not find each other at {address} within {timeout}. Check that "
-                "it is the address of machine 0, that its port can be reached, and that all "
-                "machines were started, each with its own rank."
-            ) from error
-        raise
+def _not_found(address: str, timeout: timedelta, error: Exception) -> GnwsError:
+    """What to say of processes that do not find each other."""
+    text = str(error)
+    if "EADDRINUSE" in text or "address already in use" in text:
+        return GnwsError(
+            f"The port of {address} is in use, perhaps by another run. Wait for it, or choose "
+            "another; --dist-url auto finds one for the processes of one machine."
+        )
+    return GnwsError(
+        f"The processes did not find each other at {address} within {timeout}. Check that it is "
+        "the address of machine 0, that its port can be reached, and that all machines were "
+        "started, each with its own rank."
+    )
 
 
 def _join_torchrun(processes: int, timeout: timedelta) -> None:

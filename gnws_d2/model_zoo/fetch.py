@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -19,16 +20,12 @@ from .published import PREFIX, Published, find
 logger = logging.getLogger(__name__)
 
 MIRROR_VARIABLE = "GNWS_D2_MIRROR"
-_FOLDER = "checkpoints"
-_DIGITS = 8  # of the converted file's SHA-256, in its name
 _WAIT = 3600.0  # seconds for another process to download and convert
 
 
-def cached(entry: Published) -> Path | None:
-    """The converted checkpoint if it is in the cache; its content is not looked at."""
-    stem = Path(entry.file_name).stem
-    files = (cache_path() / _FOLDER).glob(f"{stem}.detectron2-{'[0-9a-f]' * _DIGITS}.pth")
-    return min(files, default=None)
+def cached(entry: Published) -> Path:
+    """The file of the converted checkpoint, which may not be there yet."""
+    return cache_path() / "checkpoints" / f"{Path(entry.file_name).stem}.detectron2.pth"
 
 
 def fetch(entry: Published) -> Path:
@@ -44,11 +41,18 @@ def fetch(entry: Published) -> Path:
             not end.
         CheckpointError: it does not fit the config.
     """
-    if file := _verified(entry):
-        return file
-    folder = cache_dir(cache_path() / _FOLDER)
+    converted = cached(entry)
+    if _is_whole(converted):
+        return converted
+    folder = cache_dir(converted.parent)
     with locked(folder / f"{entry.file_name}.lock", _WAIT):
-        return _verified(entry) or _convert(entry, _original(entry, folder), folder)
+        if not _is_whole(converted):  # another process may have done it
+            original = _original(entry, folder)
+            if converted.is_file():
+                logger.warning("%s is damaged and is converted again.", converted)
+                converted.unlink()
+            convert_file(original, converted, "detectron2", entry.config)
+    return converted
 
 
 class PublishedCheckpointHandler(PathHandler):
@@ -64,25 +68,28 @@ class PublishedCheckpointHandler(PathHandler):
         return PathManager.open(self._get_local_path(path), mode, buffering, **kwargs)
 
 
-def _verified(entry: Published) -> Path | None:
-    file = cached(entry)
-    return file if file and _is_intact(file) else None
+def _is_whole(converted: Path) -> bool:
+    """Whether it exists, and all of its records have the checksums that torch stored with them."""
+    try:
+        with zipfile.ZipFile(converted) as archive:
+            return archive.testzip() is None
+    except Exception:  # zipfile raises nearly anything on damaged files
+        return False
 
 
-def _is_intact(file: Path) -> bool:
-    """Whether it exists, and its name ends in the first digits of its SHA-256."""
-    return file.is_file() and sha256_of(file).startswith(file.stem.rpartition("-")[2])
+def _is_intact(file: Path, entry: Published) -> bool:
+    return file.is_file() and sha256_of(file).startswith(entry.sha256)
 
 
 def _original(entry: Published, folder: Path) -> Path:
     """The published file, verified: from the cache, the mirror's folder or the network."""
     file = folder / entry.file_name
-    if _is_intact(file):
+    if _is_intact(file, entry):
         return file
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     if mirror and not mirror.startswith(("http://", "https://")):
         copy = Path(os.path.expanduser(mirror), entry.file_name)
-        if not _is_intact(copy):
+        if not _is_intact(copy, entry):
             raise FileError(
                 f"{copy} does not exist, or its SHA-256 does not begin with {entry.sha256}. Put "
                 f"the file there, set ${MIRROR_VARIABLE} to another folder or to an address that "
@@ -93,14 +100,3 @@ def _original(entry: Published, folder: Path) -> Path:
     logger.info("Downloading %s from %s to %s", entry.name, url, folder)
     download(url, file, entry.sha256)
     return file
-
-
-def _convert(entry: Published, original: Path, folder: Path) -> Path:
-    partial = folder / f".{original.stem}.partial"
-    partial.unlink(missing_ok=True)
-    convert_file(original, partial, "detectron2", entry.config)
-    while damaged := cached(entry):  # it would have been returned
-        logger.warning("%s is damaged and is converted again.", damaged)
-        damaged.unlink()
-    name = f"{original.stem}.detectron2-{sha256_of(partial)[:_DIGITS]}.pth"
-    return partial.rename(folder / name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -24,17 +24,11 @@ class Published:
         name: a detector's in MMDetection, or "imagenet/" and that of a backbone.
         config: the packaged config of the detector, or one that has the backbone.
         url: of the file, whose name ends in the first eight digits of its SHA-256.
-        epochs: of COCO train2017.
-        train_mem_gb: memory in training, GB.
-        inference_ms: time per image on a V100, ms.
         box_ap, mask_ap: on COCO val2017, percent; "" if not published.
     """
 
     name: str
     config: str
-    epochs: str
-    train_mem_gb: str
-    inference_ms: str
     box_ap: str
     mask_ap: str
     url: str
@@ -62,7 +56,8 @@ class Published:
 def published() -> tuple[Published, ...]:
     """All published checkpoints: twelve detectors, then six ImageNet backbones."""
     with Path(__file__).with_name("checkpoints.csv").open(newline="", encoding="utf-8") as table:
-        return tuple(Published(**row) for row in csv.DictReader(table))
+        rows = csv.DictReader(table)
+        return tuple(Published(**{f.name: row[f.name] for f in fields(Published)}) for row in rows)
 
 
 def find(name: str) -> Published:

@@ -19,7 +19,8 @@ logger = logging.getLogger("gnws_d2.zoo")
 
 def list_all() -> None:
     rows = [
-        [e.name, "" if e.is_backbone else e.config, e.box_ap, e.mask_ap, "yes" if cached(e) else ""]
+        [e.name, "" if e.is_backbone else e.config, e.box_ap, e.mask_ap]
+        + ["yes" if cached(e).is_file() else ""]
         for e in published()
     ]
     header = ["name, after gnws://", "config", "box AP", "mask AP", "cached"]

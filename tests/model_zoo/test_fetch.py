@@ -66,7 +66,7 @@ def publish(config, server, monkeypatch):
 
     def make(content: bytes, name: str = "small", config: str = config) -> Published:
         sha = hashlib.sha256(content).hexdigest()[:8]
-        entry = Published(name, config, *[""] * 5, url=f"{server.url}/a/b/model-{sha}.pth")
+        entry = Published(name, config, "", "", f"{server.url}/a/b/model-{sha}.pth")
         server.answers[f"/a/b/{entry.file_name}"] = [send(content)]
         for module in (published, zoo):
             monkeypatch.setattr(module, "published", lambda: (entry,))
@@ -195,14 +195,14 @@ def test_a_file_of_another_model_is_refused(publish, content):
     entry = publish(content, config="Digits/mask_rcnn_R_18_FPN_gn_ws.yaml")
     with pytest.raises(CheckpointError, match=rf"{entry.file_name}: .*does not fit"):
         fetch(entry)
-    assert cached(entry) is None
+    assert not cached(entry).exists()
 
 
 FETCH = """
 import sys
 from gnws_d2.model_zoo.fetch import fetch
 from gnws_d2.model_zoo.published import Published
-print(fetch(Published("small", sys.argv[1], "", "", "", "", "", sys.argv[2])))
+print(fetch(Published("small", sys.argv[1], "", "", sys.argv[2])))
 """
 
 
