@@ -21,6 +21,7 @@ from ..errors import FileError, shorten
 
 logger = logging.getLogger(__name__)
 
+_ATTEMPTS = 4
 _CHUNK = 1 << 20  # bytes
 _LARGEST = 2 << 30  # bytes: several times the largest published file
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes
@@ -40,7 +41,6 @@ def download(
     file: Path,
     sha256: str,
     *,
-    attempts: int = 4,
     pause: float = 1.0,
     timeout: float = 30.0,
     largest: int = _LARGEST,
@@ -53,7 +53,6 @@ def download(
     Args:
         url: http or https.
         sha256: the SHA-256 that the file must have in hexadecimal, or its first digits.
-        attempts: how often to try.
         pause: seconds before the second attempt; doubled for each further one.
         timeout: seconds without a byte that end an attempt.
         largest: bytes that the file may have.
@@ -63,7 +62,7 @@ def download(
     """
     part = file.with_name(f"{file.name}.part")
     reason = ""
-    for attempt in range(attempts):
+    for attempt in range(_ATTEMPTS):
         if attempt:
             logger.warning("%s: %s; trying again in %g s", url, reason, pause)
             time.sleep(pause)

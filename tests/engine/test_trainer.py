@@ -1,5 +1,7 @@
 """Training steps, also on images and batches that are nearly empty, training and evaluation."""
 
+import contextlib
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,23 @@ def test_any_train_loader_trains_and_resumes_with_its_first_batch(tiny_config, c
     assert [d["image_id"] for d in seen] == [d["image_id"] for d in trainer.data_loader.dataset][:2]
     (said,) = [r for r in caplog.records if r.levelname == "WARNING" and "gnws_d2" in r.name]
     assert "reads the data from the start" in said.getMessage()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_data_workers_end_with_the_training(tiny_config, fails):
+    opts = [*SHORT, "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "1"]
+    trainer, before = Trainer(tiny_config(MASK_RCNN, *opts)), set(multiprocessing.active_children())
+
+    def look(module, args):
+        assert set(multiprocessing.active_children()) - before
+        if fails:
+            raise FloatingPointError
+
+    trainer.model.register_forward_pre_hook(look)
+    with pytest.raises(FloatingPointError) if fails else contextlib.nullcontext() as error:
+        trainer.train()
+    assert bool(error) == fails  # with its traceback, as a caller may keep it
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_run_killed_before_its_final_checkpoint_gets_it_when_resumed(tiny_config):
