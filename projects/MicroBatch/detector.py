@@ -86,7 +86,7 @@ def job_config(job: Job, folder: str) -> CfgNode:
     opts: list[Any] = ["OUTPUT_DIR", folder, "SEED", job.seed, "SOLVER.MAX_ITER", steps]
     opts += ["SOLVER.BASE_LR", job.reference_lr, "SOLVER.WARMUP_ITERS", round(WARMUP * steps)]
     opts += ["SOLVER.SCALE_TO_BATCH", job.batch, "MODEL.DEVICE", "cpu"]
-    opts += ["MODEL.WS.PARTS", PARTS if job.standardized else []]
+    opts += ["MODEL.WS.PARTS", PARTS if job.norm.endswith("+WS") else []]
     for section in ("RESNETS", "FPN", "ROI_BOX_HEAD"):
         opts += [f"MODEL.{section}.NORM", norm]
     return gnws_d2.load_config(CONFIG, [str(word) for word in opts])

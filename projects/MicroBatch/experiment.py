@@ -57,10 +57,6 @@ class Job:
         """The learning rate, scaled linearly with the batch."""
         return self.reference_lr * self.batch / REFERENCE_BATCH
 
-    @property
-    def standardized(self) -> bool:
-        return self.norm.endswith("+WS")
-
     def result_file(self, folder: Path) -> Path:
         norm = self.norm.lower().replace("+", "_")
         rate = f"lr{self.reference_lr:g}-images{self.images}"

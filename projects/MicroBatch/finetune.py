@@ -67,7 +67,7 @@ def crops(split: str) -> Batch:
 def job_config(job: Job, folder: str) -> CfgNode:
     cfg = detector.job_config(job, folder)
     cfg.MODEL.BACKBONE.FREEZE_AT = 2 if job.experiment != "pretrain" else 0
-    if not job.standardized:
+    if not job.norm.endswith("+WS"):
         cfg.MODEL.FPN.NORM = cfg.MODEL.ROI_BOX_HEAD.NORM = ""
     return cfg
 
