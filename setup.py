@@ -55,7 +55,8 @@ setup(
     # against the torch it will run with; importing gnws_d2 says how to get it.
     install_requires=[
         *("torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "jinja2", "tqdm"),
-        *("opencv-python-headless", "pillow", "pycocotools", "pyyaml", "tabulate"),
+        *("opencv-python-headless", "pillow", "pycocotools", "pyyaml", "simpleeval"),
+        "tabulate",
         *DETECTRON2_NEEDS,
     ],
     extras_require={
@@ -74,7 +75,7 @@ setup(
     # takes it into the wheel without copies or links in the source tree.
     package_dir={**PROJECTS, CONFIGS: "configs"},
     package_data={
-        CONFIGS: ["**/*.yaml", "**/*.py"],
+        CONFIGS: ["**/*.yaml", "**/*.py", "SHA256SUMS"],
         "gnws_d2.model_zoo": ["*.csv"],
         "gnws_d2.projects.report": ["*.html"],
     },

@@ -6,19 +6,24 @@ be built. Here are the keys, suggestions for a mistyped one, and checks of the k
 
 from __future__ import annotations
 
+import ast
 import difflib
+import hashlib
 import importlib
+import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.logger import log_first_n
+from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 
 from .errors import ConfigError, shorten
 
@@ -59,7 +64,13 @@ _LEAST = {
     **{"SOLVER.EARLY_STOPPING": 0, "SOLVER.PROCESS_TIMEOUT": 1},
 }
 # Projects that come with Detectron2: their keys are known where a config sets one of them.
-_PROJECTS = {"deeplab": "add_deeplab_config", "point_rend": "add_pointrend_config"}
+_PROJECTS = {
+    "deeplab": "add_deeplab_config",
+    "panoptic_deeplab": "add_panoptic_deeplab_config",
+    "point_rend": "add_pointrend_config",
+}
+
+_COMMENT = "#| "  # before the lines of a saved config that are for this package
 
 _PACKAGED = Path(__file__).parent / "model_zoo" / "configs"  # in a wheel
 _CHECKOUT = Path(__file__).parents[1] / "configs"  # in a source tree
@@ -155,8 +166,9 @@ def load_config(
 ) -> CfgNode:
     """Detectron2's config with this package's keys, a YAML file and overrides merged in order.
 
-    If they name a key of DeepLab or PointRend, two projects of Detectron2, the config gets all
-    keys of that project. YAML tags that would run Python are refused.
+    If they name a key of a project that comes with Detectron2 (DeepLab, Panoptic-DeepLab,
+    PointRend), the config gets all keys of that project. Of the YAML tags that run Python, tuples
+    and arithmetic are understood, as in Detectron2's RetinaNet configs; the others are refused.
 
     Args:
         file: a path, or the name of a packaged config such as
@@ -231,8 +243,57 @@ def read_yaml(file: str) -> dict[str, Any]:
         raise ConfigError(f"{file} is nested too deeply, or based on itself.") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Understands ``!!python/tuple``, and ``!!python/object/apply:eval`` of numbers and lists."""
+
+    def evaluate(self, node: yaml.Node) -> Any:
+        (expression,) = self.construct_sequence(node)
+        try:
+            if {"'", '"'} & set(expression):
+                raise ValueError("it has text in it")  # which could be made very long
+            evaluator = EvalWithCompoundTypes({**DEFAULT_OPERATORS, ast.Pow: _power})
+            del evaluator.nodes[ast.Call], evaluator.nodes[ast.Attribute]
+            return evaluator.eval(expression)
+        except Exception as error:  # simpleeval and arithmetic have many
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{shorten(expression)} is no arithmetic ({error})", node.start_mark
+            ) from error
+
+
+def _power(base: float, exponent: float) -> float:
+    power = math.pow(base, exponent)  # fails where that of integers would go on for ever
+    is_whole = isinstance(base, int) and isinstance(exponent, int) and power.is_integer()
+    return int(power) if is_whole else power
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader.construct_sequence)
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _Loader.evaluate)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of one YAML config, without its bases, with the keys that :func:`config_text` has
+    put into comments."""
+    content = yaml.load(text, _Loader)
+    lines = [line[len(_COMMENT) :] for line in text.splitlines() if line.startswith(_COMMENT)]
+    for key, value in leaves(CfgNode(yaml.load("\n".join(lines), _Loader))):
+        *sections, name = key.split(".")
+        node = content
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = value
+    return content
+
+
 class _ConfigFile(CfgNode):
-    """Finds a ``_BASE_`` that is the name of a packaged config."""
+    """Finds a ``_BASE_`` that is the name of a packaged config, and reads with :class:`_Loader`."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        with super()._open_cfg(filename) as stream:
+            text = stream.read()
+        if "!!python" in text or f"\n{_COMMENT}" in text:
+            text = yaml.safe_dump(parse_yaml(text))
+        return io.StringIO(text)
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
@@ -303,8 +364,8 @@ def _with_projects(cfg: CfgNode, named: set[str]) -> CfgNode:
             break
         try:
             module = importlib.import_module(f"detectron2.projects.{project}")
-        except ImportError as error:  # PointRend imports OpenCV
-            logger.warning("Keys of %s are unknown: it does not import (%s).", project, error)
+        except ImportError as error:  # Panoptic-DeepLab needs panopticapi
+            logger.info("Keys of %s are unknown: it does not import (%s).", project, error)
             continue
         extended = cfg.clone()
         getattr(module, function)(extended)
@@ -328,6 +389,21 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     defaults, values = all_defaults(), dict(leaves(cfg))
     unused = {k for k, v in defaults.items() if k not in own and k in values and values[k] == v}
     return _without(cfg.clone(), unused)
+
+
+def config_text(cfg: CfgNode) -> str:
+    """:func:`portable_config` as YAML that Detectron2's plain ``get_cfg()`` reads: the keys of this
+    package are in comments, which :func:`load_config` understands."""
+    cfg, others = portable_config(cfg), get_cfg()
+    for add_config in _add_configs:
+        if not add_config.__module__.startswith("gnws_d2."):
+            add_config(others)  # whoever reads it adds them, too
+    known = {key for key, _ in leaves(others)}
+    named = {key for key, _ in leaves(cfg)}
+    own = _without(cfg.clone(), named & known).dump() if named - known else ""
+    comments = [f"{_COMMENT}{line}" for line in own.splitlines()]
+    head = ["# The keys of gnws_d2, for gnws_d2.load_config:"] if own else []
+    return "\n".join([_without(cfg, named - known).dump(), *head, *comments, ""])
 
 
 def all_defaults() -> dict[str, object]:
@@ -379,6 +455,15 @@ def get_config_file(config_path: str) -> str:
             f"Its configs: {', '.join(names or config_names())}."
         )
     return str(file)
+
+
+def is_packaged(file: Path) -> bool:
+    """Whether ``file`` is a packaged config as it was delivered: in a source tree, users may keep
+    configs of their own beside those, or change them."""
+    if not file.resolve().is_relative_to(CONFIG_ROOT.resolve()):
+        return False
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return digest in CONFIG_ROOT.joinpath("SHA256SUMS").read_text(encoding="utf-8")
 
 
 def resolve_config_file(file: str) -> str:

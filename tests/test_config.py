@@ -1,15 +1,22 @@
 """Every config is read, and what is mistyped or cannot work is named with the fix."""
 
+import hashlib
+from pathlib import Path
+
+import detectron2
 import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultPredictor
 from detectron2.utils import logger as log
 
 from gnws_d2 import add_gnws_config, load_config
-from gnws_d2.config import CONFIG_ROOT, portable_config
+from gnws_d2.checkpoint.structure import build_on_meta
+from gnws_d2.config import CONFIG_ROOT, config_text, is_packaged, portable_config
 from gnws_d2.engine import Trainer
 from gnws_d2.errors import ConfigError
+from gnws_d2.modeling import StandardizationReport, standardize
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
@@ -19,6 +26,73 @@ EVERY = sorted(str(f.relative_to(CONFIG_ROOT)) for f in CONFIG_ROOT.rglob("*.yam
 @pytest.mark.parametrize("name", EVERY)
 def test_every_config_is_read(name):
     assert load_config(name).VERSION == 2
+
+
+def test_the_digests_are_those_of_the_packaged_configs(tmp_path):
+    """Made by: cd configs && sha256sum *.yaml */*.yaml */*.py > SHA256SUMS"""
+    found = {
+        str(file.relative_to(CONFIG_ROOT)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in [*CONFIG_ROOT.rglob("*.yaml"), *CONFIG_ROOT.rglob("*.py")]
+    }
+    lines = (CONFIG_ROOT / "SHA256SUMS").read_text().splitlines()
+    assert {line.split()[1]: line.split()[0] for line in lines} == found
+    mine = tmp_path / "mine.yaml"
+    mine.write_bytes((CONFIG_ROOT / MASK_RCNN).read_bytes())
+    assert is_packaged(CONFIG_ROOT / MASK_RCNN) and not is_packaged(mine)
+
+
+ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
+OF_ZOO = sorted(str(file.relative_to(ZOO)) for file in ZOO.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", OF_ZOO)
+def test_a_config_of_detectron2_is_read_as_by_detectron2(name, caplog):
+    stock = get_cfg()
+    stock.merge_from_file(str(ZOO / name), allow_unsafe=True)
+    cfg = load_config(ZOO / name)
+    cfg.MODEL.DEVICE = stock.MODEL.DEVICE
+    assert portable_config(cfg) == stock
+
+
+@pytest.mark.slow
+def test_the_models_of_detectron2_s_configs_are_built_and_standardized():
+    built = set()
+    for name in OF_ZOO:
+        cfg = load_config(ZOO / name)
+        if cfg.MODEL.dump() in built or any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
+            continue  # deformable convolutions need a compiled Detectron2
+        built.add(cfg.MODEL.dump())
+        model = standardize(build_on_meta(cfg))
+        rows = StandardizationReport.of(model).rows
+        assert any(row.standardized for row in rows), name
+        assert all(row.standardized == row.normalized for row in rows), name
+    assert len(built) > 40
+
+
+ARITHMETIC = {
+    "[[x, x * 2**(1.0/3)] for x in [32, 64]]": [[32, 32 * 2 ** (1 / 3)], [64, 64 * 2 ** (1 / 3)]],
+    "[2**5, -(7 // 2), (1.5 + 2) * 2, 7 % 4]": [32, -3, 7.0, 3],
+    **dict.fromkeys([
+        *("__import__('os').mkdir('made')", "().__class__", "(lambda: 1)()", "[].append(1)", "x"),
+        *("9**9**9**9", "(((10**99)**99)**99)**99", "[0] * 10**10", "[1 for x in range(9)]"),
+        *("'a' * 10**9", "f'{1:>1000000000}'", "'%999999999d' % 1", "1/0", "1, 2", "", "["),
+        "[[[[x for x in N] for x in N] for x in N] for x in N]".replace("N", str([0] * 40)),
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", ARITHMETIC)
+def test_arithmetic_in_a_config_is_evaluated_and_nothing_else(tmp_path, monkeypatch, expression):
+    monkeypatch.chdir(tmp_path)
+    text = f"!!python/object/apply:eval [{yaml.dump(expression, width=999).splitlines()[0]}]"
+    Path("mine.yaml").write_text(f"MODEL: {{ANCHOR_GENERATOR: {{SIZES: {text}}}}}")
+    if ARITHMETIC[expression]:
+        sizes = load_config("mine.yaml").MODEL.ANCHOR_GENERATOR.SIZES
+        assert sizes == ARITHMETIC[expression]
+    else:
+        with pytest.raises(ConfigError, match=r"mine\.yaml"):
+            load_config("mine.yaml")
+        assert not Path("made").exists()
 
 
 def test_no_key_of_detectron2_is_changed():
@@ -51,6 +125,28 @@ def test_a_portable_config_keeps_the_added_keys_that_are_set(tmp_path):
     (tmp_path / "config.yaml").write_text(portable.dump())
     restored = load_config(tmp_path / "config.yaml", (), [add_mine])
     assert yaml.safe_load(restored.dump()) == yaml.safe_load(saved.dump())
+
+
+def test_the_config_of_a_run_is_read_by_plain_detectron2_and_keeps_all_keys(tmp_path):
+    names = str(["a: b", "#| c"])
+    opts = [
+        "DATASETS.CLASSES",
+        names,
+        "DATASETS.CATEGORY_IDS",
+        "[1, 7]",
+        "TEST.PRECISION",
+        "bfloat16",
+    ]
+    saved = load_config("Small/mask_rcnn_R_18_FPN_gn_ws.yaml", [*opts, "MODEL.WEIGHTS", ""])
+    (tmp_path / "config.yaml").write_text(config_text(saved))
+    (tmp_path / "mine.yaml").write_text("_BASE_: config.yaml\nSOLVER: {BASE_LR: 0.5}\n")
+    for file, rate in (("config.yaml", saved.SOLVER.BASE_LR), ("mine.yaml", 0.5)):
+        saved.SOLVER.BASE_LR = rate
+        restored = load_config(tmp_path / file)
+        assert yaml.safe_load(restored.dump()) == yaml.safe_load(saved.dump())
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    assert DefaultPredictor(cfg).model.roi_heads.num_classes == saved.MODEL.ROI_HEADS.NUM_CLASSES
 
 
 def test_a_saved_config_is_read_by_any_program_that_adds_the_keys(tmp_path):

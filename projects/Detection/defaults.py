@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 
 from gnws.upstream import silence_upstream
+from gnws_d2.config import config_text
 
 # Long and the same in every run; the scaling is shown by a table of ours.
 IN_LOG_FILE_ONLY = (
@@ -40,8 +42,8 @@ class FirstIterations(engine.HookBase):
 
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:
     """``detectron2.engine.default_setup``, which shows the environment, the config and the model
-    in OUTPUT_DIR/log.txt alone, without color codes. From here on, processes wait for each other as
-    long as the config says.
+    in OUTPUT_DIR/log.txt alone, without color codes, and saves a config.yaml that any Detectron2
+    program reads. From here on, processes wait for each other as long as the config says.
 
     Args:
         cfg: a CfgNode or LazyConfig.
@@ -53,6 +55,8 @@ def default_setup(cfg: Any, args: argparse.Namespace) -> None:
         limit_waiting(timeout)
     setup_loggers(cfg.train.output_dir if is_lazy else cfg.OUTPUT_DIR)
     engine.default_setup(cfg, args)
+    if not is_lazy and comm.is_main_process():
+        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(config_text(cfg), encoding="utf-8")
 
 
 def limit_waiting(seconds: float) -> None:

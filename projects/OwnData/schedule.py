@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
@@ -17,8 +16,10 @@ from gnws_d2.config import (
     EPOCH_KEYS,
     base_file,
     get_key,
+    is_packaged,
     leaves,
     load_config,
+    parse_yaml,
     resolve_config_file,
     set_key,
 )
@@ -161,9 +162,9 @@ def _own_files(file: str) -> tuple[list[dict[str, Any]], str]:
     if not file:
         return [], ""
     path = Path(resolve_config_file(file))
-    if path.resolve().is_relative_to(CONFIG_ROOT.resolve()):
+    if is_packaged(path):
         return [], str(path)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = parse_yaml(path.read_text(encoding="utf-8"))
     bases = content.pop("_BASE_", [])
     own, packaged = [content], ""
     for base in bases if isinstance(bases, list) else [bases]:
