@@ -241,18 +241,18 @@ def test_a_second_run_gives_the_same_bits(deterministic, format):
         assert torch.equal(again, y)
 
 
-@runs_triton
-def test_other_layouts_are_taken(triton_kernels):
+def test_other_layouts_are_taken():
     """Of x, of the parameters, of the residual, of the gradient, and of the kept result."""
     x, weight, bias, residual, grad = inputs((2, 6, 9, 7), added=True)
-    y, mean, rstd = triton_kernels.forward(x, weight, bias, residual, 3, EPS)
-    grads = triton_kernels.backward(grad, x, weight, bias, y, mean, rstd, EPS)
+    chosen = kernels.kernels_for(x)
+    y, mean, rstd = chosen.forward(x, weight, bias, residual, 3, EPS)
+    grads = chosen.backward(grad, x, weight, bias, y, mean, rstd, EPS)
     sliced = torch.stack([x, x], 4)[..., 0]
     strided = torch.stack([weight, bias], 1).unbind(1)
     last = [t.contiguous(memory_format=torch.channels_last) for t in (residual, grad, y)]
-    other = triton_kernels.forward(sliced, *strided, last[0], 3, EPS)[0]
+    other = chosen.forward(sliced, *strided, last[0], 3, EPS)[0]
     assert not sliced.is_contiguous() and other.is_contiguous() and torch.equal(other, y)
-    others = triton_kernels.backward(last[1], sliced, *strided, last[2], mean, rstd, EPS)
+    others = chosen.backward(last[1], sliced, *strided, last[2], mean, rstd, EPS)
     assert all(torch.equal(a, b) for a, b in zip(others, grads, strict=True))
 
 

@@ -30,8 +30,9 @@ def forward(
         float32, or in float64 as ``x``.
     """
     dtype = statistics_dtype(x)
-    # Contiguous, since on the CPU torch takes the moments of channels_last as E[x^2] - E[x]^2.
-    wide, weight, bias = x.to(dtype).contiguous(), weight.to(dtype), bias.to(dtype)
+    # Contiguous, since on the CPU torch takes the moments of channels_last as E[x^2] - E[x]^2, and
+    # weights as if they were.
+    wide, weight, bias = (t.to(dtype).contiguous() for t in (x, weight, bias))
     sizes = (*x.shape[:2], x.shape[2:].numel())
     y, mean, rstd = torch.ops.aten.native_group_norm(wide, weight, bias, *sizes, num_groups, eps)
     if residual is not None:
@@ -83,7 +84,8 @@ def backward(
     wide = x.to(dtype).contiguous()
     sizes = (*x.shape[:2], x.shape[2:].numel())
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
-        masked, wide, mean, rstd, weight.to(dtype), *sizes, num_groups, [True, True, True]
+        *(masked, wide, mean, rstd, weight.to(dtype).contiguous()),
+        *(*sizes, num_groups, [True, True, True]),
     )
     grad_residual = _like(masked, x) if added else masked.new_empty(0, dtype=x.dtype)
     grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
