@@ -444,15 +444,17 @@ def get_config_file(config_path: str) -> str:
             "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml".
 
     Raises:
-        ConfigError: there is no such config; the message lists those of its folder.
+        ConfigError: there is no such config; the message suggests some.
     """
     file = CONFIG_ROOT / config_path
     if not os.path.isfile(file):  # unlike Path.is_file, also where no file can have the name
-        folder = config_path.rpartition("/")[0]
-        names = [name for name in config_names(lazy=True) if name.startswith(f"{folder}/")]
+        names = config_names(lazy=True)
+        near = [name for name in names if name.endswith(f"/{config_path}")]
+        near = near or difflib.get_close_matches(config_path, names, n=3, cutoff=0.5)
         raise ConfigError(
             f"{shorten(config_path)} is neither a file nor a config of gnws_d2. "
-            f"Its configs: {', '.join(names or config_names())}."
+            + (f"Did you mean {' or '.join(near)}? " if near else "")
+            + "`gnws zoo list` shows all."
         )
     return str(file)
 

@@ -13,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.config import CfgNode
 from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..config import with_gnws_keys
@@ -122,18 +123,13 @@ class Checkpointer(DetectionCheckpointer):
                 "would be untrained. Set it to a trained detector's file."
             )
         self._loading = path
+        local_path(path)  # its errors are of one line
         try:
             return super().load(path, *args, **kwargs)
         except AssertionError as error:
             if "not found" not in str(error):
                 raise
             raise CheckpointError(f"{path} is not a file. Correct its path.") from error
-        except GnwsError:
-            raise
-        except OSError as error:  # of the network
-            raise CheckpointError(
-                f"{path} cannot be fetched ({error}). Name a file on this machine."
-            ) from error
         finally:
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
 
@@ -317,6 +313,22 @@ class Checkpointer(DetectionCheckpointer):
             )
             for name in [name for name in tensors if part_of(name) == head]:
                 del tensors[name]
+
+
+def local_path(weights: str) -> str:
+    """The local file of a value of MODEL.WEIGHTS, fetched first where it is an address.
+
+    Raises:
+        CheckpointError: it cannot be fetched.
+    """
+    try:
+        return PathManager.get_local_path(weights.partition("?")[0])
+    except GnwsError:
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{weights} cannot be fetched ({error}). Name a file on this machine."
+        ) from error
 
 
 def _matched(own: Tensors, tensors: Tensors, file: str, is_caffe2: bool) -> Tensors:

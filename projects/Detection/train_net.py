@@ -18,14 +18,13 @@ from detectron2.engine import hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from torch import nn
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
 from gnws.arguments import parse
 from gnws_d2 import engine
-from gnws_d2.checkpoint import Checkpointer, read_checkpoint
+from gnws_d2.checkpoint import Checkpointer, local_path, read_checkpoint
 from gnws_d2.checkpoint.resume import from_main_process
 from gnws_d2.checkpoint.structure import build_on_meta
 from gnws_d2.config import portable_config, resolve_config_file
@@ -124,7 +123,7 @@ def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
     Args:
         for_inference: see :class:`Checkpointer`.
     """
-    PathManager.get_local_path(cfg.MODEL.WEIGHTS.partition("?")[0])  # logs that it downloads
+    local_path(cfg.MODEL.WEIGHTS)  # logs that it downloads
     logging.disable(logging.WARNING)  # loading logs it all again
     try:
         with warnings.catch_warnings():

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import signal
+import struct
 import time
 import zipfile
 from collections.abc import Callable
@@ -105,6 +106,51 @@ def program(rng: random.Random, folder: Path) -> str:
     return ""
 
 
+def opcodes(rng: random.Random, folder: Path) -> str:
+    """A pickle whose opcodes, in a random order, name functions, call and change them."""
+    made = str(folder / "made").encode()
+    names = ((b"os", b"mkdir"), (b"posix", b"mkdir"), (b"builtins", b"getattr"), (b"os", b"system"))
+    known = ((b"torch._utils", b"_rebuild_tensor_v2"), (b"collections", b"OrderedDict"))
+    known += ((b"torch._tensor", b"_rebuild_from_type_v2"), (b"numpy", b"dtype"))
+    pieces = [
+        *(b"c%b\n%b\n" % name for name in (*names, *names, *known)),
+        *(b"\x8c%c%b\x8c%c%b\x93" % (len(a), a, len(b), b) for a, b in (*names, *known)),
+        *[b"X" + struct.pack("<I", len(made)) + made + end for end in (b"", b"\x85R", b"\x85\x81")],
+        *(b"(i%b\n%b\n" % name for name in names),
+        *(
+            b"R",
+            b"\x81",
+            b"\x85R",
+            b"}\x92",
+            b"o",
+            b"b",
+            b"(",
+            b"t",
+            b"l",
+            b"d",
+            b"e",
+            b"u",
+            b"s",
+            b"a",
+        ),
+        *(b"}", b"]", b")", b"\x85", b"\x86", b"\x87", b"N", b"K\x01", b"0", b"2", b"Q", b"\x8f"),
+        *(b"q\x01", b"h\x01", b"r\xff\xff\xff\xff", b"\x90", b"\x91", b"\x82\x01", b"Pos.mkdir\n"),
+    ]
+    pickled = b"\x80\x05" + b"".join(rng.choices(pieces, k=rng.randrange(2, 40))) + b"."
+    file = folder / rng.choice(("model.pth", "model.pkl"))
+    if rng.random() < 0.5:
+        file.write_bytes(pickled)
+    else:
+        with zipfile.ZipFile(file, "w") as target:
+            target.writestr("model/data.pkl", pickled)
+    try:
+        read_checkpoint(file)
+    finally:
+        if os.path.exists(made):
+            raise Wrong("a program in the file was executed")
+    return ""
+
+
 def tensors(rng: random.Random, folder: Path) -> str:
     """Tensors missing, left over, of another shape or type, not finite, or not tensors at all."""
     model = good()
@@ -194,6 +240,7 @@ def killed(rng: random.Random, folder: Path) -> str:
 CLASSES: dict[str, tuple[int, Trial]] = {
     "damaged bytes": (200, damaged),
     "programs": (100, program),
+    "opcodes": (1000, opcodes),
     "tensors": (120, tensors),
     "archives": (60, archive),
     "other files": (40, other),
