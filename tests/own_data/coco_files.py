@@ -32,7 +32,6 @@ def make_coco(
     categories: dict[int, str] = CATEGORIES,
     masks: bool = True,
     image_folder: str = "images",
-    prefix: str = "",
 ) -> Path:
     """Write a COCO file of two objects an image, the categories in turn, and its images."""
     rng = np.random.default_rng(0)
@@ -41,7 +40,7 @@ def make_coco(
     coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     coco["categories"] = [{"id": i, "name": name} for i, name in categories.items()]
     for index in range(images):
-        name = f"{prefix}{index}.png"
+        name = f"{index}.png"
         pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / image_folder / name)
         coco["images"].append(

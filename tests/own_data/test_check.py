@@ -270,31 +270,30 @@ def test_damaged_files(file, damage, skip):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_a_file_of_corners_is_bad_as_a_whole(tmp_path):
+@pytest.mark.parametrize(
+    ("form", "sound", "said"),
+    [
+        (lambda x, y, w, h: [x, y, x + w, y + h], [40, 30, 60, 44], "which looks like two corners"),
+        (
+            lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT],
+            [0, 0, 1, 1],
+            "which looks normalized",
+        ),
+    ],
+    ids=["corners", "normalized"],
+)
+def test_a_file_of_another_form_is_bad_as_a_whole(tmp_path, form, sound, said):
     """Some boxes are inside their image in either form: skipping the others would train on them."""
     file = make_coco(tmp_path, masks=False)
     coco = read(file)
     for annotation in coco["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        annotation["bbox"] = [x, y, x + width, y + height]
+        annotation["bbox"] = form(*annotation["bbox"])
         del annotation["area"]
-    coco["annotations"][1]["bbox"] = [40, 30, 60, 44]
+    coco["annotations"][1]["bbox"] = sound
     write(file, coco)
-    refused(file, "101 of '0.png': its bbox is [40, 30, 60, 44], which looks like two", "7 more")
+    refused(file, said, "There are 7 more")
     with pytest.raises(DatasetError, match="no annotations"):
         fit_to_data(config(file, skip=True))
-
-
-def test_a_normalized_file_is_bad_as_a_whole(tmp_path):
-    file = make_coco(tmp_path, masks=False)
-    coco = read(file)
-    for annotation in coco["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        annotation["bbox"] = [x / WIDTH, y / HEIGHT, width / WIDTH, height / HEIGHT]
-        del annotation["area"]
-    coco["annotations"][5]["bbox"] = [0, 0, 1, 1]  # the whole image
-    write(file, coco)
-    refused(file, "There are 7 more", "which looks normalized")
 
 
 FINE = {

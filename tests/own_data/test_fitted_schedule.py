@@ -69,9 +69,6 @@ def test_what_is_set_explicitly_stays():
     for key, value in values.items():
         section, name = key.split(".")
         assert schedule(100, *OWN, key, value, processes=2)[section][name] == value
-    opts = [word for pair in values.items() for word in pair]
-    cfg = schedule(100, *OWN, *opts, processes=2)
-    assert all(cfg[k.split(".")[0]][k.split(".")[1]] == v for k, v in values.items())
 
 
 def test_an_explicit_batch_scales_the_learning_rate_and_an_explicit_length_the_steps():

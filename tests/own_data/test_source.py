@@ -69,6 +69,7 @@ def test_a_word_that_names_nothing(word, said):
         ("annotations/instances_default.json", "images/default"),
         ("annotations/instances_Validation.json", "valid"),
         ("labels/mine.json", "."),
+        ("train/_annotations.coco.json", "train"),  # Roboflow's
     ],
 )
 def test_images_are_found_beside_the_file(tmp_path, file, images):
@@ -116,30 +117,6 @@ def test_augmented_copies_stay_together():
     }
 
 
-def test_both_parts_of_a_file_are_datasets(tmp_path):
-    file = make_coco(tmp_path, images=10)
-    register(f"{file}#train", f"{file}#val")
-    parts = [{r["image_id"] for r in DatasetCatalog.get(f"{file}#{p}")} for p in ("train", "val")]
-    assert len(parts[0]) == 8 and len(parts[1]) == 2 and not parts[0] & parts[1]
-
-
-def roboflow(folder, valid="valid"):
-    for split in ("train", valid, "test"):
-        make_coco(folder, f"{split}/_annotations.coco.json", image_folder=split, prefix=split)
-
-
-def test_roboflows_export(tmp_path):
-    roboflow(tmp_path)
-    found = find_export(tmp_path)
-    assert found == {
-        "train": [f"{tmp_path}/train/_annotations.coco.json"],
-        "val": [f"{tmp_path}/valid/_annotations.coco.json"],
-        "test": [f"{tmp_path}/test/_annotations.coco.json"],
-    }
-    register(found["train"][0])
-    assert len(DatasetCatalog.get(found["train"][0])) == 4
-
-
 def test_cocos_and_cvats_export(tmp_path):
     for split in ("Train", "Validation"):
         make_coco(tmp_path, f"annotations/instances_{split}.json", image_folder=f"images/{split}")
@@ -180,7 +157,8 @@ def arguments(*words, eval_only=False):
 
 def test_arguments_become_config_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    roboflow(tmp_path / "export")
+    for split in ("train", "valid", "test"):  # as Roboflow exports
+        make_coco(tmp_path / "export", f"{split}/_annotations.coco.json", image_folder=split)
     one, two = make_coco(tmp_path / "a"), make_coco(tmp_path / "b")
     cfg = gnws_d2.load_config("", arguments("--data", "export"))
     assert cfg.DATASETS.TRAIN == (f"{tmp_path}/export/train/_annotations.coco.json",)
@@ -202,13 +180,3 @@ def test_arguments_become_config_keys(tmp_path, monkeypatch):
     words = ["--val", str(one), "--test", "digits_val"]
     expected = ["DATASETS.TEST", "('digits_val',)", "DATASETS.FINAL_TEST", "()"]
     assert arguments(*words, eval_only=True) == expected
-
-
-@pytest.mark.parametrize("value", ["mine", "('mine',)", "['mine']", "'mine'"])
-def test_one_name_stands_for_a_tuple_of_it(tmp_path, value):
-    cfg = gnws_d2.load_config("", ["DATASETS.TRAIN", value])
-    assert cfg.DATASETS.TRAIN == ("mine",)
-    file = tmp_path / "mine.yaml"
-    file.write_text(f"DATASETS:\n  TRAIN: {value}\n  TEST: /data/a.json=/b#val\n")
-    cfg = gnws_d2.load_config(file)
-    assert cfg.DATASETS.TRAIN == ("mine",) and cfg.DATASETS.TEST == ("/data/a.json=/b#val",)

@@ -22,18 +22,8 @@ def file(tmp_path):
     file = make_coco(tmp_path, images=5)
     coco = read(file)
     kept = coco["annotations"][:6]
-    for annotation, box in zip(
-        kept,
-        [
-            [4, 6, 16, 16],
-            [4, 6, 16, 16],
-            [10, 10, 8, 8],
-            [10, 10, 8, 8],
-            [1, 1, 1.5, 1.5],
-            [0, 0, 60, 40],
-        ],
-        strict=True,
-    ):
+    boxes = [*[[4, 6, 16, 16]] * 2, *[[10, 10, 8, 8]] * 2, [1, 1, 1.5, 1.5], [0, 0, 60, 40]]
+    for annotation, box in zip(kept, boxes, strict=True):
         annotation.update(bbox=box, area=box[2] * box[3], segmentation=[])
     kept[0]["category_id"] = kept[1]["category_id"] = 7  # duplicates: the next two differ in class
     kept[5]["iscrowd"] = 1
