@@ -164,7 +164,7 @@ class Checkpointer(DetectionCheckpointer):
             file = last_checkpoint(Path(self.save_dir), resume)
         if file is None:
             return None, {}
-        checkpoint = read_checkpoint(file)
+        checkpoint = contents_of(read_checkpoint(file), str(file))
         if self.checkpointables:
             check_resumable(checkpoint, file, self._cfg)
         return file, checkpoint

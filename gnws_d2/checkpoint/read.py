@@ -57,7 +57,7 @@ class _Constructor:
 
 def read_checkpoint(file: str | Path) -> Any:
     """What ``torch.save`` or ``pickle.dump`` wrote to a file, on the CPU: tensors, arrays, numbers,
-    text, containers of these, and :class:`Unread`, which the log names.
+    text, containers of these (sets as lists), and :class:`Unread`, which the log names.
 
     Raises:
         CheckpointError: it is missing, damaged, or no such file.
@@ -176,10 +176,6 @@ def _scalar(dtype: Any, content: Any) -> Any:
     return dtype if isinstance(dtype, Unread) else _array(content, dtype, ())[()].item()
 
 
-def _set(values: Any = ()) -> set[Any]:
-    return {value for value in values if isinstance(value, _KEYS)}
-
-
 def _mapping(pairs: Any = ()) -> OrderedDict[Any, Any]:
     return OrderedDict((key, value) for key, value in pairs if isinstance(key, _KEYS))
 
@@ -192,8 +188,8 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": lambda *_: {},
-    "builtins.set": _set,
-    "builtins.frozenset": _set,
+    "builtins.set": list,
+    "builtins.frozenset": list,
     "builtins.complex": complex,
     "builtins.bytes": _bytes,
     "builtins.bytearray": lambda *content: bytearray(_bytes(*content)),
@@ -317,15 +313,6 @@ class _Unpickler(_PythonUnpickler):
         if isinstance(self.stack[-1], dict):
             self.stack[-1].update(_pairs([key, value]))
 
-    def load_additems(self) -> None:
-        items = self.pop_mark()
-        if isinstance(self.stack[-1], set):
-            self.stack[-1].update(_set(items))
-
-    def load_frozenset(self) -> None:
-        items = self.pop_mark()  # replaces self.append
-        self.append(_set(items))
-
     def load_bytearray8(self) -> None:
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
@@ -336,6 +323,9 @@ class _Unpickler(_PythonUnpickler):
         **{pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_reduce},
         **{pickle.NEWOBJ_EX[0]: load_newobj_ex, pickle.BUILD[0]: load_build},
         **{pickle.DICT[0]: load_dict, pickle.SETITEM[0]: load_setitem},
-        **{pickle.SETITEMS[0]: load_setitems, pickle.ADDITEMS[0]: load_additems},
-        **{pickle.FROZENSET[0]: load_frozenset, pickle.BYTEARRAY8[0]: load_bytearray8},
+        **{pickle.SETITEMS[0]: load_setitems, pickle.BYTEARRAY8[0]: load_bytearray8},
+        # Sets are lists: nothing is hashed.
+        **{pickle.EMPTY_SET[0]: dispatch[pickle.EMPTY_LIST[0]]},
+        **{pickle.ADDITEMS[0]: dispatch[pickle.APPENDS[0]]},
+        **{pickle.FROZENSET[0]: dispatch[pickle.LIST[0]]},
     }

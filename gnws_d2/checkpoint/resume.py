@@ -30,8 +30,7 @@ def from_main_process(read: Callable[[], Any]) -> Any:
         try:
             found[0] = read()
         except Exception as error:
-            cause = error
-            found[1] = error
+            cause = found[1] = error
             if not isinstance(error, GnwsError):  # it may not survive pickling
                 found[1] = RuntimeError(f"in the main process: {type(error).__name__}: {error}")
     if comm.get_world_size() > 1:
@@ -96,16 +95,13 @@ def check_resumable(checkpoint: Mapping[str, Any], file: Path, cfg: CfgNode | No
 
 def _check_config(stored: str | None, cfg: CfgNode, file: Path) -> None:
     theirs = CfgNode(yaml.safe_load(stored)) if stored else CfgNode()
-    changed = {
-        key: (get_key(theirs, key), get_key(cfg, key))
-        for key in (*KEPT, "SOLVER.IMS_PER_BATCH")
-        if get_key(theirs, key) not in (None, get_key(cfg, key))
-    }
+    former = {key: get_key(theirs, key) for key in (*KEPT, "SOLVER.IMS_PER_BATCH")}
+    changed = {key: old for key, old in former.items() if old not in (None, get_key(cfg, key))}
     if cfg.SEED < 0:  # the drawn one is in the checkpoint
         changed.pop("SEED", None)
     batch = changed.pop("SOLVER.IMS_PER_BATCH", None)
     if changed:
-        values = ", ".join(f"{key} is {new}, was {old}" for key, (old, new) in changed.items())
+        values = ", ".join(f"{key} is {get_key(cfg, key)}, was {changed[key]}" for key in changed)
         processes = " with the same number of processes" if batch else ""
         raise CheckpointError(
             f"Cannot resume {file} with another optimizer or seed, which would be ignored: "
@@ -115,5 +111,5 @@ def _check_config(stored: str | None, cfg: CfgNode, file: Path) -> None:
         logger.warning(
             "SOLVER.IMS_PER_BATCH is %d, but %s was trained with %d: the resumed run reads the "
             "images in another order than an uninterrupted one.",
-            *(batch[1], file, batch[0]),
+            *(cfg.SOLVER.IMS_PER_BATCH, file, batch),
         )

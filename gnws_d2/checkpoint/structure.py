@@ -77,34 +77,31 @@ class Differences:
     Attributes:
         missing: the expected tensors that are not there.
         unexpected: the tensors that are not expected.
-        misshaped: the tensors that have another shape.
+        misshaped: the tensors that have another shape, and both shapes in words.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], expected: Shapes) -> None:
         found = {name: tuple(tensors[name].shape) for name in tensors if _is_read(name)}
         self.missing = {n: expected[n] for n in expected if _is_read(n) and n not in found}
         self.unexpected = {n: shape for n, shape in found.items() if n not in expected}
-        self.misshaped = {n: shape for n, shape in found.items() if shape != expected.get(n, shape)}
-        self._expected = expected
+        self.misshaped = {
+            n: f"{shape} instead of {expected[n]}"
+            for n, shape in found.items()
+            if shape != expected.get(n, shape)
+        }
 
     def __len__(self) -> int:
-        return len(self.missing) + len(self.unexpected) + len(self.misshaped)
+        return sum(map(len, vars(self).values()))
 
     def __str__(self) -> str:
-        kinds = {
-            "missing": [f"{name} {shape}" for name, shape in self.missing.items()],
-            "unexpected": [f"{name} {shape}" for name, shape in self.unexpected.items()],
-            "misshaped": [
-                f"{name} {shape} instead of {self._expected[name]}"
-                for name, shape in self.misshaped.items()
-            ],
-        }
-        return "; ".join(
-            f"{len(lines)} {kind}: {', '.join(lines[:_LISTED])}"
-            + (f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else "")
-            for kind, lines in kinds.items()
-            if lines
-        )
+        kinds = vars(self).items()
+        return "; ".join(f"{len(of)} {kind}: {_listed(of)}" for kind, of in kinds if of)
+
+
+def _listed(shapes: Mapping[str, object]) -> str:
+    lines = [f"{name} {shape}" for name, shape in shapes.items()]
+    more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return ", ".join(lines[:_LISTED]) + more
 
 
 def _is_read(name: str) -> bool:

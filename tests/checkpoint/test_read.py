@@ -25,7 +25,13 @@ ARRAYS = [
 ]
 PLAIN = [
     *(None, True, 1, 2**70, 2.5, 1 + 2j, "x", "ü", b"a\xff", b"", bytearray(b"12"), (1, (2, [3]))),
-    *({1, 2}, {"a": {"b": []}}, collections.OrderedDict(a=1), collections.defaultdict(int, a=3)),
+    *(
+        {1, 2},
+        frozenset({3}),
+        {"a": {"b": []}},
+        collections.OrderedDict(a=1),
+        collections.defaultdict(int, a=3),
+    ),
     *(np.float64(2.5), np.int64(3), np.bool_(True)),
 ]
 BASE = torch.randn(4, 6)
@@ -43,6 +49,8 @@ def assert_same(found, expected):
         assert found.dtype == (expected.dtype.newbyteorder() if is_swapped else expected.dtype)
         assert found.shape == expected.shape
         assert (found == expected).all()
+    elif isinstance(expected, (set, frozenset)):
+        assert found == list(expected)
     elif isinstance(expected, (list, tuple)):
         assert len(found) == len(expected)
         for one, other in zip(found, expected, strict=True):
