@@ -20,14 +20,19 @@ def losses(output: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(("program", "how"), [(TRAIN_NET, []), (FORKED, ELSEHOW)])
-def test_two_processes_take_the_step_of_two_micro_batches(tmp_path, program, how):
+def test_two_processes_take_the_step_of_two_micro_batches(digits, tmp_path, program, how):
+    """On a COCO file, which each process splits, fits the config to and registers by itself."""
     one, two = tmp_path / "one", tmp_path / "two"
-    done = run(*command(one, *ONE_STEP, *how, "SOLVER.ACCUMULATION_STEPS", "2"))
+    data = ["--train", f"{digits / 'digits_train.json'}={digits / 'train'}"]
+    done = run(*command(one, *ONE_STEP, *how, "SOLVER.ACCUMULATION_STEPS", "2", flags=data))
     assert done.returncode == 0, done.stderr
-    done = run(*command(two, *ONE_STEP, *how, flags=["--num-gpus=2"], program=program))
+    done = run(*command(two, *ONE_STEP, *how, flags=["--num-gpus=2", *data], program=program))
     assert done.returncode == 0, done.stderr
     assert "World size: 2" in (two / "log.txt").read_text()
     assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-5)
+    scored = [folder / "inference" / "coco_instances_results.json" for folder in (one, two)]
+    images = [{found["image_id"] for found in json.loads(f.read_text())} for f in scored]
+    assert images[0] == images[1] and len(images[0]) == 3
     # The same step: the gradients were averaged.
     a, b = result(one)["model"], result(two)["model"]
     assert all(torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-5) for k in a)

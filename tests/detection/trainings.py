@@ -21,7 +21,7 @@ STEPS = [
     *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "INPUT.MIN_SIZE_TRAIN", "(48, 64)"),
     *("DATALOADER.NUM_WORKERS", "1", "DATASETS.TEST", "()"),
 ]
-ONE_STEP = ["SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "0.01", "DATASETS.TEST", "()"]
+ONE_STEP = ["SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "0.01"]
 
 
 def command(
