@@ -17,7 +17,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gnws_d2 import Predictor
-from gnws_d2.data.images import read_image
 from gnws_d2.errors import FileError, GnwsError
 from gnws_d2.projects.detection import coco_detections, demo, results, video
 from gnws_d2.projects.detection.coco_detections import CocoDetections
@@ -36,7 +35,8 @@ def predictor(checkpoint):
 
 
 class Stub:
-    """A predictor that finds one box in the left half, of the second of two classes."""
+    """A predictor that finds one box in the left half, of the second of two classes. It refuses
+    what is narrow, as a predictor does."""
 
     classes, category_ids, channels = ["cat", "dog"], [17, 18], 3
 
@@ -45,18 +45,11 @@ class Stub:
 
     def __call__(self, bgr):
         height, width = bgr.shape[:2]
+        if height == 2:
+            raise demo.DatasetError("an image of 20000 x 2 pixels cannot be resized")
         found = Instances((height, width), pred_boxes=Boxes(torch.tensor([[0, 0, width / 2, 9.0]])))
         found.scores, found.pred_classes = torch.tensor([0.75]), torch.tensor([1])
         return {"instances": found}
-
-
-class NarrowStub(Stub):
-    """Refuses what is long and narrow, as a predictor does."""
-
-    def __call__(self, bgr):
-        if bgr.shape[0] == 2:
-            raise demo.DatasetError("an image of 20000 x 2 pixels cannot be resized")
-        return super().__call__(bgr)
 
 
 def frame(file, number=None, size=(40, 60)):
@@ -76,8 +69,8 @@ def test_every_frame_of_an_animation(tmp_path):
     assert only.number is None and only.bgr.shape == (20, 30, 3)
 
 
-def save(file, size=(30, 20), **how):
-    Image.new("RGB", size, (10, 20, 30)).save(file, **how)
+def save(file, size=(30, 20)):
+    Image.new("RGB", size, (10, 20, 30)).save(file)
     return file
 
 
@@ -107,7 +100,7 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
     (folder / "cut.png").write_bytes((folder / "a_good.png").read_bytes()[:60])
     (folder / "text.png").write_text("no image")
     save(folder / "z_good.png")
-    written = Results(NarrowStub(), output)
+    written = Results(Stub(), output)
     assert demo.run_on_images([str(folder)], written, []) == 7
     written.write()
     for name in ("dangling", "folder", "pipe", "bomb", "narrow", "cut", "text"):
@@ -116,17 +109,6 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
     assert sorted(f.name for f in output.iterdir()) == [
         *("a_good.png.png", "detections.json", "z_good.png.png")
     ]
-
-
-def test_orientation_and_16_bits(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    [turned] = read_frames(save(tmp_path / "turned.jpg", (40, 20), exif=exif))
-    assert turned.bgr.shape == (40, 20, 3)
-    levels = np.linspace(0, 65535, 600, dtype=np.uint16).reshape(20, 30)
-    Image.fromarray(levels).save(tmp_path / "deep.png")
-    [deep] = read_frames(tmp_path / "deep.png")
-    assert np.abs(deep.bgr[:, :, 0] - levels / 257).max() <= 0.51
 
 
 def test_ids_are_those_of_the_dataset():
@@ -314,4 +296,3 @@ def test_find_files(tmp_path):
         (tmp_path / name).touch()
     found = find_files([str(tmp_path), f"{tmp_path}/*.txt", f"{tmp_path}/no*.gif"])
     assert [f.name for f in found] == ["a.png", "b.JPG", "notes.txt", "no*.gif"]
-    assert read_image(save(tmp_path / "a.png"), "BGR").shape == (20, 30, 3)
