@@ -2,7 +2,6 @@
 
 import logging
 import os
-import subprocess
 from pathlib import Path
 
 import processes
@@ -112,30 +111,15 @@ COMMANDS = {
         {},
         ["the config has no key SOLVER.MAX_ITERS. Did you mean SOLVER.MAX_ITER"],
     ),
-    "a dataset, train_net.py": (
-        ["train_net.py", "--config-file", DIGITS, "DATASETS.TRAIN", "('digits_trian',)"],
-        {},
-        ["'digits_trian', which is not registered. Did you mean digits_train"],
-    ),
     "a checkpoint, train_net.py": (
         ["train_net.py", "--eval-only", "--config-file", DIGITS, "MODEL.WEIGHTS", "cut_off.pth"],
         {},
-        ["cut_off.pth", "damaged or cut off"],
-    ),
-    "no checkpoint, train_net.py": (
-        ["train_net.py", "--eval-only", "--config-file", DIGITS, "MODEL.WEIGHTS", ""],
-        {},
-        ["MODEL.WEIGHTS is empty"],
+        ["cut_off.pth", "it is damaged, cut off"],
     ),
     "an override, lazyconfig_train_net.py": (
         ["lazyconfig_train_net.py", "--config-file", FCOS, "train.max_itre=3"],
         {},
         ["the config has no key train.max_itre. Did you mean train.max_iter"],
-    ),
-    "a checkpoint alone, demo.py": (
-        ["demo.py", "--weights", "cut_off.pth", "--input", "."],
-        {},
-        ["cut_off.pth", "damaged or cut off"],
     ),
     "a download, demo.py": (
         ["demo.py", "--config-file", DIGITS, "--input", "."]
@@ -143,12 +127,7 @@ COMMANDS = {
         {"GNWS_D2_MIRROR": "."},
         ["its SHA-256 does not begin with 15beedd8", "$GNWS_D2_MIRROR"],
     ),
-    "a YAML file that LazyConfig would execute": (
-        ["lazyconfig_train_net.py", "--config-file", DIGITS],
-        {},
-        ["mask_rcnn_R_18_FPN_gn_ws.yaml is not a .py file. Use train_net.py"],
-    ),
-    "a folder, run_demo.py": (["run_demo.py"], NO_FOLDER, ["Cannot create the cache folder"]),
+    "a folder, run_demo.py": (["run_demo.py"], NO_FOLDER, ["The cache folder /dev/null/cache"]),
     "a checkpoint, conversion": (
         ["-m", "gnws.main", "convert-weights", "none.pth", "new.pth"],
         {},
@@ -162,14 +141,6 @@ COMMANDS = {
 }
 
 
-def run(folder: Path, words: list[str], environment: dict) -> subprocess.CompletedProcess:
-    if words[0].endswith(".py"):
-        [script] = PROJECTS.glob(f"*/{words[0]}")
-        words = [str(script), *words[1:]]
-    environment = {**os.environ, "GNWS_D2_CACHE": str(folder / "cache"), **environment}
-    return processes.run(*words, cwd=folder, env=environment)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "environment", "said"), COMMANDS.values(), ids=COMMANDS)
 def test_a_command_ends_in_one_line(tmp_path, words, environment, said):
@@ -177,7 +148,11 @@ def test_a_command_ends_in_one_line(tmp_path, words, environment, said):
     (tmp_path / "cut_off.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:20_000])
     for entry in published():
         (tmp_path / entry.file_name).touch()
-    done = run(tmp_path, words, environment)
+    if words[0].endswith(".py"):
+        [script] = PROJECTS.glob(f"*/{words[0]}")
+        words = [script, *words[1:]]
+    environment = {**os.environ, "GNWS_D2_CACHE": str(tmp_path / "cache"), **environment}
+    done = processes.run(*words, cwd=tmp_path, env=environment)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
     last = done.stderr.strip().splitlines()[-1]

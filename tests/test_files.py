@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from iopath.common.file_io import get_cache_dir
 from processes import start
 
 from gnws_d2 import files
@@ -90,24 +91,16 @@ def test_variable_chooses_the_folder(tmp_path, monkeypatch):
     assert files.cache_dir(files.cache_path()).is_dir()
 
 
-@pytest.mark.parametrize("value", [None, ""])
-def test_default_is_beside_detectron2s_cache(tmp_path, monkeypatch, value):
-    if value is None:
-        monkeypatch.delenv(files.CACHE_VARIABLE, raising=False)
-    else:
-        monkeypatch.setenv(files.CACHE_VARIABLE, value)
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "theirs"))
-    assert files.cache_path() == tmp_path / "gnws_d2_cache"
-    monkeypatch.delenv("FVCORE_CACHE")
-    assert files.cache_path() == Path.home() / ".torch" / "gnws_d2_cache"
-
-
-def test_default_follows_the_rule_of_iopath(tmp_path, monkeypatch):
-    from iopath.common.file_io import get_cache_dir
-
-    monkeypatch.delenv(files.CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "theirs"))
-    assert files.cache_path().parent == Path(get_cache_dir()).parent
+@pytest.mark.parametrize("theirs", [None, "theirs"])
+def test_default_is_beside_detectron2s_cache(tmp_path, monkeypatch, theirs):
+    """By the rule of iopath, which creates its folder."""
+    for variable in (files.CACHE_VARIABLE, "FVCORE_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if theirs:
+        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / theirs))
+        monkeypatch.setenv(files.CACHE_VARIABLE, "")
+    assert files.cache_path() == Path(get_cache_dir()).with_name("gnws_d2_cache")
 
 
 def test_unusable_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):
