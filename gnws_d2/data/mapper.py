@@ -11,8 +11,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import check_image_size, transform_proposals
-from PIL.Image import Resampling
+from detectron2.data.detection_utils import (
+    build_augmentation,
+    check_image_size,
+    transform_proposals,
+)
 
 from ..errors import DatasetError
 from .images import RESTORE, read_image, read_labels
@@ -28,15 +31,8 @@ class Mapper(DatasetMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
-        if not is_train:
-            arguments["augmentations"] = build_test_augmentation(cfg)
-        elif cfg.INPUT.RESIZE_TRAIN == "cv2":
-            size = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
-            plain = PlainBilinearShortestEdge(*size, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-            arguments["augmentations"] = [
-                plain if isinstance(augmentation, T.ResizeShortestEdge) else augmentation
-                for augmentation in arguments["augmentations"]
-            ]
+        mode = cfg.INPUT.RESIZE_TRAIN if is_train else cfg.INPUT.RESIZE_TEST
+        arguments["augmentations"] = resizing(mode, arguments["augmentations"])
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -89,35 +85,27 @@ class NamingMapper:
             ) from error
 
 
-class PlainBilinear(T.ResizeTransform):
-    """Bilinear interpolation between the four nearest pixels, as ``cv2.resize`` does by default.
+def resizing(mode: str, augmentations: list[T.Augmentation]) -> list[T.Augmentation | T.Transform]:
+    """Detectron2's augmentations, resizing as ``mode`` says, a value of ``INPUT.RESIZE_...``.
 
-    Pillow, which Detectron2 uses, averages over more pixels when an image shrinks. OpenCV rounds
-    its weights to 1/2048, so a pixel may differ from this by one level.
+    "cv2" is bilinear interpolation between the four nearest pixels, as ``cv2.resize`` does by
+    default. Pillow, which Detectron2 uses, averages over more pixels when an image shrinks. OpenCV
+    rounds its weights to 1/2048, so a pixel may differ from this by one level.
     """
-
-    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        if img.dtype != np.uint8 or interp not in (None, Resampling.BILINEAR):
-            return super().apply_image(img, interp)
-        # Detectron2 resizes float32 with torch, which interpolates between the nearest pixels.
-        resized = super().apply_image(img.astype(np.float32), interp)
-        return np.rint(resized).astype(np.uint8)
+    if mode == "pil":
+        return [*augmentations]
+    # Detectron2 resizes float32 with torch, which interpolates between the nearest pixels.
+    return [T.ColorTransform(_as_float32), *augmentations, T.ColorTransform(_as_uint8)]
 
 
-class PlainBilinearShortestEdge(T.ResizeShortestEdge):
-    """``ResizeShortestEdge``, which chooses the size, with :class:`PlainBilinear`."""
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        chosen = super().get_transform(image)
-        if not isinstance(chosen, T.ResizeTransform):
-            return chosen  # nothing to do
-        return PlainBilinear(chosen.h, chosen.w, chosen.new_h, chosen.new_w)
+def _as_float32(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float32)
 
 
-RESIZE = {"pil": T.ResizeShortestEdge, "cv2": PlainBilinearShortestEdge}  # by INPUT.RESIZE_...
+def _as_uint8(image: np.ndarray) -> np.ndarray:
+    return np.rint(image).astype(np.uint8)
 
 
-def build_test_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
+def build_test_augmentation(cfg: CfgNode) -> list[T.Augmentation | T.Transform]:
     """Detectron2's augmentation for evaluation, with the resizing of ``INPUT.RESIZE_TEST``."""
-    size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-    return [RESIZE[cfg.INPUT.RESIZE_TEST](*size, sample_style="choice")]
+    return resizing(cfg.INPUT.RESIZE_TEST, build_augmentation(cfg, is_train=False))
