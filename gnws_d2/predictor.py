@@ -24,8 +24,7 @@ from torch import nn
 from .checkpoint import Checkpointer, Provenance, read_checkpoint
 from .config import config_from, load_config, with_gnws_keys
 from .data import build_test_augmentation
-from .data.mapper import RESIZE
-from .errors import CheckpointError, ConfigError, DatasetError, GnwsError
+from .errors import CheckpointError, ConfigError, DatasetError
 from .layers import fold
 from .modeling.errors import build_errors
 from .modeling.precision import evaluation_precision
@@ -53,7 +52,7 @@ class Predictor(DefaultPredictor):
         folded: whether to store the standardized weights in plain convolutions.
 
     Attributes:
-        cfg: the config; None with an exported file.
+        cfg: the config; with an exported file, what that stores of one.
         model: the model, in evaluation mode.
         metadata: names, and where they are known colors, of the classes, for ``Visualizer``.
         classes: the names of the classes, in the order of ``pred_classes``.
@@ -80,16 +79,18 @@ class Predictor(DefaultPredictor):
         score_threshold: float | None = None,
         folded: bool = True,
     ) -> None:
-        weights = os.fspath(weights)
+        weights, exported = os.fspath(weights), None
         if Path(weights).suffix in EXPORTED:
             if config is not None or opts:
                 raise ConfigError(
                     f"{weights} is an exported model, which computes what it was exported with. "
                     "Leave out the config and its overrides."
                 )
-            self._use_exported(weights, score_threshold or 0.0)
-            return
-        if isinstance(config, CfgNode):
+            from . import ExportedModel  # of projects/Export
+
+            exported = ExportedModel(weights)
+            self.cfg = exported.config
+        elif isinstance(config, CfgNode):
             self.cfg = with_gnws_keys(config)
             self.cfg.merge_from_list(list(opts))
         elif config is None:
@@ -102,53 +103,38 @@ class Predictor(DefaultPredictor):
             self.cfg = load_config(os.fspath(config), opts, add_configs)
 
         stuff = 0  # classes of a semantic head
-        if isinstance(self.cfg, CfgNode):
+        is_yacs = isinstance(self.cfg, CfgNode)
+        if is_yacs:
+            model = exported or self.build_model(self.cfg)
             weights = weights or self.cfg.MODEL.WEIGHTS
-            model = self.build_model(self.cfg)
-            checkpointer = Checkpointer(model, cfg=self.cfg, for_inference=True)
             augmentations = build_test_augmentation(self.cfg)
             self.input_format = self.cfg.INPUT.FORMAT
-            mean = self.cfg.MODEL.PIXEL_MEAN
             datasets = [*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN]
             if hasattr(model, "sem_seg_head"):
                 stuff = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         else:
-            weights = weights or self.cfg.train.init_checkpoint
             model = instantiate(self.cfg.model).to(self.cfg.train.device)
-            checkpointer = Checkpointer(model, for_inference=True)
+            weights = weights or self.cfg.train.init_checkpoint
             mapper = self.cfg.dataloader.test.mapper
-            augmentations = [instantiate(augmentation) for augmentation in mapper.augmentations]
+            augmentations = instantiate(mapper.augmentations)
             self.input_format = mapper.image_format
-            mean = self.cfg.model.get("pixel_mean", (0, 0, 0))
             names = self.cfg.dataloader.test.dataset.names
             datasets = [names] if isinstance(names, str) else list(names)
-        # A gray image may meet three means, which make three channels of it.
-        self.channels = {"L": 1}.get(self.input_format, len(mean))
+        self.channels = convert_PIL_to_numpy(Image.new("RGB", (1, 1)), self.input_format).shape[2]
         self.aug: Augmentation = AugmentationList(augmentations)
-        trained = Provenance.read(checkpointer.load(weights))
-        self.model: nn.Module = fold(model) if folded else model.eval()
+        self.model: nn.Module = model
+        if exported:
+            trained = Provenance.of(self.cfg, [])
+            semantic = "sem_seg" in exported.facts["outputs"]
+        else:
+            cfg = self.cfg if is_yacs else None
+            checkpointer = Checkpointer(model, cfg=cfg, for_inference=True)
+            trained = Provenance.read(checkpointer.load(weights))
+            semantic = isinstance(model, SemanticSegmentor)
+            self.model = fold(model) if folded else model.eval()
         if score_threshold is not None:
             self.set_score_threshold(score_threshold)
-        semantic = isinstance(model, SemanticSegmentor)
         self.metadata = _metadata(datasets, trained, semantic, stuff)
-
-    def _use_exported(self, file: str, score_threshold: float) -> None:
-        self.cfg = None
-        from . import ExportedModel  # of projects/Export
-
-        exported = self.model = ExportedModel(file)
-        self.set_score_threshold(score_threshold)
-        facts = exported.facts
-        if missing := {"format", "resize", "min_size", "max_size", "classes"} - facts.keys():
-            raise GnwsError(
-                f"{file} does not store {min(missing)!r}, which a predictor needs. Export it with "
-                "`gnws export`, or store it as one of the facts."
-            )
-        self.aug = RESIZE[facts["resize"]](facts["min_size"], facts["max_size"])
-        self.input_format = facts["format"]
-        self.channels = {"L": 1, "RGBA": 4}.get(self.input_format, 3)
-        trained = Provenance(classes=facts["classes"], category_ids=facts.get("category_ids"))
-        self.metadata = _metadata([], trained, "sem_seg" in facts["outputs"], stuff=0)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -210,7 +196,6 @@ class Predictor(DefaultPredictor):
         """The input of the model for an image as :meth:`__call__` takes it: the resized ``image``,
         a float32 tensor (channels, height, width) in ``input_format``, and ``height`` and ``width``
         of the original."""
-        found = getattr(image, "shape", type(image).__name__)
         is_array = isinstance(image, np.ndarray) and image.ndim == 3
         if is_array and image.shape[2] == 3 and self.input_format != "BGR":
             image = image[:, :, ::-1]
@@ -218,6 +203,7 @@ class Predictor(DefaultPredictor):
                 rgb = Image.fromarray(image.astype(np.uint8))
                 image = convert_PIL_to_numpy(rgb, self.input_format)
         if not is_array or image.shape[2] != self.channels:
+            found = getattr(image, "shape", type(image).__name__)
             form = "BGR" if self.input_format == "RGB" else self.input_format
             raise DatasetError(
                 f"an image is an array (H, W, {self.channels}), three channels in the order BGR, "
@@ -255,15 +241,11 @@ def config_of(
         raise CheckpointError(f"{weights} cannot be read ({error}). Correct its path.") from error
     checkpoint = read_checkpoint(file)
     stored = Provenance.read(checkpoint).config if isinstance(checkpoint, Mapping) else None
-    if not isinstance(stored, str):
+    if stored is None:
         raise CheckpointError(
             f"{weights} does not say which config it was trained with. Name the config, too."
         )
-    try:
-        content = yaml.safe_load(stored)
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"the config in {weights} is not YAML. Name the config.") from error
-    return config_from(content, f"the config in {weights}", opts, add_configs)
+    return config_from(yaml.safe_load(stored), f"the config in {weights}", opts, add_configs)
 
 
 def _metadata(datasets: list[str], trained: Provenance, semantic: bool, stuff: int) -> Metadata:

@@ -17,15 +17,23 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from gnws_d2.config import load_config
 from gnws_d2.errors import GnwsError
 
 from .interface import FIELDS, Outputs
 
 FACTS = "facts.json"  # in TorchScript and torch.export; ONNX has its own metadata
+# Keys of a config, and the facts that hold their values.
+_CONFIG = {
+    **{"INPUT.FORMAT": "format", "INPUT.RESIZE_TEST": "resize"},
+    **{"INPUT.MIN_SIZE_TEST": "min_size", "INPUT.MAX_SIZE_TEST": "max_size"},
+    **{"DATASETS.CLASSES": "classes"},
+}
 INSTALL = (
     'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO, "gnws_d2[int8]" for '
     "8-bit integers"
@@ -59,9 +67,26 @@ class ExportedModel(nn.Module):
     def __init__(self, file: str | os.PathLike) -> None:
         super().__init__()
         loaded = load_exported(file)
-        self.facts = loaded.facts
+        self._file, self.facts = file, loaded.facts
         self.test_score_thresh = 0.0
         self._run = loaded.run
+
+    @property
+    def config(self) -> CfgNode:
+        """What the file stores of its model's config: how images are read and resized, and classes.
+
+        Raises:
+            GnwsError: the file does not store it.
+        """
+        if missing := set(_CONFIG.values()) - self.facts.keys():
+            raise GnwsError(
+                f"{self._file} does not store {min(missing)!r}, which a predictor needs. Export it "
+                "with `gnws export`, or store it as one of the facts."
+            )
+        opts = ["MODEL.DEVICE", "cpu", "DATASETS.CATEGORY_IDS", self.facts.get("category_ids", [])]
+        for key, name in _CONFIG.items():
+            opts += [key, self.facts[name]]
+        return load_config("", opts)
 
     def forward(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Detect on each ``image`` (3, H, W). Results are in pixels of the original image, whose
@@ -138,8 +163,7 @@ def _load_onnx(file: Path) -> Exported:
     session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
 
     def run(image: torch.Tensor) -> Outputs:
-        outputs = session.run(None, {"image": image.numpy()})
-        return tuple(torch.from_numpy(output) for output in outputs)
+        return tuple(map(torch.from_numpy, session.run(None, {"image": image.numpy()})))
 
     stored = session.get_modelmeta().custom_metadata_map
     return Exported(run, {name: json.loads(value) for name, value in stored.items()})
