@@ -2,7 +2,7 @@
 
 from ..files import locked_output
 from .data_order import IterationSeed, ResumableLoader, save_final, seek_data
-from .evaluation import COCOEvaluator, build_evaluator, dataset_folder, evaluated_datasets
+from .evaluation import COCOEvaluator, build_evaluator, dataset_folder
 from .hooks import StopOnSignal
 from .launch import create_ddp_model, launch
 from .schedule import scale_schedule
@@ -17,7 +17,6 @@ __all__ = [
     "build_evaluator",
     "create_ddp_model",
     "dataset_folder",
-    "evaluated_datasets",
     "launch",
     "locked_output",
     "save_final",

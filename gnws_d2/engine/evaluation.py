@@ -8,6 +8,7 @@ import io
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +56,6 @@ def complete_truth(truth: COCO) -> None:
         truth.createIndex()
 
 
-def _coco(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
-    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-    # The truth of a dataset without a file is written again: its function may have changed.
-    return COCOEvaluator(name, output_dir=out, kpt_oks_sigmas=sigmas, allow_cached_coco=False)
-
-
-def _sem_seg(cfg: CfgNode, name: str, out: str) -> DatasetEvaluator:
-    # The default function of the copy of Detectron2 on PyPI fails with NumPy 2.
-    return evaluation.SemSegEvaluator(name, output_dir=out, sem_seg_loading_fn=read_labels)
-
-
-# evaluator_type -> the evaluators, each made from (config, dataset name, output folder)
-_EVALUATORS: dict[str, list[Callable[[CfgNode, str, str], DatasetEvaluator]]] = {
-    "coco": [_coco],
-    "lvis": [lambda cfg, name, out: evaluation.LVISEvaluator(name, output_dir=out)],
-    "pascal_voc": [lambda cfg, name, out: evaluation.PascalVOCDetectionEvaluator(name)],
-    "cityscapes_instance": [lambda cfg, name, out: evaluation.CityscapesInstanceEvaluator(name)],
-    "cityscapes_sem_seg": [lambda cfg, name, out: evaluation.CityscapesSemSegEvaluator(name)],
-    "sem_seg": [_sem_seg],
-}
-_EVALUATORS["coco_and_sem_seg"] = [*_EVALUATORS["sem_seg"], *_EVALUATORS["coco"]]
-_EVALUATORS["coco_panoptic_seg"] = [
-    *_EVALUATORS["coco_and_sem_seg"],
-    lambda cfg, name, out: evaluation.COCOPanopticEvaluator(name, out),
-]
 # What a model predicts of a dataset that has truth of several kinds; others predict all of it.
 _PREDICTED = {"GeneralizedRCNN": "coco", "RetinaNet": "coco", "SemanticSegmentor": "sem_seg"}
 
@@ -96,8 +72,6 @@ def build_evaluator(
     Raises:
         ConfigError: its ``evaluator_type`` is not known here, or missing and so are its classes.
     """
-    default = Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, dataset_name))
-    folder = output_folder or str(default)
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type") or ("coco" if metadata.get("thing_classes") else None)
     if kind in ("coco_and_sem_seg", "coco_panoptic_seg"):
@@ -108,31 +82,45 @@ def build_evaluator(
             "git+https://github.com/cocodataset/panopticapi.git with pip."
         )
         kind = "coco_and_sem_seg"
-    if kind not in _EVALUATORS:
+    name = dataset_name
+    out = output_folder or str(Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, name)))
+    coco = partial(
+        COCOEvaluator,
+        name,
+        output_dir=out,
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        # The truth of a dataset without a file is written again: its function may have changed.
+        allow_cached_coco=False,
+    )
+    # The default function of the copy of Detectron2 on PyPI fails with NumPy 2.
+    sem_seg = partial(
+        evaluation.SemSegEvaluator, name, output_dir=out, sem_seg_loading_fn=read_labels
+    )
+    known: dict[str, list[Callable[[], DatasetEvaluator]]] = {
+        "coco": [coco],
+        "lvis": [partial(evaluation.LVISEvaluator, name, output_dir=out)],
+        "pascal_voc": [partial(evaluation.PascalVOCDetectionEvaluator, name)],
+        "cityscapes_instance": [partial(evaluation.CityscapesInstanceEvaluator, name)],
+        "cityscapes_sem_seg": [partial(evaluation.CityscapesSemSegEvaluator, name)],
+        "sem_seg": [sem_seg],
+        "coco_and_sem_seg": [sem_seg, coco],
+        "coco_panoptic_seg": [sem_seg, coco, partial(evaluation.COCOPanopticEvaluator, name, out)],
+    }
+    if kind not in known:
         raise ConfigError(
             f"DATASETS.TEST names {dataset_name!r}, whose metadata has evaluator_type {kind!r}. "
             f"Set MetadataCatalog.get({dataset_name!r}).evaluator_type to one of "
-            f"{', '.join(_EVALUATORS)}."
+            f"{', '.join(known)}."
         )
-    evaluators = [make(cfg, dataset_name, folder) for make in _EVALUATORS[kind]]
+    evaluators = [make() for make in known[kind]]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
-
-
-def evaluated_datasets(cfg: CfgNode) -> list[str]:
-    """The datasets that a training evaluates, each once."""
-    return dataset_names(cfg, DATASET_KEYS[1:])
 
 
 def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:
     """The folder of a dataset's files in ``inference`` and ``report``: "" if the config evaluates
-    only one dataset, else a name made of the dataset's."""
-    names = evaluated_datasets(cfg)
+    only one dataset, else its number and the end of its name."""
+    names = dataset_names(cfg, DATASET_KEYS[1:])
     if len(names) < 2 or dataset_name not in names:
         return ""
-    slugs: list[str] = []
-    for name in names:
-        # The last two words of a path, without the suffix and the folder of the images.
-        words = "_".join(re.sub(r"\.json(=[^#]*)?(?=#|$)", "", name).split("/")[-2:])
-        slug = re.sub(r"[^\w.-]+|_+", "_", words).strip("_.") or "dataset"
-        slugs.append(slug if slug not in slugs else f"{slug}_{len(slugs) + 1}")
-    return slugs[names.index(dataset_name)]
+    words = re.findall(r"[\w.-]+", dataset_name)
+    return "_".join([str(names.index(dataset_name) + 1), *words[-2:]])

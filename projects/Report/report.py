@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
 from gnws.arguments import parse
-from gnws_d2.config import dataset_names
-from gnws_d2.engine import dataset_folder, evaluated_datasets
+from gnws_d2.config import DATASET_KEYS, dataset_names
+from gnws_d2.engine import dataset_folder
 from gnws_d2.engine.evaluation import complete_truth
 from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
@@ -53,8 +53,7 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
     """
     output = Path(cfg.OUTPUT_DIR)
     files = {
-        name: output / "inference" / dataset_folder(cfg, name) / RESULTS
-        for name in evaluated_datasets(cfg)
+        name: output / "inference" / dataset_folder(cfg, name) / RESULTS for name in _evaluated(cfg)
     }
     found = {name: file for name, file in files.items() if file.is_file()}
     if not found:
@@ -88,7 +87,7 @@ def try_report(cfg: CfgNode, weights: str) -> list[Path]:
     Returns:
         The pages; none if the training evaluates nothing or the report failed.
     """
-    if not evaluated_datasets(cfg):
+    if not _evaluated(cfg):
         return []
     try:
         return report_run(cfg, weights)
@@ -102,6 +101,10 @@ def try_report(cfg: CfgNode, weights: str) -> list[Path]:
             exc_info=not isinstance(error, GnwsError),
         )
         return []
+
+
+def _evaluated(cfg: CfgNode) -> list[str]:
+    return dataset_names(cfg, DATASET_KEYS[1:])
 
 
 def _own_data(cfg: CfgNode) -> dict[str, dict[str, object]]:

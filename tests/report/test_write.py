@@ -199,8 +199,9 @@ def test_folders_of_several_datasets(cfg, tiny_digits):
     sources = ("/a/valid/_annotations.coco.json", "/a/valid/_annotations.coco.json#val", "coco_x")
     cfg.DATASETS.TEST = sources
     folders = [dataset_folder(cfg, name) for name in sources]
-    assert folders == ["valid_annotations.coco", "valid_annotations.coco_val", "coco_x"]
+    valid = "_annotations.coco.json"
+    assert folders == [f"1_valid_{valid}", f"2_{valid}_val", "3_coco_x"]
     assert short_name(sources[1]) == "valid/_annotations.coco.json (val)"
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = ("tiny_digits_val", "coco_x"), "out"
     evaluator = build_evaluator(cfg, "tiny_digits_val")
-    assert Path(evaluator._output_dir) == Path("out", "inference", "tiny_digits_val")
+    assert Path(evaluator._output_dir) == Path("out", "inference", "1_tiny_digits_val")
