@@ -31,7 +31,7 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     empty_too = not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     by_detectron2 = cfg.DATALOADER.FILTER == "detectron2"
-    with dataset_errors(cfg, cfg.DATASETS.TRAIN):
+    with dataset_errors(cfg.DATASETS.TRAIN):
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,
             filter_empty=by_detectron2 and not empty_too,
@@ -81,7 +81,7 @@ def _check_classes(cfg: CfgNode, highest: int) -> None:
 
 
 @contextmanager
-def dataset_errors(cfg: CfgNode, names: Sequence[str]) -> Iterator[None]:
+def dataset_errors(names: Sequence[str]) -> Iterator[None]:
     """Wrap the loading of registered datasets.
 
     Raises:

@@ -118,7 +118,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
-        with dataset_errors(cfg, [dataset_name]):
+        with dataset_errors([dataset_name]):
             mapper = NamingMapper(Mapper(cfg, is_train=False))
             loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         loader.worker_init_fn = start_worker

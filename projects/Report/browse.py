@@ -45,7 +45,7 @@ def load(cfg: CfgNode, split: str) -> tuple[Sequence[dict[str, Any]], Any]:
     """The images of a split, and the mapper that makes of each what the model gets."""
     if split == "train":
         return load_train_dataset(cfg), NamingMapper(Mapper(cfg, is_train=True))
-    with dataset_errors(cfg, cfg.DATASETS.TEST):
+    with dataset_errors(cfg.DATASETS.TEST):
         records = get_detection_dataset_dicts(cfg.DATASETS.TEST, filter_empty=False)
     # As for training, because a mapper for evaluation drops the annotations.
     arguments = Mapper.from_config(cfg, is_train=True)
