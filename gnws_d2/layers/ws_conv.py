@@ -15,9 +15,9 @@ from torch import nn
 
 from .weight_standardization import (
     check_fan_in,
-    is_recorded,
     standardize_weight,
     standardized_convolution,
+    takes_plain_operations,
 )
 
 _MARK = "weight_standardized"  # in the metadata of a state dict
@@ -65,7 +65,7 @@ class StandardizedConv(nn.Module):
     def standardized_weight(self) -> torch.Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
         weight = self.weight
-        if self._is_trained(weight) or is_recorded():
+        if self._is_trained(weight) or takes_plain_operations():
             return self._standardize(weight)
         if weight.is_inference() or not isinstance(weight, nn.Parameter):  # without a version
             return self._standardize(weight)
@@ -125,8 +125,9 @@ class StandardizedConv(nn.Module):
     ) -> torch.Tensor:
         # torch's convolutions call this with their own weight.
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        trained = self._is_trained(weight) and not is_recorded()
-        if trained and plain and x.dim() == weight.dim():
+        # The meta device has no autocast.
+        plain = plain and x.dim() == weight.dim() and not x.is_meta
+        if plain and self._is_trained(weight) and not takes_plain_operations():
             geometry = (self.stride, self.padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self.eps)
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]

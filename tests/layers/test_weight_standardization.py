@@ -1,7 +1,6 @@
 """Standardization, and standardization and convolution as one function, against a float64 formula
 written here, finite differences, and their edge cases."""
 
-import copy
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import grad, hessian, jacrev, vmap
 from torch.nn import functional as F
 
 from gnws_d2.layers import WSConv2d, standardize_weight
@@ -135,6 +135,9 @@ def test_convolution_and_its_gradients_are_the_formula_s(
         )
         assert weight.stride(3) == weight.shape[1]
     ours = outcome(standardized_convolution, (x, weight, bias), geometry, EPS)
+    if channels_last and x.dim() == 4:
+        for tensor in (ours[0], standardize_weight(weight)):
+            assert tensor.is_contiguous(memory_format=torch.channels_last)
     for a, b in zip(ours, exact_outcome((x, weight, bias), geometry), strict=True):
         assert a.dtype == dtype and error(a, b) <= tolerance
 
@@ -147,6 +150,36 @@ def test_first_and_second_derivatives_of_the_convolution(x_shape, weight_shape, 
     inputs = tensors(x_shape, weight_shape)
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+FUNC = {
+    "grad": lambda loss, x, w: grad(loss, (0, 1))(x[0], w),
+    "vmap": lambda loss, x, w: vmap(loss, (None, 0))(x[0], torch.stack([w, 2 * w])),
+    "each image": lambda loss, x, w: vmap(grad(loss, 1), (0, None))(x, w),
+    "jacrev": lambda loss, x, w: jacrev(loss, 1)(x[0], w),
+    "forward over reverse": lambda loss, x, w: hessian(loss, 1)(x[0], w),
+    "grad of grad": lambda loss, x, w: grad(lambda w: grad(loss, 1)(x[0], w).norm())(w),
+    "outside": lambda loss, x, w: torch.autograd.grad(vmap(loss, (0, None))(x, w).sum(), w)[0],
+    "batch": lambda loss, x, w: torch.autograd.functional.jacobian(
+        lambda w: torch.stack([loss(y, w) for y in x]), w, vectorize=True
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", FUNC.values(), ids=FUNC)
+def test_transforms_of_torch_func_are_the_formula_s(transform):
+    """In training: none of them knows the rules of an autograd function without setup_context."""
+    conv = WSConv2d(4, 6, 3, stride=2, padding=1, groups=2).double()
+    geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    x, weight, _ = tensors((3, 2, 4, 5, 5), conv.weight.shape)
+
+    def ours(x, weight):
+        return torch.func.functional_call(conv, {"weight": weight}, (x,)).pow(3).sum()
+
+    def expected(x, weight):
+        return formula(x, weight, conv.bias, geometry).pow(3).sum()
+
+    torch.testing.assert_close(transform(ours, x, weight), transform(expected, x, weight))
 
 
 @pytest.mark.parametrize(("convolves", "expected"), [(False, [4, 4]), (True, [4, 4, 8 * 6 * 6])])
@@ -204,16 +237,6 @@ def test_norm_and_activation_are_applied_in_order_and_to_an_empty_batch():
     assert out.shape == (0, 32, 4, 4)
     out.sum().backward()
     assert all((p.grad == 0).all() for p in conv.parameters())
-
-
-def test_channels_last_in_and_out():
-    conv = WSConv2d(16, 8, 3, padding=1).to(memory_format=torch.channels_last)
-    x = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last)
-    assert standardize_weight(conv.weight).is_contiguous(memory_format=torch.channels_last)
-    out = conv(x)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    nchw = copy.deepcopy(conv).to(memory_format=torch.contiguous_format)(x.contiguous())
-    torch.testing.assert_close(out, nchw, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
