@@ -48,6 +48,8 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
         RuntimeError: in training, while ``moving_speed`` is unset.
     """
 
+    plain_class = nn.BatchNorm2d  # which it is at inference
+
     def __init__(self, num_features: int, eps: float = 1e-5, *, sync: bool = False) -> None:
         super().__init__(num_features, eps)
         self.sync = sync
@@ -127,6 +129,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     ``torch.nn.BatchNorm2d``.
     """
 
+    plain_class = nn.BatchNorm2d  # which it is at inference
     momentum: float
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -148,8 +151,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         centered = x - mean.view(per_channel)
         var = all_reduce(centered.square().sum(dims)) / total
         self._update(mean.detach(), var.detach(), count=sums[-1].detach())
-        out = centered * (self.weight * (var + self.eps).rsqrt()).view(per_channel)
-        return (out + self.bias.view(per_channel)).to(input.dtype)
+        scale = (var + self.eps).rsqrt() * (self.weight if self.affine else 1)
+        out = centered * scale.view(per_channel)
+        return (out + self.bias.view(per_channel) if self.affine else out).to(input.dtype)
 
     @torch.no_grad()
     def _update(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
@@ -200,9 +204,8 @@ class BatchChannelNorm2d(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps, affine=False)
         self.weight = nn.Parameter(torch.ones(1, num_groups, 1))
         self.bias = nn.Parameter(torch.zeros(1, num_groups, 1))
-        self.bn: nn.BatchNorm2d
         if estimate:
-            self.bn = EstimatedBatchNorm2d(num_channels, sync=sync)
+            self.bn: nn.BatchNorm2d = EstimatedBatchNorm2d(num_channels, sync=sync)
         else:
             self.bn = (SyncBatchNorm2d if sync else nn.BatchNorm2d)(num_channels)
 

@@ -155,8 +155,9 @@ def make_standardized(
 
 
 def _is_norm(module: nn.Module) -> bool:
+    kind = type(module)  # FrozenBatchNorm2d, CycleBatchNormList and LayerNorm are Detectron2's
     return isinstance(module, _NormBase | nn.GroupNorm) or (
-        "FrozenBatchNorm" in type(module).__name__  # of torchvision and of Detectron2
+        "FrozenBatchNorm" in kind.__name__ or kind.__module__ == "detectron2.layers.batch_norm"
     )
 
 
@@ -171,7 +172,7 @@ def _why_not_group_norm(norm: nn.Module, after_convolution: bool) -> str:
     if isinstance(norm, nn.GroupNorm):
         return "it is GroupNorm"
     if not isinstance(norm, _BatchNorm):
-        return "it is not a BatchNorm" if "Instance" in type(norm).__name__ else "it is frozen"
+        return "it is frozen" if "Frozen" in type(norm).__name__ else "it is not a BatchNorm"
     if isinstance(norm, nn.BatchNorm1d) and not after_convolution:
         return "no convolution precedes it, and a group of one value has no deviation"
     return ""

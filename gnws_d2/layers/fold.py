@@ -35,11 +35,12 @@ def fold(model: Model) -> Model:
     for module in list(folded.modules()):
         if isinstance(module, StandardizedConv):
             _fold_convolution(module)
-        elif hasattr(module, "plain_class"):  # of Detectron2, as this part is at inference
+        elif hasattr(module, "plain_class"):  # as this part is at inference
             module.__class__ = module.plain_class  # type: ignore[assignment]
+            module._buffers.pop("estbn_moving_speed", None)
         for name, child in module.named_children():
             if isinstance(child, BatchChannelNorm2d):
-                setattr(module, name, _plain_norms(child))
+                setattr(module, name, nn.Sequential(child.bn, _plain_group_norm(child)).eval())
     return folded.requires_grad_(False)
 
 
@@ -58,11 +59,8 @@ def _fold_convolution(conv: Any) -> None:
         conv.__dict__.pop(name, None)
 
 
-@torch.no_grad()
-def _plain_norms(norm: BatchChannelNorm2d) -> nn.Module:
-    batch = nn.BatchNorm2d(norm.num_channels, norm.bn.eps)
-    batch.load_state_dict(norm.bn.state_dict(), strict=False)  # it has no moving speed
-    groups = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
-    groups.weight.copy_(norm.per_channel(norm.weight))
-    groups.bias.copy_(norm.per_channel(norm.bias))
-    return nn.Sequential(batch, groups).to(norm.weight).eval()
+def _plain_group_norm(norm: BatchChannelNorm2d) -> nn.GroupNorm:
+    plain = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+    plain.weight = nn.Parameter(norm.per_channel(norm.weight.detach()))
+    plain.bias = nn.Parameter(norm.per_channel(norm.bias.detach()))
+    return plain

@@ -19,62 +19,51 @@ from detectron2.modeling import (
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from detectron2.projects.deeplab import DeepLabV3Head, DeepLabV3PlusHead
+from torch import nn
 
-from .norms import Norm, norm_layer, with_norm_layers
+from .norms import norm_layer, with_norm_layers
 from .standardize import standardize
 
 
-@ROI_BOX_HEAD_REGISTRY.register()
-class WSFastRCNNConvFCHead(FastRCNNConvFCHead):
-    """The box head: standardized convolutions, then fully connected layers."""
+class _Standardized(nn.Module):
+    """What the next base class builds, with "GN" in place of its default norm."""
 
-    plain_class = FastRCNNConvFCHead
+    norm_argument = "norm"
 
     @configurable
-    def __init__(self, input_shape: ShapeSpec, *, conv_norm: Norm = "GN", **kwargs: Any) -> None:
-        super().__init__(input_shape, conv_norm=norm_layer(conv_norm), **kwargs)
+    def __init__(self, input_shape: ShapeSpec | dict[str, ShapeSpec], **kwargs: Any) -> None:
+        norm = norm_layer(kwargs.pop(self.norm_argument, "GN"))
+        super().__init__(input_shape, **{self.norm_argument: norm}, **kwargs)
         standardize(self)
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class WSFastRCNNConvFCHead(_Standardized, FastRCNNConvFCHead):
+    """The box head: standardized convolutions, then fully connected layers."""
+
+    plain_class, norm_argument = FastRCNNConvFCHead, "conv_norm"
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
-class WSMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
+class WSMaskRCNNConvUpsampleHead(_Standardized, MaskRCNNConvUpsampleHead):
     """The mask head: standardized convolutions, then an upsampling and a predicting one without a
     norm, which are not standardized."""
 
-    plain_class = MaskRCNNConvUpsampleHead
-
-    @configurable
-    def __init__(self, input_shape: ShapeSpec, *, conv_norm: Norm = "GN", **kwargs: Any) -> None:
-        super().__init__(input_shape, conv_norm=norm_layer(conv_norm), **kwargs)
-        standardize(self)
+    plain_class, norm_argument = MaskRCNNConvUpsampleHead, "conv_norm"
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class WSSemSegFPNHead(SemSegFPNHead):
+class WSSemSegFPNHead(_Standardized, SemSegFPNHead):
     """The semantic head on FPN."""
 
     plain_class = SemSegFPNHead
 
-    @configurable
-    def __init__(
-        self, input_shape: dict[str, ShapeSpec], *, norm: Norm = "GN", **kwargs: Any
-    ) -> None:
-        super().__init__(input_shape, norm=norm_layer(norm), **kwargs)
-        standardize(self)
-
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class WSDeepLabV3PlusHead(DeepLabV3PlusHead):
+class WSDeepLabV3PlusHead(_Standardized, DeepLabV3PlusHead):
     """The semantic head of DeepLabV3+."""
 
     plain_class = DeepLabV3PlusHead
-
-    @configurable
-    def __init__(
-        self, input_shape: dict[str, ShapeSpec], *, norm: Norm = "GN", **kwargs: Any
-    ) -> None:
-        super().__init__(input_shape, norm=norm_layer(norm), **kwargs)
-        standardize(self)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

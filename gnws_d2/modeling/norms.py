@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.layers import CycleBatchNormList
 from torch import nn
 
 from ..config import leaves, set_key
@@ -35,5 +38,19 @@ def with_norm_layers(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     for key, value in list(leaves(cfg.MODEL)):
         if key.endswith(".NORM"):
-            set_key(cfg.MODEL, key, norm_layer(value))
+            norm = norm_layer(value)
+            if key == "RETINANET.NORM" and callable(norm):
+                levels = len(cfg.MODEL.RETINANET.IN_FEATURES)
+                norm = functools.partial(_with_levels, norm, levels)
+            set_key(cfg.MODEL, key, norm)
     return cfg
+
+
+def _with_levels(norm: Any, levels: int, channels: int) -> nn.Module:
+    """Batch-Channel Normalization for a head that all levels of a pyramid share: each has its own
+    statistics, and all have the same parameters, as Detectron2 has it for BN."""
+    layer = norm(channels)
+    bn = layer.bn
+    bn.affine, bn.weight, bn.bias = False, None, None  # those of the list
+    layer.bn = CycleBatchNormList(levels, lambda **_: copy.deepcopy(bn), num_features=channels)
+    return layer

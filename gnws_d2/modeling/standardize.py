@@ -51,22 +51,19 @@ def standardize(model: nn.Module, parts: Sequence[str] | None = None) -> nn.Modu
                 "(MODEL.WS.PARTS, or the argument parts)."
             )
         owner = type(model).__name__ if part is None else f"part {part!r}"
-        _make_standardized([(name, conv) for name, conv in chosen if conv in normed], owner)
-    return model
-
-
-def _make_standardized(convs: Sequence[tuple[str, nn.Module]], owner: str) -> None:
-    if not convs:
-        raise ConfigError(
-            f"{owner} has no convolution with a norm, and Weight Standardization needs one. Set "
-            f'its NORM key to "GN", or do not standardize it.'
-        )
-    for name, conv in convs:
-        reason = "" if isinstance(conv, StandardizedConv) else make_standardized(conv, _CLASSES)
-        if reason:
+        chosen = [(name, conv) for name, conv in chosen if conv in normed]
+        if not chosen:
             raise ConfigError(
-                f"{name} of {owner} cannot be standardized: {reason}. Do not standardize {owner}."
+                f"{owner} has no convolution with a norm, and Weight Standardization needs one. "
+                'Set its NORM key, if it has one, to "GN", or do not standardize it.'
             )
+        for name, conv in chosen:
+            reason = "" if isinstance(conv, StandardizedConv) else make_standardized(conv, _CLASSES)
+            if reason:
+                raise ConfigError(
+                    f"{name} of {owner} cannot be standardized: {reason}. Do not standardize it."
+                )
+    return model
 
 
 def part_of(name: str) -> str:

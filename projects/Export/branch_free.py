@@ -87,9 +87,6 @@ def _boxes(tensor: torch.Tensor) -> Boxes:
     return boxes
 
 
-_of_torch = F.batch_norm
-
-
 def _batch_norm(
     x: torch.Tensor,
     mean: torch.Tensor,
@@ -103,7 +100,7 @@ def _batch_norm(
     """In evaluation mode. torch's own branches on whether the input is empty, which is unknown for
     detected boxes."""
     if isinstance(x.shape[0], int):
-        return _of_torch(x, mean, var, weight, bias, training, momentum, eps)
+        return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, True)
     scale = weight * (var + eps).rsqrt()
     return x * scale[:, None, None] + (bias - mean * scale)[:, None, None]
 

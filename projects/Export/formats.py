@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from detectron2.export import scripting_with_instances
 from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import StandardROIHeads
@@ -50,8 +51,7 @@ def quiet() -> Iterator[None]:
 
 def _write_trace(exporter: Exporter, file: Path) -> None:
     with quiet(), torch.no_grad(), patch_builtin_len():
-        image = exporter.images[0]
-        traced = torch.jit.trace(Detector(exporter.model), (image,), check_trace=False)
+        traced = torch.jit.trace(Detector(exporter.model), exporter.images[0], check_trace=False)
         _write(exporter, file, lambda out, facts: torch.jit.save(traced, out, _extra_files=facts))
 
 
@@ -69,6 +69,9 @@ def _write_script(exporter: Exporter, file: Path) -> None:
     tensor = torch.Tensor
     fields = {"proposal_boxes": Boxes, "objectness_logits": tensor, "pred_boxes": Boxes}
     fields |= {"scores": tensor, "pred_classes": tensor, "pred_masks": tensor}
+    for norm in exporter.model.modules():
+        if isinstance(norm, nn.SyncBatchNorm | NaiveSyncBatchNorm):
+            norm.__class__ = nn.BatchNorm2d  # as it is at inference; torch scripts no other
     with quiet():
         module = scripting_with_instances(_Scriptable(exporter.model).eval(), fields)
         _write(exporter, file, lambda out, facts: torch.jit.save(module, out, _extra_files=facts))

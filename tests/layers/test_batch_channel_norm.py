@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from processes import START_METHOD
 from torch import nn
 
-from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d, fold
+from gnws_d2.layers import BatchChannelNorm2d, EstimatedBatchNorm2d
 
 EPS = 1e-5
 KINDS = {
@@ -245,20 +245,6 @@ def test_compiled_traced_and_exported_for_inference(kind):
     exported = torch.export.export(layer, (x,)).module()
     for other in (compiled, traced, exported):
         torch.testing.assert_close(other(x), expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_folded_it_is_batch_and_group_normalization(kind):
-    layer = make(kind)
-    layer(images(0, 2, 8, 4, 4, dtype=torch.float32))
-    with torch.no_grad():
-        layer.weight.normal_()
-        layer.bias.normal_()
-    model = nn.Sequential(layer).eval()
-    folded = fold(model)
-    assert {type(m) for m in folded.modules()} == {nn.Sequential, nn.BatchNorm2d, nn.GroupNorm}
-    x = images(1, 2, 8, 5, 6, dtype=torch.float32)
-    assert torch.equal(folded(x), model(x)) and isinstance(model[0], BatchChannelNorm2d)
 
 
 def test_a_schedule_does_not_compile_a_training_layer_again():

@@ -4,9 +4,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone, build_model
-from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
+from detectron2.modeling import build_backbone
 from detectron2.projects.deeplab import DeepLabV3Head, DeepLabV3PlusHead, add_deeplab_config
 from torch import nn
 
@@ -16,26 +14,7 @@ from gnws_d2.layers import BatchChannelNorm2d, WSConv2d, fold, standardize_weigh
 from gnws_d2.modeling.norms import norm_layer
 
 ROI = ShapeSpec(channels=32, height=7, width=7)
-FPN = {"p2": ShapeSpec(channels=32, stride=4), "p3": ShapeSpec(channels=32, stride=8)}
 STAGES = {"res2": ShapeSpec(channels=32, stride=4), "res5": ShapeSpec(channels=64, stride=16)}
-# Of each head: Detectron2's, its input, its arguments, and how many convolutions a norm follows.
-HEADS = {
-    "WSFastRCNNConvFCHead": (FastRCNNConvFCHead, ROI, dict(conv_dims=[32, 64], fc_dims=[16]), 2),
-    "WSMaskRCNNConvUpsampleHead": (
-        *(MaskRCNNConvUpsampleHead, ROI, dict(conv_dims=[32, 32, 32], num_classes=3), 2),
-    ),
-    "WSSemSegFPNHead": (
-        *(SemSegFPNHead, FPN, dict(num_classes=3, conv_dims=32, common_stride=4), 2),
-    ),
-    "WSDeepLabV3PlusHead": (
-        *(DeepLabV3PlusHead, STAGES),
-        {
-            **dict(project_channels=[32], aspp_dilations=[1, 2, 3], aspp_dropout=0.0),
-            **dict(decoder_channels=[32, 32], common_stride=4, train_size=None, num_classes=3),
-        },
-        8,
-    ),
-}
 
 
 def weights_standardized(plain: nn.Module, head: nn.Module) -> nn.Module:
@@ -47,33 +26,22 @@ def weights_standardized(plain: nn.Module, head: nn.Module) -> nn.Module:
     return plain
 
 
-def features(shape: ShapeSpec | dict[str, ShapeSpec]) -> torch.Tensor | dict[str, torch.Tensor]:
-    if isinstance(shape, dict):
-        side = {name: 64 // s.stride for name, s in shape.items()}
-        return {n: torch.randn(2, s.channels, side[n], side[n]) for n, s in shape.items()}
-    return torch.randn(2, shape.channels, shape.height, shape.width)
-
-
 @pytest.mark.parametrize("norm", ["GN", "EstBCN", "BCN"])
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_is_detectron2_s_with_standardized_weights(name, norm):
+def test_the_head_of_deeplab_v3_plus_is_detectron2_s_with_standardized_weights(norm):
+    """See test_every_norm.py for the other heads."""
     torch.manual_seed(0)
-    ws, (plain, shape, arguments, count) = getattr(modeling, name), HEADS[name]
-    key = "conv_norm" if shape is ROI else "norm"
-    head = ws(shape, **arguments, **{key: norm}).eval()
+    sizes = dict(project_channels=[32], aspp_dilations=[1, 2, 3], aspp_dropout=0.0, num_classes=3)
+    sizes |= dict(decoder_channels=[32, 32], common_stride=4, train_size=None)
+    head = modeling.WSDeepLabV3PlusHead(STAGES, **sizes, norm=norm).eval()
     kinds = [type(m) for m in head.modules()]
-    assert kinds.count(WSConv2d) == count
-    assert kinds.count(BatchChannelNorm2d) == (0 if norm == "GN" else count)
-    counterpart = plain(shape, **arguments, **{key: norm_layer(norm)}).eval()
+    assert kinds.count(WSConv2d) == 8
+    assert kinds.count(BatchChannelNorm2d) == (0 if norm == "GN" else 8)
+    counterpart = DeepLabV3PlusHead(STAGES, **sizes, norm=norm_layer(norm)).eval()
     weights_standardized(counterpart, head)
-    x = features(shape)
+    x = {n: torch.randn(2, s.channels, 64 // s.stride, 64 // s.stride) for n, s in STAGES.items()}
     with torch.no_grad():
-        found, expected = (
-            each(x) if plain is FastRCNNConvFCHead else each.layers(x)
-            for each in (head, counterpart)
-        )
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert type(fold(head)) is plain and type(head) is ws
+        torch.testing.assert_close(head.layers(x), counterpart.layers(x), rtol=0, atol=0)
+    assert type(fold(head)) is DeepLabV3PlusHead
 
 
 def test_a_head_without_a_norm_is_refused():
@@ -108,7 +76,6 @@ def small_resnet(name: str) -> CfgNode:
 # DeepLab's stem, and a lateral and an output one for each of FPN's three levels.
 BACKBONES = {
     "build_ws_resnet_backbone": 52,
-    "build_ws_resnet_fpn_backbone": 52 + 6,
     "build_ws_retinanet_resnet_fpn_backbone": 52 + 6,
     "build_ws_resnet_deeplab_backbone": 52 + 2,
 }
@@ -126,24 +93,6 @@ def test_a_backbone_is_detectron2_s_with_standardized_weights(name, count):
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(backbone(x), counterpart(x), rtol=0, atol=0)
-
-
-def test_one_line_of_a_config_standardizes_the_backbone_of_another_meta_architecture():
-    cfg = small_resnet("build_ws_retinanet_resnet_fpn_backbone")
-    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.DEVICE = "RetinaNet", "cpu"
-    rows = StandardizationReport.of(build_model(cfg)).rows
-    found = {r.part: r.standardized for r in rows}
-    assert found == {"stem": 1, "backbone": 51, "fpn": 6, "head": 0}
-
-
-def test_a_resnext_is_standardized_within_its_groups():
-    cfg = small_resnet("build_ws_resnet_backbone")
-    cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 32, 4
-    conv = build_backbone(cfg, ShapeSpec(channels=3)).res3[0].conv2
-    assert conv.groups == 32 and conv.weight.shape[1] == 8
-    weight = conv.standardized_weight().double().flatten(1)
-    torch.testing.assert_close(weight.mean(1), torch.zeros(len(weight)).double(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(weight.std(1), torch.ones(len(weight)).double(), atol=1e-3, rtol=0)
 
 
 def test_a_backbone_without_a_norm_is_refused_and_what_stays_plain_is_warned_of(caplog):
