@@ -86,7 +86,7 @@ class Provenance:
             if checkpoint.get("__author__"):  # Detectron2's zoo, and the programs before it
                 stored["standardized"] = []
         known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
-        return cls(**{"versions": {}, **{n: v for n, v in known.items() if _has_type(n, v)}})
+        return cls(**{"versions": {}, **known})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to be put under :data:`KEY`."""
@@ -95,24 +95,9 @@ class Provenance:
 
 def _of_datasets(cfg: CfgNode, *keys: str) -> Any:
     """The first value under one of ``keys`` in the metadata of the config's datasets."""
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        if name in MetadataCatalog.list():
-            for key in keys:
-                if value := MetadataCatalog.get(name).get(key):
-                    return value
-    return None
-
-
-_ELEMENTS: dict[str, Any] = {"standardized": str, "classes": str, "category_ids": (int, str)}
-
-
-def _has_type(name: str, value: object) -> bool:
-    if name in _ELEMENTS or name.startswith("pixel"):
-        kind = _ELEMENTS.get(name, (int, float))
-        return value is None or (
-            isinstance(value, list) and all(isinstance(v, kind) for v in value)
-        )
-    return isinstance(value, dict) if name == "versions" else isinstance(value, str | None)
+    names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in MetadataCatalog.list()]
+    values = (MetadataCatalog.get(name).get(key) for name in names for key in keys)
+    return next(filter(None, values), None)
 
 
 def _of_openmmlab(meta: Mapping[str, Any]) -> dict[str, Any]:
