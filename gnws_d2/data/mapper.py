@@ -95,14 +95,10 @@ def resizing(mode: str, augmentations: list[T.Augmentation]) -> list[T.Augmentat
     if mode == "pil":
         return [*augmentations]
     # Detectron2 resizes float32 with torch, which interpolates between the nearest pixels.
-    return [T.ColorTransform(_as_float32), *augmentations, T.ColorTransform(_as_uint8)]
+    return [T.ColorTransform(np.float32), *augmentations, T.ColorTransform(_rounded)]
 
 
-def _as_float32(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32)
-
-
-def _as_uint8(image: np.ndarray) -> np.ndarray:
+def _rounded(image: np.ndarray) -> np.ndarray:
     return np.rint(image).astype(np.uint8)
 
 
