@@ -86,7 +86,7 @@ class Provenance:
             if checkpoint.get("__author__"):  # Detectron2's zoo, and the programs before it
                 stored["standardized"] = []
         known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
-        return cls(**{"versions": {}, **known})
+        return cls(**{"versions": {}, **{n: v for n, v in known.items() if _has_type(n, v)}})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, to be put under :data:`KEY`."""
@@ -98,6 +98,17 @@ def _of_datasets(cfg: CfgNode, *keys: str) -> Any:
     names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in MetadataCatalog.list()]
     values = (MetadataCatalog.get(name).get(key) for name in names for key in keys)
     return next(filter(None, values), None)
+
+
+_ELEMENTS: dict[str, Any] = {"standardized": str, "classes": str, "category_ids": (int, str)}
+
+
+def _has_type(name: str, value: object) -> bool:
+    """Whether a field can be used: a file may hold anything under this package's key."""
+    if name in _ELEMENTS or name.startswith("pixel"):
+        kind = _ELEMENTS.get(name, (int, float))
+        return isinstance(value, list) and all(isinstance(element, kind) for element in value)
+    return isinstance(value, dict if name == "versions" else str)
 
 
 def _of_openmmlab(meta: Mapping[str, Any]) -> dict[str, Any]:

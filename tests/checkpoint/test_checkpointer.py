@@ -137,6 +137,18 @@ def test_a_checkpoint_says_what_produced_it(trained, tmp_path):
     assert provenance.versions["torch"] == torch.__version__
 
 
+@pytest.mark.parametrize("value", [5, "x", None, [[1]], {"a": 1}, [None]])
+def test_a_provenance_that_no_version_wrote_is_unknown(trained, value):
+    model, cfg, file = trained()
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["gnws_d2"] = dict.fromkeys(checkpoint["gnws_d2"], value)
+    torch.save(checkpoint, file)
+    Checkpointer(model, cfg=cfg, for_inference=True).load(file)
+    checkpoint["gnws_d2"] = value
+    torch.save(checkpoint, file)
+    Checkpointer(model, cfg=cfg, for_inference=True).load(file)
+
+
 @pytest.mark.parametrize(("first", "second"), [(GN, GN_WS), (GN_WS, GN)])
 def test_weights_of_the_other_kind_are_refused(trained, tiny_config, first, second):
     _, _, file = trained(first)
