@@ -33,9 +33,9 @@ def runs(counts: Any, height: int, width: int) -> np.ndarray:
     if isinstance(counts, (str, bytes)):
         lengths = _decompress(counts)
     elif isinstance(counts, list):
-        lengths = np.asarray(counts) if counts else np.zeros(0, np.int64)
-        if lengths.ndim != 1 or lengths.dtype != np.int64:
+        if not all(type(count) is int and abs(count) < 1 << 63 for count in counts):
             raise DatasetError("its counts are not all whole numbers")
+        lengths = np.array(counts, np.int64)
     else:
         raise DatasetError(f"its counts are {type(counts).__name__}, not a list or string")
     if (lengths < 0).any():

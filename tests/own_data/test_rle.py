@@ -70,6 +70,7 @@ def test_what_passes_is_what_pycocotools_decodes(text):
         ([-1, 31], "negative"),
         ([30.0], "whole numbers"),
         ([2**70], "whole numbers"),
+        ([[], 30], "whole numbers"),
         ([2**62, 2**62, 2**62, 2**62, 30], "sum to 30"),
         ("P", "cut off"),
         ("n", "cut off"),
