@@ -82,12 +82,12 @@ def detectron2_names(state_dict: dict[str, Any], own: Iterable[str]) -> dict[str
     bare = "conv1.weight" in state_dict
     if not bare and "backbone.conv1.weight" not in state_dict:
         return state_dict
-    names = {}
+    names, norm = {}, _norm(state_dict)
     for name in own:
         if bare:
             name = re.sub(r"^.*?(?=(stem|res\d)\.)", "", name)
         with contextlib.suppress(CheckpointError):  # what MMDetection's GN models lack
-            names[mmdet_name(name, _norm(state_dict))] = name
+            names[mmdet_name(name, norm)] = name
     if bare:
         names |= {"fc.weight": "linear.weight", "fc.bias": "linear.bias"}
     return {names.get(name, name): tensor for name, tensor in state_dict.items()}
@@ -186,20 +186,15 @@ def _closest_packaged(
     masks = any("mask_head." in name for name in state_dict)
     deep = any(".22." in name for name in state_dict)
     classes = None if bare else _num_classes(state_dict)
-    closest = None
-    for name in config_names():
-        # One config of each set of shapes; all others have the shapes of one of these.
-        if not re.search(r"/(faster|mask)_rcnn_\w+_FPN_gn_ws(_1x|_2x|)\.yaml$", name):
-            continue
-        if deep != ("_101_" in name) or not (bare or masks == ("mask_rcnn" in name)):
-            continue  # clearly another model
-        names, differences = _match(state_dict, _packaged_shapes(name, classes), to_detectron2)
-        if closest is None or len(differences) < len(closest[2]):
-            closest = name, names, differences
-        if not differences:
-            break
-    assert closest is not None
-    return closest
+    # One config of each set of shapes; all others have the shapes of one of these.
+    one = r"/(faster|mask)_rcnn_\w+_FPN_gn_ws(_1x|_2x|)\.yaml$"
+    names = [name for name in config_names() if re.search(one, name)]
+    matches = [
+        (name, *_match(state_dict, _packaged_shapes(name, classes), to_detectron2))
+        for name in names
+        if deep == ("_101_" in name) and (bare or masks == ("mask_rcnn" in name))
+    ]
+    return min(matches, key=lambda match: len(match[2]))
 
 
 @functools.cache
