@@ -40,7 +40,7 @@ def test_a_restarted_run_ends_like_an_undisturbed_one(
     with (tmp_path / "said.txt").open("w") as said:
         process = subprocess.Popen([*launcher, *map(str, words)], stdout=said, stderr=said)
         try:
-            saved = output / "model_0000002.pth"
+            saved = output / "last_checkpoint"  # written after the checkpoint that it names
             wait_for(lambda: saved.exists() or process.poll() is not None)
             os.kill(worker(process.pid, rank), signal.SIGKILL)
             code = process.wait(120)
