@@ -64,7 +64,12 @@ def read_checkpoint(file: str | Path) -> Any:
     """
     try:
         unread: set[str] = set()
-        found = (_read_archive if zipfile.is_zipfile(file) else _read_stream)(file, unread)
+        if zipfile.is_zipfile(file):
+            found = _read_archive(file, unread)
+        else:
+            with open(file, "rb") as stream:
+                size = os.path.getsize(file)
+                found = _read_stream(stream, size, unread, _copies_of(size))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} does not exist. Correct its path.") from error
     except IsADirectoryError as error:
@@ -104,14 +109,16 @@ def _read_archive(file: str | Path, unread: set[str]) -> Any:
         if "byteorder" in records and read("byteorder").decode() != sys.byteorder:
             raise ValueError("it was written on a machine with another order of bytes")
         content = read("data.pkl")
-        return _Unpickler(io.BytesIO(content), unread, len(content), storage).load()
+        copies = _copies_of(len(content))
+        return _Unpickler(io.BytesIO(content), unread, copies, storage).load()
 
 
-def _read_stream(file: str | Path, unread: set[str]) -> Any:
-    """A pickle; or several, which describe the storages behind them, of torch before 1.6."""
+def _read_stream(stream: IO[bytes], size: int, unread: set[str], copies: list[int]) -> Any:
+    """A pickle of ``size`` bytes; or several, which describe the storages behind them, of torch
+    before 1.6, and of a tensor's storage in a pickle that torch did not write."""
     contents: dict[str, bytearray] = {}
     storages: dict[str, torch.Tensor] = {}
-    size = left = os.path.getsize(file)  # bytes, and those for further tensors
+    left = size  # bytes for further tensors
 
     def storage(dtype: torch.dtype, key: str, count: int, view: Any = None) -> torch.Tensor:
         nonlocal left
@@ -123,24 +130,28 @@ def _read_stream(file: str | Path, unread: set[str]) -> Any:
             storages[key] = _as_storage(contents[key], dtype, count)
         return storages[key] if view is None else storages[key][view[1] : view[1] + view[2]]
 
-    with open(file, "rb") as stream:
+    def load() -> Any:
+        return _Unpickler(stream, unread, copies, storage).load()
 
-        def load() -> Any:
-            return _Unpickler(stream, unread, size, storage).load()
-
-        found = load()
-        if not isinstance(found, int) or found != _MAGIC:
-            return found
-        _, _, found, keys = (load() for _ in ("version", "machine", "content", "keys"))
-        if sorted(keys) != sorted(contents):
-            raise EOFError("it does not hold the tensors that it describes")
-        for key in keys:
-            count, content = int.from_bytes(stream.read(8), "little"), contents[key]
-            found_bytes = stream.read(len(content))
-            if count != storages[key].numel() or len(found_bytes) < len(content):
-                raise EOFError(f"storage {key} is cut off")
-            content[:] = found_bytes  # in place: the tensors share it
+    found = load()
+    if not isinstance(found, int) or found != _MAGIC:
+        return found
+    _, _, found, keys = (load() for _ in ("version", "machine", "content", "keys"))
+    if sorted(keys) != sorted(contents):
+        raise EOFError("it does not hold the tensors that it describes")
+    for key in keys:
+        count, content = int.from_bytes(stream.read(8), "little"), contents[key]
+        found_bytes = stream.read(len(content))
+        if count != storages[key].numel() or len(found_bytes) < len(content):
+            raise EOFError(f"storage {key} is cut off")
+        content[:] = found_bytes  # in place: the tensors share it
     return found
+
+
+def _copies_of(size: int) -> list[int]:
+    """How many values may still be copied, in one place for all pickles of a file. A file names a
+    value as often as it likes, but it has no reason to copy it."""
+    return [4 * size + 65536]
 
 
 def _as_storage(content: bytearray, dtype: torch.dtype, count: int) -> torch.Tensor:
@@ -219,15 +230,19 @@ class _Unpickler(_PythonUnpickler):
     Args:
         stream: where the pickle begins.
         unread: gets the names of what becomes :class:`Unread`.
+        copies: see :func:`_copies_of`.
         storage: what holds the values of a tensor, 1-d, by dtype, key and number of values.
     """
 
     def __init__(
-        self, stream: IO[bytes], unread: set[str], size: int, storage: Callable[..., torch.Tensor]
+        self,
+        stream: IO[bytes],
+        unread: set[str],
+        copies: list[int],
+        storage: Callable[..., torch.Tensor],
     ) -> None:
         super().__init__(stream, encoding="latin1")  # for Python 2, as Detectron2 reads its files
-        self._unread, self._storage = unread, storage
-        self._copies = 4 * size + 65536  # that may still be made
+        self._unread, self._copies, self._storage = unread, copies, storage
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("__builtin__", "builtins").replace("numpy._core", "numpy.core")
@@ -236,6 +251,8 @@ class _Unpickler(_PythonUnpickler):
             return _Constructor(_CONSTRUCTORS[full])
         if full == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
             return _Constructor(lambda made, _, arguments, *__: self._made(made, arguments))
+        if full == "torch.storage._load_from_bytes":
+            return _Constructor(self._nested)
         of_torch = vars(torch).get(name)
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             return getattr(of_torch, "_dtype", torch.uint8)  # UntypedStorage has none
@@ -263,10 +280,13 @@ class _Unpickler(_PythonUnpickler):
             self._count(argument)
         return what.make(*arguments)
 
+    def _nested(self, content: bytes) -> Any:
+        return _read_stream(io.BytesIO(content), len(content), self._unread, self._copies)
+
     def _count(self, copied: Any) -> None:
-        """A file names a value as often as it likes, but it has no reason to copy it."""
-        self._copies -= 0 if isinstance(copied, torch.Tensor) else getattr(copied, "__len__", int)()
-        if self._copies < 0:
+        size = 0 if isinstance(copied, torch.Tensor) else getattr(copied, "__len__", int)()
+        self._copies[0] -= size
+        if self._copies[0] < 0:
             raise pickle.UnpicklingError("it copies more than it holds")
 
     def _instantiate(self, what: Any, arguments: Any) -> None:  # INST and OBJ

@@ -61,7 +61,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_pickle(tmp_path, protocol):
-    content = [*ARRAYS, *PLAIN]
+    content = [*ARRAYS, *PLAIN, *(TENSORS if protocol > 1 else ())]
     (tmp_path / "file.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
     assert_same(read_checkpoint(tmp_path / "file.pkl"), content)
 
@@ -119,6 +119,10 @@ def attacks(mark):
     mkdir, argument = named("os", "mkdir"), text(mark)
     size, rebuild = struct.pack("<Q", 1 << 45), named("torch._utils", "_rebuild_tensor_v2")
     doubled = b"N" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60)) + b"q\xff"
+    nested = b"N."
+    for _ in range(40):
+        called = named("torch.storage", "_load_from_bytes") + b"h\x01\x85R"
+        nested = b"B" + struct.pack("<I", len(nested)) + nested + b"q\x01" + called * 4 + b"."
     copied = b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"q\x01"
     return {
         "REDUCE": mkdir + argument + b"\x85R.",
@@ -145,6 +149,7 @@ def attacks(mark):
         "copies": copied + b"]" + (named("builtins", "bytearray") + b"h\x01\x85Ra") * 9999 + b".",
         "a key": doubled + b"}h\xffNs.",
         "an element": doubled + b"\x8f(h\xff\x90.",
+        "pickles in pickles": nested,
         "nested": b"]" * 9999 + b"a" * 9998 + b".",
     }  # fmt: skip
 
