@@ -394,16 +394,16 @@ def portable_config(cfg: CfgNode) -> CfgNode:
 def config_text(cfg: CfgNode) -> str:
     """:func:`portable_config` as YAML that Detectron2's plain ``get_cfg()`` reads: the keys of this
     package are in comments, which :func:`load_config` understands."""
-    cfg, others = portable_config(cfg), get_cfg()
+    cfg, ours = portable_config(cfg), get_cfg()
     for add_config in _add_configs:
-        if not add_config.__module__.startswith("gnws_d2."):
-            add_config(others)  # whoever reads it adds them, too
-    known = {key for key, _ in leaves(others)}
+        if add_config.__module__.startswith("gnws_d2."):
+            add_config(ours)
     named = {key for key, _ in leaves(cfg)}
-    own = _without(cfg.clone(), named & known).dump() if named - known else ""
-    comments = [f"{_COMMENT}{line}" for line in own.splitlines()]
+    own = named & {key for key, _ in leaves(ours)} - {key for key, _ in leaves(get_cfg())}
+    lines = _without(cfg.clone(), named - own).dump().splitlines() if own else []
     head = ["# The keys of gnws_d2, for gnws_d2.load_config:"] if own else []
-    return "\n".join([_without(cfg, named - known).dump(), *head, *comments, ""])
+    comments = [f"{_COMMENT}{line}" for line in lines]
+    return "\n".join([_without(cfg, own).dump(), *head, *comments, ""])
 
 
 def all_defaults() -> dict[str, object]:

@@ -9,6 +9,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultPredictor
+from detectron2.projects.point_rend import add_pointrend_config
 from detectron2.utils import logger as log
 
 from gnws_d2 import add_gnws_config, load_config
@@ -147,6 +148,11 @@ def test_the_config_of_a_run_is_read_by_plain_detectron2_and_keeps_all_keys(tmp_
     cfg = get_cfg()
     cfg.merge_from_file(str(tmp_path / "config.yaml"))
     assert DefaultPredictor(cfg).model.roi_heads.num_classes == saved.MODEL.ROI_HEADS.NUM_CLASSES
+    pointrend = load_config("Digits/pointrend_R_18_FPN_gn_ws.yaml", opts)
+    cfg = get_cfg()
+    add_pointrend_config(cfg)  # keys of others stay where they are
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(config_text(pointrend))))
+    assert cfg.MODEL.POINT_HEAD == pointrend.MODEL.POINT_HEAD
 
 
 def test_a_saved_config_is_read_by_any_program_that_adds_the_keys(tmp_path):
