@@ -17,11 +17,10 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import SemanticSegmentor, build_model
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import nn
 
-from .checkpoint import Checkpointer, Provenance, read_checkpoint
+from .checkpoint import Checkpointer, Provenance, local_path, read_checkpoint
 from .config import config_from, load_config, with_gnws_keys
 from .data import build_test_augmentation
 from .errors import CheckpointError, ConfigError, DatasetError
@@ -235,17 +234,17 @@ def config_of(
         raise CheckpointError(
             "Neither a config nor weights are named. Name the file of a trained detector."
         )
-    try:
-        file = PathManager.get_local_path(weights.partition("?")[0])
-    except OSError as error:
-        raise CheckpointError(f"{weights} cannot be read ({error}). Correct its path.") from error
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(local_path(weights))
     stored = Provenance.read(checkpoint).config if isinstance(checkpoint, Mapping) else None
     if stored is None:
         raise CheckpointError(
             f"{weights} does not say which config it was trained with. Name the config, too."
         )
-    return config_from(yaml.safe_load(stored), f"the config in {weights}", opts, add_configs)
+    try:
+        content = yaml.safe_load(stored)
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"the config in {weights} is not YAML. Name the config.") from error
+    return config_from(content, f"the config in {weights}", opts, add_configs)
 
 
 def _metadata(datasets: list[str], trained: Provenance, semantic: bool, stuff: int) -> Metadata:

@@ -353,9 +353,10 @@ def _matched(own: Tensors, tensors: Tensors, file: str, is_caffe2: bool) -> Tens
 def _backbone(tensors: Tensors, expected: Shapes) -> tuple[str, ...]:
     """If ``tensors`` are of a backbone alone, what its names begin with; else ()."""
     found = [name for name in expected if name in tensors]
-    if len(found) == len(expected) or {*map(part_of, found)} - {"stem", "backbone", "res5"}:
+    parts = {*map(part_of, found)}
+    if not parts or parts - {"stem", "backbone", "res5"} or len(found) == len(expected):
         return ()
-    prefix = next(p for p in _BACKBONES if any(name.startswith(p) for name in found or expected))
+    prefix = next(p for p in _BACKBONES if any(name.startswith(p) for name in found))
     return prefix, "roi_heads.res5."
 
 
