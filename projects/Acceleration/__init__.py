@@ -5,7 +5,6 @@ from .activation_checkpointing import checkpoint_activations
 from .config import add_acceleration_config
 from .fuse import fuse_norm_relu
 from .fused_group_norm import GroupNormReLU, group_norm_relu
-from .kernels import use_triton_from
 from .layout import pad_to_multiples, use_channels_last
 
 __all__ = [
@@ -17,5 +16,4 @@ __all__ = [
     "group_norm_relu",
     "pad_to_multiples",
     "use_channels_last",
-    "use_triton_from",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .kernels import kernels_for
-from .kernels.tiles import format_of, statistics_dtype
+from .kernels.torch_kernels import format_of, statistics_dtype
 from .recompute import attach_recipe
 
 
@@ -55,7 +55,7 @@ def group_norm_relu(
         return kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)[0]
     y, mean, rstd = _group_norm_relu(x, weight, bias, residual, num_groups, eps)
     if recompute and eager and residual is None and y.requires_grad:
-        attach_recipe(y, _normalize_again, (x, weight, bias, mean, rstd), eps)
+        attach_recipe(y, kernels_for(x).normalize, (x, weight, bias, mean, rstd), eps)
     return y
 
 
@@ -99,17 +99,6 @@ def _check(
                 f"group_norm_relu takes a {name} of shape {tuple(shape)} on {x.device}, as x, "
                 f"but it is {tuple(other.shape)} on {other.device}."
             )
-
-
-def _normalize_again(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    eps: float,
-) -> torch.Tensor:
-    return kernels_for(x).normalize(x, weight, bias, None, mean, rstd, eps)
 
 
 @torch.library.custom_op("gnws_d2::group_norm_relu", mutates_args=())

@@ -1,17 +1,15 @@
 """Where GroupNorm + ReLU runs on Triton's kernels, and where on torch's.
 
 ``torch_kernels`` and ``triton_kernels`` have the same functions: ``forward``, ``normalize`` and
-``backward``. This module, ``torch_kernels`` and ``tiles`` need torch alone.
+``backward``. This module and ``torch_kernels`` need torch alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -28,20 +26,6 @@ MIN_ELEMENTS = 2**16
 MAX_ELEMENTS_OF_IMAGE = 2**31
 MAX_IMAGES = 2**16 - 1
 
-_min_elements = MIN_ELEMENTS
-
-
-@contextlib.contextmanager
-def use_triton_from(elements: int) -> Iterator[None]:
-    """Within this context, let Triton's kernels run on inputs of at least ``elements`` elements,
-    instead of :data:`MIN_ELEMENTS`."""
-    global _min_elements
-    before, _min_elements = _min_elements, elements
-    try:
-        yield
-    finally:
-        _min_elements = before
-
 
 def kernels_for(x: torch.Tensor) -> ModuleType:
     """The module whose functions run on ``x``, (N, C, *)."""
@@ -54,7 +38,7 @@ def kernels_for(x: torch.Tensor) -> ModuleType:
 
 def use_triton_for(x: torch.Tensor) -> bool:
     """Whether Triton's kernels can run on ``x``, (N, C, *), and are expected to be faster."""
-    large = x.numel() >= max(_min_elements, 1)
+    large = x.numel() >= MIN_ELEMENTS
     fits = large and x[0].numel() < MAX_ELEMENTS_OF_IMAGE and len(x) <= MAX_IMAGES
     on_gpu = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"  # the latter to test them
     of_a_type = x.dtype in (torch.float32, torch.float16, torch.bfloat16)

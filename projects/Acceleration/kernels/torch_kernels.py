@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import torch
 
-from .tiles import format_of, statistics_dtype
-
 
 def forward(
     x: torch.Tensor,
@@ -44,10 +42,10 @@ def normalize(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    residual: torch.Tensor | None,
     mean: torch.Tensor,
     rstd: torch.Tensor,
     eps: float,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """y of :func:`forward` again, bit for bit, from its arguments and its statistics. Torch has no
     kernel that takes those; the one that computes them again is faster than plain operations."""
@@ -77,7 +75,7 @@ def backward(
     num_groups = mean.shape[1]
     added = y is not None
     if y is None:
-        y = normalize(x, weight, bias, None, mean, rstd, eps)
+        y = normalize(x, weight, bias, mean, rstd, eps)
     dtype = mean.dtype
     grad = grad.to(dtype).contiguous()
     masked = torch.ops.aten.threshold_backward(grad, y.to(dtype).contiguous(), 0)
@@ -90,6 +88,22 @@ def backward(
     grad_residual = _like(masked, x) if added else masked.new_empty(0, dtype=x.dtype)
     grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
     return _like(grad_x, x), grad_weight, grad_bias, grad_residual
+
+
+def format_of(x: torch.Tensor) -> torch.memory_format:
+    """channels_last where ``x`` has that format and is not contiguous as well. A tensor of neither
+    format counts as contiguous, and is copied."""
+    if (
+        x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    ):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def statistics_dtype(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _like(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

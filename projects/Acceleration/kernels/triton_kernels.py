@@ -23,7 +23,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .tiles import Tiles, format_of, warps_for
+from .tiles import Tiles
+from .torch_kernels import format_of
 
 
 def forward(
@@ -36,11 +37,11 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See :func:`.torch_kernels.forward`."""
     x = x.contiguous(memory_format=format_of(x))
-    tiles = Tiles.of(x, num_groups)
+    tiles = Tiles(x, num_groups)
     partial = x.new_empty(tiles.partials, dtype=torch.float32)
     mean = x.new_empty((len(x), num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    merged = tiles.merged_block(num_groups)
+    merged = triton.next_power_of_2(tiles.channels // num_groups * tiles.splits)
     with _device_of(x):
         _partial_moments[tiles.partial_grid](
             *(x, partial, tiles.channels, tiles.pixels, tiles.chunk),
@@ -49,19 +50,19 @@ def forward(
         _merge_moments[(len(x) * num_groups,)](
             *(partial, mean, rstd, eps, tiles.channels // num_groups, tiles.pixels, tiles.chunk),
             *(tiles.splits, merged),
-            num_warps=warps_for(merged),
+            num_warps=max(1, min(merged // 256, 8)),  # each thread holds 8 partial results
         )
-    return normalize(x, weight, bias, residual, mean, rstd, eps), mean, rstd
+    return normalize(x, weight, bias, mean, rstd, eps, residual), mean, rstd
 
 
 def normalize(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    residual: torch.Tensor | None,
     mean: torch.Tensor,
     rstd: torch.Tensor,
     eps: float,
+    residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See :func:`.torch_kernels.normalize`."""
     num_groups = mean.shape[1]
@@ -70,7 +71,7 @@ def normalize(
     weight, bias = weight.contiguous(), bias.contiguous()
     if residual is not None:
         residual = residual.contiguous(memory_format=format_of(x))
-    tiles = Tiles.of(x, num_groups)
+    tiles = Tiles(x, num_groups)
     with _device_of(x):
         _normalize[tiles.pointwise_grid](
             *(x, x if residual is None else residual, weight, bias, mean, rstd, y),
@@ -101,24 +102,18 @@ def backward(
     if y is not None:
         y = y.contiguous(memory_format=format_of(x))
         grad_residual = torch.empty_like(grad)
-    tiles = Tiles.of(x, num_groups)
+    tiles = Tiles(x, num_groups)
     partial = x.new_empty(tiles.partials, dtype=torch.float32)
-    of_channel = x.new_empty(tiles.partials[:3], dtype=torch.float32)
-    of_group = x.new_empty((2, len(x), num_groups), dtype=torch.float32)
     sizes = (tiles.channels, tiles.pixels, per_group)
     layout = (tiles.stride_c, tiles.stride_p)
     blocks = (y is not None, tiles.block_c, tiles.block_p)
-    merged = (triton.next_power_of_2(per_group), triton.next_power_of_2(tiles.splits))
     with _device_of(x):
         _partial_sums[tiles.partial_grid](
             *(grad, x, weight, bias, x if y is None else y, mean, rstd, grad_residual, partial),
             *(*sizes, tiles.chunk, *layout, *blocks),
         )
-        _merge_sums[(len(x) * num_groups,)](
-            *(partial, weight, of_channel, of_group, num_groups, per_group, tiles.splits),
-            *merged,
-            num_warps=warps_for(merged[0] * merged[1]),
-        )
+        of_channel = partial.sum(3)
+        of_group = (of_channel * weight).view(2, len(x), num_groups, per_group).sum(3)
         # The gradient of the residual is masked already.
         _input_gradient[tiles.pointwise_grid](
             *(grad if y is None else grad_residual, x, weight, bias, mean, rstd, of_group, grad_x),
@@ -308,39 +303,6 @@ def _partial_sums(
     size = tl.num_programs(2).to(tl.int64) * channels * tl.num_programs(0)
     tl.store(partial + at, tl.sum(sum_g, axis=1), mask=c < channels)
     tl.store(partial + size + at, tl.sum(sum_gh, axis=1), mask=c < channels)
-
-
-@triton.jit(do_not_specialize=["num_groups", "channels_per_group", "splits"])
-def _merge_sums(
-    partial,
-    weight,
-    of_channel,
-    of_group,
-    num_groups,
-    channels_per_group,
-    splits,
-    BLOCK_C: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-):
-    """sum(g), sum(g h) per image and channel, and, times the weight, per image and group."""
-    group = tl.program_id(0).to(tl.int64)  # of all images
-    groups = tl.num_programs(0).to(tl.int64)
-    c = tl.arange(0, BLOCK_C)
-    s = tl.arange(0, BLOCK_S)
-    inside = (c < channels_per_group)[:, None] & (s < splits)[None, :]
-    at = (group * channels_per_group + c)[:, None] * splits + s[None, :]
-    size = groups * channels_per_group
-    in_group = c < channels_per_group
-    factor = tl.load(
-        weight + group % num_groups * channels_per_group + c, mask=in_group, other=0.0
-    ).to(tl.float32)
-    sum_g = tl.sum(tl.load(partial + at, mask=inside, other=0.0), axis=1)
-    sum_gh = tl.sum(tl.load(partial + size * splits + at, mask=inside, other=0.0), axis=1)
-    channel = group * channels_per_group + c
-    tl.store(of_channel + channel, sum_g, mask=in_group)
-    tl.store(of_channel + size + channel, sum_gh, mask=in_group)
-    tl.store(of_group + group, tl.sum(sum_g * factor, axis=0))
-    tl.store(of_group + groups + group, tl.sum(sum_gh * factor, axis=0))
 
 
 @triton.jit
