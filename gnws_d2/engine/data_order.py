@@ -115,8 +115,8 @@ class ResumableLoader:
         self.seek(seed=max(seed, 0), iteration=0)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        dataset: Any = load_train_dataset(cfg)
+    def from_config(cls, cfg: CfgNode, dataset: Any = None) -> dict[str, Any]:
+        dataset = load_train_dataset(cfg) if dataset is None else dataset
         cfg, mapper = cfg.clone(), Mapper(cfg, is_train=True)
         # The other samplers count the images; keeping them would take as much memory again.
         is_read = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..data import Mapper, NamingMapper, dataset_errors
+from ..data import Mapper, NamingMapper, dataset_errors, load_train_dataset
 from ..errors import ConfigError
 from ..files import locked_output
 from ..layers import EstimatedBatchNorm2d
@@ -114,7 +114,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """The default resumes exactly. An override may return any iterable of batches."""
-        return ResumableLoader(cfg)
+        dataset = load_train_dataset(cfg)
+        if isinstance(dataset, torch.utils.data.IterableDataset):  # which cannot be resumed
+            batch = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS
+            options = {"dataset": dataset, "mapper": Mapper(cfg), "total_batch_size": batch}
+            return build_detection_train_loader(cfg, **options)
+        return ResumableLoader(cfg, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:

@@ -1,6 +1,7 @@
 """Training steps, also on images and batches that are nearly empty, training and evaluation."""
 
 import contextlib
+import itertools
 import multiprocessing
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from tiny import FEW_PROPOSALS
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from gnws_d2.engine import Trainer, build_evaluator
 from gnws_d2.errors import ConfigError
@@ -141,6 +142,22 @@ def test_any_train_loader_trains_and_resumes_with_its_first_batch(tiny_config, c
     assert [d["image_id"] for d in seen] == [d["image_id"] for d in trainer.data_loader.dataset][:2]
     (said,) = [r for r in caplog.records if r.levelname == "WARNING" and "gnws_d2" in r.name]
     assert "reads the data from the start" in said.getMessage()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from itertools.cycle(DatasetCatalog.get("digits_val")[:3])
+
+
+def test_a_dataset_without_a_length_is_trained_on(tiny_config):
+    DatasetCatalog.register("stream", Stream)
+    try:
+        cfg = tiny_config(MASK_RCNN, *SHORT, "DATASETS.TRAIN", "('stream',)")
+        trainer = Trainer(cfg)
+        trainer.train()
+        assert trainer.iter == cfg.SOLVER.MAX_ITER
+    finally:
+        DatasetCatalog.remove("stream")
 
 
 @pytest.mark.parametrize("fails", [False, True])
