@@ -1,4 +1,4 @@
-"""Warnings that a user can do nothing about."""
+"""Warnings that a user can do nothing about, or has seen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Of Detectron2's code with today's torch, and of matplotlib where its font lacks the letters of a
 # class: how they begin.
@@ -23,3 +25,16 @@ def silence_upstream() -> None:
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{text}" for text in WARNINGS))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence all warnings, logged ones, too."""
+    former = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(former)

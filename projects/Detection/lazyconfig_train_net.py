@@ -122,14 +122,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    launch(run, *processes, args=(args,))
 
 
 if __name__ == "__main__":

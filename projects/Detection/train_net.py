@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import functools
 import logging
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import nn
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
 from gnws.arguments import parse
+from gnws.upstream import quiet
 from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer, local_path, read_checkpoint
 from gnws_d2.checkpoint.resume import from_main_process
@@ -124,14 +124,9 @@ def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
         for_inference: see :class:`Checkpointer`.
     """
     local_path(cfg.MODEL.WEIGHTS)  # logs that it downloads
-    logging.disable(logging.WARNING)  # loading logs it all again
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that nothing is copied
-            model = build_on_meta(cfg)
-            Checkpointer(model, cfg=cfg, for_inference=for_inference).load(cfg.MODEL.WEIGHTS)
-    finally:
-        logging.disable(logging.NOTSET)
+    with quiet():  # loading logs it all again, and torch warns that nothing is copied
+        model = build_on_meta(cfg)
+        Checkpointer(model, cfg=cfg, for_inference=for_inference).load(cfg.MODEL.WEIGHTS)
 
 
 def evaluate_only(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -215,14 +210,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    launch(run, *processes, args=(args,))
 
 
 if __name__ == "__main__":

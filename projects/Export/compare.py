@@ -44,10 +44,6 @@ class Comparison:
     same: int
     difference: float
 
-    @property
-    def equal(self) -> bool:
-        return self.expected == self.found == self.same
-
 
 def compare(expected: Outputs, found: Outputs, tolerance: Tolerance = EXACT) -> Comparison:
     """Pair the detections of two outputs of a :class:`Detector`, in any order, because equal scores

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from gnws.upstream import quiet
 from gnws_d2.errors import GnwsError
 from gnws_d2.files import publish
 from gnws_d2.layers import fold
 
 from .branch_free import BranchFreeDetector
 from .compare import Comparison, Tolerance, compare
-from .formats import FORMATS, quiet
+from .formats import FORMATS
 from .interface import Detector, Outputs, output_names
 from .runtime import INSTALL, load_exported
 

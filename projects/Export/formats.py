@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import Boxes
 from torch import nn
 
+from gnws.upstream import quiet
 from gnws_d2.modeling.deform_conv import DEFORM_CONVS
 
 from .compare import EXACT, REORDERED, ROUNDED, Tolerance
@@ -34,22 +33,8 @@ if TYPE_CHECKING:
     from .exporter import Exporter
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence warnings about which a user can do nothing: Detectron2's asserts need not be
-    recorded."""
-    torch_logger = logging.getLogger("torch")
-    level = torch_logger.level
-    torch_logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch_logger.setLevel(level)
-
-
 def _write_trace(exporter: Exporter, file: Path) -> None:
+    # torch warns that Detectron2's asserts are not recorded, which they need not be.
     with quiet(), torch.no_grad(), patch_builtin_len():
         traced = torch.jit.trace(Detector(exporter.model), exporter.images[0], check_trace=False)
         _write(exporter, file, lambda out, facts: torch.jit.save(traced, out, _extra_files=facts))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_pos
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from gnws.upstream import quiet
 from gnws_d2.config import load_config
 from gnws_d2.errors import GnwsError
 
@@ -116,8 +116,7 @@ def load_exported(file: str | os.PathLike) -> Exported:
         GnwsError: the file cannot be loaded, stores no facts, or its runtime is not installed.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             loaded = _LOADERS[Path(file).suffix](Path(file))
     except ImportError as error:
         raise GnwsError(
