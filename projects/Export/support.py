@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -150,11 +149,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="MODEL", help=f"of {', '.join(CONFIGS)}")
+    of = f"of {', '.join(CONFIGS)}"
+    parser.add_argument("names", nargs="*", choices=CONFIGS, metavar="MODEL", help=of)
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     args = parser.parse_args()
-    if unknown := set(args.names) - set(CONFIGS):
-        sys.exit(f"No such model: {', '.join(unknown)}. Choose from {', '.join(CONFIGS)}.")
     setup_logger(name="gnws_d2")
     rows = {}
     if RESULTS.exists() and not args.dry_run:

@@ -117,24 +117,9 @@ def opcodes(rng: random.Random, folder: Path) -> str:
         *(b"\x8c%c%b\x8c%c%b\x93" % (len(a), a, len(b), b) for a, b in (*names, *known)),
         *[b"X" + struct.pack("<I", len(made)) + made + end for end in (b"", b"\x85R", b"\x85\x81")],
         *(b"(i%b\n%b\n" % name for name in names),
-        *(
-            b"R",
-            b"\x81",
-            b"\x85R",
-            b"}\x92",
-            b"o",
-            b"b",
-            b"(",
-            b"t",
-            b"l",
-            b"d",
-            b"e",
-            b"u",
-            b"s",
-            b"a",
-        ),
-        *(b"}", b"]", b")", b"\x85", b"\x86", b"\x87", b"N", b"K\x01", b"0", b"2", b"Q", b"\x8f"),
-        *(b"q\x01", b"h\x01", b"r\xff\xff\xff\xff", b"\x90", b"\x91", b"\x82\x01", b"Pos.mkdir\n"),
+        *(b"%c" % code for code in b"R\x81ob(tldeusa}])\x85\x86\x87N02Q\x8f"),
+        *(b"\x85R", b"}\x92", b"K\x01", b"\x90", b"\x91", b"\x82\x01", b"Pos.mkdir\n"),
+        *(b"q\x01", b"h\x01", b"r\xff\xff\xff\xff"),
     ]
     pickled = b"\x80\x05" + b"".join(rng.choices(pieces, k=rng.randrange(2, 40))) + b"."
     file = folder / rng.choice(("model.pth", "model.pkl"))

@@ -43,25 +43,17 @@ def attack(corpus: str, seed: int, scale: float) -> dict[str, Counter[str]]:
     return counts
 
 
-def table(corpus: str, seed: int, version: str, counts: dict[str, Counter[str]]) -> str:
-    """The counts, and the version that was attacked."""
-    rows = [[k, n.total(), *(n[outcome] for outcome in OUTCOMES)] for k, n in counts.items()]
-    header = [f"{corpus}, seed {seed}, commit {version}", "trials", *OUTCOMES]
-    return tabulate(rows, header, tablefmt="github")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("corpora", nargs="*", metavar="CORPUS", help=f"of {', '.join(CORPORA)}")
+    of = f"of {', '.join(CORPORA)}"
+    parser.add_argument("corpora", nargs="*", choices=CORPORA, metavar="CORPUS", help=of)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of trials")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     parser.add_argument("--only", metavar="TRIAL", help="run one, as the output names it")
     args = parser.parse_args()
-    if unknown := set(args.corpora) - set(CORPORA):
-        parser.error(f"no such corpus: {', '.join(unknown)}; choose from {', '.join(CORPORA)}")
     if args.only:
         with tempfile.TemporaryDirectory() as folder:
             print(perform(args.only, args.seed, Path(folder)) or "right")
@@ -72,7 +64,9 @@ def main() -> int:
     for corpus in args.corpora or CORPORA:
         counts = attack(corpus, args.seed, args.scale)
         lost += sum(found[outcome] for found in counts.values() for outcome in LOST)
-        made = table(corpus, args.seed, version, counts)
+        rows = [[kind, n.total(), *(n[end] for end in OUTCOMES)] for kind, n in counts.items()]
+        header = [f"{corpus}, seed {args.seed}, commit {version}", "trials", *OUTCOMES]
+        made = tabulate(rows, header, tablefmt="github")
         print(made)
         if not args.dry_run:
             text = replace_marked(DOCUMENT.read_text(encoding="utf-8"), corpus, made)
