@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils.logger import setup_logger
+from pycocotools import mask as rle
 
 import gnws_d2.projects.digits  # noqa: F401  registers the datasets
 from gnws.arguments import parse
@@ -20,9 +21,9 @@ from gnws_d2 import Predictor
 from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.detection.coco_detections import CocoDetections, labels_image, write_png
-from gnws_d2.projects.detection.drawing import draw, to_cpu
+from gnws_d2.projects.detection.coco_detections import write_png
 from gnws_d2.projects.detection.inputs import Frame
+from gnws_d2.projects.detection.results import Results
 
 LOWEST = 0.05  # of the scores that can be chosen
 Found = tuple[np.ndarray, list[list[Any]], list[str]]
@@ -65,7 +66,7 @@ def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Fou
             file: the image.
             name: of the model.
             threshold: the lowest score.
-            folder: gets detections.json, and masks.png or labels.png as far as the model has them.
+            folder: gets what ``gnws predict`` writes, and masks.png if there are any.
 
         Returns:
             The image with what was found drawn, RGB; a row of class, score and box (x, y, width,
@@ -76,28 +77,21 @@ def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Fou
         """
         predictor = load(name)
         predictor.set_score_threshold(threshold)
-        frame = Frame(Path(file), read_image(file, "BGR"))
-        found = to_cpu(predictor(frame.as_input(predictor)))
-        coco = CocoDetections(predictor.classes, predictor.category_ids)
-        image_id = coco.add_image(Frame(Path(Path(file).name), frame.bgr))
-        files, rows = [folder / "detections.json"], []
-        if "instances" in found:
-            instances = found["instances"]
-            coco.add(image_id, instances)
-            rows = [
-                [_name(predictor, int(index)), round(float(score), 3), *_box(box)]
-                for index, score, box in zip(
-                    *(instances.pred_classes, instances.scores, instances.pred_boxes), strict=True
-                )
-            ]
-            if instances.has("pred_masks"):
-                files.append(folder / "masks.png")
-                write_png(objects_image(instances.pred_masks.numpy()), files[-1])
-        if "sem_seg" in found:
-            files.append(folder / "labels.png")
-            write_png(labels_image(found["sem_seg"]), files[-1])
-        coco.write(files[0])
-        return draw(frame.bgr, found, predictor.metadata), rows, [str(file) for file in files]
+        results = Results(predictor, folder)
+        drawn = results.add(Frame(Path(file), read_image(file, "BGR")))
+        found = results.detections
+        found.images[0]["file_name"] = Path(file).name  # not the server's folder
+        results.write()
+        names = {category["id"]: category["name"] for category in found.categories}
+        rows, masks = [], []
+        for one in found.annotations:
+            name = names.get(one["category_id"], str(one["category_id"]))
+            rows.append([name, round(one["score"], 3), *(round(side, 1) for side in one["bbox"])])
+            if "segmentation" in one:
+                masks.append(rle.decode(one["segmentation"]).astype(bool))
+        if masks:
+            write_png(objects_image(np.stack(masks)), folder / "masks.png")
+        return drawn, rows, sorted(str(file) for file in folder.rglob("*") if file.is_file())
 
     return detect
 
@@ -109,19 +103,8 @@ def objects_image(masks: np.ndarray) -> np.ndarray:
     Args:
         masks: (objects, H, W) bool.
     """
-    numbers = np.zeros(masks.shape[1:], np.uint8 if len(masks) < 256 else np.uint16)
-    for index in reversed(range(len(masks))):
-        numbers[masks[index]] = index + 1
-    return numbers
-
-
-def _name(predictor: Predictor, index: int) -> str:
-    return predictor.classes[index] if index < len(predictor.classes) else str(index)
-
-
-def _box(box: Any) -> list[float]:
-    x0, y0, x1, y1 = box.tolist()
-    return [round(value, 1) for value in (x0, y0, x1 - x0, y1 - y0)]
+    numbers = np.where(masks.any(0), masks.argmax(0) + 1, 0)
+    return numbers.astype(np.uint8 if len(masks) < 256 else np.uint16)
 
 
 def page(models: Mapping[str, str], device: str | None, folder: Path) -> Any:

@@ -104,17 +104,10 @@ class PanopticSegments:
         ids = segments.numpy().astype(np.uint32)
         described = []
         for info in infos:
-            is_thing, index = bool(info["isthing"]), int(info["category_id"])
-            category = self._detections.category_id(index) if is_thing else self._stuff_id(index)
-            described.append(
-                {
-                    "id": int(info["id"]),
-                    "category_id": category,
-                    "isthing": int(is_thing),
-                    "area": int((ids == info["id"]).sum()),
-                    **({"score": float(info["score"])} if "score" in info else {}),
-                }
-            )
+            id_of = self._detections.category_id if info["isthing"] else self._stuff_id
+            category, area = id_of(info["category_id"]), int((ids == info["id"]).sum())
+            isthing = int(info["isthing"])
+            described.append({**info, "category_id": category, "isthing": isthing, "area": area})
         self.annotations.append(
             {"image_id": image_id, "file_name": file_name, "segments_info": described}
         )

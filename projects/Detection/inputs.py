@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ def read_frames(file: Path) -> Iterator[Frame]:
 
 def _is_animation(file: Path) -> bool:
     try:
-        if not stat.S_ISREG(file.stat().st_mode):
+        if not file.is_file():  # a pipe would be waited for
             return False
         with Image.open(file) as image:
             return bool(getattr(image, "is_animated", False))
@@ -80,7 +79,5 @@ def _animation(file: Path) -> Iterator[Frame]:
             for number, frame in enumerate(ImageSequence.Iterator(image)):
                 rgb = np.asarray(frame.convert("RGB"))
                 yield Frame(file, np.ascontiguousarray(rgb[:, :, ::-1]), number)
-    except GeneratorExit:
-        raise
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise DatasetError(f"{file} cannot be read ({error or type(error).__name__}).") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,13 +43,11 @@ def opened(source: str) -> Iterator[Any]:
 
 def frames(capture: Any, file: Path) -> Iterator[Frame]:
     """The frames of an opened video, until its end."""
-    number = 0
-    while True:
+    for number in itertools.count():
         read, bgr = capture.read()
         if not read:
             return
         yield Frame(file, bgr, number)
-        number += 1
 
 
 def frames_per_second(capture: Any) -> float:

@@ -21,7 +21,9 @@ def image(digits):
 
 def test_boxes_and_masks(checkpoint, image, tmp_path):
     weights = checkpoint("mask_rcnn_R_18_FPN_gn_ws")
-    drawn, rows, files = app.detector({"mine": weights}, "cpu")(image, "mine", 0.05, tmp_path)
+    drawn, rows, files = app.detector({"mine": weights}, "cpu")(
+        image, "mine", 0.05, tmp_path / "found"
+    )
     expected = Predictor(weights=weights, score_threshold=0.05)(read_image(image, "BGR"))
     expected = expected["instances"]
     assert drawn.dtype == np.uint8 and drawn.shape == (480, 480, 3)
@@ -31,22 +33,23 @@ def test_boxes_and_masks(checkpoint, image, tmp_path):
     sizes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).numpy()
     assert np.abs(np.array([row[2:] for row in rows]) - sizes).max() < 0.051
 
-    assert files == [str(tmp_path / name) for name in ("detections.json", "masks.png")]
-    content = json.loads((tmp_path / "detections.json").read_text())
+    names = [f"{image.name}.png", "detections.json", "masks.png"]
+    assert files == [str(tmp_path / "found" / name) for name in names]
+    content = json.loads((tmp_path / "found" / "detections.json").read_text())
     assert content["images"][0]["file_name"] == image.name
     assert [a["score"] for a in content["annotations"]] == pytest.approx(expected.scores.tolist())
-    numbers = np.asarray(Image.open(tmp_path / "masks.png"))
+    numbers = np.asarray(Image.open(tmp_path / "found" / "masks.png"))
     [first, *_] = content["annotations"]
     assert np.array_equal(numbers == 1, rle.decode(first["segmentation"]).astype(bool))
 
-    app.detector({"mine": weights}, "cpu")(image, "mine", 0.99, tmp_path)
-    assert json.loads((tmp_path / "detections.json").read_text())["annotations"] == []
+    app.detector({"mine": weights}, "cpu")(image, "mine", 0.99, tmp_path / "found")
+    assert json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"] == []
 
 
 def test_semantic_models_give_labels(checkpoint, image, tmp_path):
     weights = checkpoint("semantic_R_18_FPN_gn_ws")
-    _, rows, files = app.detector({"mine": weights}, "cpu")(image, "mine", 0.5, tmp_path)
-    assert rows == [] and files[-1] == str(tmp_path / "labels.png")
+    _, rows, files = app.detector({"mine": weights}, "cpu")(image, "mine", 0.5, tmp_path / "found")
+    assert rows == [] and files[-1] == str(tmp_path / "found" / "labels" / f"{image.name}.png")
     labels = Predictor(weights=weights)(read_image(image, "BGR"))["sem_seg"].argmax(0)
     assert np.array_equal(np.asarray(Image.open(files[-1])), labels.numpy())
 
