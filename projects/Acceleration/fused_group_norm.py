@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .kernels import kernels_for
-from .kernels.torch_kernels import format_of, statistics_dtype
+from .kernels import kernels_for, torch_kernels
 from .recompute import attach_recipe
 
 
@@ -127,34 +126,9 @@ def _group_norm_relu_backward(
     return kernels_for(x).backward(grad, x, weight, bias, y, mean, rstd, eps)
 
 
-@_group_norm_relu.register_fake
-def _(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None,
-    num_groups: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    y = torch.empty_like(x, memory_format=format_of(x))
-    statistics = x.new_empty((x.shape[0], num_groups), dtype=statistics_dtype(x))
-    return y, statistics, torch.empty_like(statistics)
-
-
-@_group_norm_relu_backward.register_fake
-def _(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor | None,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad_x = torch.empty_like(x, memory_format=format_of(x))
-    grad_residual = x.new_empty(0) if y is None else torch.empty_like(grad_x)
-    return grad_x, torch.empty_like(weight), torch.empty_like(bias), grad_residual
+# Torch's kernels, on tensors without data, tell a compiler the shapes, types and memory formats.
+_group_norm_relu.register_fake(torch_kernels.forward)
+_group_norm_relu_backward.register_fake(torch_kernels.backward)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:

@@ -32,20 +32,6 @@ class _Kept(NamedTuple):
     tensor: torch.Tensor
     version: int
 
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Kept:
-        # Detached, so that no part of the graph is held beyond its backward.
-        return cls(tensor.detach(), tensor._version)
-
-    def get(self) -> torch.Tensor:
-        if self.tensor._version != self.version:
-            raise RuntimeError(
-                f"A tensor of shape {tuple(self.tensor.shape)} that backward needs was modified in "
-                f"place after the forward: its version is {self.tensor._version}, and was "
-                f"{self.version}. Modify a copy, or modify it after backward."
-            )
-        return self.tensor
-
 
 class _Recipe(NamedTuple):
     """``function(*kept, *numbers)`` computes the activation at its ``version`` again. Its inputs
@@ -87,14 +73,22 @@ def _pack(tensor: torch.Tensor) -> _Recipe | _Kept:
     # After an edit in place, the recipe no longer computes the activation.
     if recipe is not None and recipe.version == tensor._version:
         return recipe
-    return _Kept.of(tensor)
+    # Detached, so that no part of the graph is held beyond its backward.
+    return _Kept(tensor.detach(), tensor._version)
 
 
 def _unpack(packed: _Recipe | _Kept) -> torch.Tensor:
-    if isinstance(packed, _Kept):
-        return packed.get()
-    with torch.no_grad():
-        return packed.function(*map(_unpack, packed.kept), *packed.numbers)
+    if isinstance(packed, _Recipe):
+        with torch.no_grad():
+            return packed.function(*map(_unpack, packed.kept), *packed.numbers)
+    tensor, version = packed
+    if tensor._version != version:
+        raise RuntimeError(
+            f"A tensor of shape {tuple(tensor.shape)} that backward needs was modified in place "
+            f"after the forward: its version is {tensor._version}, and was {version}. Modify a "
+            "copy, or modify it after backward."
+        )
+    return tensor
 
 
 def recompute_pointwise(model: nn.Module) -> None:

@@ -28,23 +28,19 @@ MAX_IMAGES = 2**16 - 1
 
 
 def kernels_for(x: torch.Tensor) -> ModuleType:
-    """The module whose functions run on ``x``, (N, C, *)."""
-    if use_triton_for(x):
-        from . import triton_kernels  # imports Triton
-
-        return triton_kernels
-    return torch_kernels
-
-
-def use_triton_for(x: torch.Tensor) -> bool:
-    """Whether Triton's kernels can run on ``x``, (N, C, *), and are expected to be faster."""
+    """The module whose functions run on ``x``, (N, C, *): Triton's kernels where they can, and are
+    expected to be faster."""
     large = x.numel() >= MIN_ELEMENTS
     fits = large and x[0].numel() < MAX_ELEMENTS_OF_IMAGE and len(x) <= MAX_IMAGES
     on_gpu = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"  # the latter to test them
     of_a_type = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
     chosen = on_gpu and of_a_type and fits and triton_runs_on(x.device)
     _log_choice(x.device.type, "Triton" if chosen else "torch")
-    return chosen
+    if not chosen:
+        return torch_kernels
+    from . import triton_kernels  # imports Triton
+
+    return triton_kernels
 
 
 def triton_runs_on(device: torch.device) -> bool:

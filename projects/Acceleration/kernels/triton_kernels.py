@@ -16,9 +16,6 @@ elsewhere, h = (x - mean) rstd, and m elements in a group,
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -42,7 +39,7 @@ def forward(
     mean = x.new_empty((len(x), num_groups), dtype=torch.float32)
     rstd = torch.empty_like(mean)
     merged = triton.next_power_of_2(tiles.channels // num_groups * tiles.splits)
-    with _device_of(x):
+    with torch.cuda.device_of(x):  # by itself, Triton launches on the current GPU
         _partial_moments[tiles.partial_grid](
             *(x, partial, tiles.channels, tiles.pixels, tiles.chunk),
             *(tiles.stride_c, tiles.stride_p, tiles.block_c, tiles.block_p),
@@ -72,7 +69,7 @@ def normalize(
     if residual is not None:
         residual = residual.contiguous(memory_format=format_of(x))
     tiles = Tiles(x, num_groups)
-    with _device_of(x):
+    with torch.cuda.device_of(x):
         _normalize[tiles.pointwise_grid](
             *(x, x if residual is None else residual, weight, bias, mean, rstd, y),
             *(tiles.channels, tiles.pixels, tiles.channels // num_groups),
@@ -107,7 +104,7 @@ def backward(
     sizes = (tiles.channels, tiles.pixels, per_group)
     layout = (tiles.stride_c, tiles.stride_p)
     blocks = (y is not None, tiles.block_c, tiles.block_p)
-    with _device_of(x):
+    with torch.cuda.device_of(x):
         _partial_sums[tiles.partial_grid](
             *(grad, x, weight, bias, x if y is None else y, mean, rstd, grad_residual, partial),
             *(*sizes, tiles.chunk, *layout, *blocks),
@@ -122,11 +119,6 @@ def backward(
     # Two sums, since results of an operator may not share memory.
     grad_bias, grad_weight = (sums.sum(0) for sums in of_channel)
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), grad_residual
-
-
-def _device_of(x: torch.Tensor) -> Any:
-    """Where Triton launches: by itself it takes the current GPU."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @triton.jit
