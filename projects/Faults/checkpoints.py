@@ -225,7 +225,7 @@ def killed(rng: random.Random, folder: Path) -> str:
 CLASSES: dict[str, tuple[int, Trial]] = {
     "damaged bytes": (200, damaged),
     "programs": (100, program),
-    "opcodes": (1000, opcodes),
+    "opcodes": (400, opcodes),
     "tensors": (120, tensors),
     "archives": (60, archive),
     "other files": (40, other),
