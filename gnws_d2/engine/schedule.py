@@ -15,12 +15,21 @@ from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+LENGTHS = ("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+
 
 def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
-    """Scale batch, learning rate and schedule by Detectron2's own rule, and log the old values
-    beside the new ones: to SOLVER.SCALE_TO_BATCH where that is set, and else from the config's
-    reference number of processes to ``world_size``, unless SOLVER.ACCUMULATION_STEPS makes the
-    batch of the config fit.
+    """:func:`scaled`, with a log of the old values beside the new ones."""
+    new = scaled(cfg, world_size)
+    if new is not cfg:
+        _log_changes(cfg, new)
+    return new
+
+
+def scaled(cfg: CfgNode, world_size: int) -> CfgNode:
+    """Scale batch, learning rate and schedule by Detectron2's own rule: to SOLVER.SCALE_TO_BATCH
+    where that is set, and else from the config's reference number of processes to ``world_size``,
+    unless SOLVER.ACCUMULATION_STEPS makes the batch of the config fit.
 
     Returns:
         A new config, which a second call returns as it is; ``cfg`` itself where nothing changes.
@@ -31,39 +40,45 @@ def scale_schedule(cfg: CfgNode, world_size: int) -> CfgNode:
     old, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
     if cfg.SOLVER.SCALE_TO_BATCH or cfg.SOLVER.ACCUMULATION_STEPS > 1:
         batch = cfg.SOLVER.SCALE_TO_BATCH or old
-        if (batch, reference) == (old, 0):
-            return cfg
-        scaled = scaled_from(cfg, old, batch)
-    elif reference in (0, world_size):
+        return cfg if (batch, reference) == (old, 0) else scaled_from(cfg, old, batch)
+    if reference in (0, world_size):
         return cfg
-    elif old % reference:
+    if old % reference:
         raise ConfigError(
             f"SOLVER.IMS_PER_BATCH is {old}, but the config describes training on "
             f"SOLVER.REFERENCE_WORLD_SIZE = {reference} processes and is scaled to the "
             f"{world_size} in use. Add SOLVER.REFERENCE_WORLD_SIZE 0 to use batch, learning "
             "rate and schedule as written, or do not set SOLVER.IMS_PER_BATCH."
         )
-    else:
-        scaled = DefaultTrainer.auto_scale_workers(cfg, world_size)
-    _log_changes(cfg, scaled)
-    return scaled
+    return _scaled(cfg, world_size)
 
 
 def scaled_from(cfg: CfgNode, old: int, batch: int) -> CfgNode:
     """A copy of ``cfg``, a schedule for a batch of ``old``, scaled to ``batch`` and not to be
     scaled again."""
-    scaled = cfg.clone()
-    scaled.defrost()
-    scaled.SOLVER.IMS_PER_BATCH = old
+    images = cfg.clone()
+    images.defrost()
     # The rule scales by processes: here each image counts as one.
-    scaled.SOLVER.REFERENCE_WORLD_SIZE = old
-    scaled = DefaultTrainer.auto_scale_workers(scaled, batch)
+    images.SOLVER.IMS_PER_BATCH = images.SOLVER.REFERENCE_WORLD_SIZE = old
+    new = _scaled(images, batch)
     # Turned off, or Detectron2 would scale again, from images to processes.
-    scaled.SOLVER.REFERENCE_WORLD_SIZE = 0
-    scaled.SOLVER.SCALE_TO_BATCH = 0
+    new.SOLVER.REFERENCE_WORLD_SIZE = 0
+    new.SOLVER.SCALE_TO_BATCH = 0
     if cfg.is_frozen():
-        scaled.freeze()
-    return scaled
+        new.freeze()
+    return new
+
+
+def _scaled(cfg: CfgNode, world_size: int) -> CfgNode:
+    """Detectron2's rule, which rounds a short length down to none."""
+    new = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    for key in LENGTHS:
+        if get_key(cfg, key) > 0 and not get_key(new, key):
+            new.defrost()
+            set_key(new, key, 1)
+    if cfg.is_frozen():
+        new.freeze()
+    return new
 
 
 def in_iterations(cfg: CfgNode) -> CfgNode:

@@ -23,7 +23,7 @@ from gnws_d2.config import (
     resolve_config_file,
     set_key,
 )
-from gnws_d2.engine.schedule import scaled_from
+from gnws_d2.engine.schedule import scaled, scaled_from
 from gnws_d2.errors import ConfigError
 from gnws_d2.model_zoo.published import published
 
@@ -79,14 +79,21 @@ def schedule_for(
     """
     _check_lengths(cfg, explicit)
     solver = cfg.SOLVER
-    batch, reason = _batch(cfg, world_size, explicit)
-    meant = solver.IMS_PER_BATCH if reason == AS_WRITTEN else packaged.SOLVER.IMS_PER_BATCH
+    # What is set explicitly stays, unless Detectron2's scaling is asked for, which scales it, too.
+    asked = "SOLVER.SCALE_TO_BATCH" if solver.SCALE_TO_BATCH else "SOLVER.REFERENCE_WORLD_SIZE"
+    is_asked = bool(solver.SCALE_TO_BATCH) or asked in explicit
+    written = scaled(cfg, world_size) if is_asked else cfg
+    batch, reason = _batch(written, world_size, explicit, asked if is_asked else "")
+    is_off = "SOLVER.REFERENCE_WORLD_SIZE" in explicit and not solver.REFERENCE_WORLD_SIZE
+    meant = (cfg if is_off else packaged).SOLVER.IMS_PER_BATCH
     new = scaled_from(cfg, meant, batch)
     new.defrost()
     unchanged = AS_WRITTEN if batch == meant else "scaled with the batch"
-    reasons = {key: EXPLICIT if key in explicit else unchanged for key in KEYS}
+    reasons = dict.fromkeys(KEYS, unchanged)
     for key in set(KEYS).intersection(explicit):
-        set_key(new, key, get_key(cfg, key))
+        old, value = get_key(cfg, key), get_key(written, key)
+        set_key(new, key, value)
+        reasons[key] = EXPLICIT if value == old else f"{old} is set, scaled by {asked}"
     for key in EPOCH_KEYS:
         set_key(new, key, 0.0)
 
@@ -183,13 +190,11 @@ def _check_lengths(cfg: CfgNode, explicit: Collection[str]) -> None:
                 )
 
 
-def _batch(cfg: CfgNode, world_size: int, explicit: Collection[str]) -> tuple[int, str]:
+def _batch(cfg: CfgNode, world_size: int, explicit: Collection[str], asked: str) -> tuple[int, str]:
     """The number of images of an iteration, and why."""
     solver = cfg.SOLVER
-    if solver.SCALE_TO_BATCH:
-        return solver.SCALE_TO_BATCH, "SOLVER.SCALE_TO_BATCH"
-    if "SOLVER.REFERENCE_WORLD_SIZE" in explicit and not solver.REFERENCE_WORLD_SIZE:
-        return solver.IMS_PER_BATCH, AS_WRITTEN
+    if asked:
+        return solver.IMS_PER_BATCH, asked
     if "SOLVER.IMS_PER_BATCH" in explicit:
         return solver.IMS_PER_BATCH, EXPLICIT
     if solver.ACCUMULATION_STEPS > 1:

@@ -78,3 +78,11 @@ def test_epochs_become_iterations_and_steps_keep_their_fractions(tiny_config):
     assert cfg.SOLVER.MAX_ITER == 24 and cfg.SOLVER.STEPS == (12, 18)
     assert cfg.SOLVER.CHECKPOINT_PERIOD == 8 and cfg.TEST.EVAL_PERIOD == 4
     assert in_iterations(cfg) is cfg
+
+
+def test_a_short_period_is_not_rounded_to_none():
+    """Detectron2's rule makes 0 of it, which turns evaluation off and divides by 0."""
+    opts = ["SOLVER.CHECKPOINT_PERIOD", "1", "TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER", "3"]
+    scaled = scale_schedule(load_config(CONFIG, opts), 64)
+    assert (scaled.SOLVER.CHECKPOINT_PERIOD, scaled.SOLVER.MAX_ITER) == (1, 1)
+    assert scaled.TEST.EVAL_PERIOD == 0

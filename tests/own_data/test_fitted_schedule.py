@@ -1,5 +1,8 @@
 """The schedule for a custom dataset, its lengths also in epochs."""
 
+import itertools
+import json
+
 import pytest
 
 from gnws_d2 import load_config
@@ -69,6 +72,46 @@ def test_what_is_set_explicitly_stays():
     for key, value in values.items():
         section, name = key.split(".")
         assert schedule(100, *OWN, key, value, processes=2)[section][name] == value
+
+
+KEYS = ["IMS_PER_BATCH", "SCALE_TO_BATCH", "REFERENCE_WORLD_SIZE", "ACCUMULATION_STEPS"]
+KEYS += ["BASE_LR", "MAX_ITER"]
+VALUES = [(None, 8), (None, 4), (None, 0, 2), (None, 2), (None, 0.01), (None, 600)]
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("is_own", [False, True])
+def test_the_schedule_is_scaled_once_to_the_batch(is_own, processes, is_file, tmp_path):
+    """The packaged rate is for 16 images. What is set is scaled where a key asks for it."""
+    for values in itertools.product(*VALUES):
+        given = {k: v for k, v in zip(KEYS, values, strict=True) if v is not None}
+        opts, file = [w for k, v in given.items() for w in (f"SOLVER.{k}", str(v))], COCO
+        if is_file and given:
+            file = tmp_path / "mine.yaml"
+            file.write_text(f"_BASE_: {COCO}\nSOLVER: {json.dumps(given)}\n")
+            opts = []
+        if is_own:
+            solver = schedule(400, *OWN, *opts, processes=processes, file=file).SOLVER
+        else:
+            solver = scale_schedule(load_config(file, opts), processes).SOLVER
+        batch, to, reference, steps, rate, length = values
+        is_asked, images = not is_own or bool(to) or reference is not None, batch or 16
+        expected = 2 * processes if is_own and not batch and steps is None else images
+        if is_asked:
+            reference = 8 if reference is None else reference
+            expected = images * processes // reference if reference and steps is None else images
+        expected = to or expected
+        meant = 16 if is_own and reference != 0 else images
+        lr = 0.02 * expected / meant
+        if rate or not is_own:
+            lr = (rate or 0.02) * (expected / images if is_asked else 1)
+        seen = 24_000 if is_own else 87_960 * images
+        if length:
+            seen = length * (images if is_asked else expected)
+        assert solver.IMS_PER_BATCH == expected, given
+        assert solver.BASE_LR == pytest.approx(lr), given
+        assert solver.MAX_ITER * expected == seen, given
 
 
 def test_an_explicit_batch_scales_the_learning_rate_and_an_explicit_length_the_steps():
