@@ -16,6 +16,7 @@ from detectron2 import evaluation
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from ..config import DATASET_KEYS, built_architecture, dataset_names
@@ -50,10 +51,29 @@ def complete_truth(truth: COCO) -> None:
     """Give the annotations what COCO's evaluation needs of them: an id of their own that is not 0,
     which it takes for "not matched", ``iscrowd`` and ``area``."""
     for number, annotation in enumerate(truth.dataset.get("annotations", ()), 1):
-        width, height = annotation.get("bbox", (0, 0, 0, 0))[2:]
-        annotation.update({"iscrowd": 0, "area": width * height} | annotation | {"id": number})
+        annotation.update({"iscrowd": 0} | annotation | {"id": number})
+        if not annotation.get("area"):
+            annotation["area"] = object_area(annotation, truth.imgs.get(annotation["image_id"]))
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
+
+
+def object_area(annotation: dict[str, Any], image: dict[str, Any] | None) -> float:
+    """The area in pixels of an annotation that does not state it: that of its mask, or of its box
+    where it has none.
+
+    Args:
+        annotation, image: entries of a COCO file; the image is None if the file lacks it.
+    """
+    mask = annotation.get("segmentation")
+    if isinstance(mask, list):
+        mask = [polygon for polygon in mask if len(polygon) >= 6]  # as Detectron2 loads them
+    if not mask or image is None:
+        width, height = annotation.get("bbox", (0, 0, 0, 0))[2:]
+        return width * height
+    if isinstance(mask, list) or isinstance(mask["counts"], list):
+        mask = mask_util.frPyObjects(mask, int(image["height"]), int(image["width"]))
+    return float(mask_util.area(mask_util.merge(mask) if isinstance(mask, list) else mask))
 
 
 # What a model predicts of a dataset that has truth of several kinds; others predict all of it.
