@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from case import Case
 from detectron2.modeling import GeneralizedRCNN
 from measure import Step
 from torch import nn
-from variants import Variant, build, initial_state
+from variants import Case, Variant, build, initial_state
 from workloads import workload
 
 from gnws_d2.errors import GnwsError

@@ -11,15 +11,14 @@ its feature pyramid; all stages are trained. Every variant is compared with floa
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import torch
 from accuracy import prepare
-from case import Case
 from detectron2.modeling import Backbone
 from measure import allocated
 from tabulate import tabulate
-from variants import BASE, OURS, VARIANTS, Variant
+from variants import BASE, OURS, VARIANTS, Case, Variant
 from workloads import BackboneWorkload
 
 MIB = 2**20
@@ -42,9 +41,7 @@ def step(backbone: Backbone, x: torch.Tensor, device: str) -> tuple[float, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="faster_rcnn_R_50_FPN", help="or a config")
     parser.add_argument("--size", type=int, nargs=2, default=[512, 512], metavar=("H", "W"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -13,11 +13,11 @@ is noise. Every variant is compared with float64 first; an inaccurate one ends t
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import itertools
 import shlex
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +25,10 @@ from typing import Any
 
 import torch
 from accuracy import prepare
-from case import ARCHITECTURES, Case
 from measure import memory, paired_times, ratio
 from results import Row, machine, write
 from tqdm import tqdm
-from variants import BASE, CONTROL, VARIANTS
+from variants import ARCHITECTURES, BASE, CONTROL, VARIANTS, Case
 
 NAMES = [variant.name for variant in VARIANTS]
 LEVELS = ["backbone", "model"]
@@ -48,10 +47,8 @@ PRESETS = {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--level", nargs="+", choices=LEVELS, default=LEVELS)
     add("--models", nargs="+", default=list(ARCHITECTURES), help="or names or files of configs")

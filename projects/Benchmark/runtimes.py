@@ -14,20 +14,20 @@ Results are in docs/benchmarks/runtimes/cpu.json.
 
 from __future__ import annotations
 
-import argparse
+import functools
 import logging
 import multiprocessing
 import resource
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import mmdetection
 import numpy as np
 import torch
-from case import ARCHITECTURES, Case
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
@@ -36,7 +36,7 @@ from report import PACKAGES, RUNTIMES, RUNTIMES_FILE, update_documents
 from results import Row, machine, read, write
 from torch import nn
 from torch.nn import functional
-from variants import initial_state
+from variants import ARCHITECTURES, Case, initial_state
 
 import gnws_d2
 from gnws_d2.data import read_image
@@ -101,21 +101,27 @@ def load(runtime: str, name: str, folder: Path) -> Callable[[torch.Tensor], Sequ
     return export.Detector(predictor.model)
 
 
-def work(runtime: str, name: str, folder: Path, threads: int, connection: Connection) -> None:
-    """The process of a runtime: reports how it loaded and ran an image, then runs it on demand."""
+again: Callable[[], object]  # runs the image once more, in the process of a runtime
+
+
+def begin(
+    runtime: str, name: str, folder: Path, threads: int, image: np.ndarray
+) -> tuple[float, int, list[np.ndarray]]:
+    """In the process of a runtime: load it and run the image. Returns the seconds of the first, the
+    peak of the bytes of both, and the outputs."""
+    global again
     logging.disable()
     torch.set_num_threads(threads)
     before, start = _peak(), time.perf_counter()
     run = load(runtime, name, folder)
     loaded = time.perf_counter() - start
-    image = connection.recv()
-    with torch.inference_mode():
-        outputs = run(image)
-        memory = _peak() - before
-        connection.send((round(loaded, 2), memory, [output.numpy() for output in outputs]))
-        while connection.recv():
-            run(image)
-            connection.send(None)
+    again = torch.inference_mode()(functools.partial(run, torch.from_numpy(image)))
+    outputs = again()
+    return round(loaded, 2), _peak() - before, [output.numpy() for output in outputs]
+
+
+def repeat() -> None:
+    again()
 
 
 def _peak() -> int:
@@ -128,27 +134,22 @@ def measure(
 ) -> list[Row]:
     """A row for each runtime, of which the first is "eager"."""
     context = multiprocessing.get_context("forkserver")  # from a process that only imported
-    rows, steps, outputs, connections = [], {}, {}, []
-    for runtime in runtimes:
-        here, there = context.Pipe()
-        arguments = (runtime, name, folder, torch.get_num_threads(), there)
-        context.Process(target=work, args=arguments, daemon=True).start()
-        there.close()  # so that its end is an error here
-        here.send(image)
-        loaded, memory, arrays = here.recv()
-        rows.append({"model": name, "runtime": runtime, "load": loaded, "memory": memory})
-        outputs[runtime] = tuple(map(torch.from_numpy, arrays))
-        steps[runtime] = lambda connection=here: (connection.send(True), connection.recv())
-        connections.append(here)
+    pools = {runtime: ProcessPoolExecutor(1, context) for runtime in runtimes}
+    arguments = (name, folder, torch.get_num_threads(), image.numpy())
+    begun = {r: pool.submit(begin, r, *arguments).result() for r, pool in pools.items()}
+    steps = {r: lambda pool=pool: pool.submit(repeat).result() for r, pool in pools.items()}
     times = paired_times(steps, rounds, warm_up=False)
-    for connection in connections:
-        connection.send(False)
-    for row in rows:
-        runtime = row["runtime"]
-        compared = export.compare(outputs["eager"], outputs[runtime], export.EXACT)
+    for pool in pools.values():
+        pool.shutdown()
+    rows = []
+    for runtime, (loaded, memory, arrays) in begun.items():
+        eager, outputs = (tuple(map(torch.from_numpy, a)) for a in (begun["eager"][2], arrays))
+        compared = export.compare(eager, outputs, export.EXACT)
+        row = {"model": name, "runtime": runtime, "load": loaded, "memory": memory}
         row["same"] = [compared.same, max(compared.expected, compared.found)]
         row["seconds"] = [float(f"{t:.4g}") for t in times[runtime]]
         row["ratio"] = [round(r, 4) for r in ratio(times[runtime], times["eager"])]
+        rows.append(row)
     return rows
 
 
@@ -176,9 +177,7 @@ def accuracy(weights: str, folder: Path) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["export", "measure", "accuracy"])
     parser.add_argument("--models", nargs="+", default=list(ARCHITECTURES), metavar="NAME")
     parser.add_argument("--rounds", type=int, help="by default 8 for R-50, 2 for larger models")

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from case import Case
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
 import gnws_d2
 from gnws_d2.layers import StandardizedConv, fold
-from gnws_d2.projects.acceleration import accelerate
+from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
+
+# The eight architectures, and a config of each.
+ARCHITECTURES = {
+    f"{kind}_rcnn_{depth}_FPN": f"{folder}/{kind}_rcnn_{depth}_FPN_gn_ws_{schedule}.yaml"
+    for kind, folder, schedule in (
+        ("faster", "COCO-Detection", "1x"),
+        ("mask", "COCO-InstanceSegmentation", "2x"),
+    )
+    for depth in ("R_50", "R_101", "X_50_32x4d", "X_101_32x4d")
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all variants are compared on, one image at a time."""
+
+    level: str  # "backbone" (with FPN) or "model"
+    model: str  # an architecture, or the name or file of a config
+    size: tuple[int, int]  # height and width of the image, before padding
+    mode: str  # "train" or "infer"
+    precision: str = "fp32"  # or "bf16" (autocast)
+    device: str = "cpu"
+    opts: Sequence[str] = ()  # overrides of the config, KEY VALUE
+
+    @property
+    def training(self) -> bool:
+        return self.mode == "train"
+
+    def autocast(self) -> torch.autocast:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def config(self, opts: Sequence[str] = ()) -> CfgNode:
+        """The model's config with more overrides."""
+        fixed = ["MODEL.DEVICE", self.device, "MODEL.WEIGHTS", "", "VIS_PERIOD", "0"]
+        # The optimizer takes its step, and all weights stay as they are.
+        fixed += ["SOLVER.BASE_LR", "0.0"]
+        file = ARCHITECTURES.get(self.model, self.model)
+        return gnws_d2.load_config(file, [*fixed, *self.opts, *opts], [add_acceleration_config])
+
 
 # Of a weight (C_out, C_in / groups, kh, kw); the result has its shape.
 Formula = Callable[[torch.Tensor], torch.Tensor]
@@ -51,25 +89,18 @@ _NORMS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
 _FROZEN = [word for part in _NORMS for word in (f"MODEL.{part}.NORM", "FrozenBN")]
 _FUSED = ["MODEL.GN.FUSE_RELU", "always"]
 _RECOMPUTED = [*_FUSED, "MODEL.GN.RECOMPUTE_ACTIVATIONS", "True"]
+_CONVOLUTIONS = [*_RECOMPUTED, "MODEL.GN.RECOMPUTE_CONVOLUTIONS", "True"]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to build the model.
+    """One way to build the model."""
 
-    Attributes:
-        name: in the results.
-        opts: overrides of the config, KEY VALUE.
-        formula: of the standardization; None if weights are not standardized.
-        stock: Detectron2's own backbone and heads, which compute ``formula`` at each forward.
-        folded: plain convolutions that store the standardized weights.
-    """
-
-    name: str
-    opts: Sequence[str] = ()
-    formula: Formula | None = plain_formula
-    stock: bool = False
-    folded: bool = False
+    name: str  # in the results
+    opts: Sequence[str] = ()  # overrides of the config, KEY VALUE
+    formula: Formula | None = plain_formula  # of the standardization; None without it
+    stock: bool = False  # Detectron2's backbone and heads, which compute formula at each forward
+    folded: bool = False  # plain convolutions that store the standardized weights
 
 
 VARIANTS = [
@@ -82,10 +113,7 @@ VARIANTS = [
     Variant(f"{OURS}, folded", folded=True),  # for inference only
     Variant(f"{OURS}, fused", _FUSED),
     Variant(f"{OURS}, fused, recomputed", _RECOMPUTED),
-    Variant(
-        f"{OURS}, convolutions recomputed",
-        [*_RECOMPUTED, "MODEL.GN.RECOMPUTE_CONVOLUTIONS", "True"],
-    ),
+    Variant(f"{OURS}, convolutions recomputed", _CONVOLUTIONS),
 ]
 
 
@@ -115,13 +143,9 @@ def use_formula(model: nn.Module, formula: Formula) -> None:
     in place."""
     for conv in model.modules():
         if isinstance(conv, StandardizedConv):
-            conv._conv_forward = functools.partial(_forward, conv, formula)
-
-
-def _forward(
-    conv: Any, formula: Formula, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    return nn.Conv2d._conv_forward(conv, x, formula(weight), bias)
+            conv._conv_forward = lambda x, weight, bias, conv=conv: nn.Conv2d._conv_forward(
+                conv, x, formula(weight), bias
+            )
 
 
 def initial_state(case: Case) -> dict[str, torch.Tensor]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from case import Case
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.solver import build_optimizer
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from variants import Case
 
 STRIDE = 32  # of Detectron2's padding
 OBJECTS, PROPOSALS, DETECTIONS = 8, 1000, 100

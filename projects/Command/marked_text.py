@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from gnws_d2.files import atomic_write
 
 
-def replace_marked(text: str, name: str, made: str) -> str:
-    """``text`` with ``made`` between the lines ``<!-- name: ... -->`` and ``<!-- end of name -->``.
+def update_marked(document: Path, parts: Mapping[str, str]) -> None:
+    """Write ``document`` again with each of ``parts``, by name, between the lines
+    ``<!-- name: ... -->`` and ``<!-- end of name -->``.
 
     Raises:
-        ValueError: the marks are missing.
+        ValueError: the marks of a part are missing; nothing is written.
     """
-    marks = rf"(<!-- {name}: .* -->\n)[\s\S]*?(<!-- end of {name} -->)"
-    text, found = re.subn(marks, lambda m: f"{m[1]}{made}\n{m[2]}", text)
-    if not found:
-        raise ValueError(
-            f"the document has no place for the table {name!r}. Put <!-- {name}: made by ... --> "
-            f"and <!-- end of {name} --> on lines there."
-        )
-    return text
+    text = document.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        marks = rf"(<!-- {name}: .* -->\n)[\s\S]*?(<!-- end of {name} -->)"
+        text, found = re.subn(marks, lambda m, part=part: f"{m[1]}{part}\n{m[2]}", text)
+        if not found:
+            raise ValueError(
+                f"{document} has no place for the table {name!r}. Put <!-- {name}: made by ... "
+                f"--> and <!-- end of {name} --> on lines there."
+            )
+    with atomic_write(document) as partial:
+        partial.write_text(text, encoding="utf-8")

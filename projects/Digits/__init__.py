@@ -26,8 +26,7 @@ from detectron2.data.datasets import load_coco_json
 
 from gnws_d2.files import cache_path
 
-from .annotation import KEYPOINTS, categories
-from .make import NAME, NUM_TRAIN, NUM_VAL, json_file, make_digits
+from .make import KEYPOINTS, NAME, NUM_TRAIN, NUM_VAL, categories, json_file, make_digits
 from .scans import SPLITS, load_scans
 
 __all__ = ["NAME", "NUM_TRAIN", "NUM_VAL", "load_scans", "make_digits", "register"]

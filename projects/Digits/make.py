@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as mask_util
 
 from gnws_d2.files import cache_dir, cache_path, locked
 
-from .annotation import annotation, categories, semantic
-from .scans import SPLITS, load_scans
-from .scene import SIZE, compose
+from .scans import CLASSES, SPLITS, load_scans
+from .scene import SIZE, Digit, compose
 
 # Changed content needs a new name, so that nobody trains on what an older version made.
 NAME = "digits_v3"
@@ -29,6 +29,8 @@ SEED = 2020
 NUM_TRAIN = 1200
 NUM_VAL = 200
 WAIT = 1800.0  # seconds for another process that makes it
+# The outermost points of a digit, the keypoints that every class has.
+KEYPOINTS = ("top", "bottom", "left", "right")
 
 logger = logging.getLogger(__package__)
 
@@ -90,7 +92,9 @@ def write_split(folder: Path, split: str, count: int) -> None:
     for number in range(count):
         image, digits = compose(np.random.default_rng((SEED, SPLITS.index(split), number)), scans)
         image_id, file_name = number + 1, f"{number:06d}.png"
-        labels = semantic(digits)
+        labels = np.zeros((SIZE, SIZE), np.uint8)
+        for digit in digits:
+            labels[digit.mask] = digit.label + 1
         for name, pixels in zip(names, (image, labels, labels == 0), strict=True):
             # Grain hardly compresses: level 1 makes files 5% larger than the default, in a quarter
             # of the time.
@@ -108,3 +112,40 @@ def write_split(folder: Path, split: str, count: int) -> None:
         "categories": categories(),
     }
     json_file(folder, split).write_text(json.dumps(coco, separators=(",", ":")))
+
+
+def categories() -> list[dict[str, Any]]:
+    """List the COCO categories; ids begin at 1, as Detectron2 expects of a COCO file."""
+    common = {"supercategory": "digit", "keypoints": list(KEYPOINTS), "skeleton": []}
+    return [{"id": i + 1, "name": name, **common} for i, name in enumerate(CLASSES)]
+
+
+def annotation(digit: Digit) -> dict[str, Any]:
+    """Describe a digit for COCO, without the ids of the annotation and of its image.
+
+    ``bbox`` is [x, y, width, height] in pixels, tight around the visible mask. ``scan`` is not
+    part of COCO; it names the scan that the digit was made from.
+    """
+    rle = mask_util.encode(np.asfortranarray(digit.mask, dtype=np.uint8))
+    return {
+        "category_id": digit.label + 1,
+        "bbox": mask_util.toBbox(rle).tolist(),
+        "area": int(mask_util.area(rle)),
+        "iscrowd": 0,
+        "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+        "keypoints": keypoints(digit.mask),
+        "num_keypoints": len(KEYPOINTS),
+        "scan": digit.scan,
+    }
+
+
+def keypoints(mask: np.ndarray) -> list[float]:
+    """The outermost pixels of a mask, (H, W) bool: [x, y, 2, ...] for :data:`KEYPOINTS`, 2 meaning
+    visible. Of several pixels equally far out, the middle one."""
+    ys, xs = np.nonzero(mask)
+    points = []
+    for along, extreme in ((ys, ys.min()), (ys, ys.max()), (xs, xs.min()), (xs, xs.max())):
+        outermost = np.flatnonzero(along == extreme)
+        middle = outermost[len(outermost) // 2]
+        points += [float(xs[middle]), float(ys[middle]), 2]
+    return points

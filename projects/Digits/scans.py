@@ -15,17 +15,11 @@ SPLIT_SEED = 1797
 
 
 class Scans(NamedTuple):
-    """Scans of one split.
+    """Scans of one split."""
 
-    Attributes:
-        ink: (N, 8, 8) float32, 0 (paper) to 1 (full ink).
-        labels: (N,) int, the digit that is written.
-        ids: (N,) int, the positions in scikit-learn's ``load_digits``.
-    """
-
-    ink: np.ndarray
-    labels: np.ndarray
-    ids: np.ndarray
+    ink: np.ndarray  # (N, 8, 8) float32, 0 (paper) to 1 (full ink)
+    labels: np.ndarray  # (N,) int, the digit that is written
+    ids: np.ndarray  # (N,) int, the positions in scikit-learn's load_digits
 
 
 def load_scans(split: str) -> Scans:

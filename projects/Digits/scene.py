@@ -24,21 +24,13 @@ INK_CHOICES = 12
 
 @dataclass
 class Digit:
-    """One digit of an image.
+    """One digit of an image."""
 
-    Attributes:
-        label: class, 0 to 9.
-        scan: position of its scan in scikit-learn's ``load_digits``.
-        ink: (3,) float32 RGB color.
-        area: pixels of its mask before later digits covered some.
-        mask: (SIZE, SIZE) bool, the visible part.
-    """
-
-    label: int
-    scan: int
-    ink: np.ndarray
-    area: int
-    mask: np.ndarray
+    label: int  # class, 0 to 9
+    scan: int  # position of its scan in scikit-learn's load_digits
+    ink: np.ndarray  # (3,) float32 RGB color
+    area: int  # pixels of its mask before later digits covered some
+    mask: np.ndarray  # (SIZE, SIZE) bool, the visible part
 
 
 def compose(rng: np.random.Generator, scans: Scans) -> tuple[np.ndarray, list[Digit]]:
@@ -70,33 +62,17 @@ def compose(rng: np.random.Generator, scans: Scans) -> tuple[np.ndarray, list[Di
 
 
 def draw_stroke(rng: np.random.Generator, scan: np.ndarray) -> np.ndarray:
-    """Enlarge a scan at a random height, width, slant and thickness (see :func:`enlarge`)."""
-    low, high = np.log(HEIGHTS)
-    return enlarge(
-        scan,
-        height=np.exp(rng.uniform(low, high)),
-        aspect=rng.uniform(0.7, 1.0),
-        angle=np.deg2rad(rng.uniform(-MAX_ANGLE, MAX_ANGLE)),
-        level=rng.uniform(0.36, 0.46),
-    )
-
-
-def enlarge(
-    scan: np.ndarray, height: float, aspect: float, angle: float, level: float
-) -> np.ndarray:
-    """Enlarge a scan to a smooth stroke.
-
-    Args:
-        scan: (8, 8) float32 ink, 0 to 1.
-        height: of the inked rows when upright, pixels.
-        aspect: width of a scan's cell divided by its height.
-        angle: rotation, radians.
-        level: amount of ink at which the stroke begins, 0 to 1.
+    """Enlarge a scan, (8, 8) float32 ink from 0 to 1, to a smooth stroke of a random height, width,
+    slant and thickness.
 
     Returns:
         (h, w) float32 coverage, 0 to 1, cropped to where it is not 0; from 0.5 on a pixel belongs
         to the mask.
     """
+    height = np.exp(rng.uniform(*np.log(HEIGHTS)))  # of the inked rows when upright, pixels
+    aspect = rng.uniform(0.7, 1.0)  # width of a scan's cell divided by its height
+    angle = np.deg2rad(rng.uniform(-MAX_ANGLE, MAX_ANGLE))
+    level = rng.uniform(0.36, 0.46)  # amount of ink at which the stroke begins
     rows = np.flatnonzero(scan.max(axis=1) >= level)
     columns = np.flatnonzero(scan.max(axis=0) >= level)
     cell_h = height / (rows[-1] - rows[0] + 1)
@@ -111,12 +87,9 @@ def enlarge(
     cos, sin = np.cos(angle), np.sin(angle)
     across, down = np.array([cos, sin]) / cell_w, np.array([-sin, cos]) / cell_h
     corner = cx - across.sum() * side / 2, cy - down.sum() * side / 2
-    ink = Image.fromarray(np.pad(scan, border)).transform(
-        (side, side),
-        Image.Transform.AFFINE,
-        (*across, corner[0], *down, corner[1]),
-        Image.Resampling.BICUBIC,
-    )
+    affine = (*across, corner[0], *down, corner[1])
+    how = (Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+    ink = Image.fromarray(np.pad(scan, border)).transform((side, side), *how)
     # Ink rises from 0 to 1 over about a cell: this slope gives edges of EDGE pixels at any size.
     slope = np.sqrt(cell_w * cell_h) / EDGE
     coverage = np.clip((np.asarray(ink) - level) * slope + 0.5, 0, 1).astype(np.float32)

@@ -13,10 +13,10 @@ sizes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from tabulate import tabulate
 from torch import nn
 
 import gnws_d2
-from gnws.marked_text import replace_marked
+from gnws.marked_text import update_marked
 from gnws_d2.config import get_config_file
 from gnws_d2.data import read_image
 from gnws_d2.engine import Trainer
@@ -146,9 +146,7 @@ def table(rows: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     of = f"of {', '.join(CONFIGS)}"
     parser.add_argument("names", nargs="*", choices=CONFIGS, metavar="MODEL", help=of)
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
@@ -176,9 +174,7 @@ def keep(rows: dict[str, list[str]]) -> None:
     """Write the document after each row: a run of hours may be stopped."""
     with atomic_write(RESULTS) as partial:
         partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    text = DOCUMENT.read_text(encoding="utf-8")
-    with atomic_write(DOCUMENT) as partial:
-        partial.write_text(replace_marked(text, "support", table(rows)), encoding="utf-8")
+    update_marked(DOCUMENT, {"support": table(rows)})
 
 
 if __name__ == "__main__":

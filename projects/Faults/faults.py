@@ -22,10 +22,9 @@ from pathlib import Path
 from tabulate import tabulate
 from trials import LOST, OUTCOMES, perform, run
 
-from gnws.marked_text import replace_marked
-from gnws_d2.files import atomic_write
+from gnws.marked_text import update_marked
 
-CORPORA = ("configs", "checkpoints", "datasets", "downloads", "trainings")
+CORPORA = ("configs", "checkpoints", "datasets", "downloads", "trainings", "reports")
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "reliability.md"
 
@@ -48,7 +47,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     of = f"of {', '.join(CORPORA)}"
-    parser.add_argument("corpora", nargs="*", choices=CORPORA, metavar="CORPUS", help=of)
+    choices = (*CORPORA, [])  # before Python 3.12, argparse also checks that none is named
+    parser.add_argument("corpora", nargs="*", choices=choices, metavar="CORPUS", help=of)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of trials")
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
@@ -69,9 +69,7 @@ def main() -> int:
         made = tabulate(rows, header, tablefmt="github")
         print(made)
         if not args.dry_run:
-            text = replace_marked(DOCUMENT.read_text(encoding="utf-8"), corpus, made)
-            with atomic_write(DOCUMENT) as partial:
-                partial.write_text(text, encoding="utf-8")
+            update_marked(DOCUMENT, {corpus: made})
     return int(lost > 0)
 
 

@@ -5,12 +5,12 @@ Each training writes one JSON file. A training that has one is not run again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
 import os
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,23 +30,14 @@ MOVING_SPEED = 0.1  # of the estimates of BCN; falls with the learning rate
 
 @dataclass(frozen=True)
 class Job:
-    """One training.
+    """One training."""
 
-    Attributes:
-        experiment: the name of its experiment.
-        norm: one of NORMS, or what else the experiment compares.
-        batch: images per step.
-        seed: seed of the initial weights and of the order of the images.
-        images: the number of images seen, a multiple of ``batch``.
-        reference_lr: learning rate for REFERENCE_BATCH images per step.
-    """
-
-    experiment: str
-    norm: str
-    batch: int
-    seed: int
-    images: int
-    reference_lr: float
+    experiment: str  # its name
+    norm: str  # one of NORMS, or what else the experiment compares
+    batch: int  # images per step
+    seed: int  # of the initial weights and of the order of the images
+    images: int  # how many are seen, a multiple of batch
+    reference_lr: float  # learning rate for REFERENCE_BATCH images per step
 
     @property
     def steps(self) -> int:
@@ -66,16 +57,11 @@ class Job:
 @dataclass(frozen=True)
 class Preset:
     """What an experiment compares: all combinations of ``lrs``, ``norms``, ``batches``, ``seeds``.
-
-    Attributes:
-        images: the number of images that each job sees.
-        steps: the number of steps of each job, if ``images`` is 0.
-        lrs: reference learning rates; if empty, each norm has the best of the experiment before.
-    """
+    A job sees ``images``, or makes ``steps``."""
 
     images: int = 0
     steps: int = 0
-    lrs: Sequence[float] = ()
+    lrs: Sequence[float] = ()  # reference rates; if empty, each norm has the best so far
     norms: Sequence[str] = NORMS
     batches: Sequence[int] = BATCHES
     seeds: Sequence[int] = (0, 1, 2)
@@ -120,12 +106,9 @@ def run_jobs(train: Train, jobs: Sequence[Job], folder: Path, processes: int) ->
 def best_lrs(jobs: Sequence[Job], folder: Path, score: str) -> dict[str, float]:
     """For each norm, the reference learning rate of the job with the highest score; diverged jobs
     have the lowest."""
-
-    def score_of(job: Job) -> float:
-        result = json.loads(job.result_file(folder).read_text(encoding="utf-8"))
-        return result.get(score, -math.inf)
-
-    return {job.norm: job.reference_lr for job in sorted(jobs, key=score_of)}
+    results = [json.loads(job.result_file(folder).read_text(encoding="utf-8")) for job in jobs]
+    results.sort(key=lambda result: result.get(score, -math.inf))
+    return {result["norm"]: result["reference_lr"] for result in results}
 
 
 def command(doc: str | None, train: Train, presets: Mapping[str, Preset], score: str = "") -> None:
@@ -137,9 +120,7 @@ def command(doc: str | None, train: Train, presets: Mapping[str, Preset], score:
         presets: the experiments, by name and in order. One with several learning rates chooses
             those of the experiments after it, by the ``score`` of its results.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/micro_batch"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes")
     args = parser.parse_args()

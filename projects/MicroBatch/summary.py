@@ -10,9 +10,9 @@ document's marks and the plot are made from those.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,8 +24,7 @@ from experiment import BATCHES
 from matplotlib import pyplot as plt
 from tabulate import tabulate
 
-from gnws.marked_text import replace_marked
-from gnws_d2.files import atomic_write
+from gnws.marked_text import update_marked
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "micro-batch.md"
@@ -208,9 +207,9 @@ def cost_table(data: Path) -> str:
     return table(header, [*body, ["all", "", "", "", "", f"{total:.1f}"]])
 
 
-def document(text: str, data: Path) -> str:
-    """``text`` with new tables between its marks."""
-    tables = {
+def tables(data: Path) -> dict[str, str]:
+    """The tables of the document, by name."""
+    return {
         **{name: scores_table(read(data, name), column) for name, column in SCORES.items()},
         "equal steps": scores_table(equal_steps(data), "AP"),
         "differences": differences_table(data),
@@ -219,9 +218,6 @@ def document(text: str, data: Path) -> str:
         "learning rates": rates_table(data),
         "cost": cost_table(data),
     }
-    for name, made in tables.items():
-        text = replace_marked(text, name, f"\n{made}\n")
-    return text
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -245,16 +241,12 @@ def draw(data: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="the --output folder of the experiments")
     args = parser.parse_args()
     if args.results:
         collect(args.results, DATA)
-    text = document(DOCUMENT.read_text(encoding="utf-8"), DATA)
-    with atomic_write(DOCUMENT) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    update_marked(DOCUMENT, {name: f"\n{made}\n" for name, made in tables(DATA).items()})
     draw(DATA)
     print(DOCUMENT)
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 from accuracy import Results, check, small_step
-from case import Case
 from torch import nn
-from variants import OURS, VARIANTS, build, initial_state
+from variants import OURS, VARIANTS, Case, build, initial_state
 
 from gnws_d2.errors import GnwsError
 

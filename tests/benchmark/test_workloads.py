@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from case import Case
-from variants import BASE, OURS, VARIANTS, build, initial_state
+from variants import BASE, OURS, VARIANTS, Case, build, initial_state
 from workloads import workload
 
 from gnws_d2.layers import StandardizedConv
