@@ -39,7 +39,15 @@ def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
                 f"{type(resnet).__name__}, are {list(known)}. Remove {name!r}."
             )
         for block in getattr(resnet, name):
-            _refuse_running_statistics(block, name)
+            for module in block.modules():
+                has_buffers = next(module.buffers(recurse=False), None) is not None
+                if has_buffers and not isinstance(module, FrozenBatchNorm2d):
+                    raise ConfigError(
+                        f"{_KEY} names {name!r}, which has a {type(module).__name__}; its running "
+                        "statistics would be updated in the forward and again in the backward of "
+                        f'each step. Remove {name!r}, or set MODEL.RESNETS.NORM to "GN" or '
+                        '"FrozenBN".'
+                    )
             # Not a wrapping module, which would change all names. A partial, because a copy of
             # the model then calls its own blocks.
             block.forward = functools.partial(_forward, block)
@@ -48,14 +56,3 @@ def checkpoint_activations(model: nn.Module, stages: Sequence[str]) -> None:
 def _forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     # The class is looked up at each call: fusing changes it.
     return checkpoint(functools.partial(type(block).forward, block), x, use_reentrant=False)
-
-
-def _refuse_running_statistics(block: nn.Module, stage: str) -> None:
-    for module in block.modules():
-        has_buffers = next(module.buffers(recurse=False), None) is not None
-        if has_buffers and not isinstance(module, FrozenBatchNorm2d):
-            raise ConfigError(
-                f"{_KEY} names {stage!r}, which has a {type(module).__name__}; its running "
-                "statistics would be updated in the forward and again in the backward of each "
-                f'step. Remove {stage!r}, or set MODEL.RESNETS.NORM to "GN" or "FrozenBN".'
-            )

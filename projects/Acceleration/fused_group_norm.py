@@ -47,7 +47,20 @@ def group_norm_relu(
     Raises:
         ValueError: shapes or devices that do not fit.
     """
-    _check(x, num_groups, weight, bias, residual)
+    if x.dim() < 2 or x.shape[1] % num_groups:
+        raise ValueError(
+            f"group_norm_relu takes (N, C, *) with C a multiple of num_groups, {num_groups}, "
+            f"but x is {tuple(x.shape)}."
+        )
+    others = {"weight": (weight, x.shape[1:2]), "bias": (bias, x.shape[1:2])}
+    if residual is not None:
+        others["residual"] = residual, x.shape
+    for name, (other, shape) in others.items():
+        if other.shape != shape or other.device != x.device:
+            raise ValueError(
+                f"group_norm_relu takes a {name} of shape {tuple(shape)} on {x.device}, as x, "
+                f"but it is {tuple(other.shape)} on {other.device}."
+            )
     eager = type(x) is torch.Tensor and not torch.compiler.is_compiling()
     if eager and not torch.is_grad_enabled():
         # Bypasses the dispatcher, which takes longer than the kernels of a small input.
@@ -75,29 +88,6 @@ class GroupNormReLU(nn.GroupNorm):
             y = torch.group_norm(input, *parameters)
             return (y if residual is None else y + residual).relu()
         return group_norm_relu(input, *parameters, residual, recompute=self.recompute)
-
-
-def _check(
-    x: torch.Tensor,
-    num_groups: int,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None,
-) -> None:
-    if x.dim() < 2 or x.shape[1] % num_groups:
-        raise ValueError(
-            f"group_norm_relu takes (N, C, *) with C a multiple of num_groups, {num_groups}, "
-            f"but x is {tuple(x.shape)}."
-        )
-    others = {"weight": (weight, x.shape[1:2]), "bias": (bias, x.shape[1:2])}
-    if residual is not None:
-        others["residual"] = residual, x.shape
-    for name, (other, shape) in others.items():
-        if other.shape != shape or other.device != x.device:
-            raise ValueError(
-                f"group_norm_relu takes a {name} of shape {tuple(shape)} on {x.device}, as x, "
-                f"but it is {tuple(other.shape)} on {other.device}."
-            )
 
 
 @torch.library.custom_op("gnws_d2::group_norm_relu", mutates_args=())

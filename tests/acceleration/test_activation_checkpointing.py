@@ -6,11 +6,13 @@ from collections import Counter
 import pytest
 import torch
 from detectron2.modeling import build_model
+from gradients import assert_same, gradients
 from torch import nn
 
 from gnws_d2.errors import ConfigError
 from gnws_d2.projects.acceleration import checkpoint_activations
 
+IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 KEY = "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING"
 
 
@@ -24,31 +26,22 @@ def pair(tiny_config) -> tuple[nn.Module, nn.Module]:
     return plain, saving
 
 
-def forward_backward(backbone: nn.Module) -> Counter:
-    """The number of forwards of each residual block in a training step."""
-    count: Counter = Counter()
-    for name, block in backbone.bottom_up.named_modules():
-        if name.count(".") == 1 and name.startswith("res"):
-            conv = block.conv1
-            conv.register_forward_hook(lambda *_, name=name: count.update([name]))
-    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    sum(level.square().mean() for level in backbone(image).values()).backward()
-    return count
-
-
 def test_the_chosen_stages_are_computed_twice_and_gradients_are_the_same_bit_for_bit(pair):
-    first, second = map(forward_backward, pair)
-    assert set(first.values()) == {1}
-    assert second == {name: 2 if name[:4] in ("res3", "res5") else 1 for name in first}
-    plain, saving = (dict(b.named_parameters()) for b in pair)
-    assert list(plain) == list(saving)
-    assert all(torch.equal(plain[name].grad, saving[name].grad) for name in plain)
+    counts, grads = (Counter(), Counter()), []
+    for backbone, count in zip(pair, counts, strict=True):
+        for name, block in backbone.bottom_up.named_modules():
+            if name.count(".") == 1 and name.startswith("res"):
+                block.conv1.register_forward_hook(lambda *_, n=name, c=count: c.update([n]))
+        grads.append(gradients(backbone, IMAGE))
+    assert set(counts[0].values()) == {1}
+    assert counts[1] == {name: 2 if name[:4] in ("res3", "res5") else 1 for name in counts[0]}
+    assert_same(*grads)
 
 
 def test_a_copy_runs_its_own_blocks(pair):
     _, saving = pair
     copied = copy.deepcopy(saving)
-    forward_backward(copied)
+    gradients(copied, IMAGE)
     assert copied.bottom_up.res3[0].conv1.weight.grad is not None
     assert saving.bottom_up.res3[0].conv1.weight.grad is None
 

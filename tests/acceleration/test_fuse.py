@@ -7,6 +7,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from gradients import assert_same, gradients
 from torch import nn
 
 from gnws_d2.data import Mapper
@@ -45,23 +46,6 @@ def step(model, batch):
     return {name: loss.detach() for name, loss in losses.items()}, grads
 
 
-def backbone_gradients(model):
-    """For random gradients of its levels: the mean square of a normalized level has none."""
-    generator = torch.Generator().manual_seed(2)
-    levels = list(model.backbone(X).values())
-    grads = [torch.randn(t.shape, generator=generator).to(t) for t in levels]
-    torch.autograd.backward(levels, grads)
-    return {n: p.grad for n, p in model.backbone.named_parameters() if p.requires_grad}
-
-
-def assert_same(found, expected, tolerance):
-    """``tolerance`` is relative to the largest value of each tensor."""
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        error = (found[name] - tensor).abs().max()
-        assert error <= tolerance * tensor.abs().max(), (name, float(error), tensor.abs().max())
-
-
 @pytest.mark.slow
 @RECOMPUTED
 def test_losses_and_gradients_of_a_detector_stay_the_same(tiny_config, double, recompute):
@@ -96,9 +80,9 @@ def test_fusing_twice_is_fusing_once_and_names_stay(tiny_config):
     assert list(plain.state_dict()) == list(fused.state_dict())
 
 
+@torch.no_grad()
 def features(model):
-    with torch.no_grad():
-        return model.eval().backbone(X)
+    return model.eval().backbone(X)
 
 
 @RECOMPUTED
@@ -121,9 +105,9 @@ def test_frozen_and_checkpointed_stages_of_a_model_that_recomputes(tiny_config, 
         fused = copy.deepcopy(plain)
     checkpoint_activations(fused, ["res3", "res4"])
     fuse_norm_relu(fused, *CONVOLUTIONS)
-    expected = backbone_gradients(plain)
+    expected = gradients(plain.backbone, X)
     assert "bottom_up.res2.0.conv1.weight" not in expected
-    assert_same(backbone_gradients(fused), expected, 1e-12)
+    assert_same(gradients(fused.backbone, X), expected, 1e-12)
 
 
 @pytest.mark.parametrize("name", ["bcn_ws", "bn"])

@@ -38,11 +38,6 @@ def test_smaller_set_is_the_start_of_a_larger_one(folder, tmp_path):
     assert images.items() <= files(folder).items()
 
 
-def test_splits_share_no_scan(folder):
-    used = [{a["scan"] for a in read_coco(folder, s).anns.values()} for s in ("train", "val")]
-    assert used[0] and used[1] and not used[0] & used[1]
-
-
 def test_splits_divide_every_class_alike():
     labels = np.repeat(np.arange(10), 50)
     train, val = split_ids(labels, "train"), split_ids(labels, "val")
@@ -50,16 +45,17 @@ def test_splits_divide_every_class_alike():
     assert np.bincount(labels[train]).tolist() == [40] * 10
 
 
-def test_scans_have_the_class_of_the_annotation(folder):
-    scans = load_scans("train")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_scans_are_of_the_split_and_have_the_class_of_the_annotation(folder, split):
+    scans, coco = load_scans(split), read_coco(folder, split)
     label = dict(zip(scans.ids.tolist(), scans.labels.tolist(), strict=True))
-    coco = read_coco(folder, "train")
     for a in coco.anns.values():
         assert coco.cats[a["category_id"]]["name"] == str(label[a["scan"]])
 
 
 @pytest.mark.parametrize("split, count", [("train", 100), ("val", 20)])
-def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
+def test_annotations_and_label_images_are_those_of_the_masks(folder, split, count):
+    """Keypoints are the outermost pixels."""
     coco = read_coco(folder, split)
     assert len(coco.imgs) == count and min(coco.anns) == 1
     for image_id, image in coco.imgs.items():
@@ -69,10 +65,23 @@ def test_boxes_and_areas_are_those_of_the_masks(folder, split, count):
         assert 1 <= len(annotations) <= 5
         masks = np.array([coco.annToMask(a) for a in annotations])
         assert masks.sum(axis=0).max() == 1, "masks overlap"
+        expected = np.zeros_like(masks[0])
         for a, mask in zip(annotations, masks, strict=True):
             ys, xs = np.nonzero(mask)
             assert a["area"] == mask.sum() and a["iscrowd"] == 0
             assert a["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+            points = np.array(a["keypoints"], int).reshape(4, 3)
+            assert (points[:, 2] == 2).all() and a["num_keypoints"] == 4
+            assert all(mask[y, x] for x, y, _ in points)
+            top, bottom, left, right = points[:, :2]
+            assert (left[0], right[0]) == (xs.min(), xs.max())
+            assert (top[1], bottom[1]) == (ys.min(), ys.max())
+            expected[mask > 0] = a["category_id"]
+        semantic, stuff = (
+            np.asarray(Image.open(folder / f"{split}_{kind}" / image["file_name"]))
+            for kind in ("semantic", "stuff")
+        )
+        assert (semantic == expected).all() and (stuff == (expected == 0)).all()
 
 
 def test_masks_lie_on_the_ink(folder):
@@ -88,29 +97,3 @@ def test_masks_lie_on_the_ink(folder):
         assert pixels[inner].std(axis=0).max() < 12
         x, y, w, h = (int(v) for v in a["bbox"])
         assert pixels[y : y + h, x : x + w].std(axis=(0, 1)).max() > 15
-
-
-def test_keypoints_are_the_outermost_pixels(folder):
-    coco = read_coco(folder, "val")
-    for annotation in coco.anns.values():
-        mask = coco.annToMask(annotation)
-        x, y, width, height = annotation["bbox"]
-        points = np.array(annotation["keypoints"]).reshape(4, 3)
-        assert (points[:, 2] == 2).all() and annotation["num_keypoints"] == 4
-        assert all(mask[int(py), int(px)] for px, py, _ in points)
-        top, bottom, left, right = points[:, :2]
-        assert (top[1], bottom[1]) == (y, y + height - 1)
-        assert (left[0], right[0]) == (x, x + width - 1)
-
-
-def test_label_images_are_those_of_the_masks(folder):
-    coco = read_coco(folder, "val")
-    for image in coco.imgs.values():
-        semantic, stuff = (
-            np.asarray(Image.open(folder / f"val_{kind}" / image["file_name"]))
-            for kind in ("semantic", "stuff")
-        )
-        expected = np.zeros_like(semantic)
-        for annotation in coco.imgToAnns[image["id"]]:
-            expected[coco.annToMask(annotation) > 0] = annotation["category_id"]
-        assert (semantic == expected).all() and (stuff == (expected == 0)).all()

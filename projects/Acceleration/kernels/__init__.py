@@ -51,12 +51,22 @@ def triton_runs_on(device: torch.device) -> bool:
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Whether Triton is installed, and its kernels compute what torch's do. Compiling them takes a
-    GPU that it supports and, the first time, a C compiler."""
+    """Whether Triton is installed, and its kernels compute what torch's do on a small input.
+    Compiling them takes a GPU that it supports and, the first time, a C compiler."""
     if importlib.util.find_spec("triton") is None:
         return False
+    x = torch.linspace(-1, 1, 1200, device=device, dtype=torch.float32).view(2, 6, 10, 10)
+    weight = torch.linspace(0.5, 1, 6, device=device, dtype=torch.float32)
+    bias = weight - 0.7
     try:
-        _try(device)
+        from . import triton_kernels
+
+        both = (triton_kernels, torch_kernels)
+        ours, theirs = (k.forward(x, weight, bias, None, 3, 1e-5) for k in both)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        _, mean, rstd = theirs
+        grads = [k.backward(x, x, weight, bias, None, mean, rstd, 1e-5) for k in both]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
     except torch.OutOfMemoryError:
         raise  # says nothing about the kernels
     except Exception as error:  # the compiler's, the linker's, the driver's: no common base class
@@ -68,22 +78,6 @@ def _works(device: torch.device) -> bool:
         )
         return False
     return True
-
-
-def _try(device: torch.device) -> None:
-    """Run all kernels on a small input. Raises AssertionError where torch's compute something
-    else."""
-    from . import triton_kernels
-
-    x = torch.linspace(-1, 1, 1200, device=device, dtype=torch.float32).view(2, 6, 10, 10)
-    weight = torch.linspace(0.5, 1, 6, device=device, dtype=torch.float32)
-    bias = weight - 0.7
-    both = (triton_kernels, torch_kernels)
-    ours, theirs = (k.forward(x, weight, bias, None, 3, 1e-5) for k in both)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    _, mean, rstd = theirs
-    grads = [k.backward(x, x, weight, bias, None, mean, rstd, 1e-5) for k in both]
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
 @functools.cache  # once each

@@ -27,7 +27,7 @@ def forward(
         y, of the shape, dtype and memory format of ``x``; mean and 1 / deviation, (N, G), in
         float32, or in float64 as ``x``.
     """
-    dtype = statistics_dtype(x)
+    dtype = torch.promote_types(x.dtype, torch.float32)
     # Contiguous, since on the CPU torch takes the moments of channels_last as E[x^2] - E[x]^2, and
     # weights as if they were.
     wide, weight, bias = (t.to(dtype).contiguous() for t in (x, weight, bias))
@@ -93,17 +93,8 @@ def backward(
 def format_of(x: torch.Tensor) -> torch.memory_format:
     """channels_last where ``x`` has that format and is not contiguous as well. A tensor of neither
     format counts as contiguous, and is copied."""
-    if (
-        x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
-    ):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-def statistics_dtype(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    is_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last and not x.is_contiguous() else torch.contiguous_format
 
 
 def _like(result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
