@@ -36,9 +36,9 @@ def test_defaults_and_configs_without_the_keys_change_nothing(tiny_config, accel
 
 
 def test_keys_that_contradict_each_other_are_refused(accelerated):
-    with pytest.raises(ConfigError, match="MODEL.GN.FUSE_RELU is 'on'.*\"always\""):
+    with pytest.raises(ConfigError, match=r"MODEL\.GN\.FUSE_RELU is 'on'.*\"always\""):
         accelerated(MASK_RCNN, "MODEL.GN.FUSE_RELU", "'on'")
-    with pytest.raises(ConfigError, match='FUSE_RELU is "never".*to "auto"'):
+    with pytest.raises(ConfigError, match=r'FUSE_RELU is "never".*to "auto"'):
         accelerated(MASK_RCNN, "MODEL.GN.RECOMPUTE_ACTIVATIONS", "True")
 
 
