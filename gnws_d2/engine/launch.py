@@ -56,11 +56,14 @@ def launch(
         timeout: how long a process waits for the others, to start and later; by default 30 minutes.
 
     Raises:
-        GnwsError: there are more processes than GPUs, or they did not find or lost each other.
+        GnwsError: there are fewer than one process or more than GPUs, or they did not find or lost
+            each other.
     """
     is_torchrun = dist.is_torchelastic_launched()
     processes = int(os.environ["LOCAL_WORLD_SIZE"]) if is_torchrun else num_gpus_per_machine
     with one_line_errors(), tempfile.TemporaryDirectory() as folder:
+        if not is_torchrun:
+            _check_world(num_gpus_per_machine, num_machines, machine_rank, dist_url)
         gpus = torch.cuda.device_count()
         if torch.cuda.is_available() and processes > gpus:
             raise GnwsError(
@@ -80,6 +83,25 @@ def launch(
         else:
             world = (num_gpus_per_machine, num_machines, machine_rank, dist_url)
             _start(world, (main_func, args, Path(folder)), timeout)
+
+
+def _check_world(per_machine: int, machines: int, rank: int, url: str | None) -> None:
+    for flag, count in (("--num-gpus", per_machine), ("--num-machines", machines)):
+        if count < 1:
+            raise GnwsError(
+                f"{flag} is {count}. Set it to 1 or more; without a GPU, --num-gpus is the number "
+                "of processes on the CPU."
+            )
+    if not 0 <= rank < machines:
+        raise GnwsError(
+            f"--machine-rank is {rank}, and --num-machines {machines}. Count machines from 0 to "
+            f"{machines - 1}."
+        )
+    if machines > 1 and url in (None, "auto"):
+        raise GnwsError(
+            f"--num-machines is {machines}, and --dist-url {url}. Set it to tcp://ADDRESS:PORT of "
+            "machine 0, the same on all machines."
+        )
 
 
 def _start(world: tuple, main: tuple, timeout: timedelta) -> None:

@@ -7,16 +7,18 @@ same ones. This module imports only the standard library.
 from __future__ import annotations
 
 import argparse
+import difflib
 import inspect
+import math
 import os
+import re
 import sys
 from argparse import REMAINDER
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from gnws.upstream import silence_upstream
-
-Parser = argparse.ArgumentParser
 
 SOURCE = (
     "ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val], a folder with one annotation file, or the name "
@@ -27,6 +29,39 @@ FORMATS = (
     *("torchscript-trace", "torchscript-script", "torch-export", "onnx"),
     *("openvino", "openvino-bfloat16", "openvino-int8"),
 )
+
+# Flags of other programs -> what sets the same here.
+KEYS = {
+    **dict.fromkeys(("--output", "--output-dir", "--out"), "OUTPUT_DIR FOLDER"),
+    **dict.fromkeys(("--lr", "--learning-rate"), "SOLVER.BASE_LR N"),
+    **dict.fromkeys(("--batch", "--batch-size"), "SOLVER.IMS_PER_BATCH N"),
+    **{"--workers": "DATALOADER.NUM_WORKERS N", "--device": "MODEL.DEVICE NAME"},
+    **{"--max-iter": "SOLVER.MAX_ITER N", "--seed": "SEED N"},
+}
+FLAGS = {
+    **{"--config": "--config-file", "--model": "--weights", "--checkpoint": "--weights"},
+    **{"--output": "--output-dir", "--output-dir": "--output", "--out": "--output"},
+    **{"--source": "--input", "--dataset": "--data", "--gpus": "--num-gpus"},
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with one line where a word is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message[-1] in ".?" else "."
+        self.exit(2, f"{self.prog}: error: {message}{end} See {self.prog} --help.\n")
+
+    def refuse(self, flag: str) -> NoReturn:
+        """Name what sets what an unknown ``flag`` was meant to."""
+        own = {word: word for word in self._option_string_actions if word.startswith("--")}
+        own = {word: same for word, same in FLAGS.items() if same in own} | own
+        keys = KEYS if any(action.dest == "opts" for action in self._actions) else {}
+        near = difflib.get_close_matches(flag.partition("=")[0], {**keys, **own}, n=1)
+        fix = f". Did you mean {own[near[0]]}?" if near and near[0] in own else ""
+        if near and not fix:
+            fix = f". Write {'--opts ' * ('--opts' in own)}{keys[near[0]]} after all flags"
+        self.error(f"there is no {flag}{fix}")
 
 
 def parse(name: str = "", words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,23 +81,56 @@ def parse(name: str = "", words: Sequence[str] | None = None) -> argparse.Namesp
         formatter_class=formatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers: dict[str, Parser] = {}
     for known, (_, add_arguments) in COMMANDS.items():
         text = inspect.getdoc(add_arguments) or ""
         how = {"help": text.partition("\n")[0], "description": text, "formatter_class": formatter}
-        command = commands.add_parser(known, **how)
+        if known == name:  # of the program that was started
+            how["prog"] = Path(sys.argv[0]).name
+        command = parsers[known] = commands.add_parser(known, **how)
         command.add_argument(
             "--debug",
             action="store_true",
             help="show the traceback of an error; $GNWS_D2_DEBUG=1 does the same",
         )
         add_arguments(command)
-    args = parser.parse_args([name, *words] if name else words or ["--help"])
+    args, unknown = parser.parse_known_args([name, *words] if name else words or ["--help"])
+    command = parsers[args.command]
+    if unknown:
+        command.refuse(unknown[0])
     opts = getattr(args, "opts", [])
     if late := [word for word in opts if word.startswith("--")]:
-        parser.error(f"{late[0]} comes after overrides of the config. Put it before {opts[0]}.")
+        command.error(f"{late[0]} comes after overrides of the config. Put it before {opts[0]}")
+    if opts and not str(getattr(args, "config_file", "")).endswith(".py"):
+        args.opts = _in_pairs(opts, command)
+    if hasattr(args, "weights"):
+        _find_weights(args, command)
     if args.debug:
         os.environ["GNWS_D2_DEBUG"] = "1"  # also for the processes that this one starts
     return args
+
+
+def _in_pairs(opts: Sequence[str], command: Parser) -> list[str]:
+    """Overrides as KEY VALUE pairs, KEY=VALUE split."""
+    pairs: list[str] = []
+    for word in opts:
+        is_key = len(pairs) % 2 == 0
+        pairs += word.split("=", 1) if is_key and re.match(r"[\w.]+=", word) else [word]
+    if len(pairs) % 2 and os.path.exists(pairs[-1]):
+        command.error(f"{pairs[-1]} has no flag before it, such as --data or --weights")
+    if len(pairs) % 2:
+        command.error(f"{pairs[-1]} has no value. Write {pairs[-1]} VALUE")
+    return pairs
+
+
+def _find_weights(args: argparse.Namespace, command: Parser) -> None:
+    """Let MODEL.WEIGHTS among the overrides stand for --weights, and ask for one where a model is
+    needed and nothing names it."""
+    pairs = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    args.weights = args.weights or pairs.get("MODEL.WEIGHTS", args.weights)
+    needs = args.command in ("predict", "export") or getattr(args, "eval_only", False)
+    if needs and not args.weights and not args.config_file:
+        command.error("no model is named. Add --weights FILE, of a trained detector")
 
 
 def add_data_arguments(parser: Parser) -> None:
@@ -116,6 +184,16 @@ def _add_output(parser: Parser, default: str) -> None:
     parser.add_argument("--output", type=Path, default=Path(default), metavar="FOLDER")
 
 
+def _epochs(text: str) -> str:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if number == 0 or not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of epochs, such as 12 or 0.5")
+    return text
+
+
 def _train(parser: Parser) -> None:
     """Train a detector, on GPUs or on the CPU; evaluate it; write a report.
 
@@ -134,7 +212,7 @@ def _train(parser: Parser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate, and do not train")
     parser.add_argument("--weights", metavar="FILE", help="short for MODEL.WEIGHTS FILE")
-    parser.add_argument("--epochs", metavar="N", help="short for SOLVER.EPOCHS N")
+    parser.add_argument("--epochs", type=_epochs, metavar="N", help="short for SOLVER.EPOCHS N")
     add_data_arguments(parser)
     group = parser.add_argument_group("processes", "as those of Detectron2's tools/train_net.py")
     group.add_argument("--num-gpus", type=int, default=1, help="or CPU processes, per machine")

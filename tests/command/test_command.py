@@ -41,13 +41,47 @@ def test_help_needs_neither_torch_nor_detectron2():
         assert f"usage: gnws {name} [-h]" in done.stdout
 
 
-def test_a_program_takes_the_arguments_of_its_command(monkeypatch):
+def test_a_program_takes_the_arguments_of_its_command(monkeypatch, capsys):
     words = ["--config-file", "a.yaml", "--num-gpus", "2", "OUTPUT_DIR", "x"]
     monkeypatch.setattr(sys, "argv", ["train_net.py", *words])
     args = arguments.parse("train")
     assert args == arguments.parse(words=["train", *words])
     assert (args.config_file, args.num_gpus, args.opts) == ("a.yaml", 2, ["OUTPUT_DIR", "x"])
     assert args.eval_only is False and arguments.parse("eval", words).eval_only is True
+    with pytest.raises(SystemExit):
+        arguments.parse("train", ["--help"])
+    assert capsys.readouterr().out.startswith("usage: train_net.py [-h]")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train --data d --output x", "no --output. Write OUTPUT_DIR FOLDER after all flags"),
+        ("predict --input x --weights y --output-dir z", "no --output-dir. Did you mean --output?"),
+        ("predict --input x --weights y --device cpu", "Write --opts MODEL.DEVICE NAME"),
+        ("train --num_gpus 2", "Did you mean --num-gpus?"),
+        ("train --epochs 0", "'0' is no number of epochs"),
+        ("train --epochs many", "'many' is no number of epochs"),
+        ("train --num-gpus two", "--num-gpus: invalid int value: 'two'"),
+        ("train --data d SOLVER.BASE_LR", "SOLVER.BASE_LR has no value. Write SOLVER.BASE_LR V"),
+        ("train --data d A 1 --resume", "--resume comes after overrides"),
+        *((f"{c} --data d", "Add --weights FILE") for c in ("eval", "train --eval-only")),
+        *((f"{c} --input x", "Add --weights FILE") for c in ("predict", "export")),
+        (f"eval {__file__}", "has no flag before it"),
+    ],
+)
+def test_wrong_words_cost_one_line_that_says_what_to_type(words, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        arguments.parse(words=words.split())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and line.startswith(f"gnws {words.split()[0]}: error: ")
+
+
+def test_overrides_are_taken_in_both_forms():
+    words = ["predict", "--input", "x", "--opts", "MODEL.WEIGHTS=a=b", "TEST.AUG.FLIP", "c=d"]
+    args = arguments.parse(words=words)
+    assert args.opts == ["MODEL.WEIGHTS", "a=b", "TEST.AUG.FLIP", "c=d"]
+    assert args.weights == "a=b"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import socket
 import pytest
 from processes import run
 
+from gnws_d2.engine import launch
+
 # Two processes, forked, without the time to import torch; argv[1] says what happens in them.
 PROGRAM = """
 import functools, os, signal, sys, time
@@ -68,6 +70,21 @@ def test_processes_end_with_one_line_that_says_what_to_check(tmp_path, what, sec
 def test_the_error_of_a_process_is_shown_and_not_that_it_is_gone(tmp_path):
     errors = errors_of(tmp_path, "fail")
     assert errors[0].startswith("Traceback") and errors[-1] == "ValueError: the cause"
+
+
+@pytest.mark.parametrize(
+    ("world", "said"),
+    [
+        ((0,), "--num-gpus is 0. Set it to 1"),
+        ((-1,), "--num-gpus is -1"),
+        ((1, 0), "--num-machines is 0"),
+        ((1, 2, 2, "tcp://h:1"), "--machine-rank is 2, and --num-machines 2"),
+        ((1, 2, 0, "auto"), "--num-machines is 2, and --dist-url auto. Set it to tcp://"),
+    ],
+)
+def test_processes_that_cannot_be_are_refused_by_their_flag(world, said):
+    with pytest.raises(SystemExit, match=f"error: {said}"):
+        launch(print, *world)
 
 
 def test_a_port_in_use_is_named(tmp_path):
