@@ -1,7 +1,7 @@
 """Reading, mapping, filtering and loading datasets, on top of Detectron2's."""
 
 from .filter import filter_dataset
-from .images import image_size, read_image, read_labels
+from .images import image_size, read_frames, read_image, read_labels
 from .load import dataset_errors, load_train_dataset
 from .mapper import Mapper, NamingMapper, build_test_augmentation
 
@@ -13,6 +13,7 @@ __all__ = [
     "filter_dataset",
     "image_size",
     "load_train_dataset",
+    "read_frames",
     "read_image",
     "read_labels",
 ]

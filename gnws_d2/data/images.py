@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -11,12 +12,17 @@ from typing import Any
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from detectron2.utils.logger import log_first_n
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import get_worker_info
 
 from ..errors import DatasetError
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 exchange height and width
 RAW_EXIF = "Raw profile type exif"  # where ImageMagick puts it in a PNG
+# What other formats hold beside their image are previews, layers or sizes of it.
+SEQUENCES = ("AVIF", "DCX", "FLI", "GIF", "IM", "PNG", "TIFF", "WEBP")
+SUBFILE, OLD_SUBFILE = 254, 255  # the TIFF tags
 RESTORE = "Restore the image, or remove it and its annotations from the dataset."
 
 
@@ -37,13 +43,65 @@ def read_image(file: str | os.PathLike, format: str | None = None) -> np.ndarray
             ``PIL.Image.MAX_IMAGE_PIXELS``, or has 32-bit pixels that are not from 0 to 255.
     """
     with _opened(file) as image:
-        image.load()
-        _check_range(file, image)
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            values = np.asarray(image).astype(np.uint32)
-            image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        return convert_PIL_to_numpy(image, format)
+        return _levels(file, image, format)
+
+
+def read_frames(
+    file: str | os.PathLike, format: str | None = None
+) -> Iterator[tuple[int | None, np.ndarray]]:
+    """The frames of an animation or the pages of a TIFF: their numbers, from 0, and each as
+    :func:`read_image` reads an image of its pixels. Of other files the one image, and None."""
+    with _opened(file) as image:
+        frames = [0]
+        if image.format in SEQUENCES:
+            frames = [n for n in range(getattr(image, "n_frames", 1)) if _is_frame(image, n)]
+        if len(frames) < 2:
+            yield None, read_image(file, format)
+            return
+        for number, frame in enumerate(frames):
+            image.seek(frame)
+            yield number, _levels(file, image, format)
+
+
+def _is_frame(image: Image.Image, number: int) -> bool:
+    """Whether it is no smaller copy or mask of another frame, nor the image for programs that do
+    not know animated PNG."""
+    if image.format == "TIFF" and number:
+        image.seek(number)
+        return not (image.tag_v2.get(SUBFILE, 0) & 0b101 or image.tag_v2.get(OLD_SUBFILE) == 2)
+    return number > 0 or not getattr(image, "default_image", False)
+
+
+def _levels(file: str | os.PathLike, image: Image.Image, format: str | None) -> np.ndarray:
+    colors_of_16_bits = ";16" in str(image.tile) and not _has_16_bits(image)
+    image.load()
+    _check_range(file, image)
+    if colors_of_16_bits:  # of which Pillow returns the high bytes
+        _warn_if_dark(file, max(np.ravel(image.convert("RGB").getextrema())), 255)
+    has_16_bits = _has_16_bits(image)
+    image = ImageOps.exif_transpose(image)
+    if has_16_bits:
+        values = np.asarray(image).astype(np.uint32)
+        _warn_if_dark(file, values.max(), 65535)
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return convert_PIL_to_numpy(image, format)
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether it is grayscale of 16 bits. Of these formats, "I" is no more."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _warn_if_dark(file: str | os.PathLike, highest: int, white: int) -> None:
+    worker = get_worker_info()
+    if 0 < highest <= white // 16 and not (worker and worker.id):
+        log_first_n(
+            logging.WARNING,
+            f"{file} has 16 bits, but its highest value is {highest} of {white}: it uses "
+            f"{highest / white:.1%} of the range and is read as nearly black. Multiply the values "
+            "of all images so that white becomes 65535: those of 12 bits by 16.",
+            name=__name__,
+        )
 
 
 def read_labels(file: str | os.PathLike, dtype: Any = np.int64) -> np.ndarray:
@@ -78,7 +136,9 @@ def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
         has_exif = image.format != "PNG" or "exif" in image.info or RAW_EXIF in image.info
         orientation = image.getexif().get(ORIENTATION, 1) if has_exif else 1
         width, height = image.size
-        return (*((height, width) if orientation in (5, 6, 7, 8) else (width, height)), orientation)
+        if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # which Pillow has turned
+            width, height = height, width
+        return width, height, orientation
 
 
 @contextmanager
@@ -88,7 +148,8 @@ def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.I
         path = PathManager.get_local_path(os.fspath(file))
         if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
             raise DatasetError(f"{file} is not a regular file. Put the image there.")
-        with Image.open(path) as image:
+        # Of a path, Pillow maps plain TIFFs into memory, and scrambles those that are turned.
+        with open(path, "rb") as opened, Image.open(opened) as image:
             if checksums and image.format == "PNG":
                 with Image.open(path) as again:
                     again.verify()
@@ -103,6 +164,10 @@ def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.I
             f"{file} has more than {most:.0f} million pixels. Cut it into tiles, or raise "
             "PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
+    except UnidentifiedImageError as error:
+        raise DatasetError(
+            f"{file} cannot be read (Pillow does not know its format). Convert it to PNG or JPEG."
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise DatasetError(
             f"{file} cannot be read ({error or type(error).__name__}). {RESTORE}"
@@ -110,7 +175,7 @@ def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.I
 
 
 def _check_range(file: str | os.PathLike, image: Image.Image) -> None:
-    values = np.asarray(image if image.mode in ("I", "F") else 0)
+    values = np.asarray(image if image.mode in ("I", "F") and not _has_16_bits(image) else 0)
     low, high = values.min(), values.max()  # NaN if any is
     if not (low >= 0 and (high == 0 or 1 < high <= 255)):  # else Pillow clips, or nearly all is 0
         raise DatasetError(

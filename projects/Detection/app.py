@@ -8,6 +8,7 @@ import functools
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from pycocotools import mask as rle
 import gnws_d2.projects.digits  # noqa: F401  registers the datasets
 from gnws.arguments import parse
 from gnws_d2 import Predictor
-from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.coco_detections import write_png
-from gnws_d2.projects.detection.inputs import Frame
+from gnws_d2.projects.detection.inputs import read_frames
 from gnws_d2.projects.detection.results import Results
 
 LOWEST = 0.05  # of the scores that can be chosen
@@ -78,7 +78,7 @@ def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Fou
         predictor = load(name)
         predictor.set_score_threshold(threshold)
         results = Results(predictor, folder)
-        drawn = results.add(Frame(Path(file), read_image(file, "BGR")))
+        drawn = results.add(replace(next(read_frames(Path(file), predictor)), number=None))
         found = results.detections
         found.images[0]["file_name"] = Path(file).name  # not the server's folder
         results.write()

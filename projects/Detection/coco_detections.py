@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pycocotools import mask as rle
 
 from gnws_d2.errors import FileError
 from gnws_d2.files import atomic_write
+from gnws_d2.projects.detection.image_ids import Id, ImageIds
 from gnws_d2.projects.detection.inputs import Frame
 
 
@@ -27,18 +28,14 @@ class CocoDetections:
     Args:
         classes: names, in the order of the predictor.
         category_ids: their ids in the annotations.
-        image_ids: ids of images by file name. Other images are numbered from 1, or after these.
+        image_ids: by default, images are numbered from 1.
     """
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        category_ids: Sequence[int],
-        image_ids: Mapping[str, int] | None = None,
+        self, classes: Sequence[str], category_ids: Sequence[int], image_ids: ImageIds | None = None
     ) -> None:
         self._ids = dict(enumerate(category_ids))
-        self._image_ids = dict(image_ids or {})
-        self._next_image_id = max(self._image_ids.values(), default=0) + 1
+        self._image_ids = image_ids or ImageIds()
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         named = zip(category_ids, classes, strict=True)
@@ -48,19 +45,17 @@ class CocoDetections:
         """The id of a class; its index if the names are unknown."""
         return self._ids.get(index, index)
 
-    def add_image(self, frame: Frame) -> int:
+    def add_image(self, frame: Frame) -> Id:
         """Add an image and return its id."""
         height, width = frame.bgr.shape[:2]
-        id = self._image_ids.pop(frame.file.name, None) if frame.number is None else None
-        if id is None:
-            id, self._next_image_id = self._next_image_id, self._next_image_id + 1
+        id = self._image_ids.of(frame)
         number = {} if frame.number is None else {"frame": frame.number}
         self.images.append(
             {"id": id, "file_name": str(frame.file), "width": width, "height": height, **number}
         )
         return id
 
-    def add(self, image_id: int, instances: Instances) -> None:
+    def add(self, image_id: Id, instances: Instances) -> None:
         """Add the detections in an image."""
         for result in instances_to_coco_json(instances, image_id):
             result["id"] = len(self.annotations) + 1
@@ -94,7 +89,7 @@ class PanopticSegments:
         self.annotations: list[dict[str, Any]] = []
 
     def add(
-        self, image_id: int, file_name: str, segments: torch.Tensor, infos: Sequence[dict[str, Any]]
+        self, image_id: Id, file_name: str, segments: torch.Tensor, infos: Sequence[dict[str, Any]]
     ) -> np.ndarray:
         """Add the segments of an image.
 

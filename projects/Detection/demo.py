@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +23,7 @@ from gnws.arguments import parse
 from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 from gnws_d2.projects.detection import video
+from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import find_files, read_frames
 from gnws_d2.projects.detection.results import Results
 
@@ -62,12 +63,12 @@ class Interrupted:
         return self._received
 
 
-def run_on_images(inputs: list[str], results: Results, interrupted: Interrupted) -> int:
+def run_on_images(files: Sequence[Path], results: Results, interrupted: Interrupted) -> int:
     """Detect on images. Returns the number of files that could not be used."""
     skipped = 0
-    for file in tqdm(list(find_files(inputs)), unit="image", disable=None):
+    for file in tqdm(files, unit="image", disable=None):
         try:
-            for frame in read_frames(file):
+            for frame in read_frames(file, results.predictor):
                 if interrupted:
                     return skipped
                 results.add(frame)
@@ -96,29 +97,19 @@ def run_on_video(source: str, is_live: bool, results: Results, interrupted: Inte
         raise DatasetError(f"{source} has no frame that can be read.")
 
 
-def image_ids(file: str | None) -> dict[str, int]:
-    """The ids of images by their file's name."""
-    if not file:
-        return {}
-    try:
-        images = json.loads(Path(file).read_text(encoding="utf-8"))["images"]
-        return {Path(image["file_name"]).name: int(image["id"]) for image in images}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{file} is not a COCO annotation file ({error!r}).") from error
-
-
 @one_line_errors(OSError)
 def main(args: argparse.Namespace) -> int:
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
-    ids = image_ids(args.image_ids)
+    files = find_files(args.input or [])
+    ids = ImageIds(args.image_ids, files)
     predictor = make_predictor(args)
     args.output.mkdir(parents=True, exist_ok=True)
     results = Results(predictor, args.output, ids)
     interrupted, skipped = Interrupted(), 0
     try:
         if args.input:
-            skipped = run_on_images(args.input, results, interrupted)
+            skipped = run_on_images(files, results, interrupted)
         else:
             source = args.video_input or args.webcam
             run_on_video(source, bool(args.webcam), results, interrupted)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import glob
+import itertools
+import mimetypes
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from gnws_d2 import Predictor
-from gnws_d2.data import read_image
+from gnws_d2 import Predictor, data
 from gnws_d2.errors import DatasetError
+
+# Kinds of images that neither Pillow nor Python's table of types knows.
+OTHER_SUFFIXES = {".arw", ".cr2", ".cr3", ".dcm", ".dng", ".nef", ".npy", ".orf", ".raf", ".rw2"}
 
 
 @dataclass(frozen=True)
@@ -24,60 +28,50 @@ class Frame:
         file: its source.
         bgr: (H, W, 3) uint8.
         number: of the frame in an animation or video, from 0; None for an image.
+        original: (H, W, channels), for a model that does not take three channels.
     """
 
     file: Path
     bgr: np.ndarray
     number: int | None = None
-
-    def as_input(self, predictor: Predictor) -> np.ndarray:
-        """What ``predictor`` takes: if that is four channels, the file's, with its alpha."""
-        if predictor.channels != 4 or self.number is not None:
-            return self.bgr
-        return read_image(self.file, predictor.input_format)
+    original: np.ndarray | None = None
 
 
-def find_files(inputs: Sequence[str]) -> Iterator[Path]:
-    """The files that ``inputs`` name: files, the images in folders, and matches of globs."""
-    suffixes = set(Image.registered_extensions())
-    for name in inputs:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            yield from sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes)
-        elif path.exists():
-            yield path
-        else:
-            # A glob that matches nothing counts as a file that cannot be read.
-            yield from sorted(map(Path, glob.glob(os.path.expanduser(name)))) or [path]
+def find_files(inputs: Sequence[str]) -> list[Path]:
+    """The files that ``inputs`` name, each once: files, the images in folders, and matches of
+    globs. Folders without images and globs without matches stand for themselves: they count as
+    files that cannot be read."""
+    found: dict[str, Path] = {}
+    for name in map(os.path.expanduser, inputs):
+        matches = [] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
+        for match in map(Path, matches or [name]):
+            images = sorted(filter(_is_image, match.iterdir())) if match.is_dir() else []
+            for file in images or [match]:
+                found.setdefault(os.path.abspath(file), file)
+    return list(found.values())
 
 
-def read_frames(file: Path) -> Iterator[Frame]:
-    """The image in ``file``, or each frame of an animation.
+def _is_image(file: Path) -> bool:
+    """Whether a file is meant by its folder: an image or video, readable here or not."""
+    kind, suffix = mimetypes.guess_type(file.name)[0] or "", file.suffix.lower()
+    known = suffix in Image.registered_extensions() or suffix in OTHER_SUFFIXES
+    return known or kind.startswith(("image/", "video/"))
+
+
+def read_frames(file: Path, predictor: Predictor | None = None) -> Iterator[Frame]:
+    """The image in ``file``, or each frame of an animation, for ``predictor``.
 
     Raises:
-        DatasetError: see :func:`gnws_d2.data.read_image`.
+        DatasetError: it is a folder or a video, or see :func:`gnws_d2.data.read_image`.
     """
-    if _is_animation(file):
-        yield from _animation(file)
-    else:
-        yield Frame(file, read_image(file, "BGR"))
-
-
-def _is_animation(file: Path) -> bool:
-    try:
-        if not file.is_file():  # a pipe would be waited for
-            return False
-        with Image.open(file) as image:
-            return bool(getattr(image, "is_animated", False))
-    except Exception:  # read_image says what is wrong
-        return False
-
-
-def _animation(file: Path) -> Iterator[Frame]:
-    try:
-        with Image.open(file) as image:
-            for number, frame in enumerate(ImageSequence.Iterator(image)):
-                rgb = np.asarray(frame.convert("RGB"))
-                yield Frame(file, np.ascontiguousarray(rgb[:, :, ::-1]), number)
-    except Exception as error:  # decoders raise nearly anything on damaged files
-        raise DatasetError(f"{file} cannot be read ({error or type(error).__name__}).") from error
+    if file.is_dir():
+        has_folders = any(child.is_dir() for child in file.iterdir())
+        fix = f"Name the folders in it: {file}/*/" if has_folders else "Name a folder of images."
+        raise DatasetError(f"{file} has no image in it. {fix}")
+    if (mimetypes.guess_type(file.name)[0] or "").startswith("video/") and file.is_file():
+        raise DatasetError(f"{file} is a video. Name it by --video-input.")
+    originals: Iterator[np.ndarray | None] = itertools.repeat(None)
+    if predictor and predictor.channels != 3:
+        originals = (pixels for _, pixels in data.read_frames(file, predictor.input_format))
+    for (number, bgr), original in zip(data.read_frames(file, "BGR"), originals, strict=False):
+        yield Frame(file, bgr, number, original)

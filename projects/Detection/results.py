@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from gnws_d2.projects.detection.coco_detections import (
     write_png,
 )
 from gnws_d2.projects.detection.drawing import draw, draw_frame, to_cpu
+from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import Frame
 
 logger = logging.getLogger("gnws_d2.demo")
@@ -34,7 +34,7 @@ class Results:
     """
 
     def __init__(
-        self, predictor: Predictor, output: Path, image_ids: Mapping[str, int] | None = None
+        self, predictor: Predictor, output: Path, image_ids: ImageIds | None = None
     ) -> None:
         self.predictor = predictor
         self.output = output
@@ -53,7 +53,7 @@ class Results:
         Returns:
             The frame with the detections drawn, RGB, (H, W, 3) uint8.
         """
-        found = to_cpu(self.predictor(frame.as_input(self.predictor)))
+        found = to_cpu(self.predictor(frame.bgr if frame.original is None else frame.original))
         name = f"{self._names.of(frame)}.png"
         image_id = self.detections.add_image(frame)
         if "instances" in found:

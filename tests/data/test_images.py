@@ -3,14 +3,17 @@
 import os
 import struct
 import zlib
+from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 from detectron2.data import detection_utils
-from PIL import Image
+from detectron2.utils import logger
+from PIL import Image, ImageSequence, TiffImagePlugin
 
-from gnws_d2.data import image_size, read_image, read_labels
+from gnws_d2.data import image_size, read_frames, read_image, read_labels
+from gnws_d2.data.images import ORIENTATION
 from gnws_d2.errors import DatasetError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -57,6 +60,108 @@ def test_sixteen_bits_are_scaled(tmp_path, suffix):
     if suffix == "png":  # OpenCV takes the high byte
         assert np.abs(found.astype(int) - cv2.imread(str(file)).astype(int)).max() <= 1
     assert (read_image(file, "L")[..., 0] == found[..., 0]).all()
+
+
+@pytest.mark.parametrize(("name", "turns"), [("a.pgm", 0), ("big.tif", -1), ("little.tif", -1)])
+def test_sixteen_bits_of_any_byte_order_and_orientation(tmp_path, name, turns):
+    values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+    data, exif = values.astype(">u2").tobytes(), Image.Exif()
+    exif[ORIENTATION] = 6
+    (tmp_path / "a.pgm").write_bytes(b"P5 30 20 65535\n" + data)
+    big = Image.frombytes("I;16B", (30, 20), data)
+    big.save(tmp_path / "big.tif", big_endian=True, exif=exif)
+    Image.fromarray(values).save(tmp_path / "little.tif", exif=exif)
+    found, expected = read_image(tmp_path / name, "L")[..., 0], np.rot90(values, turns)
+    assert found.shape == expected.shape and np.abs(found - expected / 257).max() <= 0.5
+    assert image_size(tmp_path / name)[:2] == found.shape[::-1]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(
+    ("channels", "highest", "said"),
+    [
+        (1, 1664, "1664 of 65535: it uses 2.5%"),
+        (1, 4095, "4095 of 65535: it uses 6.2%"),
+        (3, 4095, "15 of 255: it uses 5.9%"),
+        (4, 4095, "15 of 255: it uses 5.9%"),
+    ],
+)
+def test_sixteen_bits_that_are_nearly_black_are_named_once(
+    tmp_path, caplog, monkeypatch, channels, highest, said, suffix
+):
+    monkeypatch.setattr(logger, "_LOG_COUNTER", Counter())
+    values = np.linspace(0, highest, 600).astype(np.uint16).reshape(20, 30, 1)
+    alpha = np.full((20, 30, 1), 65535, np.uint16)
+    for name, factor in (("black", 0), ("bright", 16), ("dark", 1), ("dark too", 1)):
+        pixels = np.dstack([values * factor] * min(channels, 3) + [alpha] * (channels == 4))
+        cv2.imwrite(str(tmp_path / f"{name}.{suffix}"), pixels)
+        read_image(tmp_path / f"{name}.{suffix}", "BGR")
+    [record] = caplog.records
+    assert f"dark.{suffix} has 16 bits, but its highest value is {said}" in record.getMessage()
+
+
+MODES = [("gif", "P"), ("gif", "RGBA"), ("webp", "RGBA"), ("avif", "RGB")]
+MODES += [(kind, mode) for kind in ("png", "tif") for mode in ("RGB", "P", "LA", "RGBA", "I;16")]
+
+
+@pytest.mark.parametrize("format", ["BGR", "L", "RGBA"])
+@pytest.mark.parametrize(("kind", "mode"), MODES)
+def test_each_frame_is_the_image_of_its_pixels(tmp_path, kind, mode, format):
+    rng, exif = np.random.default_rng(0), Image.Exif()
+    exif[ORIENTATION] = 6
+    pixels = rng.integers(0, 65536, (3, 20, 30), dtype=np.uint16)
+    if mode != "I;16":
+        pixels = rng.integers(0, 256, (3, 20, 30, 4), dtype=np.uint8)
+    first, *others = (Image.fromarray(frame) for frame in pixels)
+    if mode not in ("I;16", "RGBA"):
+        first, *others = (f.convert("RGB").convert(mode) for f in (first, *others))
+    turned = {"exif": exif} if kind in ("png", "webp") else {}
+    first.save(tmp_path / f"a.{kind}", save_all=True, append_images=others, **turned)
+    frames = read_frames(tmp_path / f"a.{kind}", format)
+    with Image.open(tmp_path / f"a.{kind}") as file:
+        for number, image in enumerate(ImageSequence.Iterator(file)):
+            image.save(tmp_path / "still.png", exif=exif if turned else None)
+            found, frame = next(frames)
+            assert found == number and frame.shape[:2] == ((30, 20) if turned else (20, 30))
+            assert (frame == read_image(tmp_path / "still.png", format)).all()
+    assert number == 2 and next(frames, None) is None
+
+
+def saved_with_a_preview(file, **options):
+    image = Image.fromarray(PIXELS)
+    image.save(file, save_all=True, append_images=[image.resize((15, 10))], **options)
+
+
+def with_reduced_page(file):
+    with TiffImagePlugin.AppendingTiffWriter(file, new=True) as pages:
+        for side, kind in ((1, 0), (2, 1), (2, 4)):
+            small = Image.fromarray(PIXELS).resize((30 // side, 20 // side))
+            small.save(pages, format="TIFF", tiffinfo={254: kind})
+            pages.newFrame()
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda file: saved_with_a_preview(file, format="MPO"),
+        lambda file: saved_with_a_preview(file, format="PNG", default_image=True),
+        lambda file: Image.fromarray(PIXELS).save(file, format="ICO", sizes=[(30, 20), (15, 10)]),
+        with_reduced_page,
+    ],
+    ids=["MPO", "PNG", "ICO", "TIFF"],
+)
+def test_previews_are_no_frames(tmp_path, save):
+    save(tmp_path / "a")
+    [(number, found)] = read_frames(tmp_path / "a", "BGR")
+    assert number is None and (found == read_image(tmp_path / "a", "BGR")).all()
+    assert found.shape == (20, 30, 3)
+
+
+def test_32_bit_pages_are_refused(tmp_path):
+    pages = [Image.fromarray(np.full((4, 5), level, np.int32)) for level in (200, 70000)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DatasetError, match=r"a\.tif has 32-bit pixels \(mode I\) from 70000"):
+        list(read_frames(tmp_path / "a.tif", "BGR"))
 
 
 def test_sixteen_bits_a_channel(tmp_path):

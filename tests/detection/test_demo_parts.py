@@ -20,6 +20,7 @@ from gnws_d2 import Predictor
 from gnws_d2.errors import FileError, GnwsError
 from gnws_d2.projects.detection import coco_detections, demo, results, video
 from gnws_d2.projects.detection.coco_detections import CocoDetections
+from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import Frame, find_files, read_frames
 from gnws_d2.projects.detection.results import OutputNames, Results
 
@@ -60,13 +61,31 @@ def test_every_frame_of_an_animation(tmp_path):
     colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     first, *others = (Image.new("RGB", (30, 20), color) for color in colors)
     first.save(tmp_path / "moving.gif", save_all=True, append_images=others)
-    found = list(read_frames(tmp_path / "moving.gif"))
+    found = list(read_frames(tmp_path / "moving.gif", Stub))
     assert [f.number for f in found] == [0, 1, 2]
     for f, rgb in zip(found, colors, strict=True):
         assert f.bgr.shape == (20, 30, 3) and f.bgr[5, 5].tolist() == list(rgb[::-1])
 
-    [only] = read_frames(save(tmp_path / "still.png"))
+    [only] = read_frames(save(tmp_path / "still.png"), Stub)
     assert only.number is None and only.bgr.shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize(("format", "mean"), [("L", "[99]"), ("RGBA", "[99, 99, 99, 99]")])
+def test_models_of_one_and_four_channels(predictor, tmp_path, format, mean):
+    """Frames have the alpha of their file; those of a video are opaque."""
+    scale = ["MODEL.PIXEL_STD", mean.replace("99", "1"), "MODEL.PIXEL_MEAN", mean]
+    model = predictor("mask_rcnn_R_18_FPN_gn_ws", "INPUT.FORMAT", format, *scale)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 4), dtype=np.uint8)
+    first, second = map(Image.fromarray, pixels)
+    first.save(tmp_path / "a.png", save_all=True, append_images=[second])
+    frames = list(read_frames(tmp_path / "a.png", model))
+    expected = [np.asarray(image.convert(format)).reshape(40, 60, -1) for image in (first, second)]
+    assert [(f.original == e).all() for f, e in zip(frames, expected, strict=True)] == [True] * 2
+    results = Results(model, tmp_path / "found")
+    for one in [*frames, frame(tmp_path / "video.mp4", 0)]:
+        results.add(one)
+    scores = model(expected[1])["instances"].scores.tolist()
+    assert [a["score"] for a in results.detections.annotations if a["image_id"] == 2] == scores
 
 
 def save(file, size=(30, 20)):
@@ -101,7 +120,7 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
     (folder / "text.png").write_text("no image")
     save(folder / "z_good.png")
     written = Results(Stub(), output)
-    assert demo.run_on_images([str(folder)], written, []) == 7
+    assert demo.run_on_images(find_files([str(folder)]), written, []) == 7
     written.write()
     for name in ("dangling", "folder", "pipe", "bomb", "narrow", "cut", "text"):
         [line] = [r.getMessage() for r in caplog.records if f"{name}.png is" in r.getMessage()]
@@ -111,16 +130,47 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, caplog):
     ]
 
 
-def test_ids_are_those_of_the_dataset():
-    found = CocoDetections(["cat", "dog"], [17, 18], {"b.png": 40})
-    instances = Stub()(np.zeros((40, 60, 3)))["instances"]
-    for file in ("x/a.png", "x/b.png", "y/b.png"):
-        found.add(found.add_image(frame(demo.Path(file))), instances)
-    assert [image["id"] for image in found.images] == [41, 40, 42]
-    assert [a["image_id"] for a in found.annotations] == [41, 40, 42]
-    assert {a["category_id"] for a in found.annotations} == {18}
+def test_ids_of_classes_are_those_of_the_dataset():
+    found = CocoDetections(["cat", "dog"], [17, 18])
+    found.add(
+        found.add_image(frame(demo.Path("a.png"))), Stub()(np.zeros((40, 60, 3)))["instances"]
+    )
+    assert found.annotations[0]["image_id"] == 1 and found.annotations[0]["category_id"] == 18
     assert found.categories == [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
     assert found.annotations[0]["area"] == 30 * 9
+
+
+IDS = [  # names in the file, inputs, and the name whose id each input gets
+    (["a.png", "b.png"], ["x/b.png", "x/a.png"], ["b.png", "a.png"]),
+    (["camA/1.png", "camB/1.png"], ["x/camB/1.png", "x/camA/1.png"], ["camB/1.png", "camA/1.png"]),
+    (["camA\\1.png", "./camB//1.png"], ["camB/1.png"], ["./camB//1.png"]),
+    (["/other/camA/1.png", "C:\\d\\camB\\1.png"], ["camB/1.png"], ["C:\\d\\camB\\1.png"]),
+    (["../img/1.png", "1.png"], ["img/1.png", "other/1.png"], ["../img/1.png", "1.png"]),
+    (["camA/1.png"], ["camA/1.png", "camB/1.png"], ["camA/1.png", None]),
+    (["im\u00e9.png"], ["ime\u0301.png", "new.png"], ["im\u00e9.png", None]),
+    (["camA/1.png", "camB/1.png"], ["x/1.png"], r"x/1\.png could be camA/1\.png or camB/1\.png"),
+    (["1.png"], ["camA/1.png", "camB/1.png"], r"camA/1\.png and .*camB/1\.png could both be 1"),
+    (["a.png"], ["b.png"], r"none of the 1 images is in .*truth\.json, which names .*'a\.png'"),
+]
+
+
+@pytest.mark.parametrize("ids", [[70, 9], ["0009", "x"], [2**70, 3]])
+@pytest.mark.parametrize(("names", "inputs", "expected"), IDS)
+def test_ids_of_images_are_those_of_the_longest_path(
+    tmp_path, caplog, ids, names, inputs, expected
+):
+    listed = {name: id for name, id in zip(names, ids, strict=False)}
+    images = [{"id": id, "file_name": name} for name, id in listed.items()]
+    (tmp_path / "truth.json").write_text(json.dumps({"images": images}), encoding="utf-8-sig")
+    files = [tmp_path / "photos" / name for name in inputs]
+    if isinstance(expected, str):
+        with pytest.raises(GnwsError, match=expected):
+            ImageIds(str(tmp_path / "truth.json"), files)
+        return
+    found = ImageIds(str(tmp_path / "truth.json"), files)
+    new = max([0, *(id for id in listed.values() if isinstance(id, int))]) + 1
+    assert [found.of(frame(file)) for file in files] == [listed.get(name, new) for name in expected]
+    assert (f"1 images are not in {tmp_path}" in caplog.text) == (None in expected)
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [17, 18], [18, 17]])
@@ -137,9 +187,10 @@ def test_detections_score_against_the_dataset_s_own_file(tmp_path, monkeypatch, 
         "annotations": [{**annotation, "id": n, "image_id": n} for n in (70, 9)],
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    written = Results(Stub(), tmp_path, demo.image_ids(str(tmp_path / "truth.json")))
-    for name in ("9.png", "70.png"):
-        written.add(frame(tmp_path / name))
+    files = [tmp_path / name for name in ("9.png", "70.png")]
+    written = Results(Stub(), tmp_path, ImageIds(str(tmp_path / "truth.json"), files))
+    for file in files:
+        written.add(frame(file))
     written.write()
     found = json.loads((tmp_path / "detections.json").read_text())
     assert found["categories"] == truth["categories"]
@@ -291,8 +342,27 @@ def test_a_video_that_cannot_be_read_is_named(tmp_path, clip):
     assert 0 < len(written.detections.images) < 8
 
 
-def test_find_files(tmp_path):
-    for name in ("a.png", "b.JPG", "notes.txt"):
+def test_find_files(tmp_path, monkeypatch):
+    for name in ("a.png", "b.JPG", "c.heic", "d.dng", "labels.json", "notes.txt", "sub/e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = find_files([str(tmp_path), f"{tmp_path}/*.txt", f"{tmp_path}/no*.gif"])
-    assert [f.name for f in found] == ["a.png", "b.JPG", "notes.txt", "no*.gif"]
+    inputs = [str(tmp_path), f"{tmp_path}/*.txt", f"{tmp_path}/no*.gif", f"{tmp_path}/**/e.png"]
+    monkeypatch.chdir(tmp_path)
+    found = [f.name for f in find_files([*inputs, f"{tmp_path}/*/", "./a.png", "a.png"])]
+    images = ["a.png", "b.JPG", "c.heic", "d.dng"]
+    assert found == [*images, "notes.txt", "no*.gif", "e.png"]
+
+
+def test_folders_and_kinds_without_an_image_are_named(tmp_path, caplog):
+    for name in ("parts/x/1.png", "kinds/1.heic", "texts/1.txt", "films/1.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("no image")
+    inputs = [str(tmp_path / name) for name in ("parts", "kinds", "texts", "films", "none/*.png")]
+    assert demo.run_on_images(find_files(inputs), Results(Stub(), tmp_path), []) == 5
+    for reason in (
+        *(f"parts is skipped: has no image in it. Name the folders in it: {tmp_path}/parts/*/",),
+        *("1.heic is skipped: cannot be read (Pillow does not know its format). Convert it to",),
+        *("texts is skipped: has no image in it. Name a folder", "1.mp4 is skipped: is a video"),
+        *("none/*.png is skipped: does not exist",),
+    ):
+        assert reason in caplog.text

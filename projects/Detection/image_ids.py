@@ -1,0 +1,113 @@
+"""The ids of images in detections.json, those of an annotation file where one is named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from gnws_d2.errors import DatasetError
+from gnws_d2.projects.detection.inputs import Frame
+
+logger = logging.getLogger("gnws_d2.demo")
+
+Id = int | str
+
+
+class ImageIds:
+    """Ids of images. An image of ``files`` has that of the image in ``annotations`` whose path
+    agrees with its own in the most folders, from the name on; others are numbered after these.
+
+    Args:
+        annotations: a COCO file; None numbers all images from 1.
+        files: the images to detect on.
+
+    Raises:
+        DatasetError: it is no COCO file, two images in it could be one file, or the other way
+            round, or no file is in it.
+    """
+
+    def __init__(self, annotations: str | None = None, files: Sequence[Path] = ()) -> None:
+        self._ids: dict[Path, Id] = {}
+        listed = _read(annotations) if annotations else {}
+        self._next = int(max((id for id in listed if not isinstance(id, str)), default=0)) + 1
+        if not annotations:
+            return
+        by_name: defaultdict[str, list[Id]] = defaultdict(list)
+        for id, parts in listed.items():
+            by_name[parts[-1]].append(id)
+        best: dict[Id, tuple[tuple[int, bool], Path]] = {}
+        for file in files:
+            own = _parts(os.path.abspath(file))
+            scores = {id: _agreement(own, listed[id]) for id in by_name[own[-1]]}
+            first, *others = sorted(scores, key=scores.__getitem__, reverse=True)[:2] or [None]
+            if first is None:
+                continue
+            if others and scores[first] == scores[others[0]]:
+                names = " or ".join("/".join(listed[id]) for id in (first, others[0]))
+                raise DatasetError(
+                    f"{file} could be {names} of {annotations} (ids {first!r} and {others[0]!r}). "
+                    "Give the images their folders there."
+                )
+            rival = best.setdefault(first, (scores[first], file))
+            if rival[0] == scores[first] and rival[1] != file:
+                raise DatasetError(
+                    f"{rival[1]} and {file} could both be {'/'.join(listed[first])} of "
+                    f"{annotations}. Name one of them."
+                )
+            best[first] = max(rival, (scores[first], file), key=lambda claim: claim[0])
+        self._ids = {file: id for id, (_, file) in best.items()}
+        if files and not best:
+            raise DatasetError(
+                f"none of the {len(files)} images is in {annotations}, which names such as "
+                f"{'/'.join(next(iter(listed.values()), ()))!r}. Name the file of these images."
+            )
+        if missing := [file for file in files if file not in self._ids]:
+            logger.warning(
+                "%d images are not in %s and get ids from %d on, such as %s",
+                *(len(missing), annotations, self._next, missing[0]),
+            )
+        if moved := [(file, listed[id]) for id, ((_, whole), file) in best.items() if not whole]:
+            logger.warning(
+                "%d images are in other folders than in %s, such as %s for %s",
+                *(len(moved), annotations, moved[0][0], "/".join(moved[0][1])),
+            )
+
+    def of(self, frame: Frame) -> Id:
+        """The id of an image, or of the first frame of an animation; a new one of other frames."""
+        if not frame.number and frame.file in self._ids:
+            return self._ids[frame.file]
+        self._next += 1
+        return self._next - 1
+
+
+def _read(annotations: str) -> dict[Id, tuple[str, ...]]:
+    """The paths of the images of a COCO file, by their ids."""
+    try:
+        images = json.loads(Path(annotations).read_bytes())["images"]
+        listed = {image["id"]: _parts(image["file_name"]) for image in images}
+        if len(listed) < len(images) or not all(type(id) in (int, float, str) for id in listed):
+            raise ValueError("images without an id of their own")
+        if not all(listed.values()):
+            raise ValueError("images without a file_name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{annotations} is not a COCO annotation file ({error!r}).") from error
+    return listed
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """The folders and the name in a path of any system."""
+    parts = unicodedata.normalize("NFC", path).replace("\\", "/").split("/")
+    return tuple(part for part in parts if part not in ("", "."))
+
+
+def _agreement(own: tuple[str, ...], listed: tuple[str, ...]) -> tuple[int, bool]:
+    """How many parts agree, from the name on, and whether these are all that are listed."""
+    pairs = zip(own[::-1], listed[::-1], strict=False)
+    count = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return count, count == len([part for part in listed if part != ".."])
