@@ -35,22 +35,23 @@ def filter_dataset(dicts: Sequence[dict[str, Any]], empty_too: bool = False) -> 
             continue
         if not annotations and not empty_too:
             continue
-        usable = [annotation for annotation in annotations if _is_usable(annotation, record)]
+        usable = [annotation for annotation in annotations if is_usable(annotation, record)]
         kept.append({**record, "annotations": usable})
-        objects[0] += len(annotations)
-        objects[1] += len(usable)
+        for place, listed in enumerate((annotations, usable)):
+            objects[place] += sum(not annotation.get("iscrowd") for annotation in listed)
     # Once, as Detectron2 logs its own table of these images: the schedule counts them first.
     log_first_n(
         logging.INFO,
         f"Training on {len(kept)} of {len(dicts)} images and on {objects[1]} of their {objects[0]} "
-        "objects, crowds among them",
+        "objects",
         name=__name__,
         key="message",
     )
     return kept
 
 
-def _is_usable(annotation: dict[str, Any], record: dict[str, Any]) -> bool:
+def is_usable(annotation: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether an annotation of ``record`` is wide and high enough and overlaps its image."""
     if annotation["bbox_mode"] == BoxMode.XYWH_ABS:  # as COCO has it: a million conversions less
         x, y, width, height = annotation["bbox"]
     else:  # rotated boxes convert to corners alone

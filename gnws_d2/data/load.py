@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..config import built_architecture
 from ..errors import DatasetError
-from .filter import MIN_IMAGE_SIDE, filter_dataset
+from .filter import MIN_IMAGE_SIDE, filter_dataset, is_usable
 from .images import image_size
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,15 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
         if "width" not in record:  # Detectron2's mapper sets it
             record["width"], record["height"], _ = image_size(record["file_name"])
     kept = dicts if by_detectron2 else filter_dataset(dicts, empty_too)
-    objects = (a for d in kept for a in d.get("annotations", ()) if not a.get("iscrowd"))
-    highest = max((a["category_id"] for a in objects), default=-1)
-    if highest < 0 and not empty_too and all("annotations" in d for d in dicts):
+    objects = [(a, d) for d in kept for a in d.get("annotations", ()) if not a.get("iscrowd")]
+    highest = max((annotation["category_id"] for annotation, _ in objects), default=-1)
+    if all("annotations" in d for d in dicts) and not any(is_usable(*entry) for entry in objects):
+        crowds = sum(bool(a.get("iscrowd")) for d in dicts for a in d["annotations"])
         raise DatasetError(
             f"dataset {', '.join(cfg.DATASETS.TRAIN)}: none of {len(dicts)} images has an object "
-            f"that is no crowd and sides of {MIN_IMAGE_SIDE} pixels or more. Set iscrowd to 0 to "
-            'train on crowds, and DATALOADER.FILTER to "detectron2" to train on smaller images.'
+            "that is no crowd, has width and height, and is in an image with sides of "
+            f"{MIN_IMAGE_SIDE} pixels or more ({crowds} annotations are crowds). Set iscrowd to 0 "
+            'to train on crowds, and DATALOADER.FILTER to "detectron2" to train on smaller images.'
         )
     _check_classes(cfg, highest)
     return kept

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,8 @@ from gnws_d2.data import image_size
 from gnws_d2.errors import DatasetError, shorten
 
 from . import rle
-from .coco_file import CocoFile
+from .coco_file import CocoFile, is_file_name
+from .image_files import ImageFiles
 
 TOLERANCE = 1.0  # pixels that a box may extend beyond its image
 NORMALIZED_SIDE = 1.0  # a box smaller than this, in the first pixel, is a fraction of the image
@@ -89,7 +91,7 @@ def header_problem(file: Path, image: dict[str, Any]) -> str:
 
 def check_coco(
     coco: CocoFile,
-    image_folder: Path,
+    images: ImageFiles,
     *,
     needs_masks: bool = False,
     image_problem: Callable[[Path, dict[str, Any]], str] = header_problem,
@@ -97,19 +99,19 @@ def check_coco(
     """Check every image and annotation of a file.
 
     Args:
-        image_folder: the folder of the images.
+        images: where they are.
         needs_masks: an annotation without a segmentation is a problem, unless it is a crowd.
         image_problem: says what is wrong with an image file, or "".
     """
     verdict = Verdict()
     good: dict[Any, dict[str, Any]] = {}
     bad = set()
-    files = Counter(coco.file_names)
+    files = Counter(os.path.normpath(images.path(name)) for name in coco.file_names)
     for index, reason in enumerate(_id_problems(coco.images, "images")):
         image = coco.images[index]
         number = image.get("id")
-        reason = reason or _image_problem(image, files)
-        reason = reason or image_problem(image_folder / image["file_name"], image)
+        reason = reason or _image_problem(image, images, files)
+        reason = reason or image_problem(images.path(image["file_name"]), image)
         if not reason:
             good[number] = image
             continue
@@ -156,14 +158,16 @@ def _id_problems(entries: list[dict[str, Any]], kind: str) -> Iterator[str]:
             yield f"{counts[number]} {kind} have this id" if counts[number] > 1 else ""
 
 
-def _image_problem(image: dict[str, Any], files: Mapping[str, int]) -> str:
-    """What is wrong with an entry of the file; ``files`` counts each usable file_name."""
+def _image_problem(image: dict[str, Any], images: ImageFiles, files: Mapping[str, int]) -> str:
+    """What is wrong with an entry of the file; ``files`` counts how often each path is listed."""
     name, width, height = (image.get(member) for member in ("file_name", "width", "height"))
     most = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # where Pillow refuses it
-    if not isinstance(name, str) or name not in files:
+    if not is_file_name(name):
         return f"its file_name is {name!r:.60}"
-    if files[name] > 1:
-        return f"the file is listed {files[name]} times"
+    if (count := files[os.path.normpath(images.path(name))]) > 1:
+        return f"the file is listed {count} times: {images.path(name)}"
+    if problem := images.problem(name):
+        return problem
     if not all(_is_number(side) and side >= 1 and side == int(side) for side in (width, height)):
         return f"its size is {width!r:.30} x {height!r:.30}"
     if width * height > most:
@@ -207,8 +211,8 @@ class _AnnotationCheck:
             return f"its iscrowd is {crowd!r:.60}, not 0 or 1"
         if annotation.get("ignore"):
             return "it has the member ignore, which Detectron2 does not know. Use iscrowd"
-        area = annotation.get("area", 0)
-        if not _is_number(area) or area < 0:
+        area = annotation.get("area")
+        if area is not None and (not _is_number(area) or area < 0):
             return f"its area is {area!r:.60}"
         return (
             self._box(annotation.get("bbox"), annotation, image)

@@ -30,6 +30,7 @@ from gnws_d2.projects.own_data.arguments import data_opts, data_splits, resolve
 from gnws_d2.projects.own_data.check import Problem, check_coco, header_problem
 from gnws_d2.projects.own_data.coco_file import kept_files, read_coco
 from gnws_d2.projects.own_data.fit import fit_to_data
+from gnws_d2.projects.own_data.image_files import ImageFiles
 from gnws_d2.projects.own_data.source import source_of
 from gnws_d2.projects.own_data.summary import data_summary
 
@@ -42,7 +43,7 @@ def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
     """The problems of a dataset's file. ``by_content`` collects its images by their SHA-256."""
     if source := source_of(name):
         coco = read_coco(source.file)
-        folder = source.image_folder(coco.file_names)
+        images = source.images(coco.file_names)
     else:
         metadata = MetadataCatalog.get(name)
         if "coco" not in metadata.get("evaluator_type", "") or not metadata.get("json_file"):
@@ -50,7 +51,7 @@ def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
         if not Path(metadata.json_file).exists():
             with contextlib.suppress(FileNotFoundError):
                 DatasetCatalog.get(name)  # some make their file then, such as Digits
-        coco, folder = read_coco(metadata.json_file), Path(metadata.image_root)
+        coco, images = read_coco(metadata.json_file), ImageFiles(Path(metadata.image_root))
     with tqdm(total=len(coco.images), unit="image", disable=None, leave=False) as bar:
 
         def decode(file: Path, image: dict[str, Any]) -> str:
@@ -64,7 +65,10 @@ def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
             by_content[hashlib.sha256(file.read_bytes()).hexdigest()].add(str(file))
             return ""
 
-        problems = check_coco(coco, folder, image_problem=decode).problems
+        problems = check_coco(coco, images, image_problem=decode).problems
+    if coco.annotations and all(annotation.get("iscrowd") for annotation in coco.annotations):
+        reason = f"all {len(coco.annotations)} annotations are crowds, which are not trained on"
+        problems.append(Problem(f"{reason}. Set iscrowd to 0", None))
     for problem in problems[:MOST_LISTED]:
         logger.error("%s: %s", coco.file, problem.reason)
     if len(problems) > MOST_LISTED:

@@ -69,14 +69,28 @@ class CocoFile:
     @property
     def file_names(self) -> list[str]:
         """The names of image files that can be used as a path."""
-        names = (image.get("file_name") for image in self.images)
-        return [name for name in names if isinstance(name, str) and name and "\0" not in name]
+        return list(filter(is_file_name, (image.get("file_name") for image in self.images)))
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        """The annotations of a checked file that are trained on and scored."""
+        return list(filter(is_object, self.annotations or ()))
 
     @property
     def has_masks(self) -> bool:
         """Whether an object has a mask; crowds do not count."""
         objects = (a for a in self.annotations or () if not a.get("iscrowd"))
         return any(a.get("segmentation") for a in objects)
+
+
+def is_object(annotation: Mapping[str, Any]) -> bool:
+    """Whether a checked annotation is trained on: no crowd, and its box has width and height."""
+    return not annotation.get("iscrowd") and min(annotation["bbox"][2:]) > 0
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether a file_name can be used as a path."""
+    return isinstance(name, str) and bool(name) and "\0" not in name
 
 
 def class_ids(
@@ -142,7 +156,8 @@ def read_coco(file: str | os.PathLike) -> CocoFile:
             raise DatasetError(
                 f"{path}: {member!r} is a {type(entries).__name__}, not a list. {EXPORT}"
             )
-        if not entries and member != "annotations":
+        # A file of background images has no annotations, and no need of categories.
+        if not entries and (member == "images" or content.get("annotations")):
             raise DatasetError(f"{path} lists no {member}. {EXPORT}")
         for index, entry in enumerate(entries):
             if not isinstance(entry, dict):

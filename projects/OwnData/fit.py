@@ -15,19 +15,20 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from gnws_d2.config import DATASET_KEYS, built_architecture, dataset_names, get_key, set_key
-from gnws_d2.errors import ConfigError, DatasetError
+from gnws_d2.errors import ConfigError, DatasetError, shorten
 from gnws_d2.files import atomic_write
 
 from .check import Verdict, check_coco
 from .coco_file import CocoFile, class_ids, kept_files, read_coco
-from .source import Source, is_source, source_of
+from .image_files import ImageFiles
+from .keypoints import flip_pairs, has_side, keypoint_names
+from .source import PARTS, SPLIT_FIX, Source, is_source, source_of
 from .summary import summary_table
 from .truth import register_source
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_annotations.json"
-
 Files = Mapping[str, CocoFile]  # by dataset name
 
 
@@ -72,6 +73,8 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
             logger.info(change)
         if files:
             _log_left_out(fitted, files, used)
+            if fitted.MODEL.KEYPOINT_ON and (training := _training(fitted, used)):
+                _warn_of_flips(fitted, MetadataCatalog.get(training[0]).keypoint_names)
             logger.info("The data:\n%s", summary_table(list(files), fitted))
             _warn_of_shared_images(fitted, used)
     return fitted
@@ -103,11 +106,22 @@ def _classes(cfg: CfgNode, files: Files) -> dict[str, int]:
         _check_known(cfg, classes, files)
     classes = classes or in_files
     if not classes:
-        raise DatasetError(f"{', '.join(files)}: no annotations. Add some.")
+        raise DatasetError(f"{', '.join(order[:1])}: {_why_no_class(files[order[0]])}")
     ids = [int(number) for number in cfg.DATASETS.CATEGORY_IDS]
     if len(ids) == len(set(ids)) == len(classes):
         return dict(zip(classes, ids, strict=True))
     return class_ids(classes, *(files[name].category_ids for name in order))
+
+
+def _why_no_class(coco: CocoFile) -> str:
+    if not coco.annotations:
+        return "it has no annotations, so its classes are unknown. Name a file with annotations."
+    found = shorten(coco.annotations[0].get("category_id"))
+    hint = " It is a panoptic file." if "segments_info" in coco.annotations[0] else ""
+    return (
+        f"none of its {len(coco.annotations)} annotations has the id of a category as category_id: "
+        f"the first has {found}.{hint} Export it again as COCO instances, with whole numbers."
+    )
 
 
 def _registered_classes(cfg: CfgNode) -> list[str]:
@@ -129,7 +143,7 @@ def _check_known(cfg: CfgNode, classes: Sequence[str], files: Files) -> None:
             "or set it to [] to take them from the data."
         )
     for name, coco in files.items():
-        if not set(coco.category_ids) & set(classes):
+        if coco.used_categories and not set(coco.category_ids) & set(classes):
             raise DatasetError(
                 f"{name} has none of the model's classes ({', '.join(classes)}), but "
                 f"{', '.join(coco.category_ids)}. Rename them, or correct DATASETS.CLASSES."
@@ -143,29 +157,77 @@ def _register(
     training = _training(cfg, files)
     masks_on = cfg.MODEL.MASK_ON and (not training or any(files[n].has_masks for n in training))
     used: dict[str, CocoFile] = {}
-    verdicts: dict[tuple[str, Path, bool], Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
+    found: dict[tuple[str, Path | None, bool], tuple[ImageFiles, Verdict]] = {}
     for name, coco in files.items():
         # A model with masks is evaluated on a set of boxes alone for boxes alone.
         needs_masks = masks_on and (name in training or coco.has_masks)
-        folder = sources[name].image_folder(coco.file_names)
-        checked = coco.file, folder, needs_masks
-        if checked not in verdicts:  # both parts of a file are checked at once
-            verdicts[checked] = check_coco(coco, folder, needs_masks=needs_masks)
+        checked = coco.file, sources[name].folder, needs_masks
+        if checked not in found:  # both parts of a file are checked at once
+            images = sources[name].images(coco.file_names)
+            found[checked] = images, check_coco(coco, images, needs_masks=needs_masks)
             if not cfg.DATALOADER.SKIP_BAD_ANNOTATIONS:
-                _refuse_problems(coco.file, verdicts[checked])
-        used[name] = register_source(name, sources[name], coco, verdicts[checked], classes)
-    others = set(cfg.DATASETS.TRAIN) - set(training)
-    if training and not others and not any(_objects(used[name]) for name in training):
-        names = ", ".join(training)
-        raise DatasetError(f"{names}: no annotations to train on but crowds (iscrowd 1). Add some.")
+                _refuse_problems(coco.file, found[checked][1])
+            _log_renamed(coco.file, images)
+        images, verdicts[name] = found[checked]
+        used[name] = register_source(name, sources[name], coco, images, verdicts[name], classes)
+    _check_objects(cfg, files, used, verdicts)
     skipped = {
         file: [vars(problem) for problem in verdict.problems]
-        for (file, *_), verdict in verdicts.items()
+        for (file, *_), (_, verdict) in found.items()
         if verdict.problems
     }
     if skipped and comm.is_main_process():
         _write_skipped(skipped, Path(cfg.OUTPUT_DIR) / SKIPPED_FILE)
     return used
+
+
+def _log_renamed(file: str, images: ImageFiles) -> None:
+    if renamed := images.renamed:
+        name, path = next(iter(renamed.items()))
+        logger.warning(
+            "%s: images found under other names in %s: %d, such as %s for %s.",
+            *(file, images.folder, len(renamed), shorten(path), shorten(name)),
+        )
+
+
+def _check_objects(
+    cfg: CfgNode, files: Files, used: Files, verdicts: Mapping[str, Verdict]
+) -> None:
+    """Refuse training data without an object, and warn of other files without one."""
+    empty = [name for name, coco in used.items() if not coco.objects]
+    for name in empty:
+        reason = _why_no_object(files[name], used[name], len(verdicts[name].bad_annotations))
+        if (
+            not used[name].annotations
+            and files[name].annotations
+            and name.endswith(tuple(f"#{part}" for part in PARTS))
+        ):
+            reason = f"{reason}. {SPLIT_FIX}"
+        if set(cfg.DATASETS.TRAIN) <= set(empty) and name in cfg.DATASETS.TRAIN:
+            raise DatasetError(f"{name}: no annotations to train on: {reason}.")
+        if name not in cfg.DATASETS.TRAIN:
+            logger.warning("%s: nothing can be scored, AP will be nan: %s.", name, reason)
+        elif files[name].annotations:
+            logger.warning("%s: its images are background: %s.", name, reason)
+
+
+def _why_no_object(coco: CocoFile, used: CocoFile, bad: int) -> str:
+    if not coco.annotations:
+        return "it has no annotations"
+    if (count := len(coco.annotations)) == sum(bool(a.get("iscrowd")) for a in coco.annotations):
+        return f"all {count} annotations are crowds, which are not trained on. Set iscrowd to 0"
+    left = used.annotations or ()
+    crowds = sum(bool(annotation["iscrowd"]) for annotation in left)
+    found = {
+        "bad (gnws check-data lists them)": bad,
+        "crowds (iscrowd 1)": crowds,
+        "without width or height": len(left) - crowds,
+        "of other classes or images": count - bad - len(left),
+    }
+    return (
+        f"its {count} annotations are {', '.join(f'{n} {kind}' for kind, n in found.items() if n)}"
+    )
 
 
 def _refuse_problems(file: str, verdict: Verdict) -> None:
@@ -197,7 +259,9 @@ def _fitted(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> tuple[CfgN
         for key, value in new.items():
             set_key(fitted, key, value)
         if new:
-            said.append(f"{reason}. Set: {', '.join(f'{k} {v}' for k, v in new.items())}")
+            said.append(
+                f"{reason}, therefore now {', '.join(f'{k} is {v}' for k, v in new.items())}"
+            )
     if cfg.is_frozen():
         fitted.freeze()
     return fitted, said
@@ -225,37 +289,72 @@ def _settings(
     if cfg.MODEL.MASK_ON and training:
         if not any(coco.has_masks for coco in training.values()):
             yield "The training data has boxes only", {"MODEL.MASK_ON": False}
-        objects = [o for coco in training.values() for o in _objects(coco)]
+        objects = [o for coco in training.values() for o in coco.objects]
         if any(isinstance(o.get("segmentation"), dict) for o in objects):
             yield "The training data has masks as RLE", {"INPUT.MASK_FORMAT": "bitmask"}
     if cfg.MODEL.KEYPOINT_ON and training:
-        names = _keypoint_names(training)
+        names = _keypoint_names(cfg, used)
         values: dict[str, Any] = {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": len(names)}
         if len(cfg.TEST.KEYPOINT_OKS_SIGMAS) != len(names):
             values["TEST.KEYPOINT_OKS_SIGMAS"] = [1 / len(names)] * len(names)
         yield f"{len(names)} keypoints in the data: {', '.join(names)}", values
 
 
-def _objects(coco: CocoFile) -> list[dict[str, Any]]:
-    """The annotations that are trained on: all but crowds."""
-    return [a for a in coco.annotations or () if not a.get("iscrowd")]
-
-
-def _keypoint_names(training: Files) -> list[str]:
-    lacking = [n for n, c in training.items() if not any(o.get("keypoints") for o in _objects(c))]
-    if lacking:
+def _keypoint_names(cfg: CfgNode, used: Files) -> list[str]:
+    """The names of the keypoints, which have to be those of all classes and files."""
+    training = _training(cfg, used)
+    keypoints = {
+        name: [o["keypoints"] for o in coco.objects if o.get("keypoints")]
+        for name, coco in used.items()
+    }
+    if lacking := [n for n in training if not any(any(k[2::3]) for k in keypoints[n])]:
         raise DatasetError(
-            f"{', '.join(lacking)}: no annotation has keypoints, but MODEL.KEYPOINT_ON is True. "
-            "Choose a config without keypoints, or set it to False."
+            f"{', '.join(lacking)}: no annotation has keypoints that are visible, but "
+            "MODEL.KEYPOINT_ON is True. Choose a config without keypoints, or set it to False."
         )
-    first = next(iter(training))
-    names = MetadataCatalog.get(first).get("keypoint_names")
+    # Those that were registered elsewhere too, and validation data that has keypoints.
+    named = [*cfg.DATASETS.TRAIN, *(name for name in used if keypoints[name])]
+    lists = {name: MetadataCatalog.get(name).get("keypoint_names") for name in named}
+    first, names = next(iter(lists.items()))
     if not names:
         raise DatasetError(
             f"{first}: its categories do not name their keypoints. Add the member keypoints "
             "to them, a list of names."
         )
+    for name, other in lists.items():
+        categories = used[name].categories if name in used else ()
+        mirrored = [_mirrored(own) for own in map(keypoint_names, categories) if own]
+        lengths = {len(points) for points in keypoints.get(name, ())}
+        if (
+            other != names
+            or lengths - {3 * len(names)}
+            or mirrored.count(_mirrored(names)) < len(mirrored)
+        ):
+            raise DatasetError(
+                f"{name}: not all classes have the keypoints {', '.join(names)} in this order. A "
+                "model has one list for all classes: correct the member keypoints of the "
+                "categories, or choose classes with DATASETS.CLASSES."
+            )
     return names
+
+
+def _mirrored(names: Sequence[str]) -> list[tuple[int, ...]]:
+    """The pairs that a mirror exchanges, by their places in the list."""
+    return [tuple(map(names.index, pair)) for pair in flip_pairs(names)]
+
+
+def _warn_of_flips(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Warn of keypoints that would keep their names in a mirrored image."""
+    pairs = flip_pairs(names)
+    paired = set(itertools.chain(*pairs))
+    alone = [n for n in names if n not in paired and (not pairs or has_side(n))]
+    if cfg.INPUT.RANDOM_FLIP == "horizontal" and alone and len(names) > 1:
+        logger.warning(
+            "INPUT.RANDOM_FLIP is horizontal, but these keypoints have no counterpart on the other "
+            "side, and keep their names in a mirrored image: %s. If they have sides, name them "
+            "like left_eye and right_eye, or set INPUT.RANDOM_FLIP none.",
+            ", ".join(alone),
+        )
 
 
 def _log_left_out(cfg: CfgNode, files: Files, used: Files) -> None:
@@ -273,7 +372,9 @@ def _log_left_out(cfg: CfgNode, files: Files, used: Files) -> None:
         names = ", ".join(map(repr, sorted(unused)))
         logger.info("Categories without annotations are left out: %s", names)
     training = _training(cfg, used)
-    trained = {c for name in training for c in used[name].used_categories}
+    trained = {
+        used[name].class_names[o["category_id"]] for name in training for o in used[name].objects
+    }
     if training and (untrained := [c for c in classes if c not in trained]):
         names = ", ".join(map(repr, untrained))
         logger.warning("No training image has an object of %s. The model will not find any.", names)

@@ -6,9 +6,9 @@ two parts of a fixed split, see :func:`split_names`.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,10 +17,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gnws_d2.errors import DatasetError, shorten
 
+from .image_files import ImageFiles, find_images
+
 PARTS = ("train", "val")
 SUFFIX = ".json"
 VALIDATION_SHARE = 0.2
-PROBED_IMAGES = 20  # of a file, to find out where its images are
+SPLIT_FIX = (
+    "It is one part of the automatic split of a file. Add images, or name a file for validation "
+    "(--val, DATASETS.TEST) and train on the whole of this one"
+)
 # Words in the names of files and folders, and the split that they stand for.
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -31,7 +36,7 @@ class Source:
 
     Attributes:
         file: the annotation file.
-        folder: the folder of the images; None: beside the file, see :meth:`image_folder`.
+        folder: the folder of the images; None: beside the file, see :meth:`images`.
         part: "train" or "val" of the fixed split; "": the whole file.
     """
 
@@ -54,12 +59,10 @@ class Source:
         folder = f"={self.folder}" if self.folder else ""
         return f"{self.file}{folder}{f'#{self.part}' if self.part else ''}"
 
-    def image_folder(self, file_names: Sequence[str]) -> Path:
-        """Find the folder of the images.
-
-        It is the folder that contains most of the first images, and the first of several: the
-        file's own folder, ``images`` in it, ``images`` beside it, and folders named after the
-        file's split.
+    def images(self, file_names: Sequence[str]) -> ImageFiles:
+        """Find the images, see :func:`find_images`: in ``folder``, or else in the file's own
+        folder, ``images`` in it, ``images`` beside it, folders named after the file's split, the
+        folder above, and ``data``.
 
         Args:
             file_names: the images that the annotation file lists.
@@ -67,18 +70,26 @@ class Source:
         Raises:
             DatasetError: none of the folders contains an image.
         """
-        if self.folder is not None:
-            return self.folder
-        probes = file_names[:PROBED_IMAGES]
-        folders = self._candidates()
-        found = [sum(os.path.exists(folder / name) for name in probes) for folder in folders]
-        if max(found, default=0) == 0:
-            first = shorten(probes[0] if probes else "...")
-            raise DatasetError(
-                f"{self.file}: the images, such as {first}, are in none of "
-                f"{', '.join(map(str, folders))}. Name their folder: {self.file}=FOLDER."
-            )
-        return folders[found.index(max(found))]
+        folders = self._candidates() if self.folder is None else [self.folder]
+        try:
+            found = find_images(file_names, folders)
+        except DatasetError as error:
+            raise DatasetError(f"{self.file}: {error}: {self.file}=FOLDER.") from None
+        if found is not None:
+            return found
+        first = file_names[0] if file_names else "..."
+        own = self.folder or self.file.parent
+        entries = [
+            e for f in folders if f in (own, own / "images") and f.is_dir() for e in f.iterdir()
+        ]
+        near = difflib.get_close_matches(Path(first).name, sorted(e.name for e in entries), 1)
+        there = f" ({shorten(near[0])} is there)" if near else ""
+        inside = (e for e in entries if e.is_dir() and find_images(file_names, [e]))
+        raise DatasetError(
+            f"{self.file}: the images, such as {shorten(first)}, are in none of "
+            f"{', '.join(map(str, folders))}{there}. Name their folder: "
+            f"{self.file}={next(inside, 'FOLDER')}."
+        )
 
     def _candidates(self) -> list[Path]:
         own = self.file.parent
@@ -86,7 +97,8 @@ class Source:
         words = [split, *(word for word in SPLIT_WORDS if SPLIT_WORDS[word] == split_of(split))]
         roots = [own, own / "images", own.parent / "images"]
         named = [root / word for root in (own, *roots[1:], own.parent) for word in words]
-        return [f for f in dict.fromkeys([*roots, *named, own.parent]) if f.is_dir()]
+        folders = [*roots, *named, own.parent, own / "data"]
+        return [f for f in dict.fromkeys(folders) if f.is_dir()]
 
 
 def source_of(name: str) -> Source | None:
@@ -117,20 +129,32 @@ def split_of(word: str) -> str | None:
     return next((SPLIT_WORDS[part] for part in letters if part in SPLIT_WORDS), None)
 
 
-def split_names(file_names: Sequence[str], part: str) -> set[str]:
+def split_names(file_names: Sequence[str], part: str, annotated: Collection[str] = ()) -> set[str]:
     """The ``file_names`` that are in ``part``: "train", or "val" (a fifth, at least one).
 
     The names are ordered by their SHA-256, and validation takes the first. The split therefore does
     not depend on the order of the file, and a new image moves few others. Roboflow's augmented
-    copies of an image, ``NAME.rf.HASH.jpg``, stay together.
+    copies of an image, ``NAME.rf.HASH.jpg``, stay together. Where one part would have no object
+    though two images have some, it also gets the first of these for validation, or the last for
+    training.
+
+    Args:
+        annotated: those that have objects.
     """
     ordered = sorted(set(file_names), key=lambda name: (_order(name), name))
     wanted = max(1, round(VALIDATION_SHARE * len(ordered)))
     validation: set[str] = set()
-    for _, group in groupby(ordered, _order):
+    groups = [set(group) for _, group in groupby(ordered, _order)]
+    for group in groups:
         if len(validation) >= wanted:
             break
-        validation.update(group)
+        validation |= group
+    with_objects = [group for group in groups if not group.isdisjoint(annotated)]
+    if len(with_objects) > 1:
+        if validation.isdisjoint(annotated):
+            validation |= with_objects[0]
+        elif validation.issuperset(annotated):
+            validation -= with_objects[-1]
     return validation if part == "val" else set(ordered) - validation
 
 

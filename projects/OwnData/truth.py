@@ -19,23 +19,31 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
+from gnws_d2.engine.evaluation import object_area
 from gnws_d2.errors import DatasetError
 from gnws_d2.files import atomic_write, cache_dir, cache_path
 
 from .check import Verdict, usable_mask
-from .coco_file import CocoFile, class_ids, read_coco
-from .source import Source, split_names
+from .coco_file import CocoFile, class_ids, is_object, read_coco
+from .image_files import ImageFiles
+from .keypoints import flip_pairs, keypoint_names
+from .source import SPLIT_FIX, Source, split_names
 
 MEMBERS = ("images", "annotations", "categories")
 
 
 def register_source(
-    name: str, source: Source, coco: CocoFile, verdict: Verdict, classes: Mapping[str, int]
+    name: str,
+    source: Source,
+    coco: CocoFile,
+    images: ImageFiles,
+    verdict: Verdict,
+    classes: Mapping[str, int],
 ) -> CocoFile:
     """Register a COCO file under ``name``. A registered one is replaced.
 
     Args:
-        source, coco: the file, and its content.
+        source, coco, images: the file, its content, and where its images are.
         verdict: the images and annotations to leave out. The others must be sound.
         classes: the classes in the predictor's order, and the ids that results have for those that
             the file lacks.
@@ -49,9 +57,10 @@ def register_source(
     spare = {c: number for c, number in classes.items() if number not in coco.class_names}
     # Detectron2's evaluation requires a category for every class.
     ids = class_ids(classes, coco.category_ids, spare, taken=coco.class_names)
-    used = _used(coco, source.part, verdict, ids)
+    used = _used(coco, images, source.part, verdict, ids)
     if not used.images:
-        raise DatasetError(f"dataset {name}: no image is left. Add some, or repair the file.")
+        fix = SPLIT_FIX if source.part else "Repair the file"
+        raise DatasetError(f"{name}: no image is left. {fix}.")
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)
     DatasetCatalog.register(name, functools.partial(load_dicts, name))
@@ -59,7 +68,7 @@ def register_source(
         thing_classes=list(classes),
         thing_dataset_id_to_contiguous_id={n: index for index, n in enumerate(ids.values())},
         json_file=_json_file(used, coco),
-        image_root=str(source.image_folder(coco.file_names)),
+        image_root=str(images.folder),
         evaluator_type="coco",
         is_source=True,
         **_keypoint_metadata(used),
@@ -105,29 +114,36 @@ def _to_detectron2(annotation: dict[str, Any], to_class: dict[int, int]) -> dict
     return made
 
 
-def _used(coco: CocoFile, part: str, verdict: Verdict, ids: Mapping[str, int]) -> CocoFile:
+def _used(
+    coco: CocoFile, files: ImageFiles, part: str, verdict: Verdict, ids: Mapping[str, int]
+) -> CocoFile:
     """The images, annotations and categories that are used, with all members that pycocotools
     requires. ``ids`` are those of the file, by class."""
     images = [image for i, image in enumerate(coco.images) if i not in verdict.bad_images]
-    if part:
-        # Split all images, so that repairing a skipped one does not move others.
-        chosen = split_names(coco.file_names, part)
-        images = [image for image in images if image["file_name"] in chosen]
     numbers = set(ids.values())
     categories = [category for category in coco.categories if category["id"] in numbers]
     categories += [{"id": n, "name": c} for c, n in ids.items() if n not in coco.class_names]
-    if coco.annotations is None:
-        return CocoFile(coco.file, images, None, categories)
-    shown = {image["id"] for image in images}
     kept = [
         annotation
-        for i, annotation in enumerate(coco.annotations)
+        for i, annotation in enumerate(coco.annotations or ())
         if i not in verdict.bad_annotations
-        and annotation["image_id"] in shown
         and annotation["category_id"] in numbers
         # Detectron2 leaves out an object that has polygons, none of which is usable.
         and (not annotation.get("segmentation") or usable_mask(annotation["segmentation"]))
     ]
+    if part:
+        # Split all images, so that repairing a skipped one does not move others.
+        with_objects = {annotation["image_id"] for annotation in filter(is_object, kept)}
+        names = {image["file_name"] for image in images if image["id"] in with_objects}
+        chosen = split_names(coco.file_names, part, names)
+        images = [image for image in images if image["file_name"] in chosen]
+    if renamed := files.renamed:
+        found = ((image, image["file_name"]) for image in images)
+        images = [{**image, "file_name": renamed.get(name, name)} for image, name in found]
+    if coco.annotations is None:
+        return CocoFile(coco.file, images, None, categories)
+    shown = {image["id"]: image for image in images}
+    kept = [annotation for annotation in kept if annotation["image_id"] in shown]
     kept_ids = [annotation["id"] for annotation in kept]
     # pycocotools takes 0 for "not matched", and stores ids as floats.
     if not all(isinstance(number, int) and 0 < number < 2**53 for number in kept_ids):
@@ -135,18 +151,23 @@ def _used(coco: CocoFile, part: str, verdict: Verdict, ids: Mapping[str, int]) -
     # Where some annotations have keypoints, the others get invisible ones: Detectron2 and
     # pycocotools require them of all.
     points = max((len(a.get("keypoints") or ()) for a in kept), default=0)
-    annotations = [_complete(a, n, points) for a, n in zip(kept, kept_ids, strict=True)]
+    annotations = [
+        _complete(annotation, number, points, shown[annotation["image_id"]])
+        for annotation, number in zip(kept, kept_ids, strict=True)
+    ]
     return CocoFile(coco.file, images, annotations, categories)
 
 
-def _complete(annotation: dict[str, Any], number: int, points: int) -> dict[str, Any]:
-    """``annotation`` with the id ``number`` and, unless ``points`` is 0, that many values of
-    keypoints."""
+def _complete(
+    annotation: dict[str, Any], number: int, points: int, image: dict[str, Any]
+) -> dict[str, Any]:
+    """``annotation`` of ``image`` with the id ``number`` and, unless ``points`` is 0, that many
+    values of keypoints."""
     made = {**annotation, "id": number, "iscrowd": int(annotation.get("iscrowd", 0))}
     if mask := usable_mask(made.pop("segmentation", None)):
         made["segmentation"] = mask
-    if "area" not in annotation:
-        made["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    if not annotation.get("area"):
+        made["area"] = object_area(made, image)
     if points:
         made["keypoints"] = annotation.get("keypoints") or [0] * points
         made["num_keypoints"] = sum(visibility > 0 for visibility in made["keypoints"][2::3])
@@ -157,12 +178,14 @@ def _json_file(used: CocoFile, coco: CocoFile) -> str:
     """The path of a JSON file with exactly ``used``: that of ``coco``, or one in the cache."""
     content = {member: getattr(used, member) for member in MEMBERS}
     if all(content[member] == getattr(coco, member) for member in MEMBERS):
-        return coco.file
+        with open(coco.file, "rb") as opened:  # pycocotools reads UTF-8 without a mark alone
+            if json.detect_encoding(opened.read(4)) == "utf-8":
+                return coco.file
     if used.annotations is None:
         del content["annotations"]
     text = json.dumps(content).encode()
     file = cache_path() / "truth" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
-    if not file.is_file():
+    if not file.is_file() or file.read_bytes() != text:
         cache_dir(file.parent)
         with atomic_write(file) as partial:
             partial.write_bytes(text)
@@ -170,12 +193,8 @@ def _json_file(used: CocoFile, coco: CocoFile) -> str:
 
 
 def _keypoint_metadata(used: CocoFile) -> dict[str, Any]:
-    names: Any = next((c["keypoints"] for c in used.categories if c.get("keypoints")), None)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    names = next(filter(None, map(keypoint_names, used.categories)), None)
+    if names is None:
         return {}
-    flips = [
-        (name, name.replace("left", "right"))
-        for name in names
-        if "left" in name and name.replace("left", "right") in names
-    ]
-    return {"keypoint_names": names, "keypoint_flip_map": flips, "keypoint_connection_rules": []}
+    pairs = flip_pairs(names)
+    return {"keypoint_names": names, "keypoint_flip_map": pairs, "keypoint_connection_rules": []}

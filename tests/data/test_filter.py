@@ -68,7 +68,7 @@ def found(dicts):
 def test_the_default_is_mmdetections(dataset, caplog):
     caplog.set_level(logging.INFO)
     assert found(load_train_dataset(config())) == KEPT
-    assert "Training on 5 of 8 images and on 5 of their 10 objects" in caplog.text
+    assert "Training on 5 of 8 images and on 4 of their 9 objects" in caplog.text
 
 
 def test_detectron2s_rules_by_one_key(dataset):

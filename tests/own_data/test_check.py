@@ -20,6 +20,7 @@ from gnws_d2.errors import DatasetError
 from gnws_d2.projects.own_data import fit_to_data
 from gnws_d2.projects.own_data.check import check_coco
 from gnws_d2.projects.own_data.coco_file import read_coco
+from gnws_d2.projects.own_data.image_files import ImageFiles
 
 CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -346,7 +347,7 @@ def test_what_is_right_passes(file, case):
     coco = read(file)
     coco["annotations"][0].update(FINE[case])
     write(file, coco)
-    found = check_coco(read_coco(file), file.parent / "images")
+    found = check_coco(read_coco(file), ImageFiles(file.parent / "images"))
     assert not found.problems, found.problems
     fit_to_data(config(file))
     # pycocotools gets along with what passes.

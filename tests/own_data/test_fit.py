@@ -43,11 +43,11 @@ def test_classes_come_from_the_data_by_id(tmp_path, caplog):
     assert fitted.DATASETS.CATEGORY_IDS == [3, 7]
     assert fitted.MODEL.ROI_HEADS.NUM_CLASSES == fitted.MODEL.RETINANET.NUM_CLASSES == 2
     assert fitted.MODEL.REMAKE_PREDICTORS
-    assert "2 classes in the data: dog, cat. Set: DATASETS.CLASSES" in caplog.text
+    assert "2 classes in the data: dog, cat, therefore now DATASETS.CLASSES is" in caplog.text
     provenance = Provenance.of(fitted, [])
     assert provenance.classes == ["dog", "cat"] and provenance.category_ids == [3, 7]
     caplog.clear()
-    assert fit_to_data(fitted) == fitted and "Set: " not in caplog.text
+    assert fit_to_data(fitted) == fitted and "therefore" not in caplog.text
 
 
 def test_one_of_two_training_files_may_have_no_objects(tmp_path):
@@ -55,7 +55,7 @@ def test_one_of_two_training_files_may_have_no_objects(tmp_path):
     write(empty, {**read(file), "annotations": []})
     assert len(load_train_dataset(fit_to_data(config(tmp_path, (str(file), str(empty)))))) == 4
     write(empty, {**read(file), "annotations": [{**read(file)["annotations"][0], "iscrowd": 1}]})
-    with pytest.raises(DatasetError, match="no annotations to train on but crowds"):
+    with pytest.raises(DatasetError, match="all 1 annotations are crowds"):
         fit_to_data(config(tmp_path, empty))
 
 
@@ -240,7 +240,7 @@ def test_boxes_only_turn_masks_off(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     fitted = fit_to_data(config(tmp_path, make_coco(tmp_path, masks=False), (), MASKS))
     assert not fitted.MODEL.MASK_ON
-    assert "boxes only. Set: MODEL.MASK_ON False" in caplog.text
+    assert "boxes only, therefore now MODEL.MASK_ON is False" in caplog.text
 
 
 def test_some_without_masks_are_an_error_that_says_which(tmp_path):
@@ -272,7 +272,7 @@ def test_rle_sets_the_mask_format(tmp_path, caplog):
     write(file, coco)
     fitted = fit_to_data(config(tmp_path, file, (), MASKS))
     assert fitted.MODEL.MASK_ON and fitted.INPUT.MASK_FORMAT == "bitmask"
-    assert "masks as RLE. Set: INPUT.MASK_FORMAT bitmask" in caplog.text
+    assert "masks as RLE, therefore now INPUT.MASK_FORMAT is bitmask" in caplog.text
 
 
 def test_label_images_are_needed_to_train_panoptic_and_semantic_models(tmp_path):
@@ -310,7 +310,7 @@ def test_keypoints_come_from_the_categories(tmp_path):
     assert truth(file).anns[101]["num_keypoints"] == 0
     assert DatasetCatalog.get(str(file))[0]["annotations"][1]["keypoints"][2] == 0
     plain = make_coco(tmp_path / "plain")
-    with pytest.raises(DatasetError, match=r"no annotation has keypoints, but MODEL\.KEYPOINT_ON"):
+    with pytest.raises(DatasetError, match=r"no annotation has keypoints.*MODEL\.KEYPOINT_ON"):
         fit_to_data(config(tmp_path, plain, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml"))
 
 
