@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import yaml
 from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 
-from ..config import get_key
-from ..errors import CheckpointError, GnwsError
+from ..config import all_defaults, leaves, set_key
+from ..errors import CheckpointError, GnwsError, shorten
 from .provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
-# A resumed run takes these from the checkpoint; other values in the config would be ignored.
-KEPT = ("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY", "SEED")
+# A resumed run takes these from the checkpoint; other values in the config would be ignored. The
+# names in small letters are of LazyConfigs.
+KEPT = re.compile(
+    r"SOLVER\.(BASE_LR|MOMENTUM|NESTEROV|WEIGHT_DECAY.*|BIAS_LR_FACTOR)|SEED|optimizer\..*|train\.seed"
+)
+# What changes neither the model nor its training, or only follows from other keys.
+FREE = re.compile(
+    r"OUTPUT_DIR|VERSION|VIS_PERIOD|CUDNN_BENCHMARK|GLOBAL\..*|TEST\..*|.*_TEST|DATASETS\.TEST"
+    r"|MODEL\.(WEIGHTS|DEVICE)|DATALOADER\.NUM_WORKERS|SOLVER\.(REFERENCE_WORLD_SIZE|SCALE_TO_BATCH"
+    r"|CHECKPOINT_PERIOD|CHECKPOINT_EPOCHS|EARLY_STOPPING|PROCESS_TIMEOUT)"
+    r"|train\.(?!seed|max_iter|amp).*|dataloader\.(test|evaluator|train\.num_workers).*"
+)
+# What decides which images come when.
+DATA = ("solver.ims_per_batch", "datasets.", "dataloader.")
+MOST = 8  # keys in a message
 
 
 def from_main_process(read: Callable[[], Any]) -> Any:
@@ -89,27 +106,77 @@ def check_resumable(checkpoint: Mapping[str, Any], file: Path, cfg: CfgNode | No
             f"Cannot resume: the optimizer state in {file} is empty. Name an earlier checkpoint in "
             f"{file.parent / 'last_checkpoint'}."
         )
-    if cfg is not None:
-        _check_config(Provenance.read(checkpoint).config, cfg, file)
+    stored = Provenance.read(checkpoint).config
+    if cfg is not None and stored:
+        former, now = (_values(yaml.safe_load(text)) for text in (stored, cfg.dump()))
+        check_values(former, now, file, _rates(former, cfg, state["iteration"] + 1))
 
 
-def _check_config(stored: str | None, cfg: CfgNode, file: Path) -> None:
-    theirs = CfgNode(yaml.safe_load(stored)) if stored else CfgNode()
-    former = {key: get_key(theirs, key) for key in (*KEPT, "SOLVER.IMS_PER_BATCH")}
-    changed = {key: old for key, old in former.items() if old not in (None, get_key(cfg, key))}
-    if cfg.SEED < 0:  # the drawn one is in the checkpoint
-        changed.pop("SEED", None)
-    batch = changed.pop("SOLVER.IMS_PER_BATCH", None)
-    if changed:
-        values = ", ".join(f"{key} is {get_key(cfg, key)}, was {changed[key]}" for key in changed)
-        processes = " with the same number of processes" if batch else ""
+def check_values(
+    former: Mapping[str, Any], now: Mapping[str, Any], file: object, follows: str = ""
+) -> None:
+    """Warn of the values of a config that change the training which is resumed.
+
+    Args:
+        former, now: by dotted key, of the run that saved the checkpoint ``file`` and of this one.
+        follows: a sentence to add.
+
+    Raises:
+        CheckpointError: a value would be ignored.
+    """
+    keys = [key for key in {**former, **now} if not FREE.fullmatch(key)]
+    # The seed that was drawn for a negative one is in the checkpoint.
+    drawn = [key for key in ("SEED", "train.seed") if str(now.get(key, -1)).startswith("-")]
+    changed = [k for k in keys if former.get(k) != now.get(k) and k not in drawn]
+
+    def listed(keys: Sequence[str], was: str) -> str:
+        said = [
+            f"{k} is {shorten(now.get(k))}, {was} {shorten(former.get(k))}" for k in keys[:MOST]
+        ]
+        more = [f"{len(keys) - MOST} more"] if len(keys) > MOST else []
+        return "; ".join([*said, *more])
+
+    if ignored := [key for key in changed if KEPT.fullmatch(key)]:
+        processes = " with the same number of processes" * ("SOLVER.IMS_PER_BATCH" in changed)
         raise CheckpointError(
             f"Cannot resume {file} with another optimizer or seed, which would be ignored: "
-            f"{values}. Resume with the former{processes}, or start another run from MODEL.WEIGHTS."
+            f"{listed(ignored, 'was')}. Resume with the former{processes}, or start another run "
+            "from MODEL.WEIGHTS."
         )
-    if batch:
+    if changed:
+        order = (
+            " It reads the images in another order than an uninterrupted one."
+            if any(key.lower().startswith(DATA) for key in changed)
+            else ""
+        )
         logger.warning(
-            "SOLVER.IMS_PER_BATCH is %d, but %s was trained with %d: the resumed run reads the "
-            "images in another order than an uninterrupted one.",
-            *(cfg.SOLVER.IMS_PER_BATCH, file, batch),
+            "%s: %s. The resumed run continues with the new values.%s%s",
+            *(file, listed(changed, "was trained with"), order, follows),
         )
+
+
+def _values(content: Any) -> dict[str, Any]:
+    """The values of a saved config, which lacks keys that have their defaults, by dotted key."""
+    defaults = {k: list(v) if isinstance(v, tuple) else v for k, v in all_defaults().items()}
+    return {**defaults, **dict(leaves(CfgNode(content)))}
+
+
+def _rates(former: Mapping[str, Any], cfg: CfgNode, iteration: int) -> str:
+    """The learning rates of ``iteration`` by the former schedule and by that of ``cfg``."""
+    old = cfg.clone()
+    old.defrost()
+    rates = []
+    try:
+        for key, _ in leaves(cfg):
+            if key.startswith("SOLVER.") and key in former:
+                set_key(old, key, former[key])
+        for schedule in (old, cfg):
+            optimizer = torch.optim.SGD([torch.zeros(1)], lr=cfg.SOLVER.BASE_LR)
+            scheduler = build_lr_scheduler(schedule, optimizer)
+            scheduler.last_epoch = min(iteration, schedule.SOLVER.MAX_ITER)
+            rates.append(scheduler.get_lr()[0])
+    except Exception:  # a file may hold any value
+        return ""
+    was, rate = rates
+    said = f" The learning rate of iteration {iteration} is {rate:.3g}, and was to be {was:.3g}."
+    return "" if math.isclose(was, rate) else said

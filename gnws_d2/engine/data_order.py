@@ -11,6 +11,7 @@ stands for, see :func:`process_of`: accumulating runs compute what more processe
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import logging
@@ -32,8 +33,8 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpointer
-from ..data import Mapper, NamingMapper, load_train_dataset
-from ..errors import ConfigError
+from ..data import Mapper, NamingMapper, check_mapped, load_train_dataset
+from ..errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class ResumableLoader:
         Raises:
             ConfigError: the batch does not divide among processes and micro-batches.
         """
-        self._dataset = _SeededDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
+        self.dataset = _SeededDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
         # Images of one batch are all wide, or all not. They are grouped before loading; Detectron2
         # groups them after it, where nothing can tell which images an iteration will get.
         self._groups = [aspect_ratio_grouping and d["width"] > d["height"] for d in dataset]
@@ -138,14 +139,14 @@ class ResumableLoader:
 
     def seek(self, seed: int, iteration: int) -> None:
         """Let the next ``iter()`` start at the batch of ``iteration``, augmented from ``seed``."""
-        self._dataset.seed, self._iteration = seed, iteration
+        self.dataset.seed, self._iteration = seed, iteration
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        with _random_numbers(self._dataset.seed):
+        with _random_numbers(self.dataset.seed):
             sampler = self._build_sampler()
         order = batch_order(sampler, self._groups, self._batch_size, self._processes)
         loader: DataLoader = DataLoader(
-            self._dataset,
+            self.dataset,
             batch_sampler=itertools.islice(order, self._iteration, None),
             num_workers=self._num_workers,
             collate_fn=list,
@@ -217,6 +218,32 @@ def start_worker(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(10))
 
 
+def map_one(loader: Iterable) -> None:
+    """Map one image before training starts, with polygons if there are any, so that what its mapper
+    lacks or misreads is known at once. Of loaders that neither this package nor Detectron2 builds,
+    none is mapped."""
+    dataset: Any = loader
+    while not isinstance(dataset, MapDataset) and dataset is not None:
+        dataset = getattr(dataset, "dataset", None)
+    if not isinstance(dataset, MapDataset) or not len(dataset):
+        return
+    records = (copy.deepcopy(dataset._dataset[i]) for i in range(min(len(dataset), 100)))
+    first = next(records)
+    chosen = next((r for r in itertools.chain([first], records) if _has_polygons(r)), first)
+    with _random_numbers(0):
+        NamingMapper(dataset._map_func._obj)(chosen)
+
+
+def _has_polygons(record: dict[str, Any]) -> bool:
+    return any(isinstance(a.get("segmentation"), list) for a in record.get("annotations", ()))
+
+
+def check_batch(batch: Any) -> None:
+    """Look at the images of a loader whose mapper is not known, see :func:`check_mapped`."""
+    for mapped in batch if isinstance(batch, list) else ():
+        check_mapped(mapped)
+
+
 def seek_data(loader: Iterable, seed: int, iteration: int) -> None:
     """Let a train loader start at ``iteration``, or say that it cannot."""
     if isinstance(loader, ResumableLoader):
@@ -232,8 +259,18 @@ def seek_data(loader: Iterable, seed: int, iteration: int) -> None:
 
 def save_final(checkpointer: Checkpointer, start: int, max_iter: int) -> None:
     """Save model_final.pth where a run resumes at its end from another checkpoint: it was killed
-    between its last two, which are of one state."""
+    between its last two, which are of one state.
+
+    Raises:
+        CheckpointError: the checkpoint is of a longer training.
+    """
     resumed = checkpointer.resumed_from
+    if resumed and start > max_iter:
+        raise CheckpointError(
+            f"Cannot resume: {resumed} has finished {start} iterations, and SOLVER.MAX_ITER "
+            f"(train.max_iter, of a LazyConfig) is {max_iter}. Train for longer, or start again "
+            "without --resume, in another OUTPUT_DIR."
+        )
     if start >= max_iter and resumed and resumed.name != "model_final.pth":
         checkpointer.save("model_final", iteration=start - 1)
 

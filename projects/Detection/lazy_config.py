@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import LazyConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, Node
 from omegaconf.errors import OmegaConfBaseException
 
 from gnws_d2.config import resolve_config_file
@@ -32,7 +33,7 @@ def load_lazy_config(file: str, opts: Sequence[str] = ()) -> Any:
             "Detectron2 would execute what it says in !!python tags."
         )
     cfg = LazyConfig.load(resolve_config_file(file))
-    known = list(_keys(cfg))
+    known = [key for key, _ in _items(cfg)]
     for word in opts:
         key, equals, _ = word.partition("=")
         if not equals:
@@ -47,12 +48,26 @@ def load_lazy_config(file: str, opts: Sequence[str] = ()) -> Any:
         raise ConfigError(f"the overrides {' '.join(opts)}: {error}") from error
 
 
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+def values(cfg: Any) -> dict[str, Any]:
+    """The values of a LazyConfig by dotted key, objects as text."""
+    found = {}
+    for key, node in _items(cfg):
+        if not isinstance(node, (DictConfig, ListConfig)):
+            value = node._value() if isinstance(node, Node) else node
+            if not isinstance(value, (int, float, str, type(None))):
+                name = getattr(value, "__qualname__", None) or repr(value)
+                value = re.sub(" at 0x[0-9a-f]+", "", name)
+            found[key] = value
+    return found
+
+
+def _items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, node) of everything in a LazyConfig."""
     children: Any = ()
     if isinstance(node, DictConfig):
         children = node.items_ex(resolve=False)
     elif isinstance(node, ListConfig):
         children = enumerate(node._get_node(i) for i in range(len(node)))
     for name, value in children:
-        yield f"{prefix}{name!s}"
-        yield from _keys(value, f"{prefix}{name!s}.")
+        yield f"{prefix}{name!s}", value
+        yield from _items(value, f"{prefix}{name!s}.")

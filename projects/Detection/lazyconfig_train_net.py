@@ -27,18 +27,20 @@ from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import resolve_config_file
 from gnws_d2.engine import (
+    ConfigValues,
     IterationSeed,
     ResumableLoader,
     StopOnSignal,
     create_ddp_model,
     launch,
     locked_output,
+    map_one,
     save_final,
     seek_data,
 )
 from gnws_d2.errors import ConfigError
 from gnws_d2.projects.detection.defaults import FirstIterations, default_setup, setup_loggers
-from gnws_d2.projects.detection.lazy_config import load_lazy_config
+from gnws_d2.projects.detection.lazy_config import load_lazy_config, values
 from gnws_d2.projects.own_data import data_splits, fit_lazy_config, name_data
 
 
@@ -74,21 +76,23 @@ def build_train_loader(node: Any) -> Iterable[list[dict[str, Any]]]:
 
 
 def train(cfg: Any, resume: bool) -> None:
-    model = build(cfg)
+    written, model = values(cfg), build(cfg)
     cfg.optimizer.params.model = model
     kind = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
     loader = build_train_loader(cfg.dataloader.train)
+    map_one(loader)
     seed = IterationSeed(cfg.train.get("seed", -1))
     trainer = kind(model, loader, instantiate(cfg.optimizer))
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     train_hooks = [
+        ConfigValues(written, checkpointer),
         seed,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         hooks.EvalHook(cfg.train.eval_period, lambda: test(cfg, model)),
     ]
     if comm.is_main_process():
-        train_hooks.insert(3, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+        train_hooks.insert(4, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
         train_hooks.append(FirstIterations())

@@ -60,7 +60,11 @@ def test_nothing_to_resume_and_a_used_folder_are_said(trainer, caplog):
     (said,) = warnings_of(caplog, trainer(), resume=False)
     assert "already has checkpoints (model_0000000.pth, model_0000001.pth, model_final.pth)" in said
     again = trainer("SOLVER.MAX_ITER", "3")
-    assert not warnings_of(caplog, again, resume=True) and again.start_iter == 2
+    (said,) = warnings_of(caplog, again, resume=True)
+    # Of a cosine that ends after 2 iterations, and of one that ends after 3.
+    assert "SOLVER.MAX_ITER is 3, was trained with 2." in said
+    assert "The learning rate of iteration 2 is 0.0075, and was to be 0." in said
+    assert again.start_iter == 2
 
 
 def test_a_checkpoint_that_cannot_be_continued_is_refused(trainer, trained):
@@ -92,10 +96,42 @@ def test_what_a_resumed_run_would_ignore_is_refused(trainer, trained):
         ("SOLVER.BASE_LR", "0.5", "0.03"),
         ("SOLVER.MOMENTUM", "0.8", "0.9"),
         ("SOLVER.WEIGHT_DECAY", "0.5", "0.0001"),
+        ("SOLVER.WEIGHT_DECAY_NORM", "0.5", "0.0001"),
+        ("SOLVER.NESTEROV", "True", "False"),
+        ("SOLVER.BIAS_LR_FACTOR", "2.0", "1.0"),
         ("SEED", "8", "7"),
     ):
         with pytest.raises(CheckpointError, match=rf"{key} is {value}, was {former}\. Resume"):
             trainer(key, value).resume_or_load(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "former"),
+    [
+        ("SOLVER.CLIP_GRADIENTS.ENABLED", "True", "False"),
+        ("INPUT.MIN_SIZE_TRAIN", "[48, 64]", "[64]"),
+        ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.3]", "[0.5]"),
+        ("DATALOADER.FILTER", "'detectron2'", "'mmdetection'"),
+        ("DATASETS.TRAIN", "['tiny_digits_val']", "['tiny_digits_train']"),
+    ],
+)
+def test_a_value_that_changes_the_training_is_said(trainer, trained, caplog, key, value, former):
+    (said,) = warnings_of(caplog, trainer(key, value), resume=True)
+    assert f"model_final.pth: {key} is {value}, was trained with {former}. The resumed" in said
+    assert ("another order" in said) == key.startswith("DATA") and "learning rate" not in said
+
+
+def test_what_changes_no_training_is_not_said_and_a_shorter_one_is_refused(
+    trainer, trained, caplog
+):
+    free = ["DATALOADER.NUM_WORKERS", "1", "TEST.DETECTIONS_PER_IMAGE", "3", "SEED", "-1"]
+    assert not warnings_of(caplog, trainer(*free, "MODEL.RPN.PRE_NMS_TOPK_TEST", "9"), resume=True)
+    shorter = trainer("SOLVER.MAX_ITER", "1")
+    shorter.resume_or_load(resume=True)
+    with pytest.raises(
+        CheckpointError, match=r"finished 2 iterations, and SOLVER.MAX_ITER .* is 1"
+    ):
+        shorter.train()
 
 
 def test_another_batch_is_resumed_with_a_warning(trainer, trained, caplog):

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import instantiate
 
 from gnws_d2.engine import ResumableLoader
+from gnws_d2.errors import CheckpointError
 from gnws_d2.projects.detection import lazyconfig_train_net
 from gnws_d2.projects.detection.lazy_config import load_lazy_config
 from gnws_d2.projects.own_data import fit_lazy_config, name_data
@@ -35,6 +36,25 @@ def test_it_ends_with_the_checkpoint_of_an_unbroken_one(digits, tmp_path):
         resumed = torch.load(final, weights_only=True)
         assert resumed["iteration"] == 3
         torch.testing.assert_close(resumed["model"], whole["model"], rtol=0, atol=0)
+
+
+def test_a_resumed_run_says_what_differs(digits, tmp_path, caplog):
+    def train(*opts: str) -> str:
+        caplog.clear()
+        opts = [*OPTS, "train.max_iter=1", f"train.output_dir={tmp_path}", *opts]
+        with caplog.at_level("WARNING", logger="gnws_d2"):
+            lazyconfig_train_net.train(load_lazy_config(MASK_RCNN, opts), resume=True)
+        return caplog.text
+
+    train()
+    assert "model_final.pth" not in train("train.eval_period=7", "dataloader.test.num_workers=1")
+    said = train("train.max_iter=2", "model.roi_heads.positive_fraction=0.25")
+    assert "train.max_iter is 2, was trained with 1" in said
+    assert "model.roi_heads.positive_fraction is 0.25, was trained with 0.5" in said
+    with pytest.raises(CheckpointError, match=r"another optimizer .* optimizer\.lr is 0\.5, was"):
+        train("train.max_iter=3", "optimizer.lr=0.5")
+    with pytest.raises(CheckpointError, match="has finished 2 iterations"):
+        train()
 
 
 def test_a_loader_of_ones_own_is_built_as_it_says():
