@@ -11,8 +11,9 @@ import resource
 import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from logging.handlers import BufferingHandler
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -101,6 +102,32 @@ def perform(name: str, seed: int, folder: Path) -> str:
     trial: Trial = importlib.import_module(corpus).CLASSES[kind][1]
     os.environ[CACHE_VARIABLE] = str(folder / "cache")
     return trial(random.Random(f"{seed}/{name}"), folder)
+
+
+@contextmanager
+def accepted(is_good: bool | None = True, *words: str) -> Iterator[None]:
+    """The block has to use input that is good, and to refuse other with ``words``; None: either."""
+    try:
+        yield
+    except GnwsError as error:
+        if is_good or not all(word in str(error) for word in words):
+            raise Wrong(f"refused: {error}") from error
+        raise
+    if is_good is False:
+        raise Wrong("accepted")
+
+
+@contextmanager
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """Collect what the block logs; a trial logs nothing else."""
+    root, handler = logging.getLogger(), BufferingHandler(1 << 20)
+    logging.disable(logging.NOTSET)
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield handler.buffer
+    finally:
+        root.removeHandler(handler)
 
 
 def damage(rng: random.Random, content: bytes, inserted: Sequence[bytes] = (b"\xff",)) -> bytes:
