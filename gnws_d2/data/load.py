@@ -11,6 +11,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from torch.utils.data import Dataset
 
 from ..config import built_architecture
@@ -34,7 +35,7 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
     with dataset_errors(cfg.DATASETS.TRAIN):
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,
-            filter_empty=by_detectron2 and not empty_too,
+            filter_empty=False,  # below, where the error says why no image is left
             min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
             proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
@@ -43,7 +44,12 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
     for record in dicts:
         if "width" not in record:  # Detectron2's mapper sets it
             record["width"], record["height"], _ = image_size(record["file_name"])
-    kept = dicts if by_detectron2 else filter_dataset(dicts, empty_too)
+    if not by_detectron2:
+        kept = filter_dataset(dicts, empty_too)
+    elif empty_too or "annotations" not in dicts[0]:
+        kept = dicts
+    else:
+        kept = filter_images_with_only_crowd_annotations(dicts)
     objects = [(a, d) for d in kept for a in d.get("annotations", ()) if not a.get("iscrowd")]
     highest = max((annotation["category_id"] for annotation, _ in objects), default=-1)
     if all("annotations" in d for d in dicts) and not any(is_usable(*entry) for entry in objects):
@@ -103,6 +109,12 @@ def dataset_errors(names: Sequence[str]) -> Iterator[None]:
         raise DatasetError(
             f"dataset {', '.join(names)}: {error.filename} does not exist. Put it there, or set "
             "DETECTRON2_DATASETS to the folder that holds the datasets."
+        ) from error
+    except ModuleNotFoundError as error:  # such as lvis
+        package = str(error.name).partition(".")[0]
+        raise DatasetError(
+            f"dataset {', '.join(names)} needs {package}, which is not installed. Install it: pip "
+            f"install {package}"
         ) from error
     except AssertionError as error:
         failed = str(error) or traceback.extract_tb(error.__traceback__)[-1].line

@@ -82,7 +82,7 @@ class Source:
         entries = [
             e for f in folders if f in (own, own / "images") and f.is_dir() for e in f.iterdir()
         ]
-        near = difflib.get_close_matches(Path(first).name, sorted(e.name for e in entries), 1)
+        near = difflib.get_close_matches(Path(first).name, sorted(e.name for e in entries), 1, 0.4)
         there = f" ({shorten(near[0])} is there)" if near else ""
         inside = (e for e in entries if e.is_dir() and find_images(file_names, [e]))
         raise DatasetError(

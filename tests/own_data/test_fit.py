@@ -3,6 +3,8 @@
 import copy
 import json
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from detectron2 import evaluation
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances
+from PIL import Image
+from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -19,6 +23,7 @@ from gnws_d2.checkpoint import Provenance
 from gnws_d2.config import portable_config
 from gnws_d2.data import load_train_dataset
 from gnws_d2.engine import build_evaluator
+from gnws_d2.engine.evaluation import complete_truth
 from gnws_d2.errors import ConfigError, DatasetError
 from gnws_d2.projects.own_data import choose_config, coco_file, fit_to_data, kept_files
 
@@ -50,13 +55,121 @@ def test_classes_come_from_the_data_by_id(tmp_path, caplog):
     assert fit_to_data(fitted) == fitted and "therefore" not in caplog.text
 
 
-def test_one_of_two_training_files_may_have_no_objects(tmp_path):
+@pytest.mark.parametrize(
+    "members", [{}, {"categories": []}, {"categories": [{"id": 1, "name": "b"}]}]
+)
+def test_one_of_two_training_files_may_have_no_objects(tmp_path, members):
     file, empty = make_coco(tmp_path), tmp_path / "empty.json"
-    write(empty, {**read(file), "annotations": []})
-    assert len(load_train_dataset(fit_to_data(config(tmp_path, (str(file), str(empty)))))) == 4
-    write(empty, {**read(file), "annotations": [{**read(file)["annotations"][0], "iscrowd": 1}]})
-    with pytest.raises(DatasetError, match="all 1 annotations are crowds"):
-        fit_to_data(config(tmp_path, empty))
+    write(empty, {**read(file), "annotations": [], **members})
+    both = str((str(file), str(empty)))
+    for opts, images in ([], 4), (["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"], 8):
+        cfg = config(tmp_path, both, (), BOXES, "DATASETS.CLASSES", "['cat']", *opts)
+        assert len(load_train_dataset(fit_to_data(cfg))) == images
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (
+            {"iscrowd": 1},
+            "all 8 annotations are crowds, which are not trained on. Set iscrowd to 0.",
+        ),
+        ({"bbox": [1, 1, 10, 0]}, "its 8 annotations are 8 without width or height."),
+        ({"bbox": [1, 1, -1, 5]}, "its 8 annotations are 8 bad (gnws check-data lists them)."),
+    ],
+)
+@pytest.mark.parametrize("empty_too", ["True", "False"])
+def test_data_without_an_object_is_refused_to_train_on_and_said_to_score(
+    tmp_path, members, said, empty_too, caplog
+):
+    file, good = make_coco(tmp_path), make_coco(tmp_path / "good")
+    coco = read(file)
+    write(file, {**coco, "annotations": [{**a, **members} for a in coco["annotations"]]})
+    opts = ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True", "DATALOADER.FILTER", "detectron2"]
+    opts += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", empty_too]
+    with pytest.raises(DatasetError, match=re.escape(said)):
+        fit_to_data(config(tmp_path, file, (), BOXES, *opts))
+    fit_to_data(config(tmp_path, good, file, BOXES, *opts))
+    assert f"{file}: nothing can be scored, AP will be nan: {said}" in caplog.text
+    register_coco_instances("theirs", {}, str(file), str(tmp_path / "images"))
+    try:
+        with pytest.raises(DatasetError, match="none of 4 images has an object"):
+            load_train_dataset(config(tmp_path, "theirs", (), BOXES, *opts))
+    finally:
+        DatasetCatalog.pop("theirs"), MetadataCatalog.pop("theirs")
+
+
+def test_a_class_of_crowds_is_said(tmp_path, caplog):
+    file = make_coco(tmp_path)
+    coco = read(file)
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = int(annotation["category_id"] == 7)
+    write(file, coco)
+    fit_to_data(config(tmp_path, file))
+    assert "No training image has an object of 'cat'." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"category_id": 7.0}, r"none of its 8 annotations.* category_id: the first has 7\.0\."),
+        (
+            {"category_id": None, "segments_info": []},
+            r"the first has None\. It is a panoptic file\.",
+        ),
+    ],
+)
+def test_annotations_of_no_class(tmp_path, members, said):
+    file = make_coco(tmp_path)
+    coco = read(file)
+    write(file, {**coco, "annotations": [{**a, **members} for a in coco["annotations"]]})
+    with pytest.raises(DatasetError, match=said):
+        fit_to_data(config(tmp_path, file))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_pycocotools_can_read_the_truth_whatever_the_encoding(tmp_path, encoding):
+    file = make_coco(tmp_path)
+    file.write_text(file.read_text(), encoding=encoding)
+    register(file)
+    assert len(truth(file).anns) == 8
+
+
+def test_a_damaged_copy_of_the_truth_is_written_again(tmp_path):
+    name = f"{make_coco(tmp_path)}#train"
+    register(name)
+    Path(MetadataCatalog.get(name).json_file).write_text("{")
+    register(name)
+    assert len(truth(name).imgs) == 3
+
+
+# A band of 8 pixels across the box [10, 10, 60, 60]: 60 * 60 - 2 * 52 * 52 / 2 = 896.
+BAND = [[10, 10, 18, 10, 70, 62, 70, 70, 62, 70, 10, 18]]
+PIXELS = mask_util.frPyObjects(BAND, 100, 100)[0]
+AREAS = {
+    "polygon": (BAND, 896),
+    "polygons": ([BAND[0], BAND[0]], 896),
+    "RLE": ({"size": [100, 100], "counts": PIXELS["counts"].decode()}, 896),
+    "runs": ({"size": [100, 100], "counts": [1010, *[10, 90] * 59, 10, 3080]}, 600),
+    "box": ([], 3600),
+}
+
+
+@pytest.mark.parametrize("case", AREAS)
+@pytest.mark.parametrize("area", [{}, {"area": 0}, {"area": None}])
+def test_an_area_that_is_missing_is_the_masks(tmp_path, case, area):
+    mask, expected = AREAS[case]
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 60, 60], **area}
+    coco = {"images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 100}]}
+    coco["annotations"] = [{**annotation, "segmentation": mask}]
+    file = tmp_path / "mine.json"
+    write(file, {**coco, "categories": [{"id": 1, "name": "a"}]})
+    register(file)
+    found = truth(file).anns[1]["area"]
+    theirs = COCO(str(file))
+    complete_truth(theirs)
+    assert found == theirs.anns[1]["area"] == expected
 
 
 def test_a_config_without_files_stays_itself(tmp_path):

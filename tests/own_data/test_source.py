@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from coco_files import make_coco, register
-from detectron2.data import DatasetCatalog
+from coco_files import make_coco, read, register, write
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 
 import gnws_d2
 from gnws.arguments import parse
@@ -95,6 +96,81 @@ def test_images_that_are_nowhere(tmp_path):
     register(f"{file}={tmp_path}/elsewhere")
 
 
+# The file_name of an image, and where the image is beside the annotation file.
+OTHER_NAMES = {
+    "Windows": ("images\\{}.png", "images/{}.png"),
+    "Windows, another computer": ("C:\\Users\\me\\set\\images\\{}.png", "images/{}.png"),
+    "letter case": ("Images/A{}.PNG", "images/a{}.png"),
+    "URL": ("https://host/b/a%20b{}.png?size=1&v=2", "images/a b{}.png"),
+    "file address": ("file:///home/me/x/{}.png", "{}.png"),
+    "spaces on disk": ("a b{}.png", "images/a%20b{}.png"),
+    "NFD": ("a\u0308{}.png", "images/\u00e4{}.png"),
+    "NFC": ("\u00e4{}.png", "images/a\u0308{}.png"),
+    "folder": ("data/{}.png", "images/{}.png"),
+    "dot": ("./{}.png", "images/{}.png"),
+    "absolute": ("/mnt/else/train/{}.png", "images/train/{}.png"),
+    "suffix": ("{}.jpg", "images/{}.JPEG"),
+    "FiftyOne": ("{}.png", "data/{}.png"),
+    "Label Studio's upload": ("/data/upload/1/0a1b2c3d-{}.png", "images/{}.png"),
+    "Label Studio's export": ("/data/upload/1/0a1b2c3d-{}.png", "images/0a1b2c3d-{}.png"),
+    "Label Studio's folder": ("/data/local-files/?d=images%5C{}.png", "images/{}.png"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_NAMES)
+def test_images_are_found_under_other_names(tmp_path, case, caplog):
+    listed, path = OTHER_NAMES[case]
+    file = make_coco(tmp_path, image_folder="made")
+    coco = read(file)
+    for number, image in enumerate(coco["images"]):
+        image["file_name"] = listed.format(number)
+        made = tmp_path / path.format(number)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "made" / f"{number}.png").rename(made)
+    write(file, coco)
+    register(file)
+    metadata = MetadataCatalog.get(str(file))
+    theirs = load_coco_json(metadata.json_file, metadata.image_root)
+    for records in (DatasetCatalog.get(str(file)), theirs):
+        found = [os.path.normpath(record["file_name"]) for record in records]
+        assert found == [str(tmp_path / path.format(number)) for number in range(4)]
+    is_said = "images found under other names in" in caplog.text
+    assert is_said == (case not in ("dot", "FiftyOne"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "paths", "said"),
+    [
+        (["a.png"], ["A.png", "a.PNG"], r"it could be A\.png or a\.PNG in .*Correct its file_name"),
+        (["a.png", "A.PNG"], ["a.png"], r"the file is listed 2 times: .*images/a\.png"),
+        (["x/a.png", "y/a.png"], ["a.png"], r"'x/a\.png'.*: the file is listed 2 times"),
+        (["./a.png", "a.png"], ["a.png"], r"the file is listed 2 times"),
+        (
+            ["a.png", "b.png"],
+            ["a.png", "b.jpg"],
+            r"b\.png does not exist, but .*/images/b\.jpg does",
+        ),
+        (["a.png", "x/b.png"], ["a.png", "b.png"], r"images/x/b\.png does not exist"),
+        (
+            ["a.PNG"],
+            ["a.png", "../mine/a.png"],
+            r"could be .*images/a.png or .*mine/a.png\. Name the",
+        ),
+        (["a.tif"], ["a.png"], r"such as 'a\.tif', are in none of .*\('a\.png' is there\)"),
+    ],
+)
+def test_an_image_that_could_be_another_is_not_taken(tmp_path, listed, paths, said):
+    file = make_coco(tmp_path, image_folder="made")
+    coco = read(file)
+    images = [{**coco["images"][0], "id": 10 + i, "file_name": n} for i, n in enumerate(listed)]
+    write(file, {**coco, "images": images, "annotations": coco["annotations"][:1]})
+    for path in paths:
+        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "made/0.png", tmp_path / "images" / path)
+    with pytest.raises(DatasetError, match=said):
+        register(file)
+
+
 def test_the_split_is_fixed_and_a_fifth(tmp_path):
     names = [f"{i}.jpg" for i in range(100)]
     val = split_names(names, "val")
@@ -106,6 +182,32 @@ def test_the_split_is_fixed_and_a_fifth(tmp_path):
     assert len(more & val) >= 17
     # The value itself is documented: a saved config must mean the same split for ever.
     assert split_names(["0.png", "1.png", "2.png", "3.png", "4.png"], "val") == {"0.png"}
+
+
+@pytest.mark.parametrize("annotated", [{"0.png", "6.png"}, {"1.png", "2.png"}, {"9.png"}, set()])
+def test_both_parts_of_a_split_have_objects_where_possible(tmp_path, annotated, caplog):
+    """Of these ten images, 0.png and 6.png come first by SHA-256."""
+    file = make_coco(tmp_path, images=10)
+    coco = read(file)
+    kept = [a for a in coco["annotations"] if f"{a['image_id'] - 10}.png" in annotated]
+    write(file, {**coco, "annotations": kept or [{**a, "iscrowd": 1} for a in coco["annotations"]]})
+    if not annotated:
+        with pytest.raises(DatasetError, match=r"all 20 annotations are crowds.*iscrowd to 0\.$"):
+            register(f"{file}#train", f"{file}#val")
+        return
+    register(f"{file}#train", f"{file}#val")
+    parts = [DatasetCatalog.get(f"{file}#{part}") for part in ("train", "val")]
+    assert sum(map(len, parts)) == 10
+    with_objects = [sum(bool(record["annotations"]) for record in part) for part in parts]
+    assert with_objects == ([1, 1] if len(annotated) > 1 else [1, 0])
+
+
+@pytest.mark.parametrize("images", [1, 10])
+def test_a_file_that_cannot_be_split(tmp_path, images):
+    file = make_coco(tmp_path, images=images)
+    write(file, {**read(file), "annotations": read(file)["annotations"][:2]})  # of 0.png
+    with pytest.raises(DatasetError, match=r"#train: no .*automatic split.*--val"):
+        register(f"{file}#train")
 
 
 def test_augmented_copies_stay_together():

@@ -107,6 +107,8 @@ def test_the_command_checks_a_registered_dataset(tmp_path, run, caplog):
     file = make_coco(tmp_path)
     coco = read(file)
     coco["annotations"][0]["bbox"] = [70, 40, 20, 20]
+    for annotation in coco["annotations"]:
+        annotation["iscrowd"] = 1
     write(file, coco)
     register_coco_instances("mine", {}, str(file), str(tmp_path / "images"))
     try:
@@ -114,6 +116,7 @@ def test_the_command_checks_a_registered_dataset(tmp_path, run, caplog):
     finally:
         DatasetCatalog.pop("mine"), MetadataCatalog.pop("mine")
     assert "annotation 100 of '0.png': its bbox is [70, 40, 20, 20], outside" in caplog.text
+    assert "all 8 annotations are crowds, which are not trained on" in caplog.text
 
 
 @pytest.mark.parametrize(
