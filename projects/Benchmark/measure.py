@@ -5,6 +5,7 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -70,17 +71,11 @@ def memory(step: Step, model: nn.Module, device: str) -> int:
     return meter.peak + sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
-class Meter:
-    """Bytes allocated in a block of code, less those freed: ``now``, and their ``peak``."""
-
-    now = peak = 0
-
-
 @contextmanager
-def allocated(device: str) -> Iterator[Meter]:
-    """Count what is allocated in a block of code; the meter is set when the block ends. On a GPU
-    its allocator counts, on the CPU torch's profiler."""
-    meter = Meter()
+def allocated(device: str) -> Iterator[SimpleNamespace]:
+    """Count the bytes allocated in a block of code, less those freed: ``now``, and their ``peak``,
+    set when the block ends. On a GPU its allocator counts, on the CPU torch's profiler."""
+    meter = SimpleNamespace(now=0, peak=0)
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

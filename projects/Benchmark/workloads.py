@@ -74,7 +74,11 @@ class ModelWorkload:
         self.batch = [{"image": image, "instances": truth, **size}]
         found = propose(truth, proposals or PROPOSALS, generator)
         self.proposals = [found.to(case.device)]
-        self.detections = [detect(found[:DETECTIONS], truth, generator).to(case.device)]
+        boxes = found[:DETECTIONS].proposal_boxes
+        which = torch.randint(len(truth), (len(boxes),), generator=generator)
+        scores = torch.rand(len(boxes), generator=generator).sort(descending=True).values
+        fields = {"pred_boxes": boxes, "scores": scores, "pred_classes": truth.gt_classes[which]}
+        self.detections = [Instances(case.size, **fields).to(case.device)]
         self.predicted: dict[str, list[torch.Tensor]] = {}  # by the model, then replaced
 
     def step(self, model: GeneralizedRCNN) -> Callable[[], dict[str, Any]]:
@@ -161,17 +165,6 @@ def propose(truth: Instances, count: int, generator: torch.Generator) -> Instanc
     boxes.clip(truth.image_size)
     logits = torch.randn(count, generator=generator).sort(descending=True).values
     return Instances(truth.image_size, proposal_boxes=boxes, objectness_logits=logits)
-
-
-def detect(proposals: Instances, truth: Instances, generator: torch.Generator) -> Instances:
-    """Detections at the proposals."""
-    which = torch.randint(len(truth), (len(proposals),), generator=generator)
-    return Instances(
-        proposals.image_size,
-        pred_boxes=proposals.proposal_boxes,
-        scores=torch.rand(len(proposals), generator=generator).sort(descending=True).values,
-        pred_classes=truth.gt_classes[which],
-    )
 
 
 def _single(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

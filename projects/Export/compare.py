@@ -11,18 +11,13 @@ from .interface import Outputs
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two detections may differ and be the same, and how many have to be.
+    """How far two detections may differ and be the same, and how many have to be."""
 
-    Attributes:
-        difference: of the corners of their boxes in parts of the longer side (of one pixel, where
-            it is shorter), their scores, and their masks' probabilities.
-        share: of the detections in all images together that have to be the same, 0 to 1.
-        mean_mask: whether a mask's pixels differ on average, not in the worst of them, by this.
-    """
-
+    # Of the corners of their boxes in parts of the longer side (of one pixel, where it is shorter),
+    # their scores, and their masks' probabilities.
     difference: float = 1e-3
-    share: float = 1.0
-    mean_mask: bool = False
+    share: float = 1.0  # of the detections in all images together that have to be the same, 0 to 1
+    mean_mask: bool = False  # whether a mask's pixels may differ by that on average, not each
 
 
 EXACT = Tolerance()  # for the same operations in float32

@@ -153,9 +153,8 @@ def _compare_all(
     format: str, expected: Sequence[Outputs], found: Sequence[Outputs], tolerance: Tolerance
 ) -> list[Comparison]:
     results = [compare(e, f, tolerance) for e, f in zip(expected, found, strict=True)]
-    here = sum(result.expected for result in results)
-    there = sum(result.found for result in results)
-    same = sum(result.same for result in results)
+    counts = ([r.expected, r.found, r.same] for r in results)
+    here, there, same = map(sum, zip(*counts, strict=True))
     if same < tolerance.share * max(here, there):
         raise GnwsError(
             f"{format}: of {here} detections in {len(results)} images the file finds {same} within "

@@ -43,15 +43,12 @@ from gnws_d2.projects.export.export_model import at_two_sizes
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS, DOCUMENT = DOCS / "support.json", DOCS / "export.md"
 BACKBONES = {"R-50": "R_50", "R-101": "R_101", "X-50": "X_50_32x4d", "X-101": "X_101_32x4d"}
+COCO = {
+    "Faster R-CNN": "COCO-Detection/faster_rcnn_{}_FPN_gn_ws_1x.yaml",
+    "Mask R-CNN": "COCO-InstanceSegmentation/mask_rcnn_{}_FPN_gn_ws_2x.yaml",
+}
 CONFIGS = {
-    **{
-        f"Faster R-CNN, {name}": f"COCO-Detection/faster_rcnn_{backbone}_FPN_gn_ws_1x.yaml"
-        for name, backbone in BACKBONES.items()
-    },
-    **{
-        f"Mask R-CNN, {name}": f"COCO-InstanceSegmentation/mask_rcnn_{backbone}_FPN_gn_ws_2x.yaml"
-        for name, backbone in BACKBONES.items()
-    },
+    **{f"{kind}, {n}": file.format(b) for kind, file in COCO.items() for n, b in BACKBONES.items()},
     "Mask R-CNN": "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml",
     "Mask R-CNN, BCN": "Digits/mask_rcnn_R_18_FPN_bcn_ws.yaml",
     "Mask R-CNN, deformable": "Digits/mask_rcnn_R_50_FPN_deform_gn_ws.yaml",
@@ -87,7 +84,7 @@ def row(config_file: str, output: Path) -> list[str]:
     files = [record["file_name"] for record in DatasetCatalog.get("digits_val")[:2]]
     images = [torch.tensor(read_image(file, "RGB").transpose(2, 0, 1)).float() for file in files]
     images = [image for original in images for image in at_two_sizes(original[:, :128, :128])]
-    return [YES, ", ".join(tasks), *exports(model, images, output).values()]
+    return [YES, ", ".join(tasks), *exports(model, images, output)]
 
 
 def train(config_file: str, output: Path) -> tuple[nn.Module, list[str]]:
@@ -110,17 +107,16 @@ def train_lazy(config_file: str) -> tuple[nn.Module, list[str]]:
     return model, list(inference_on_dataset(model, data["test"], data["evaluator"]))
 
 
-def exports(model: nn.Module, images: list[torch.Tensor], output: Path) -> dict[str, str]:
+def exports(model: nn.Module, images: list[torch.Tensor], output: Path) -> list[str]:
     """For each format, "yes", or why it does not support the model."""
-    found, exporter = {}, Exporter(model, images)
+    found, exporter = [], Exporter(model, images)
     for name, how in FORMATS.items():
         try:
             results = exporter.export(name, output / how.file)
-            detections = sum(result.same for result in results)
-            found[name] = YES if detections else "nothing was detected"
+            found.append(YES if any(r.same for r in results) else "nothing was detected")
         except GnwsError as error:
             reason = str(error).rstrip(".").removeprefix(f"{name} does not support this model: ")
-            found[name] = reason.split(";")[0]  # without the part at which this model differs
+            found.append(reason.split(";")[0])  # without the part at which this model differs
     return found
 
 
@@ -152,9 +148,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="write nothing")
     args = parser.parse_args()
     setup_logger(name="gnws_d2")
-    rows = {}
-    if RESULTS.exists() and not args.dry_run:
-        rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    rows = {} if args.dry_run else json.loads(RESULTS.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         os.environ[CACHE_VARIABLE] = folder
         digits.register()
@@ -165,16 +159,11 @@ def main() -> None:
             output.mkdir()
             rows[name] = row(CONFIGS[name], output)
             print(f"\n{name}: {rows[name]}\n", flush=True)
-            if not args.dry_run:
-                keep(rows)
+            if not args.dry_run:  # after each row: a run of hours may be stopped
+                with atomic_write(RESULTS) as partial:
+                    partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                update_marked(DOCUMENT, {"support": table(rows)})
     print(table(rows))
-
-
-def keep(rows: dict[str, list[str]]) -> None:
-    """Write the document after each row: a run of hours may be stopped."""
-    with atomic_write(RESULTS) as partial:
-        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    update_marked(DOCUMENT, {"support": table(rows)})
 
 
 if __name__ == "__main__":

@@ -70,13 +70,8 @@ def register() -> None:
 @BACKBONE_REGISTRY.register()
 def build_two_level_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's ResNet with FPN, without the level p6, which needs p5."""
-    return FPN(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    fpn, bottom_up = cfg.MODEL.FPN, build_resnet_backbone(cfg, input_shape)
+    return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM)
 
 
 def job_config(job: Job, folder: str) -> CfgNode:

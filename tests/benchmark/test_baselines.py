@@ -14,10 +14,9 @@ WEIGHT = torch.randn(6, 3, 3, 3, generator=torch.Generator().manual_seed(0), dty
 
 def by_hand(weight: torch.Tensor, ddof: int, inside: float, outside: float) -> np.ndarray:
     """With the deviation's degrees of freedom, and epsilon inside and outside the root."""
-    out = np.empty(weight.shape)
-    for i, filter_ in enumerate(weight.numpy()):
-        out[i] = (filter_ - filter_.mean()) / (np.sqrt(filter_.var(ddof=ddof) + inside) + outside)
-    return out
+    filters = weight.numpy()
+    stds = [np.sqrt(each.var(ddof=ddof) + inside) + outside for each in filters]
+    return np.stack([(each - each.mean()) / s for each, s in zip(filters, stds, strict=True)])
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4])

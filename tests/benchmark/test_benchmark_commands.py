@@ -38,7 +38,7 @@ def test_every_variant_is_accurate_and_has_a_row(run, level, mode, names):
 
 
 def test_activation_memory(small, monkeypatch):
-    words = ["--model", small, "--size", "256", "256", "--device", "cpu"]
+    words = ["--model", small, "--size", "128", "128", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["activation_memory.py", *words])
     printed = []
     monkeypatch.setattr(activation_memory, "tabulate", lambda rows, *_, **__: printed.extend(rows))

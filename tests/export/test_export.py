@@ -17,7 +17,6 @@ from openvino import opset13
 from tiny import TINY
 
 import gnws_d2
-from gnws import arguments
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError
@@ -108,10 +107,6 @@ def test_without_branches_what_is_not_finite_is_left_out(tiny_config):
     [image] = images((96, 96))
     expected, found = Detector(model)(image), BranchFreeDetector(model)(image)
     assert len(expected[0]) and torch.equal(found[0], expected[0])
-
-
-def test_the_formats_are_those_of_the_command():
-    assert tuple(FORMATS) == arguments.FORMATS
 
 
 @pytest.mark.slow

@@ -22,43 +22,37 @@ KINDS = {
 
 
 class Reference:
-    """Both normalizations of the reference, channel by channel and group by group, in NumPy."""
+    """Both normalizations of the reference, of (N, C, H, W), in NumPy."""
 
     def __init__(self, layer: BatchChannelNorm2d, estimate: bool) -> None:
         values = {k: v.double().numpy().copy() for k, v in layer.state_dict().items()}
-        self.group_weight, self.group_bias = values["weight"].ravel(), values["bias"].ravel()
+        self.group_weight, self.group_bias = values["weight"], values["bias"]  # (1, groups, 1)
         self.weight, self.bias = values["bn.weight"], values["bn.bias"]
         self.mean, self.var = values["bn.running_mean"], values["bn.running_var"]
         self.estimate = estimate
 
     def __call__(self, x: np.ndarray, speed: float | None) -> np.ndarray:
         """A step in training, or in evaluation if ``speed`` is None."""
-        out = np.empty_like(x)
-        for c in range(x.shape[1]):
-            m, v = self._statistics(c, x[:, c], speed)
-            out[:, c] = self.weight[c] * (x[:, c] - m) / np.sqrt(v + EPS) + self.bias[c]
-        size = x.shape[1] // self.group_weight.size
-        for image in out:
-            for g, weight in enumerate(self.group_weight):
-                values = image[g * size : (g + 1) * size]
-                centered = values - values.mean()
-                std = np.sqrt((centered**2).mean() + EPS)
-                image[g * size : (g + 1) * size] = weight * centered / std + self.group_bias[g]
-        return out
+        columns = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
+        mean, var = (self.mean, self.var) if speed is None else self._step(columns, speed)
+        scale, shift = self.weight / np.sqrt(var + EPS), self.bias
+        out = (x - mean[:, None, None]) * scale[:, None, None] + shift[:, None, None]
+        groups = out.reshape(len(x), self.group_weight.size, -1)
+        centered = groups - groups.mean(2, keepdims=True)
+        std = np.sqrt((centered**2).mean(2, keepdims=True) + EPS)
+        return (self.group_weight * centered / std + self.group_bias).reshape(x.shape)
 
-    def _statistics(self, c: int, values: np.ndarray, speed: float | None) -> tuple[float, float]:
-        """Mean and variance to normalize channel ``c`` by; those of the layer are updated."""
-        if speed is None:
-            return self.mean[c], self.var[c]
-        mean = values.sum() / values.size
+    def _step(self, values: np.ndarray, speed: float) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance to normalize the columns by; those of the layer are updated."""
+        n, mean = len(values), values.mean(0)
+        var = ((values - mean) ** 2).mean(0)
         if self.estimate:
-            around_old = ((values - self.mean[c]) ** 2).sum() / values.size
-            self.mean[c] = (1 - speed) * self.mean[c] + speed * mean
-            self.var[c] = (1 - speed) * self.var[c] + speed * around_old
-            return self.mean[c], self.var[c]
-        var = ((values - mean) ** 2).sum() / values.size
-        self.mean[c] = 0.9 * self.mean[c] + 0.1 * mean
-        self.var[c] = 0.9 * self.var[c] + 0.1 * var * values.size / (values.size - 1)
+            around_old = ((values - self.mean) ** 2).mean(0)
+            self.mean = (1 - speed) * self.mean + speed * mean
+            self.var = (1 - speed) * self.var + speed * around_old
+            return self.mean, self.var
+        self.mean = 0.9 * self.mean + 0.1 * mean
+        self.var = 0.9 * self.var + 0.1 * var * n / (n - 1)
         return mean, var
 
 
@@ -134,17 +128,12 @@ def test_gradients_by_finite_differences(kind, training):
 
 
 def test_the_gradient_of_a_step_is_that_of_its_new_estimates():
-    layer = make().double()
-    [trained] = steps(layer, [images(0, 2, 8, 4, 4)])
-    [evaluated] = steps(layer.eval(), [images(0, 2, 8, 4, 4)])
+    layer, x = make().double(), images(0, 2, 8, 4, 4)
+    [trained], [evaluated] = steps(layer, [x]), steps(layer.eval(), [x])
     torch.testing.assert_close(trained, evaluated, rtol=1e-12, atol=1e-12)
-
-
-def test_used_twice_before_backward():
-    """As in a head that all levels share: the estimates move in between."""
-    layer = make().double()
-    x = images(0, 2, 8, 4, 4).requires_grad_()
-    (layer(x) * layer(x[:1])).sum().backward()
+    # As in a head that all levels share: the estimates move in between.
+    x.requires_grad_()
+    (layer.train()(x) * layer(x[:1])).sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -205,13 +194,10 @@ def test_training_without_a_moving_speed_is_refused_with_a_fix():
         layer(x)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
-def test_a_moving_speed_that_is_no_fraction_is_refused(value):
-    with pytest.raises(ValueError, match=f"moving_speed is {value}.*at most 1"):
-        EstimatedBatchNorm2d(4).moving_speed = value
-
-
-def test_channels_that_do_not_divide_are_refused():
+def test_values_that_cannot_work_are_refused():
+    for value in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"moving_speed is {value}.*at most 1"):
+            EstimatedBatchNorm2d(4).moving_speed = value
     with pytest.raises(ValueError, match=r"32 groups.*num_channels is 48.*multiple of 32"):
         BatchChannelNorm2d(48)
 

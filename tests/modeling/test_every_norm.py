@@ -31,21 +31,10 @@ OF_LEVELS = {
 }
 BACKBONE = {"backbone": "RESNETS", "fpn": "FPN"}
 HEADS = {"box_head": "ROI_BOX_HEAD", "mask_head": "ROI_MASK_HEAD", "sem_seg_head": "SEM_SEG_HEAD"}
-# Of each model: its parts, with the section of their NORM key; its file; and Detectron2's builders.
+# Of each model: its parts, with the section of their NORM key; and its file.
 MODELS = {
-    "PanopticFPN": (
-        {**BACKBONE, **HEADS},
-        "panoptic_fpn_R_18_gn_ws.yaml",
-        ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]
-        + ["MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"]
-        + ["MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"]
-        + ["MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"],
-    ),
-    "RetinaNet": (
-        {**BACKBONE, "head": "RETINANET"},
-        "retinanet_R_18_FPN_gn_ws.yaml",
-        ["MODEL.BACKBONE.NAME", "build_retinanet_resnet_fpn_backbone"],
-    ),
+    "PanopticFPN": ({**BACKBONE, **HEADS}, "Digits/panoptic_fpn_R_18_gn_ws.yaml"),
+    "RetinaNet": ({**BACKBONE, "head": "RETINANET"}, "Digits/retinanet_R_18_FPN_gn_ws.yaml"),
 }
 
 
@@ -85,21 +74,25 @@ def test_it_computes_what_detectron2_s_model_does_with_standardized_weights(
     tiny_config, name, first
 ):
     """The parts have different norms, and over all tests each part has each of them."""
-    parts, file, plain_names = MODELS[name]
+    parts, file = MODELS[name]
     norms = dict(zip(parts, (list(NORMS) * 2)[first:], strict=False))
     opts = [word for part, norm in norms.items() for word in (f"MODEL.{parts[part]}.NORM", norm)]
     opts += [*FEW_PROPOSALS, "MODEL.FPN.OUT_CHANNELS", "64", "MODEL.BACKBONE.FREEZE_AT", "0"]
     opts += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "10"]
     opts += ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
-    wrapped = [*plain_names, "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"]
+    wrapped = ["MODEL.META_ARCHITECTURE", "WeightStandardizedModel"]
+    for section in ("BACKBONE", *HEADS.values()):  # Detectron2's own
+        builder = tiny_config(file).MODEL[section].NAME.replace("_ws", "").removeprefix("WS")
+        wrapped += [f"MODEL.{section}.NAME", builder]
     wrapped += ["MODEL.WS.META_ARCHITECTURE", name, "MODEL.WS.PARTS"]
 
     def build(*words: str) -> nn.Module:
         torch.manual_seed(0)
-        return build_model(tiny_config(f"Digits/{file}", *opts, *words))
+        return build_model(tiny_config(file, *opts, *words))
 
     # Of the components of this package, of Detectron2's in a wrapper, and of Detectron2's alone.
     ours, other, plain = build(), build(*wrapped, str(["stem", *parts])), build(*wrapped, "[]")
+    assert not any(isinstance(m, WSConv2d) for m in plain.modules())
     states = other.state_dict(), plain.state_dict()
     assert list(ours.state_dict()) == list(states[0]) == list(states[1])
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
@@ -143,7 +136,7 @@ def test_it_computes_what_detectron2_s_model_does_with_standardized_weights(
 def test_levels_of_a_pyramid_have_statistics_of_their_own(tiny_config):
     """As Detectron2's head of RetinaNet has them with BN."""
     opts = ["MODEL.RETINANET.IN_FEATURES", "['p3', 'p4']", "MODEL.RETINANET.NORM"]
-    file = f"Digits/{MODELS['RetinaNet'][1]}"
+    file = MODELS["RetinaNet"][1]
     anchors = ["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]"]
     heads = []
     for norm in ("BCN", "BN"):

@@ -14,21 +14,14 @@ FASTER_RCNN = ([0.5], [0, 1], None)
 
 def loop(iou, thresholds, labels, low_quality_iou):
     """The object of every candidate, or "negative" or "ignored"."""
-    low, high = thresholds[0], thresholds[-1]
     found = []
-    for candidate in range(len(iou[0])):
-        column = [row[candidate] for row in iou]
-        if max(column) < low:
-            found.append("negative")
-        elif max(column) >= high:
-            found.append(column.index(max(column)))
-        else:
-            found.append("ignored")
+    for column in zip(*iou, strict=True):
+        name = "negative" if max(column) < thresholds[0] else "ignored"
+        found.append(column.index(max(column)) if max(column) >= thresholds[-1] else name)
     for box, row in enumerate(iou):
         if low_quality_iou is not None and max(row) >= low_quality_iou:
-            for candidate, value in enumerate(row):
-                if value == max(row):
-                    found[candidate] = box
+            best = [value == max(row) for value in row]
+            found = [box if b else f for b, f in zip(best, found, strict=True)]
     return found
 
 

@@ -23,17 +23,14 @@ def build(name, *opts):
     return build_roi_heads(load_config(name, opts), shapes)
 
 
-def boxes(*rows):
-    return Boxes(torch.tensor(rows, dtype=torch.float32).reshape(-1, 4))
-
-
 def proposals(*rows):
-    logits = torch.zeros(len(rows))
-    return Instances(SIZE, proposal_boxes=boxes(*rows), objectness_logits=logits)
+    boxes, logits = Boxes(torch.tensor(rows).float()), torch.zeros(len(rows))
+    return Instances(SIZE, proposal_boxes=boxes, objectness_logits=logits)
 
 
 def targets(*rows):
-    return Instances(SIZE, gt_boxes=boxes(*rows), gt_classes=torch.arange(len(rows)))
+    boxes = Boxes(torch.tensor(rows).float().reshape(-1, 4))
+    return Instances(SIZE, gt_boxes=boxes, gt_classes=torch.arange(len(rows)))
 
 
 def sample(heads, proposals, targets):
@@ -44,9 +41,8 @@ def sample(heads, proposals, targets):
     foreground = int((found.gt_classes != 80).sum())
     assert latest["roi_head/num_fg_samples"] == foreground
     assert latest["roi_head/num_bg_samples"] == len(found) - foreground
-    assert set(found.get_fields()) <= {
-        *("proposal_boxes", "objectness_logits", "gt_classes", "gt_boxes", "gt_masks")
-    }
+    names = {"proposal_boxes", "objectness_logits", "gt_classes", "gt_boxes", "gt_masks"}
+    assert set(found.get_fields()) <= names
     classes: dict[tuple, list[int]] = {}
     for box, label in zip(found.proposal_boxes, found.gt_classes.tolist(), strict=True):
         classes.setdefault(tuple(box.tolist()), []).append(label)

@@ -35,20 +35,23 @@ def instances(size, *boxes):
     return Instances(size, gt_boxes=Boxes(tensor), gt_classes=torch.zeros(len(boxes)).long())
 
 
-def anchors_of(rpn, height, width):
-    return rpn.anchor_generator(list(features_of(height, width).values()))
+def label(batch, size, *boxes, opts=()):
+    """For an image in a padded batch: labels, matched boxes and boxes of all anchors."""
+    rpn = build(*EVERY_ANCHOR, *opts)
+    anchors = rpn.anchor_generator(list(features_of(*batch).values()))
+    [labels], [matched] = rpn.label_and_sample_anchors(anchors, [instances(size, *boxes)])
+    return labels, matched, Boxes.cat(anchors)
 
 
 def on_image(batch, size):
     """By rows and columns of the grids, as MMDetection counts them."""
     flags = []
     for stride in STRIDES:
-        rows, columns = (math.ceil(side / stride) for side in batch)
-        last_row, last_column = (math.ceil(math.ceil(n / 32) * 32 / stride) for n in size)
-        for row in range(rows):
-            for column in range(columns):
-                flags += [row < last_row and column < last_column] * 3
-    return torch.tensor(flags)
+        flag = torch.zeros([math.ceil(side / stride) for side in batch], dtype=torch.bool)
+        rows, columns = (math.ceil(math.ceil(side / 32) * 32 / stride) for side in size)
+        flag[:rows, :columns] = True
+        flags.append(flag.flatten().repeat_interleave(3))
+    return torch.cat(flags)
 
 
 def test_the_config_names_it_and_one_line_names_detectron2s():
@@ -59,48 +62,37 @@ def test_the_config_names_it_and_one_line_names_detectron2s():
 
 @pytest.mark.parametrize("size", [(128, 224), (160, 150), (97, 65), (160, 224)])
 def test_anchors_on_the_padding_are_left_out(size):
-    rpn = build(*EVERY_ANCHOR)
-    [labels], _ = rpn.label_and_sample_anchors(
-        anchors_of(rpn, 160, 224), [instances(size, (10, 10, 60, 60))]
-    )
+    labels, _, _ = label((160, 224), size, (10, 10, 60, 60))
     assert labels.dtype == torch.int8
     kept = on_image((160, 224), size)
     assert (labels[~kept] == -1).all()
     assert (labels == 1).any() and (labels == 0).sum() > 0.8 * kept.sum()
     # Those that remain are labeled as without padding.
-    height, width = (math.ceil(side / 32) * 32 for side in size)
-    [alone], _ = rpn.label_and_sample_anchors(
-        anchors_of(rpn, height, width), [instances(size, (10, 10, 60, 60))]
-    )
+    alone, _, _ = label([math.ceil(side / 32) * 32 for side in size], size, (10, 10, 60, 60))
     assert torch.equal(labels[kept], alone)
 
 
 def test_an_object_at_the_edge_gets_its_best_anchor_on_the_image():
     """Its best of all has an IoU of 0.61 and its center at y = 64, the first row of the padding;
     next comes y = 60."""
-    rpn, size, box = build(*EVERY_ANCHOR), (64, 224), (80, 49, 140, 77)
-    anchors = anchors_of(rpn, 160, 224)
-    for whole, row in ((size, 60), ((160, 224), 64)):
-        [labels], [matched] = rpn.label_and_sample_anchors(anchors, [instances(whole, box)])
-        centers = Boxes.cat(anchors).get_centers()[labels == 1]
+    box = (80, 49, 140, 77)
+    for size, row in (((64, 224), 60), ((160, 224), 64)):
+        labels, matched, anchors = label((160, 224), size, box)
+        centers = anchors.get_centers()[labels == 1]
         assert len(centers) and (centers[:, 1] - row).abs().max() < 0.01
         assert (matched[labels == 1] == torch.tensor(box)).all()
 
 
 def test_a_small_object_gets_no_anchor_and_a_larger_one_does():
-    rpn = build(*EVERY_ANCHOR)
-    anchors = anchors_of(rpn, 160, 224)
     for side, found in ((8, False), (16, False), (18, True)):
-        target = [instances((160, 224), (100, 100, 100 + side, 100 + side))]
-        [labels], _ = rpn.label_and_sample_anchors(anchors, target)
+        labels, _, _ = label((160, 224), (160, 224), (100, 100, 100 + side, 100 + side))
         assert bool((labels == 1).any()) == found
 
 
 def test_anchors_across_the_boundary_are_left_out_where_the_key_says_so():
-    rpn = build(*EVERY_ANCHOR, "MODEL.RPN.BOUNDARY_THRESH", "0")
-    anchors = anchors_of(rpn, 160, 224)
-    [labels], _ = rpn.label_and_sample_anchors(anchors, [instances((160, 224), (10, 10, 60, 60))])
-    inside = Boxes.cat(anchors).inside_box((160, 224))
+    opts = ["MODEL.RPN.BOUNDARY_THRESH", "0"]
+    labels, _, anchors = label((160, 224), (160, 224), (10, 10, 60, 60), opts=opts)
+    inside = anchors.inside_box((160, 224))
     assert (labels[~inside] == -1).all() and (labels[inside] >= 0).any()
 
 
