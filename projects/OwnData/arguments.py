@@ -108,7 +108,7 @@ def resolve(word: str) -> str:
 
 
 def find_export(folder: Path) -> dict[str, list[str]]:
-    """The datasets in a folder that Roboflow, CVAT or COCO's site exported.
+    """The datasets in a folder that Roboflow, FiftyOne, CVAT or COCO's site exported.
 
     Returns:
         names by split: "train", and "val" and "test" if they exist.
@@ -122,8 +122,8 @@ def find_export(folder: Path) -> dict[str, list[str]]:
     files = _annotation_files(folder)
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        word = file.parent.name if file.name == ROBOFLOW_FILE else file.stem
-        by_split.setdefault(split_of(word) or "", []).append(file)
+        split = split_of(file.stem) or split_of(str(file.parent.relative_to(folder)))
+        by_split.setdefault(split or "", []).append(file)
     unnamed = by_split.pop("", [])
     if "train" not in by_split and len(unnamed) == 1:
         by_split["train"] = unnamed

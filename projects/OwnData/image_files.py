@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qsl, unquote
 
 from gnws_d2.errors import DatasetError, shorten
 
@@ -100,7 +100,8 @@ def find_images(file_names: Sequence[str], folders: Sequence[Path]) -> ImageFile
 def _parts(file_name: str) -> list[str]:
     """The parts of a path or address, of any system."""
     path, _, query = file_name.partition("?")
-    path = parse_qs(query).get("d", [path])[0]  # Label Studio: /data/local-files/?d=images/a.png
+    if not os.path.splitext(path)[1]:  # Label Studio: /data/local-files/?d=images/a.png
+        path = next((v for _, v in parse_qsl(query) if os.path.splitext(v)[1]), path)
     return [part for part in re.split(r"[\\/]+", unquote(path)) if part not in ("", ".")]
 
 
