@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.data.detection_utils import read_image as detectron2_read_image
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -90,6 +91,28 @@ def _levels(file: str | os.PathLike, image: Image.Image, format: str | None) -> 
 def _has_16_bits(image: Image.Image) -> bool:
     """Whether it is grayscale of 16 bits. Of these formats, "I" is no more."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def is_misread(
+    values: np.ndarray, file: str | os.PathLike, read: Callable[[str | os.PathLike], np.ndarray]
+) -> bool:
+    """Whether ``values``, of any size, are distributed like what Detectron2's ``read_image``
+    returns of a file where ``read`` returns others: it cuts 16 bits at 255, and takes the colors of
+    a palette, or black and white, for levels of gray."""
+    try:
+        with _opened(file, checksums=False) as image:
+            if not (_has_16_bits(image) or (read is read_labels and image.mode in ("P", "1"))):
+                return False
+        known = {"cut": detectron2_read_image(str(file), "L"), "right": read(file)}
+    except DatasetError:  # read in a way of its own
+        return False
+    steps = np.arange(65536)
+    given, cut, right = (
+        np.searchsorted(np.sort(np.ravel(found)), steps, side="right") / found.size
+        for found in (values, *known.values())
+    )
+    to_cut, to_right = (np.abs(given - shares).max() for shares in (cut, right))
+    return bool(to_right > 0.02 and to_cut < min(0.15, to_right / 3))  # resizing blurs
 
 
 def _warn_if_dark(file: str | os.PathLike, highest: int, white: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from detectron2.data.detection_utils import (
 )
 
 from ..errors import DatasetError
-from .images import RESTORE, read_image, read_labels
+from .images import RESTORE, is_misread, read_image, read_labels
 
 
 class Mapper(DatasetMapper):
@@ -69,20 +70,63 @@ def _as_bytes(file: str) -> np.ndarray:
 
 
 class NamingMapper:
-    """A dataset mapper, of dicts in Detectron2's format, whose errors name the image."""
+    """A dataset mapper, of dicts in Detectron2's format, whose errors name the image.
+
+    Raises:
+        DatasetError: the mapper raises, lacks a package, or misreads the image.
+    """
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> Any:
+        labels = record.get("sem_seg_file_name")
         try:
-            return self._mapper(record)
+            mapped = self._mapper(record)
         except DatasetError:
             raise
+        except ModuleNotFoundError as error:
+            package = str(error.name).partition(".")[0]
+            fix = f"Install it: pip install {package}"
+            if package == "shapely":  # with which Detectron2 crops polygons
+                fix += ", or set INPUT.MASK_FORMAT to bitmask (instance_mask_format, of a "
+                fix += "LazyConfig), or leave out the cropping (INPUT.CROP.ENABLED False)"
+            raise DatasetError(
+                f"{record['file_name']} cannot be mapped: {package} is not installed. {fix}."
+            ) from error
         except (OSError, SyntaxError, ValueError) as error:
             raise DatasetError(
                 f"{record['file_name']} cannot be used ({error}). {RESTORE}"
             ) from error
+        if not isinstance(self._mapper, Mapper):
+            check_mapped(mapped, labels)
+        return mapped
+
+
+def check_mapped(mapped: Any, labels: str | None = None) -> None:
+    """Refuse what a mapper reads in another range than evaluation does, such as Detectron2's own.
+
+    Args:
+        mapped: is looked at if it is a dict in the format of that mapper.
+        labels: the file of its semantic labels.
+    """
+    mapped = mapped if isinstance(mapped, dict) else {}
+    as_gray = functools.partial(read_image, format="L")
+    files = (("image", mapped.get("file_name"), as_gray), ("sem_seg", labels, read_labels))
+    for key, file, read in files:
+        values = mapped.get(key)
+        if not file or not isinstance(values, torch.Tensor):
+            continue
+        # Few images are this white, so few files are opened again.
+        if key == "image" and (values[..., ::8, ::8] >= 255).float().mean() <= 0.05:
+            continue
+        if is_misread(values.numpy(), file, read):
+            raise DatasetError(
+                f"{file} has 16 bits, a palette or black and white alone, of which the mapper "
+                f"returns another {key} than evaluation reads: Detectron2's cuts 16 bits at 255, "
+                "and takes colors for levels. Use gnws_d2.data.Mapper, or its read_image and "
+                "read_labels."
+            )
 
 
 def resizing(mode: str, augmentations: list[T.Augmentation]) -> list[T.Augmentation | T.Transform]:

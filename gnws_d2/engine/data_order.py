@@ -225,17 +225,18 @@ def map_one(loader: Iterable) -> None:
     dataset: Any = loader
     while not isinstance(dataset, MapDataset) and dataset is not None:
         dataset = getattr(dataset, "dataset", None)
-    if not isinstance(dataset, MapDataset) or not len(dataset):
+    if not isinstance(dataset, MapDataset):
         return
-    records = (copy.deepcopy(dataset._dataset[i]) for i in range(min(len(dataset), 100)))
-    first = next(records)
-    chosen = next((r for r in itertools.chain([first], records) if _has_polygons(r)), first)
-    with _random_numbers(0):
-        NamingMapper(dataset._map_func._obj)(chosen)
+    records = [dataset._dataset[i] for i in range(min(len(dataset), 100))]
+    records = [record for record in records if isinstance(record, dict) and "file_name" in record]
+    if records:
+        with _random_numbers(0):
+            NamingMapper(dataset._map_func._obj)(copy.deepcopy(max(records, key=_has_polygons)))
 
 
 def _has_polygons(record: dict[str, Any]) -> bool:
-    return any(isinstance(a.get("segmentation"), list) for a in record.get("annotations", ()))
+    objects = record.get("annotations") or ()
+    return any(isinstance(annotation.get("segmentation"), list) for annotation in objects)
 
 
 def check_batch(batch: Any) -> None:

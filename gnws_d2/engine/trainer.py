@@ -28,7 +28,15 @@ from ..modeling import StandardizationReport
 from ..modeling.errors import build_errors
 from ..modeling.precision import evaluation_precision
 from .accumulation import AccumulatingTrainer
-from .data_order import IterationSeed, ResumableLoader, save_final, seek_data, start_worker
+from .data_order import (
+    IterationSeed,
+    ResumableLoader,
+    check_batch,
+    map_one,
+    save_final,
+    seek_data,
+    start_worker,
+)
 from .evaluation import build_evaluator
 from .hooks import BestCheckpointer, MovingSpeed, StopOnSignal, TrainingEnded
 from .launch import create_ddp_model
@@ -53,6 +61,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
+        map_one(loader)
         amp = cfg.SOLVER.AMP
         self._trainer = AccumulatingTrainer(
             create_ddp_model(model, broadcast_buffers=False),
@@ -61,6 +70,8 @@ class Trainer(DefaultTrainer):
             steps=cfg.SOLVER.ACCUMULATION_STEPS,
             precision=getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32,
             before_micro_batch=self._iteration_seed.before_micro_batch,
+            # Its own workers look at what they map.
+            check_batch=None if isinstance(loader, ResumableLoader) else check_batch,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(

@@ -2,7 +2,7 @@
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import register_coco_instances, register_lvis_instances
 
 from gnws_d2.engine.data_order import ResumableLoader
 from gnws_d2.errors import DatasetError
@@ -34,3 +34,14 @@ def test_a_dataset_that_is_not_registered(tiny_config):
     cfg.DATASETS.TRAIN = ("digits_trian",)
     with pytest.raises(DatasetError, match=r"'digits_trian', which is not reg.*mean digits_train"):
         ResumableLoader(cfg)
+
+
+def test_a_dataset_that_needs_a_missing_package(tiny_config):
+    register_lvis_instances("rare", {}, "lvis.json", "images")
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("rare",)
+    try:
+        with pytest.raises(DatasetError, match=r"rare needs lvis, .* Install it: pip install lvis"):
+            ResumableLoader(cfg)
+    finally:
+        DatasetCatalog.remove("rare"), MetadataCatalog.remove("rare")
