@@ -19,6 +19,7 @@ from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config, pad_to_multiples
 from gnws_d2.projects.export import FORMATS, Exporter
+from gnws_d2.projects.export.runtime import INPUT_FACTS
 
 COLUMNS = ["file", "MiB", "images", "same detections", "their largest difference"]
 
@@ -56,8 +57,7 @@ def main(args: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             refused += 1
             continue
-        same = sum(result.same for result in results)
-        expected = sum(result.expected for result in results)
+        same, expected = (sum(getattr(r, n) for r in results) for n in ("same", "expected"))
         difference = max(result.difference for result in results)
         parts = [file, file.with_suffix(".bin")]
         size = sum(part.stat().st_size for part in parts if part.exists())
@@ -78,15 +78,9 @@ def at_two_sizes(image: torch.Tensor) -> list[torch.Tensor]:
 
 def facts(predictor: gnws_d2.Predictor) -> dict[str, Any]:
     """What a program needs to know to prepare images and to name what is found."""
-    cfg = predictor.cfg
-    return {
-        "format": cfg.INPUT.FORMAT,
-        "min_size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "resize": cfg.INPUT.RESIZE_TEST,
-        "classes": predictor.classes,
-        "category_ids": predictor.category_ids,
-    }
+    known = {name: predictor.cfg.INPUT[key] for key, name in INPUT_FACTS.items()}
+    known |= {"classes": predictor.classes, "category_ids": predictor.category_ids}
+    return {**known, "score_threshold": predictor.suggested_threshold}
 
 
 if __name__ == "__main__":

@@ -28,12 +28,9 @@ from gnws_d2.errors import GnwsError
 from .interface import FIELDS, Outputs
 
 FACTS = "facts.json"  # in TorchScript and torch.export; ONNX has its own metadata
-# Keys of a config, and the facts that hold their values.
-_CONFIG = {
-    **{"INPUT.FORMAT": "format", "INPUT.RESIZE_TEST": "resize"},
-    **{"INPUT.MIN_SIZE_TEST": "min_size", "INPUT.MAX_SIZE_TEST": "max_size"},
-    **{"DATASETS.CLASSES": "classes"},
-}
+# Keys of a config's INPUT, and the facts that hold their values.
+INPUT_FACTS = {"FORMAT": "format", "RESIZE_TEST": "resize"}
+INPUT_FACTS |= {"MIN_SIZE_TEST": "min_size", "MAX_SIZE_TEST": "max_size"}
 INSTALL = (
     'pip install "gnws_d2[export]" for ONNX, "gnws_d2[openvino]" for OpenVINO, "gnws_d2[int8]" for '
     "8-bit integers"
@@ -78,14 +75,15 @@ class ExportedModel(nn.Module):
         Raises:
             GnwsError: the file does not store it.
         """
-        if missing := set(_CONFIG.values()) - self.facts.keys():
+        if missing := {"classes", *INPUT_FACTS.values()} - self.facts.keys():
             raise GnwsError(
                 f"{self._file} does not store {min(missing)!r}, which a predictor needs. Export it "
                 "with `gnws export`, or store it as one of the facts."
             )
         opts = ["MODEL.DEVICE", "cpu", "DATASETS.CATEGORY_IDS", self.facts.get("category_ids", [])]
-        for key, name in _CONFIG.items():
-            opts += [key, self.facts[name]]
+        opts += ["DATASETS.CLASSES", self.facts["classes"]]
+        for key, name in INPUT_FACTS.items():
+            opts += [f"INPUT.{key}", self.facts[name]]
         return load_config("", opts)
 
     def forward(self, batch: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ ON_GPU = torch.cuda.is_available() and not INTERPRETED
 DEVICE = "cuda" if ON_GPU else "cpu"
 ON_TRITON = INTERPRETED or ON_GPU
 runs_triton = pytest.mark.skipif(not ON_TRITON, reason="test_through_the_interpreter runs it")
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="nothing runs on Triton")
 only_from_outside = pytest.mark.skipif(ON_TRITON, reason="runs without it")
 
 EPS = 1e-5
@@ -78,11 +79,11 @@ def triton_kernels():
     return triton_kernels
 
 
-def formula(x, weight, bias, residual, num_groups):
+def formula(x, num_groups, weight, bias, eps, residual):
     """By its definition, whose gradients autograd finds."""
     groups = x.reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
     centered = groups - groups.mean(2, keepdim=True)
-    deviation = (centered.square().mean(2, keepdim=True) + EPS).sqrt()
+    deviation = (centered.square().mean(2, keepdim=True) + eps).sqrt()
     per_channel = (-1,) + (1,) * (x.dim() - 2)
     y = (centered / deviation).view(x.shape) * weight.view(per_channel) + bias.view(per_channel)
     return (y if residual is None else y + residual).relu()
@@ -105,23 +106,17 @@ def inputs(shape, dtype=torch.float32, format=torch.contiguous_format, added=Fal
     return x, weight, bias, residual, grad
 
 
-def both(operation, x, weight, bias, residual, grad):
+def found(*arguments, num_groups, operation=group_norm_relu):
     """y and the gradients, of which there is one more with a residual."""
-    tensors = [t if t is None else t.detach().requires_grad_() for t in (x, weight, bias, residual)]
-    y = operation(*tensors)
+    *tensors, grad = (t if t is None else t.detach().requires_grad_() for t in arguments)
+    x, weight, bias, residual = tensors
+    y = operation(x, num_groups, weight, bias, EPS, residual)
     return y.detach(), torch.autograd.grad(y, [t for t in tensors if t is not None], grad)
 
 
 def expected(*arguments, num_groups):
     wide = [t if t is None else t.double() for t in arguments]
-    return both(lambda *tensors: formula(*tensors, num_groups), *wide)
-
-
-def found(*arguments, num_groups):
-    def operation(x, weight, bias, residual):
-        return group_norm_relu(x, num_groups, weight, bias, EPS, residual)
-
-    return both(operation, *arguments)
+    return found(*wide, num_groups=num_groups, operation=formula)
 
 
 def assert_close(a, b, tolerance):
@@ -134,11 +129,6 @@ def assert_close(a, b, tolerance):
 
 def runs_on_triton(x):
     return kernels.kernels_for(x) is not kernels.torch_kernels
-
-
-@runs_triton
-def test_triton_runs():
-    assert runs_on_triton(inputs((2, 6, 9, 7))[0])
 
 
 @st.composite
@@ -178,6 +168,8 @@ def test_it_is_a_proper_operator(format, added):
         x, *others, _ = inputs((2, 6, 3, 5), dtype, format, added)
         tensors = [t if t is None else t.requires_grad_() for t in (x, *others)]
         torch.library.opcheck(fused_group_norm._group_norm_relu, (*tensors, 3, EPS))
+        if INTERPRETED:  # float64 is torch's
+            return
     assert torch.autograd.gradcheck(
         lambda x, *others: group_norm_relu(x, 3, *others[:2], EPS, *others[2:]),
         [t for t in tensors if t is not None],
@@ -189,7 +181,7 @@ def test_it_is_a_proper_operator(format, added):
 def test_a_large_mean_costs_no_more_than_the_rounding_of_the_input(format, added):
     """At 1e4 with deviation 1, float32 has 5e-4 between numbers: half of that is lost with the
     mean, which is kept in float32. E[x^2] - E[x]^2 would leave nothing of the variance."""
-    arguments = inputs((2, 8, 24, 50), torch.float32, format, added, mean=1e4)
+    arguments = inputs((1, 8, 24, 50), torch.float32, format, added, mean=1e4)
     y, grads = found(*arguments, num_groups=4)
     y64, grads64 = expected(*arguments, num_groups=4)
     assert_close(y, y64, 1e-3)
@@ -223,17 +215,13 @@ def test_nan_is_not_hidden_by_relu():
     assert grads[0][1, 2:].isnan().all() and grads[1].isnan().tolist() == [False, False, True, True]
 
 
-@pytest.fixture
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_second_run_gives_the_same_bits(deterministic, format):
-    """Torch then fills new tensors with NaN, too: none is read before it is written."""
-    arguments = inputs((1, 8, 30, 70), format=format, added=True)
+def test_a_second_run_gives_the_same_bits(request, format):
+    """With deterministic algorithms torch fills new tensors with NaN, too: none is read before it
+    is written."""
+    torch.use_deterministic_algorithms(True)
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    arguments = inputs((1, 8, 20, 60), format=format, added=True)
     (y, grads), (again, grads_again) = (found(*arguments, num_groups=4) for _ in range(2))
     assert y.isfinite().all() and torch.equal(y, again)
     assert all(g.isfinite().all() for g in grads) and all(map(torch.equal, grads, grads_again))
@@ -281,7 +269,7 @@ def test_a_residual_block_has_the_gradients_of_separate_operations(format):
         BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN"),
     ).to(DEVICE, memory_format=format)
     fused = fuse_norm_relu(copy.deepcopy(plain), recompute_activations=True)
-    x = torch.randn(1, 32, 6, 9, device=DEVICE).contiguous(memory_format=format)
+    x = torch.randn(1, 32, 4, 5, device=DEVICE).contiguous(memory_format=format)
     grads = []
     for block, dtype in ((plain.double(), torch.float64), (fused, torch.float32)):
         y = block(x.to(dtype))
@@ -316,6 +304,7 @@ def test_where_triton_computes_something_else_torch_does(triton_kernels, monkeyp
     kernels._works.cache_clear()
 
 
+@not_interpreted
 @settings(max_examples=300, deadline=None, derandomize=True)
 @example(1, 32, 2, 3000, 3000, torch.channels_last)
 @given(
@@ -365,7 +354,7 @@ def compile_for_h100(kernel, types, constants):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled there")
+@not_interpreted
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)

@@ -113,35 +113,22 @@ def test_after_any_operations_the_result_is_that_of_the_weight_as_it_is(operatio
         assert list(chain.conv.state_dict()) == ["weight", "bias"]
 
 
-@pytest.fixture
-def standardizations(monkeypatch) -> list[None]:
-    """As many elements as weights were standardized."""
+def test_it_is_standardized_once_in_evaluation_and_where_it_is_frozen(monkeypatch):
     calls, original = [], StandardizedConv._standardize
-
-    def counted(self, weight):
-        calls.append(None)
-        return original(self, weight)
-
-    monkeypatch.setattr(StandardizedConv, "_standardize", counted)
-    return calls
-
-
-def test_in_evaluation_it_is_standardized_once(standardizations):
+    monkeypatch.setattr(
+        StandardizedConv, "_standardize", lambda c, weight: calls.append(c) or original(c, weight)
+    )
     conv = WSConv2d(4, 6, 3).double().eval()
     for mode in (torch.no_grad, torch.no_grad, torch.inference_mode, torch.no_grad):
         with mode():
             conv(X)
-    assert len(standardizations) == 1
-
-
-def test_a_frozen_convolution_is_standardized_once_in_training(standardizations):
-    conv = WSConv2d(4, 6, 3).double().requires_grad_(False)
-    x = X.clone().requires_grad_()
+    assert len(calls) == 1
+    frozen, x = WSConv2d(4, 6, 3).double().requires_grad_(False), X.clone().requires_grad_()
     with torch.inference_mode():  # what is kept from here on serves training, too
-        conv(X)
+        frozen(X)
     for _ in range(3):
-        conv(x).sum().backward()
-    assert len(standardizations) == 1 and x.grad is not None
+        frozen(x).sum().backward()
+    assert calls == [conv, frozen] and x.grad is not None
 
 
 def test_nothing_kept_is_copied_or_saved():
