@@ -35,6 +35,7 @@ SAME_AREA = 1e-3  # relative
 # Intersection over union with the box around a mask: the least of a bbox, the least of one that
 # cannot be two corners, and the least of two corners.
 LEAST_OVERLAP, SURE_OVERLAP, CORNERS_OVERLAP = 0.1, 0.5, 0.9
+ALL_CROWDS = "all %d annotations are crowds, which are not trained on. Set iscrowd to 0"
 
 _REAL = {int, float}  # the types of JSON's numbers; bool is not one
 Box = tuple[float, float, float, float]  # x, y, width, height

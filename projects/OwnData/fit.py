@@ -18,11 +18,11 @@ from gnws_d2.config import DATASET_KEYS, built_architecture, dataset_names, get_
 from gnws_d2.errors import ConfigError, DatasetError, shorten
 from gnws_d2.files import atomic_write
 
-from .check import Verdict, check_coco
+from .check import ALL_CROWDS, Verdict, check_coco
 from .coco_file import CocoFile, class_ids, kept_files, read_coco
 from .image_files import ImageFiles
 from .keypoints import flip_pairs, has_side, keypoint_names
-from .source import PARTS, SPLIT_FIX, Source, is_source, source_of
+from .source import SPLIT_FIX, Source, is_source, source_of
 from .summary import summary_table
 from .truth import register_source
 
@@ -197,37 +197,27 @@ def _check_objects(
     """Refuse training data without an object, and warn of other files without one."""
     empty = [name for name, coco in used.items() if not coco.objects]
     for name in empty:
-        reason = _why_no_object(files[name], used[name], len(verdicts[name].bad_annotations))
-        if (
-            not used[name].annotations
-            and files[name].annotations
-            and name.endswith(tuple(f"#{part}" for part in PARTS))
-        ):
+        listed, left = files[name].annotations or (), used[name].annotations or ()
+        crowds = sum(bool(annotation["iscrowd"]) for annotation in left)
+        bad = len(verdicts[name].bad_annotations)
+        kinds = {
+            "bad (gnws check-data lists them)": bad,
+            "crowds (iscrowd 1)": crowds,
+            "without width or height": len(left) - crowds,
+            "of other classes or images": len(listed) - len(left) - bad,
+        }
+        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        reason = f"its {len(listed)} annotations are {found}" if listed else "it has no annotations"
+        if listed and all(annotation.get("iscrowd") for annotation in listed):
+            reason = ALL_CROWDS % len(listed)
+        elif listed and not left and name.endswith(("#train", "#val")):
             reason = f"{reason}. {SPLIT_FIX}"
         if set(cfg.DATASETS.TRAIN) <= set(empty) and name in cfg.DATASETS.TRAIN:
             raise DatasetError(f"{name}: no annotations to train on: {reason}.")
         if name not in cfg.DATASETS.TRAIN:
             logger.warning("%s: nothing can be scored, AP will be nan: %s.", name, reason)
-        elif files[name].annotations:
+        elif listed:
             logger.warning("%s: its images are background: %s.", name, reason)
-
-
-def _why_no_object(coco: CocoFile, used: CocoFile, bad: int) -> str:
-    if not coco.annotations:
-        return "it has no annotations"
-    if (count := len(coco.annotations)) == sum(bool(a.get("iscrowd")) for a in coco.annotations):
-        return f"all {count} annotations are crowds, which are not trained on. Set iscrowd to 0"
-    left = used.annotations or ()
-    crowds = sum(bool(annotation["iscrowd"]) for annotation in left)
-    found = {
-        "bad (gnws check-data lists them)": bad,
-        "crowds (iscrowd 1)": crowds,
-        "without width or height": len(left) - crowds,
-        "of other classes or images": count - bad - len(left),
-    }
-    return (
-        f"its {count} annotations are {', '.join(f'{n} {kind}' for kind, n in found.items() if n)}"
-    )
 
 
 def _refuse_problems(file: str, verdict: Verdict) -> None:
@@ -323,18 +313,19 @@ def _keypoint_names(cfg: CfgNode, used: Files) -> list[str]:
         )
     for name, other in lists.items():
         categories = used[name].categories if name in used else ()
-        mirrored = [_mirrored(own) for own in map(keypoint_names, categories) if own]
-        lengths = {len(points) for points in keypoints.get(name, ())}
-        if (
-            other != names
-            or lengths - {3 * len(names)}
-            or mirrored.count(_mirrored(names)) < len(mirrored)
-        ):
-            raise DatasetError(
+        differ = any(
+            _mirrored(own) != _mirrored(names) for own in map(keypoint_names, categories) if own
+        )
+        differ |= any(len(points) != 3 * len(names) for points in keypoints.get(name, ()))
+        if differ or other != names:
+            message = (
                 f"{name}: not all classes have the keypoints {', '.join(names)} in this order. A "
                 "model has one list for all classes: correct the member keypoints of the "
                 "categories, or choose classes with DATASETS.CLASSES."
             )
+            if differ or name in cfg.DATASETS.TRAIN:
+                raise DatasetError(message)
+            logger.warning(message)  # perhaps only the words differ
     return names
 
 
