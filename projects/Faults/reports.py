@@ -63,6 +63,10 @@ FILES: tuple[tuple[str, tuple[str, ...], dict[str, Any], int], ...] = (
     *(("PNG", ("RGB",), {"disposal": n, "blend": n % 2}, 0) for n in range(3)),
     *(("PNG", ("RGB",), {"default_image": True}, 0), ("AVIF", ("RGB",), AVIF, 8)),
 )
+SOLVER = {
+    **{"IMS_PER_BATCH": [8], "SCALE_TO_BATCH": [4, 32], "REFERENCE_WORLD_SIZE": [0, 2, 8]},
+    **{"ACCUMULATION_STEPS": [2], "BASE_LR": [0.01], "MAX_ITER": [640], "EPOCHS": [10]},
+}
 ON_DISK = ("im{}.png", "IM {}.PNG", "\u00fcber-{}.png", "sub/im{}.png", "a/b/\u00fc {}.png")
 SIDES = (
     *("left_{0}", "{0}_left", "left-{0}", "{0}.left", "left {0}", "my_left_{0}_2", "left{1}"),
@@ -93,6 +97,13 @@ def scene(
             found = {"category_id": rng.choice((3, 7)), "bbox": [x, y, w, h], "area": w * h}
             content["annotations"].append({**named, **found})
     return content
+
+
+def move(folder: Path, image: dict[str, Any], name: str) -> Path:
+    """Give the file of an image of :func:`scene` another name, and return its path."""
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return (folder / "images" / image["file_name"]).rename(file)
 
 
 def mask(rng: random.Random, box: list[float], kind: str = "") -> tuple[Any, list[float], float]:
@@ -364,9 +375,8 @@ def truth(rng: random.Random, folder: Path) -> str:
     results = json.loads((folder / "out" / "coco_instances_results.json").read_text())
     judge = COCOeval(own, own.loadRes(results), "bbox")
     judge.params.imgIds = sorted({result["image_id"] for result in results})
-    judge.evaluate()
-    judge.accumulate()
-    judge.summarize()
+    for step in (judge.evaluate, judge.accumulate, judge.summarize):
+        step()
     by_user = 100 * judge.stats[0]
     is_right = min(found, by_user) > 99.9
     return "" if is_right else f"{name[-6:]}: AP {found:.1f}, {by_user:.1f} by the user's ids"
@@ -406,7 +416,7 @@ def splits(rng: random.Random, folder: Path) -> str:
     for image in content["images"]:
         original = f"{rng.randrange(10**6 if rng.random() < 0.6 else 4)}_jpg"
         name = f"{original}.rf.{rng.getrandbits(64):x}.png"
-        (folder / "images" / image["file_name"]).rename(folder / "images" / name)
+        move(folder, image, f"images/{name}")
         image["file_name"], originals[name] = name, original
     used = {originals[i["file_name"]] for i in content["images"] if i["id"] in with_objects}
     parts: list[list[list[str]]] = []
@@ -417,7 +427,7 @@ def splits(rng: random.Random, folder: Path) -> str:
             fit(f"{file}#train", test=f"{file}#val")
             both = [DatasetCatalog.get(f"{file}#{part}") for part in ("train", "val")]
             parts.append([sorted(Path(r["file_name"]).name for r in part) for part in both])
-            is_said = not is_possible and any("--val" in r.getMessage() for r in records)
+            is_said = not is_possible and warned(records, "--val")
             if not is_said and not all(any(r["annotations"] for r in part) for part in both):
                 return f"a part without objects, of {len(used)} images with some"
             rng.shuffle(content["images"])
@@ -435,9 +445,7 @@ def names(rng: random.Random, folder: Path) -> str:
     way, is_exact = rng.randrange(7), True
     for number, image in enumerate(content["images"]):
         name = rng.choice(ON_DISK).format(number)
-        file = folder / "images" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "images" / image["file_name"]).rename(file)
+        move(folder, image, f"images/{name}")
         image["file_name"] = (
             name,
             f"images/{name}".replace("/", "\\"),
@@ -474,12 +482,7 @@ def schedules(rng: random.Random, folder: Path) -> str:
     """Any combination of the keys of a schedule on own data: the learning rate of an image, and the
     images seen, are as docs/own-data.md and docs/small-gpus.md say."""
     images, processes = rng.choice((20, 205, 1000, 5000)), rng.choice((1, 2, 4))
-    values = {
-        *(("IMS_PER_BATCH", 8), ("SCALE_TO_BATCH", rng.choice((4, 32))), ("BASE_LR", 0.01)),
-        *(("REFERENCE_WORLD_SIZE", rng.choice((0, 2, 8))), ("ACCUMULATION_STEPS", 2)),
-        *(("MAX_ITER", 640), ("EPOCHS", 10)),
-    }
-    given: dict[str, Any] = {key: value for key, value in sorted(values) if rng.random() < 0.4}
+    given: dict[str, Any] = {k: rng.choice(v) for k, v in SOLVER.items() if rng.random() < 0.4}
     opts = [word for key, value in given.items() for word in (f"SOLVER.{key}", str(value))]
     weights, factor = rng.choice((("", 3), ("ImageNet/x.pkl", 2), ("mine.pth", 1)))
     file = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"  # 0.02 for 8 processes of 2 images
@@ -520,9 +523,9 @@ def trained(folder: Path, content: dict[str, Any]) -> Path:
     """The weights in the folder of a run, as a training leaves it."""
     file, run = write(folder, content), folder / "run"
     cfg = fit(file, f"OUTPUT_DIR {run} DATASETS.FINAL_TEST ('{file}',)")
-    (run / "report").mkdir(parents=True)
-    (run / "report" / "report.html").write_text("the training's")
-    (run / "config.yaml").write_text(config_text(cfg))
+    for name in ("report/report.html", "inference/coco_instances_results.json", "config.yaml"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(config_text(cfg) if name == "config.yaml" else "[]")
     Checkpointer(build_model(cfg), str(run), cfg=cfg).save("model_final")
     return run / "model_final.pth"
 
@@ -537,9 +540,7 @@ def image_ids(rng: random.Random, folder: Path) -> str:
         day = rng.choice(("", "day1/")) if way != 1 else ""
         base = f"{number // 2 if is_ambiguous else number:04d}.png"
         name = f"{day}cam{'AB'[number % 2]}/{base}"
-        file = folder / "photos" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "images" / image["file_name"]).rename(file)
+        file = move(folder, image, f"photos/{name}")
         image["id"] = f"{number + 1:04d}" if is_text else (7 - number) * wide
         ways = (name, base, f"./{name}", name.replace("/", "\\"), f"data/{name}", f"/x/{name}")
         image["file_name"], expected[str(file)] = ways[way], image["id"]
@@ -586,8 +587,8 @@ def beside(rng: random.Random, folder: Path) -> str:
         return f"added: {added[:5]}"
     if any(not (is_named and file.startswith("named/")) for file in made):
         return f"in the current folder: {sorted(made)[:5]}"
-    results = [file for file in (*after, *made) if file.endswith("instances_results.json")]
-    return "" if results else "no results"
+    new = [*(after.keys() - before), *made]
+    return "" if any(f.endswith("coco_instances_results.json") for f in new) else "no results"
 
 
 CLASSES: dict[str, tuple[int, Trial]] = {
