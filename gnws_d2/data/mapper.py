@@ -88,9 +88,8 @@ class NamingMapper:
         except ModuleNotFoundError as error:
             package = str(error.name).partition(".")[0]
             fix = f"Install it: pip install {package}"
-            if package == "shapely":  # with which Detectron2 crops polygons
-                fix += ", or set INPUT.MASK_FORMAT to bitmask (instance_mask_format, of a "
-                fix += "LazyConfig), or leave out the cropping (INPUT.CROP.ENABLED False)"
+            if package == "shapely":  # whatever the format of masks, Detectron2 crops polygons
+                fix += ", or leave out the cropping, such as by INPUT.CROP.ENABLED False"
             raise DatasetError(
                 f"{record['file_name']} cannot be mapped: {package} is not installed. {fix}."
             ) from error

@@ -171,8 +171,8 @@ def test_a_missing_package_is_named_before_training(tmp_path, monkeypatch, build
     Image.fromarray(np.full((80, 96, 3), 90, np.uint8)).save(tmp_path / "a.png")
     record = {"file_name": str(tmp_path / "a.png"), "height": 80, "width": 96}
     records = [{**record, "annotations": objects} for objects in ([], [BOX], [POLYGON])]
-    opts = ["INPUT.CROP.ENABLED", "True", "INPUT.MASK_FORMAT", "polygon", "MODEL.MASK_ON"]
-    needed = r"a\.png cannot be mapped: shapely is not installed\. .*install shapely, or set INPUT"
+    opts = ["INPUT.CROP.ENABLED", "True", "INPUT.MASK_FORMAT", "bitmask", "MODEL.MASK_ON"]
+    needed = r"a\.png cannot be mapped: shapely is not installed\. .*install shapely, or leave out"
     for masks in ("False", "True"):
         cfg = load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", [*opts, masks])
         mapper = build(cfg, is_train=True)
