@@ -116,6 +116,11 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Go on without the images and annotations that would train or evaluate wrong, and list them in
     # OUTPUT_DIR/skipped_annotations.json, instead of refusing the dataset.
     cfg.DATALOADER.SKIP_BAD_ANNOTATIONS = False
+    # Read by samplers of Detectron2, whose config lacks them: the fraction of the images that
+    # RandomSubsetTrainingSampler keeps, and how often the images of a dataset come in an epoch of
+    # WeightedTrainingSampler and WeightedCategoryTrainingSampler: [[name, factor], ...].
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
     # Which images and objects are trained on. "mmdetection" drops objects narrower than a pixel and
     # images with a side below 32, and keeps images that only have crowds; "detectron2" drops only
     # the latter. Both drop images without annotations, unless

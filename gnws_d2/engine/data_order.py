@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
-from detectron2.data.samplers import TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -34,9 +34,15 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpointer
 from ..data import Mapper, NamingMapper, check_mapped, load_train_dataset
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, shorten
 
 logger = logging.getLogger(__name__)
+
+WEIGHTED = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
+SAMPLERS = (
+    *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+    *WEIGHTED,
+)
 
 
 def process_of(micro_batch: int) -> int:
@@ -117,13 +123,20 @@ class ResumableLoader:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: Any = None) -> dict[str, Any]:
-        dataset = load_train_dataset(cfg) if dataset is None else dataset
         cfg, mapper = cfg.clone(), Mapper(cfg, is_train=True)
+        name = cfg.DATALOADER.SAMPLER_TRAIN
+        parts = [load_train_dataset(cfg) if dataset is None else dataset]
+        if name in WEIGHTED:
+            parts = [load_train_dataset(_of_dataset(cfg, name)) for name in cfg.DATASETS.TRAIN]
+        dataset = list(itertools.chain(*parts)) if len(parts) > 1 else parts[0]
+        _check_sampler(cfg, dataset)
         # The other samplers count the images; keeping them would take as much memory again.
-        is_read = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
-        sampled = dataset if is_read else range(len(dataset))
+        sampled = dataset if name == "RepeatFactorTrainingSampler" else range(len(dataset))
+        factors = _repeat_factors(cfg, parts) if name in WEIGHTED else None
 
         def build_sampler() -> Iterable[int]:
+            if factors is not None:
+                return RepeatFactorTrainingSampler(factors)
             return build_detection_train_loader.from_config(cfg, mapper, dataset=sampled)["sampler"]
 
         return {
@@ -160,6 +173,53 @@ class ResumableLoader:
         finally:
             # Now: the traceback of an error keeps them, and so their workers, until the very end.
             getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+def _of_dataset(cfg: CfgNode, name: str) -> CfgNode:
+    one = cfg.clone()
+    one.defrost()
+    one.DATASETS.TRAIN = (name,)
+    return one
+
+
+def _check_sampler(cfg: CfgNode, dataset: Sequence[dict]) -> None:
+    """Refuse what Detectron2 finds only when it builds the sampler, at the first batch."""
+    name, ratio = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)
+    if name not in SAMPLERS:
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {shorten(name)}. Set it to one of {', '.join(SAMPLERS)}."
+        )
+    if "Subset" in name and not (ratio <= 1 and int(len(dataset) * ratio) > 0):
+        raise ConfigError(
+            f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, of {len(dataset)} images. Set it to 1.0 "
+            "or less, and so that an image is left."
+        )
+    if ("Factor" in name or "Category" in name) and not all("annotations" in d for d in dataset):
+        raise ConfigError(
+            f"DATALOADER.SAMPLER_TRAIN is {name}, which counts objects, and DATASETS.TRAIN has "
+            "images without a list of annotations. Choose TrainingSampler."
+        )
+
+
+def _repeat_factors(cfg: CfgNode, parts: Sequence[Sequence[dict]]) -> torch.Tensor:
+    """How often each image of the datasets ``parts`` comes in an epoch (images,), as Detectron2's
+    ``_build_weighted_sampler`` has it. That counts the images before DATALOADER.FILTER."""
+    pairs, names = cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", ()), cfg.DATASETS.TRAIN
+    if not all(len(pair) == 2 and pair[0] in names and pair[1] > 0 for pair in pairs):
+        raise ConfigError(
+            f"DATASETS.TRAIN_REPEAT_FACTOR is {shorten(pairs)}. Write [[NAME, FACTOR], ...], with "
+            f"names that DATASETS.TRAIN has ({', '.join(names)}) and factors above 0."
+        )
+    weights = dict(pairs)
+    factors = [
+        torch.full((len(p),), float(weights.get(n, 1))) for n, p in zip(names, parts, strict=True)
+    ]
+    if "Category" in cfg.DATALOADER.SAMPLER_TRAIN:
+        frequency = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+        options = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
+        factors = [f * frequency(part, *options) for f, part in zip(factors, parts, strict=True)]
+        factors = [f / torch.cat(factors).min() for f in factors]
+    return torch.cat(factors)
 
 
 def batch_order(
