@@ -44,11 +44,8 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
     for record in dicts:
         if "width" not in record:  # Detectron2's mapper sets it
             record["width"], record["height"], _ = image_size(record["file_name"])
-    if not by_detectron2:
-        kept = filter_dataset(dicts, empty_too)
-    elif empty_too or "annotations" not in dicts[0]:
-        kept = dicts
-    else:
+    kept = dicts if by_detectron2 else filter_dataset(dicts, empty_too)
+    if by_detectron2 and not empty_too and "annotations" in dicts[0]:
         kept = filter_images_with_only_crowd_annotations(dicts)
     objects = [(a, d) for d in kept for a in d.get("annotations", ()) if not a.get("iscrowd")]
     highest = max((annotation["category_id"] for annotation, _ in objects), default=-1)

@@ -78,21 +78,19 @@ def find_images(file_names: Sequence[str], folders: Sequence[Path]) -> ImageFile
     if max(exact, default=0):
         folder, find = folders[exact.index(max(exact))], _spelled
     else:
-        found = [
-            [_without_prefix(folder, _parts(n), listing) for n in probes] for folder in folders
-        ]
-        ranks = [(sum(map(bool, f)), sum(p[0].count(os.sep) for p in f if p)) for f in found]
-        if max(ranks, default=(0, 0))[0] == 0:
+        ranks: defaultdict[tuple[int, int], dict[str, Path]] = defaultdict(dict)
+        for folder in folders:
+            every = [_without_prefix(folder, _parts(name), listing) for name in probes]
+            if found := [paths[0] for paths in every if paths]:
+                rank = len(found), sum(path.count(os.sep) for path in found)
+                ranks[rank].setdefault(os.path.realpath(folder / found[0]), folder)
+        if not ranks:
             return None
-        best = [i for i, rank in enumerate(ranks) if rank == max(ranks)]
-        files = {
-            os.path.realpath(folders[i] / next(filter(None, found[i]))[0]): folders[i] for i in best
-        }
-        if len(files) > 1:
-            raise DatasetError(
-                f"the image {shorten(probes[0])} could be {' or '.join(files)}. Name the folder"
-            )
-        folder, find = folders[best[0]], _without_prefix
+        best = ranks[max(ranks)]
+        if len(best) > 1:
+            first = shorten(probes[0])
+            raise DatasetError(f"the image {first} could be {' or '.join(best)}. Name the folder")
+        folder, find = next(iter(best.values())), _without_prefix
     missing = [name for name in file_names if not os.path.exists(folder / name)]
     return ImageFiles(folder, {name: find(folder, _parts(name), listing) for name in missing})
 

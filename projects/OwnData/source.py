@@ -79,9 +79,8 @@ class Source:
             return found
         first = file_names[0] if file_names else "..."
         own = self.folder or self.file.parent
-        entries = [
-            e for f in folders if f in (own, own / "images") and f.is_dir() for e in f.iterdir()
-        ]
+        places = filter(Path.is_dir, (own, own / "images"))
+        entries = [entry for place in places for entry in place.iterdir()]
         near = difflib.get_close_matches(Path(first).name, sorted(e.name for e in entries), 1, 0.4)
         there = f" ({shorten(near[0])} is there)" if near else ""
         inside = (e for e in entries if e.is_dir() and find_images(file_names, [e]))
