@@ -41,7 +41,8 @@ def main(args: argparse.Namespace) -> int:
     )
     if predictor.cfg.INPUT.SIZE_DIVISIBILITY:  # of the keys of Acceleration, this alone counts
         pad_to_multiples(predictor.model, predictor.cfg.INPUT.SIZE_DIVISIBILITY)
-    prepared = [predictor.prepare(read_image(file, "BGR"))["image"] for file in args.input]
+    form = "BGR" if predictor.channels == 3 else predictor.input_format
+    prepared = [predictor.prepare(read_image(file, form))["image"] for file in args.input]
     images = [image for original in prepared for image in at_two_sizes(original)]
     args.output.mkdir(parents=True, exist_ok=True)
     exporter = Exporter(predictor.model, images, facts(predictor))
