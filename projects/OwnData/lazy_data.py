@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import gnws_d2
@@ -31,8 +32,9 @@ def name_data(cfg: Any, splits: Mapping[str, Sequence[str]], eval_only: bool) ->
 
 
 def fit_lazy_config(cfg: Any) -> None:
-    """Register and check the COCO files among the datasets of ``cfg``, and set the model's number
-    of classes, the mapper's mask format, and :class:`~gnws_d2.data.Mapper` for Detectron2's.
+    """Register and check the COCO files among the datasets of ``cfg``, and set the model's numbers
+    of classes and keypoints, the mapper's mask format, and :class:`~gnws_d2.data.Mapper` for
+    Detectron2's. Where the data has boxes alone, the mask heads are left out.
 
     Raises:
         DatasetError: see :func:`~.fit.fit_to_data`.
@@ -41,25 +43,48 @@ def fit_lazy_config(cfg: Any) -> None:
     train, test = ((n,) if isinstance(n, str) else tuple(n) for n in named)
     if not any(map(is_source, (*train, *test))):
         return
+    has_keypoints = any(_parts_with(cfg.model, "keypoint_head"))
     opts = ["DATASETS.TRAIN", repr(train), "DATASETS.TEST", repr(test), "MODEL.MASK_ON", "True"]
+    opts += ["MODEL.KEYPOINT_ON", str(has_keypoints), "MODEL.DEVICE", "cpu"]
     fitted = fit_to_data(gnws_d2.load_config("", opts))
-    for node in _with_classes(cfg.model):
+    for node in _parts_with(cfg.model, "num_classes"):
         node.num_classes = len(fitted.DATASETS.CLASSES)
     for mapper in (cfg.dataloader.train.mapper, cfg.dataloader.test.mapper):
         if "instance_mask_format" in mapper:
             mapper.instance_mask_format = fitted.INPUT.MASK_FORMAT
         if mapper.get("_target_") is DatasetMapper:
             mapper._target_ = Mapper  # which reads 16 bits, and names the image in its errors
+    mapper = cfg.dataloader.train.mapper
+    if not fitted.MODEL.MASK_ON:
+        # Boxes can be recomputed from masks alone.
+        mapper.update(
+            {key: False for key in ("use_instance_mask", "recompute_boxes") if key in mapper}
+        )
+        _leave_out_masks(cfg.model)
+    if has_keypoints:
+        for node in _parts_with(cfg.model, "num_keypoints"):
+            node.num_keypoints = fitted.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+        if "keypoint_hflip_indices" in mapper:  # numbers, of the dataset that the config was for
+            mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(train).tolist()
+        cfg.dataloader.evaluator.kpt_oks_sigmas = list(fitted.TEST.KEYPOINT_OKS_SIGMAS)
 
 
-def _with_classes(node: Any) -> Iterator[DictConfig]:
-    """The parts of a model that define a number of classes; some interpolate that of another."""
+def _leave_out_masks(model: Any) -> None:
+    for node in list(_parts_with(model, "mask_head")):
+        for key in ("mask_in_features", "mask_pooler", "mask_head"):
+            node.pop(key, None)
+    for node in _parts_with(model, "parts"):  # of what is standardized
+        node.parts = [part for part in node.parts if part != "mask_head"]
+
+
+def _parts_with(node: Any, key: str) -> Iterator[DictConfig]:
+    """The parts of a model that define ``key``; some interpolate that of another."""
     if isinstance(node, DictConfig):
-        if "num_classes" in node and not OmegaConf.is_interpolation(node, "num_classes"):
+        if key in node and not OmegaConf.is_interpolation(node, key):
             yield node
-        for name in node:
+        for name in list(node):
             if not OmegaConf.is_interpolation(node, name):
-                yield from _with_classes(node[name])
+                yield from _parts_with(node[name], key)
     elif isinstance(node, ListConfig):
         for child in node:
-            yield from _with_classes(child)
+            yield from _parts_with(child, key)

@@ -70,6 +70,8 @@ class Source:
         Raises:
             DatasetError: none of the folders contains an image.
         """
+        if not file_names:
+            raise DatasetError(f"{self.file}: none of its images has a file_name. Add them.")
         folders = self._candidates() if self.folder is None else [self.folder]
         try:
             found = find_images(file_names, folders)
@@ -77,15 +79,16 @@ class Source:
             raise DatasetError(f"{self.file}: {error}: {self.file}=FOLDER.") from None
         if found is not None:
             return found
-        first = file_names[0] if file_names else "..."
         own = self.folder or self.file.parent
         places = filter(Path.is_dir, (own, own / "images"))
         entries = [entry for place in places for entry in place.iterdir()]
-        near = difflib.get_close_matches(Path(first).name, sorted(e.name for e in entries), 1, 0.4)
+        near = difflib.get_close_matches(
+            Path(file_names[0]).name, sorted(e.name for e in entries), 1, 0.4
+        )
         there = f" ({shorten(near[0])} is there)" if near else ""
         inside = (e for e in entries if e.is_dir() and find_images(file_names, [e]))
         raise DatasetError(
-            f"{self.file}: the images, such as {shorten(first)}, are in none of "
+            f"{self.file}: the images, such as {shorten(file_names[0])}, are in none of "
             f"{', '.join(map(str, folders))}{there}. Name their folder: "
             f"{self.file}={next(inside, 'FOLDER')}."
         )

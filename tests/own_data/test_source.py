@@ -231,6 +231,15 @@ def test_cocos_and_cvats_export(tmp_path):
         assert all(os.path.exists(r["file_name"]) for r in DatasetCatalog.get(names[0]))
 
 
+def test_fiftyones_export(tmp_path):
+    for split in ("train", "validation"):
+        make_coco(tmp_path, f"{split}/labels.json", image_folder=f"{split}/data")
+    for split, names in find_export(tmp_path).items():
+        register(*names)
+        folder = tmp_path / {"train": "train", "val": "validation"}[split] / "data"
+        assert DatasetCatalog.get(names[0])[0]["file_name"] == str(folder / "0.png")
+
+
 @pytest.mark.parametrize("file", ["annotations/instances_default.json", "whatever.json"])
 def test_one_file_is_split(tmp_path, file):
     whole = make_coco(tmp_path, file)
