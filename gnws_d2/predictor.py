@@ -57,6 +57,8 @@ class Predictor(DefaultPredictor):
         classes: the names of the classes, in the order of ``pred_classes``.
         category_ids: their ids in the annotation files that the model was trained on; where those
             are not known, their indices.
+        suggested_threshold: the lowest score that the report of the training suggests, which the
+            weights carry; None without one. Only ``score_threshold`` sets one.
         aug: resizes an image for the model.
         input_format: what the model takes, such as "RGB", "BGR", "L" or "RGBA".
         channels: the number of values of a pixel in it.
@@ -125,11 +127,13 @@ class Predictor(DefaultPredictor):
         if exported:
             trained = Provenance.of(self.cfg, [])
             semantic = "sem_seg" in exported.facts["outputs"]
+            self.suggested_threshold: float | None = exported.facts.get("score_threshold")
         else:
             cfg = self.cfg if is_yacs else None
             checkpointer = Checkpointer(model, cfg=cfg, for_inference=True)
             trained = Provenance.read(checkpointer.load(weights))
             semantic = isinstance(model, SemanticSegmentor)
+            self.suggested_threshold = trained.score_threshold
             self.model = fold(model) if folded else model.eval()
         if score_threshold is not None:
             self.set_score_threshold(score_threshold)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import detectron2
@@ -13,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..config import portable_config
+from .write import write_checkpoint
 
 KEY = "gnws_d2"  # under which a checkpoint has it, beside "model"
 
@@ -39,6 +42,8 @@ class Provenance:
         category_ids: their ids in the annotations, in the same order.
         input_format: order of the channels, such as "RGB".
         pixel_mean, pixel_std: what is subtracted from a pixel and what it is divided by.
+        score_threshold: the lowest score with which F1 was highest in validation; the report
+            suggests it.
         source: the published file that it was converted from.
         versions: of gnws_d2, torch, Detectron2 and Python.
     """
@@ -50,6 +55,7 @@ class Provenance:
     input_format: str | None = None
     pixel_mean: list[float] | None = None
     pixel_std: list[float] | None = None
+    score_threshold: float | None = None
     source: str | None = None
     versions: dict[str, str] = field(default_factory=_versions)
 
@@ -73,7 +79,8 @@ class Provenance:
     def of_backbone(self) -> Provenance:
         """The provenance of its backbone alone, before any detector was trained."""
         parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
-        return replace(self, config=None, classes=None, category_ids=None, standardized=parts)
+        mine: dict[str, Any] = dict.fromkeys(("config", "classes", "category_ids"))
+        return replace(self, **mine, score_threshold=None, standardized=parts)
 
     @classmethod
     def read(cls, checkpoint: Mapping[str, Any]) -> Provenance:
@@ -93,6 +100,18 @@ class Provenance:
         return asdict(self)
 
 
+def store_threshold(file: Path, threshold: float) -> None:
+    """Write ``threshold`` into the provenance of a checkpoint that a :class:`Checkpointer` saved;
+    the rest of it stays, bit for bit. A file with objects that torch does not load safely stays as
+    it is."""
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return
+    checkpoint[KEY]["score_threshold"] = threshold
+    write_checkpoint(checkpoint, file)
+
+
 def _of_datasets(cfg: CfgNode, *keys: str) -> Any:
     """The first value under one of ``keys`` in the metadata of the config's datasets."""
     names = [n for n in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if n in MetadataCatalog.list()]
@@ -108,6 +127,8 @@ def _has_type(name: str, value: object) -> bool:
     if name in _ELEMENTS or name.startswith("pixel"):
         kind = _ELEMENTS.get(name, (int, float))
         return isinstance(value, list) and all(isinstance(element, kind) for element in value)
+    if name == "score_threshold":
+        return isinstance(value, float) and 0 <= value <= 1
     return isinstance(value, dict if name == "versions" else str)
 
 

@@ -7,30 +7,67 @@ import importlib.util
 import io
 import logging
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2 import evaluation
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.utils.logger import log_first_n
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
+from torch import nn
 
 from ..config import DATASET_KEYS, built_architecture, dataset_names
 from ..data import read_labels
 from ..errors import ConfigError
 
+COCO_LIMIT, KEYPOINT_LIMIT = 100, 20  # detections of an image and class that COCO's AP counts
+# Where Detectron2's models have the most detections of an image that they return.
+_MODEL_LIMITS = ("test_topk_per_image", "max_detections_per_image")
+
 
 class COCOEvaluator(evaluation.COCOEvaluator):
-    """Detectron2's, which also evaluates a model with masks on a dataset of boxes alone, for boxes,
-    and names the AP of each class where the classes are not in the order of their ids."""
+    """Detectron2's, with the arguments of that, which
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    - also evaluates a model with masks on a dataset of boxes alone, for boxes,
+    - names the AP of each class where the classes are not in the order of their ids,
+    - counts all that a model detects: COCO's AP counts 100 detections of an image and class, and
+      so does this one up to there; ``max_dets_per_image`` sets another limit,
+    - by default writes the truth of a dataset without a file again, each time: the function that
+      is registered, or what it reads, may have changed.
+    """
+
+    def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
+        metadata = MetadataCatalog.get(dataset_name)
+        is_function = "json_file" not in metadata.as_dict()
+        kept = []
+        if is_function and metadata.get("keypoint_names"):
+            # The conversion moves keypoints by half a pixel, also those that the function shares.
+            annotations = (a for r in DatasetCatalog.get(dataset_name) for a in r["annotations"])
+            kept = [(a["keypoints"], list(a["keypoints"])) for a in annotations if "keypoints" in a]
+        self._counts_all = kwargs.get("max_dets_per_image") is None
+        super().__init__(dataset_name, *args, **{"allow_cached_coco": False, **kwargs})
+        for keypoints, values in kept:
+            keypoints[:] = values
+        if is_function:
+            del metadata.json_file  # which later evaluations would take for the dataset's own
         complete_truth(self._coco_api)
+
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
+        if self._counts_all:
+            limit = detection_limit(d for p in predictions for d in p["instances"])
+            self._max_dets_per_image = [1, 10, limit]
+            if limit > COCO_LIMIT:
+                self._logger.info(
+                    f"AP counts up to {limit} detections of an image and class, as many as there "
+                    f"are. COCO's counts {COCO_LIMIT}; it needs max_dets_per_image={COCO_LIMIT}."
+                )
+        super()._eval_predictions(predictions, img_ids)
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         tasks = super()._tasks_from_predictions(predictions)
@@ -45,6 +82,43 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         if class_names is not None:
             class_names = [self._coco_api.cats[i]["name"] for i in sorted(self._coco_api.cats)]
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+
+def detection_limit(detections: Iterable[Mapping[str, Any]], *, by_class: bool = True) -> int:
+    """How many detections of an image, and of a class, AP has to count so that it counts all of
+    ``detections``, in COCO's form; at least COCO's own limit."""
+    counts = Counter((d["image_id"], by_class and d["category_id"]) for d in detections)
+    return max([COCO_LIMIT, *counts.values()])
+
+
+def warn_of_full_images(evaluator: DatasetEvaluator, limit: int, key: str) -> None:
+    """Warn where images have more objects than a model detects, or than keypoint AP counts.
+
+    Args:
+        evaluator: of any kind; Detectron2's ``COCOEvaluator`` has the truth that this needs.
+        limit: the most detections of an image; negative for any number.
+        key: what sets it, for the message.
+    """
+    fix = f"{key}, which is {limit}: the rest are missed. Set it to the highest number of objects."
+    keypoint_fix = f"the {KEYPOINT_LIMIT} that COCO's keypoint AP counts: the rest lower it."
+    for one in getattr(evaluator, "_evaluators", [evaluator]):
+        truth = one._coco_api.anns.values() if isinstance(one, evaluation.COCOEvaluator) else ()
+        objects = [a for a in truth if not a.get("iscrowd")]
+        with_keypoints = [a for a in objects if a.get("num_keypoints")]
+        for kind, counted, most, end in (
+            ("objects", objects, limit, fix),
+            ("objects with keypoints", with_keypoints, KEYPOINT_LIMIT, keypoint_fix),
+        ):
+            counts = Counter(a["image_id"] for a in counted).values()
+            if full := [count for count in counts if 0 <= most < count]:
+                message = f"{len(full)} images have more {kind} (up to {max(full)}) than {end}"
+                log_first_n(logging.WARNING, message, key="message")
+
+
+def limit_of(model: nn.Module) -> int:
+    """The most detections of an image that ``model`` returns; -1 if it does not say."""
+    limits = (getattr(m, name, None) for m in model.modules() for name in _MODEL_LIMITS)
+    return next((limit for limit in limits if isinstance(limit, int)), -1)
 
 
 def complete_truth(truth: COCO) -> None:
@@ -104,21 +178,16 @@ def build_evaluator(
         kind = "coco_and_sem_seg"
     name = dataset_name
     out = output_folder or str(Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, name)))
-    coco = partial(
-        COCOEvaluator,
-        name,
-        output_dir=out,
-        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-        # The truth of a dataset without a file is written again: its function may have changed.
-        allow_cached_coco=False,
-    )
+    coco = partial(COCOEvaluator, name, output_dir=out, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    lvis = {"max_dets_per_image": max(limit, 300) if limit >= 0 else limit}  # LVIS's AP counts 300
     # The default function of the copy of Detectron2 on PyPI fails with NumPy 2.
     sem_seg = partial(
         evaluation.SemSegEvaluator, name, output_dir=out, sem_seg_loading_fn=read_labels
     )
     known: dict[str, list[Callable[[], DatasetEvaluator]]] = {
         "coco": [coco],
-        "lvis": [partial(evaluation.LVISEvaluator, name, output_dir=out)],
+        "lvis": [partial(evaluation.LVISEvaluator, name, output_dir=out, **lvis)],
         "pascal_voc": [partial(evaluation.PascalVOCDetectionEvaluator, name)],
         "cityscapes_instance": [partial(evaluation.CityscapesInstanceEvaluator, name)],
         "cityscapes_sem_seg": [partial(evaluation.CityscapesSemSegEvaluator, name)],
@@ -133,7 +202,9 @@ def build_evaluator(
             f"{', '.join(known)}."
         )
     evaluators = [make() for make in known[kind]]
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    warn_of_full_images(evaluator, limit, "TEST.DETECTIONS_PER_IMAGE")
+    return evaluator
 
 
 def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:

@@ -264,7 +264,10 @@ def _predict(parser: Parser) -> None:
     )
     _add_output(parser, "output/demo")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="lowest score that is shown"
+        "--confidence-threshold",
+        type=float,
+        help="lowest score that is shown; by default what the report of the training suggests, "
+        "which the weights carry, else 0.5",
     )
     parser.add_argument(
         "--image-ids", metavar="ANNOTATIONS.json", help="take the ids of images from this file"

@@ -22,6 +22,7 @@ from gnws_d2 import Predictor
 from gnws_d2.errors import GnwsError, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.detection.coco_detections import write_png
+from gnws_d2.projects.detection.defaults import first_threshold
 from gnws_d2.projects.detection.inputs import read_frames
 from gnws_d2.projects.detection.results import Results
 
@@ -46,6 +47,13 @@ def named_models(words: list[str]) -> dict[str, str]:
     return models
 
 
+@functools.cache
+def load(file: str, device: str | None) -> Predictor:
+    """A model, on ``device`` in place of the config's."""
+    opts = ["MODEL.DEVICE", device] if device else []
+    return Predictor(weights=file, opts=opts, add_configs=[add_acceleration_config])
+
+
 def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Found]:
     """What the page calls: ``detect(file, name, threshold, folder)``.
 
@@ -53,11 +61,6 @@ def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Fou
         models: the checkpoints by their names.
         device: in place of the config's.
     """
-    opts = ["MODEL.DEVICE", device] if device else []
-
-    @functools.cache
-    def load(name: str) -> Predictor:
-        return Predictor(weights=models[name], opts=opts, add_configs=[add_acceleration_config])
 
     def detect(file: str | Path, name: str, threshold: float, folder: Path) -> Found:
         """Detect on an image.
@@ -75,7 +78,7 @@ def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Fou
         Raises:
             GnwsError: the image or the model cannot be read.
         """
-        predictor = load(name)
+        predictor = load(models[name], device)
         predictor.set_score_threshold(threshold)
         results = Results(predictor, folder)
         drawn = results.add(replace(next(read_frames(Path(file), predictor)), number=None))
@@ -123,6 +126,10 @@ def page(models: Mapping[str, str], device: str | None, folder: Path) -> Any:
             raise gr.Error(str(error)) from error
         return drawn, rows, files, f"**{len(rows)}** detections with a score from {threshold:g}"
 
+    def threshold_of(name: str) -> float:
+        return first_threshold(load(models[name], device))
+
+    first = next(iter(models))
     with gr.Blocks(title="gnws_d2", analytics_enabled=False) as blocks:
         gr.Markdown("# Detect on an image")
         with gr.Row():
@@ -133,8 +140,9 @@ def page(models: Mapping[str, str], device: str | None, folder: Path) -> Any:
                     image_mode=None,  # the file as it is: read_image knows 16 bits
                     sources=["upload", "clipboard"],
                 )
-                name = gr.Dropdown(list(models), value=next(iter(models)), label="model")
-                threshold = gr.Slider(LOWEST, 1, value=0.5, step=0.05, label="lowest score")
+                name = gr.Dropdown(list(models), value=first, label="model")
+                start = max(LOWEST, threshold_of(first))
+                threshold = gr.Slider(LOWEST, 1, value=start, step=0.01, label="lowest score")
             with gr.Column(scale=2):
                 buttons = ["download", "fullscreen"]
                 drawn = gr.Image(
@@ -148,7 +156,8 @@ def page(models: Mapping[str, str], device: str | None, folder: Path) -> Any:
             interactive=False,
         )
         outputs = [drawn, table, files, said]
-        for event in (file.change, name.change, threshold.release):
+        chosen = name.change(threshold_of, name, threshold)
+        for event in (file.change, chosen.then, threshold.release):
             event(run, [file, name, threshold], outputs, show_progress_on=drawn)
     return blocks
 

@@ -18,7 +18,10 @@ from detectron2.utils.events import CommonMetricPrinter
 from detectron2.utils.logger import setup_logger
 
 from gnws.upstream import silence_upstream
+from gnws_d2 import Predictor
 from gnws_d2.config import config_text
+
+logger = logging.getLogger("gnws_d2")
 
 # Long and the same in every run; the scaling is shown by a table of ours.
 IN_LOG_FILE_ONLY = (
@@ -38,6 +41,27 @@ class FirstIterations(engine.HookBase):
         following = self.trainer.iter + 1
         if following - self.trainer.start_iter in FIRST and following < self.trainer.max_iter:
             self._printer.write()
+
+
+def evaluation_folder(folder: str, is_chosen: bool = True) -> str:
+    """Where an evaluation writes, which changes no run.
+
+    Args:
+        folder: OUTPUT_DIR, or that of the weights.
+        is_chosen: the user named it, also by naming a config. It is taken as it is, unless it
+            holds a training run.
+    """
+    is_run = any(Path(folder, name).exists() for name in ("last_checkpoint", "metrics.json"))
+    return str(Path(folder, "eval")) if is_run or not is_chosen else folder
+
+
+def first_threshold(predictor: Predictor) -> float:
+    """The lowest score to show as long as nobody has chosen one."""
+    suggested = predictor.suggested_threshold
+    if suggested is None:
+        return 0.5
+    logger.info("Detections are shown with scores from %.2f, which the report suggests.", suggested)
+    return suggested
 
 
 def default_setup(cfg: Any, args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from gnws.arguments import parse
 from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 from gnws_d2.projects.detection import video
+from gnws_d2.projects.detection.defaults import first_threshold
 from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import find_files, read_frames
 from gnws_d2.projects.detection.results import Results
@@ -42,9 +43,10 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
     config, weights, opts = args.config_file, args.weights, list(args.opts)
     if config is None and not weights and "MODEL.WEIGHTS" in opts[:-1]:
         weights = opts[opts.index("MODEL.WEIGHTS") + 1]
+    predictor = Predictor(config, weights, opts=opts, add_configs=[add_acceleration_config])
     threshold = args.confidence_threshold
-    add_configs = [add_acceleration_config]
-    return Predictor(config, weights, opts=opts, add_configs=add_configs, score_threshold=threshold)
+    predictor.set_score_threshold(first_threshold(predictor) if threshold is None else threshold)
+    return predictor
 
 
 class Interrupted:

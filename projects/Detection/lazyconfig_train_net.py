@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from detectron2 import evaluation
 from detectron2.config import instantiate
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import AMPTrainer, SimpleTrainer, default_writers, hooks
@@ -38,8 +39,14 @@ from gnws_d2.engine import (
     save_final,
     seek_data,
 )
+from gnws_d2.engine.evaluation import COCOEvaluator, limit_of, warn_of_full_images
 from gnws_d2.errors import ConfigError
-from gnws_d2.projects.detection.defaults import FirstIterations, default_setup, setup_loggers
+from gnws_d2.projects.detection.defaults import (
+    FirstIterations,
+    default_setup,
+    evaluation_folder,
+    setup_loggers,
+)
 from gnws_d2.projects.detection.lazy_config import load_lazy_config, values
 from gnws_d2.projects.own_data import data_splits, fit_lazy_config, name_data
 
@@ -54,10 +61,19 @@ def build(cfg: Any) -> nn.Module:
 
 
 def test(cfg: Any, model: nn.Module) -> dict[str, Any]:
-    loader = instantiate(cfg.dataloader.test)
-    results = inference_on_dataset(model, loader, instantiate(cfg.dataloader.evaluator))
+    loader, node = instantiate(cfg.dataloader.test), cfg.dataloader.evaluator
+    if "_target_" in node and _target(node) is evaluation.COCOEvaluator:
+        node = {**node, "_target_": COCOEvaluator}
+    evaluator = instantiate(node)
+    if isinstance(evaluator, evaluation.DatasetEvaluator):
+        warn_of_full_images(evaluator, limit_of(model), "the model's number of detections")
+    results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
+
+
+def _target(node: Any) -> Any:
+    return locate(node._target_) if isinstance(node._target_, str) else node._target_
 
 
 def build_train_loader(node: Any) -> Iterable[list[dict[str, Any]]]:
@@ -66,8 +82,7 @@ def build_train_loader(node: Any) -> Iterable[list[dict[str, Any]]]:
     arguments = {name: value for name, value in node.items() if name != "_target_"}
     known = {"dataset", "mapper", "sampler", "total_batch_size"}
     known |= {"aspect_ratio_grouping", "num_workers"}
-    target = locate(node._target_) if isinstance(node._target_, str) else node._target_
-    if target is not build_detection_train_loader or arguments.keys() - known:
+    if _target(node) is not build_detection_train_loader or arguments.keys() - known:
         return instantiate(node)
     sampler = arguments.pop("sampler", None)
     built = {name: instantiate(value) for name, value in arguments.items()}
@@ -114,12 +129,19 @@ def run(args: argparse.Namespace) -> None:
     args.config_file = resolve_config_file(args.config_file)
     cfg = load_lazy_config(args.config_file, args.opts)
     name_data(cfg, data_splits(args), args.eval_only)
+    run_folder = cfg.train.output_dir
+    if args.eval_only:
+        cfg.train.output_dir = evaluation_folder(run_folder)
+        evaluator = cfg.dataloader.evaluator
+        if "output_dir" in evaluator and evaluator.output_dir == run_folder:
+            evaluator.output_dir = cfg.train.output_dir
     setup_loggers(cfg.train.output_dir)
     fit_lazy_config(cfg)
     default_setup(cfg, args)
     if args.eval_only:
         model = build(cfg)
-        Checkpointer(model, for_inference=True).load(cfg.train.init_checkpoint)
+        checkpointer = Checkpointer(model, run_folder, for_inference=True)
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
         test(cfg, model)
     else:
         train(cfg, args.resume)

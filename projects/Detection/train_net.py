@@ -7,8 +7,10 @@ import argparse
 import contextlib
 import functools
 import logging
+import math
+import shlex
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,23 @@ from gnws.arguments import parse
 from gnws.upstream import quiet
 from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer, local_path, read_checkpoint
+from gnws_d2.checkpoint.provenance import store_threshold
 from gnws_d2.checkpoint.resume import from_main_process
 from gnws_d2.checkpoint.structure import build_on_meta
 from gnws_d2.config import portable_config, resolve_config_file
 from gnws_d2.data import load_train_dataset
 from gnws_d2.engine import launch, locked_output, scale_schedule
+from gnws_d2.engine.hooks import MAIN_METRICS
 from gnws_d2.errors import ConfigError
 from gnws_d2.predictor import config_of
 from gnws_d2.projects import own_data, report
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
-from gnws_d2.projects.detection.defaults import FirstIterations, default_setup, setup_loggers
+from gnws_d2.projects.detection.defaults import (
+    FirstIterations,
+    default_setup,
+    evaluation_folder,
+    setup_loggers,
+)
 
 logger = logging.getLogger("gnws_d2")
 
@@ -71,8 +80,8 @@ class Trainer(engine.Trainer):
 def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
     """The config that the arguments describe, its file, and its overrides.
 
-    Without ``--config-file`` it is that of the weights if a checkpoint is evaluated, and else one
-    for the data and the device.
+    Without ``--config-file`` it is that of the weights if a checkpoint is evaluated, whose run is
+    then in their folder, and else one for the data and the device.
     """
     splits = own_data.data_splits(args)
     opts = [*own_data.data_opts(args, splits, eval_only=args.eval_only), *args.opts]
@@ -83,7 +92,11 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
         raise ConfigError(f"{args.config_file} is a LazyConfig. Use lazyconfig_train_net.py.")
     file = resolve_config_file(args.config_file)
     if not file and args.eval_only:
-        return config_of(args.weights or "", opts, ADD_CONFIGS), "", opts
+        cfg = config_of(args.weights or "", opts, ADD_CONFIGS)
+        if "OUTPUT_DIR" not in opts[::2]:
+            is_local = "://" not in args.weights
+            cfg.OUTPUT_DIR = str(Path(args.weights).parent) if is_local else "output"
+        return cfg, "", opts
     if not file and not splits["train"]:
         raise ConfigError(
             "neither a config nor data is named. Add --data FOLDER to train on your own images, or "
@@ -96,6 +109,8 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
 def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) -> CfgNode:
     """Fit the config to the data and its schedule to both, and set up Detectron2."""
     setup_loggers(cfg.OUTPUT_DIR)
+    if args.eval_only:
+        logger.info("The results of this evaluation are written to %s.", cfg.OUTPUT_DIR)
     explicit = own_data.explicit_keys(file, opts)
     if not args.eval_only:
         if not args.config_file:
@@ -129,11 +144,13 @@ def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
         Checkpointer(model, cfg=cfg, for_inference=for_inference).load(cfg.MODEL.WEIGHTS)
 
 
-def evaluate_only(args: argparse.Namespace, cfg: CfgNode) -> None:
+def evaluate_only(args: argparse.Namespace, cfg: CfgNode, run_folder: str) -> None:
     model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, for_inference=True)
+    checkpointer = Checkpointer(model, run_folder, cfg=cfg, for_inference=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = evaluate(model, cfg, cfg.DATASETS.TEST, cfg.MODEL.WEIGHTS)
+    weights = str(checkpointer.resumed_from or cfg.MODEL.WEIGHTS)
+    results, pages = evaluate(model, cfg, cfg.DATASETS.TEST, weights)
+    conclude(cfg, weights, _by_dataset(results, cfg.DATASETS.TEST), pages)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
     if comm.is_main_process():
@@ -169,14 +186,42 @@ def evaluate_best(trainer: Trainer, cfg: CfgNode) -> None:
     checkpoint = from_main_process(
         lambda: _weights_of(best) if is_kept and best.is_file() else None
     )
-    names = list(cfg.DATASETS.FINAL_TEST)
+    names, results = list(cfg.DATASETS.FINAL_TEST), getattr(trainer, "_last_eval_results", {})
+    results = _by_dataset(results, cfg.DATASETS.TEST)
     if checkpoint is not None:
         Checkpointer(trainer.model).model.load_state_dict(checkpoint["model"])
         if checkpoint["iteration"] != trainer.max_iter - 1:
-            names += cfg.DATASETS.TEST
+            names = [*names, *(name for name in cfg.DATASETS.TEST if name not in names)]
             logger.info("Evaluating %s", best)
         weights = best
-    evaluate(trainer.model, cfg, names, str(weights))
+    found, pages = evaluate(trainer.model, cfg, names, str(weights))
+    threshold = report.suggested_threshold(cfg, pages)
+    if threshold is not None:
+        store_threshold(weights, threshold)
+    conclude(cfg, str(weights), results | _by_dataset(found, names), pages)
+
+
+def conclude(
+    cfg: CfgNode, weights: str, results: Mapping[str, Mapping[str, Any]], pages: Sequence[Path]
+) -> None:
+    """Log what a person wants to know at the end: the results of ``weights`` in percent, by
+    dataset, the report, and the command to go on with."""
+    if not comm.is_main_process():
+        return
+    lines = [f"Results of {weights}, in percent:"] if results else []
+    for name, found in results.items():
+        parts = ((metric, *metric.split("/")) for metric in MAIN_METRICS)
+        values = {m: found[task][key] for m, task, key in parts if key in found.get(task, {})}
+        shown = ", ".join(f"{metric} {value:.1f}" for metric, value in values.items())
+        if any(map(math.isnan, values.values())):
+            shown += " (undefined: no detections, or no annotations)"
+        lines.append(f"  {own_data.short_name(name)}: {shown or 'nothing was detected'}")
+    lines += [f"Report: {page}" for page in pages]
+    threshold = report.suggested_threshold(cfg, pages)
+    if threshold is not None:
+        lines.append(f"Suggested score threshold, with the highest F1: {threshold:.2f}")
+    lines.append(f"To detect: gnws predict --weights {shlex.quote(weights)} --input FOLDER")
+    logger.info("\n".join(lines))
 
 
 def _weights_of(file: Path) -> dict[str, Any]:
@@ -184,27 +229,43 @@ def _weights_of(file: Path) -> dict[str, Any]:
     return {name: checkpoint[name] for name in ("model", "iteration")}
 
 
-def evaluate(model: nn.Module, cfg: CfgNode, names: Sequence[str], weights: str) -> dict[str, Any]:
-    """Evaluate ``model`` on the datasets ``names``, and report on all that have been evaluated."""
+def _by_dataset(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What Detectron2's ``test`` returns, which leaves out the name of a dataset that is alone."""
+    return {names[0]: results} if len(names) == 1 else results
+
+
+def evaluate(
+    model: nn.Module, cfg: CfgNode, names: Sequence[str], weights: str
+) -> tuple[dict[str, Any], list[Path]]:
+    """Evaluate ``model`` on the datasets ``names``, and report on all that have been evaluated.
+
+    Returns:
+        The results as Detectron2's ``test`` returns them, and the pages.
+    """
     evaluated = cfg.clone()
     evaluated.defrost()
     evaluated.DATASETS.TEST = tuple(names)
     evaluators = [Trainer.build_evaluator(cfg, name) for name in names]
     results = Trainer.test(evaluated, model, evaluators) if names else {}
-    if comm.is_main_process():
-        report.try_report(cfg, weights)
-    return results
+    return results, report.try_report(cfg, weights) if comm.is_main_process() else []
 
 
 def run(args: argparse.Namespace) -> None:
     """What each process does."""
     cfg, file, opts = read_config(args)
+    run_folder = cfg.OUTPUT_DIR
+    if args.eval_only:
+        is_chosen = bool(file) or "OUTPUT_DIR" in opts[::2]
+        cfg.OUTPUT_DIR = evaluation_folder(run_folder, is_chosen)
+        pointer = Path(run_folder, "last_checkpoint")
+        if args.resume and pointer.is_file():  # so that the saved config names what is evaluated
+            cfg.MODEL.WEIGHTS = str(pointer.with_name(pointer.read_text().strip()))
     with contextlib.nullcontext() if args.eval_only else locked_output(cfg.OUTPUT_DIR):
         with own_data.kept_files():  # each annotation file is read once
             cfg = setup(args, cfg, file, opts)
             trainer = None if args.eval_only else Trainer(cfg)
         if trainer is None:
-            evaluate_only(args, cfg)
+            evaluate_only(args, cfg, run_folder)
         else:
             train(args, cfg, trainer)
 

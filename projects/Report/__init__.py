@@ -2,6 +2,6 @@
 
 from .images import sheet
 from .prediction_images import PredictionImages
-from .report import report_run, try_report
+from .report import report_run, suggested_threshold, try_report
 
-__all__ = ["PredictionImages", "report_run", "sheet", "try_report"]
+__all__ = ["PredictionImages", "report_run", "sheet", "suggested_threshold", "try_report"]

@@ -39,7 +39,7 @@ _STYLE: Any = {
 }
 _SIZE = (4.8, 3.5)  # inches; small, so that the letters are readable on a phone
 _RECALLS = np.linspace(0, 1, 101)
-_MOST_CLASSES = 80  # of a plot of the confusion matrix: that of 365 would take gigabytes
+_MOST_CLASSES = 80  # in a plot of the confusion matrix: one of 365 would take gigabytes
 
 Series = dict[int, float]  # iteration -> value
 
@@ -93,17 +93,20 @@ def scores_and_f1(matches: Matches) -> Figure:
     return figure
 
 
-def confusion(
-    matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float
-) -> Figure | None:
-    """Counts, and as colors the shares of each row; as large as the classes need. None with too
-    many classes."""
-    if len(classes) > _MOST_CLASSES:
-        return None
+def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float) -> Figure:
+    """Counts, and as colors the shares of each row; as large as the classes need. Of more than 80
+    classes, those that are confused with others most often."""
+    title = f"Confusion, {TASKS[task]} IoU {MATCHING_IOU}, score {threshold:.2f} or more"
     shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))
+    if len(classes) > _MOST_CLASSES:
+        between = matrix[:-1, :-1] * (1 - np.eye(len(classes), dtype=int))
+        order = np.argsort(-(between.sum(axis=0) + between.sum(axis=1)), kind="stable")
+        shown = np.sort(order[:_MOST_CLASSES])
+        title += f" (the {_MOST_CLASSES} most confused of {len(classes)} classes)"
+        classes, shown = [classes[k] for k in shown], np.append(shown, len(classes))
+        matrix, shares = matrix[np.ix_(shown, shown)], shares[np.ix_(shown, shown)]
     number = len(matrix)
     side = max(_SIZE[0], 0.2 * number + 1.6)
-    title = f"Confusion, {TASKS[task]} IoU {MATCHING_IOU}, score {threshold:.2f} or more"
     figure, axes = _axes(title, (side, side * 0.92))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     size = 8 if number <= 14 else 6

@@ -14,21 +14,22 @@ from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
+from gnws_d2.engine.evaluation import detection_limit
 from gnws_d2.errors import GnwsError
 
 MATCHING_IOU = 0.5  # the first of COCOeval's IoU thresholds
 THRESHOLDS = np.linspace(0, 1, 101)  # scores; a detection is kept if its own is at least as high
 _IOU_50, _IOU_75 = 0, 5  # indices in COCOeval's IoU thresholds
-_ALL_AREAS, _MOST_DETECTIONS = 0, -1  # indices in COCOeval's area ranges and limits
 Row = dict[str, Any]  # an annotation or a detection in COCO's form
 
 
 @dataclass(frozen=True)
 class Matches:
     """Detections compared with the truth of K classes, at MATCHING_IOU unless another is named.
-    At most 100 detections of an image and class; no crowds, and no detections of crowds.
+    All detections count, as in ``gnws_d2.engine.COCOEvaluator``; no crowds, and no detections of
+    crowds.
 
     Attributes:
         task: "bbox" or "segm".
@@ -110,21 +111,18 @@ def match(truth: COCO, results: Sequence[Row], task: str) -> Matches:
         GnwsError: a detection is of an image that ``truth`` does not have.
     """
     evaluation = _evaluate(truth, results, task)
-    with _silence():
-        evaluation.accumulate()
-        evaluation.summarize()
-    names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    stats = 100 * _defined(np.asarray(evaluation.stats[: len(names)]))
-    # (IoU thresholds, recalls, classes)
-    precision = _defined(evaluation.eval["precision"][..., _ALL_AREAS, _MOST_DETECTIONS])
+    right, wrong, finders = _counted(evaluation)
+    areas = [_precision(evaluation, bounds) for bounds in Params(task).areaRng]
+    precision = areas[0]
+    parts = {"AP": precision, "AP50": precision[_IOU_50], "AP75": precision[_IOU_75]}
+    parts |= {f"AP{size}": area for size, area in zip("sml", areas[1:], strict=True)}
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
     class_ap = np.stack([means.mean(axis=0), means[_IOU_50], means[_IOU_75]], axis=1)
 
-    right, wrong, finders = _counted(evaluation)
     return Matches(
         task=task,
         categories={id_: truth.cats[id_]["name"] for id_ in evaluation.params.catIds},
-        ap=dict(zip(names, stats.tolist(), strict=True)),
+        ap={name: 100 * float(_mean(values)) for name, values in parts.items()},
         class_ap=100 * class_ap,
         precision=precision[_IOU_50],
         right=right,
@@ -222,7 +220,7 @@ def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResul
 
 
 def _evaluate(truth: COCO, results: Sequence[Row], task: str, *, by_class: bool = True) -> COCOeval:
-    """``COCOeval``, evaluated; neither argument is changed.
+    """``COCOeval``, evaluated for objects of all areas; neither argument is changed.
 
     Args:
         by_class: match only detections and objects of one class.
@@ -246,9 +244,24 @@ def _evaluate(truth: COCO, results: Sequence[Row], task: str, *, by_class: bool 
         detected = coco_api({**truth.dataset, "annotations": []})
     evaluation = COCOeval(copied, detected, task)
     evaluation.params.useCats = by_class
+    evaluation.params.maxDets = [detection_limit(rows, by_class=by_class)]
+    evaluation.params.areaRng = evaluation.params.areaRng[:1]
     with _silence():
         evaluation.evaluate()
     return evaluation
+
+
+def _precision(evaluation: COCOeval, bounds: Sequence[float]) -> np.ndarray:
+    """(IoU thresholds, recalls, classes) of objects with an area within ``bounds``; NaN for classes
+    without any. The matches of many classes at all areas at once would take gigabytes."""
+    found, used = evaluation.params, evaluation._paramsEval
+    if found.areaRng != [bounds]:
+        found.areaRng = used.areaRng = [bounds]
+        pairs, [limit] = ((k, i) for k in found.catIds for i in found.imgIds), found.maxDets
+        evaluation.evalImgs = [evaluation.evaluateImg(i, k, bounds, limit) for k, i in pairs]
+    with _silence():
+        evaluation.accumulate()
+    return _defined(evaluation.eval["precision"][..., 0, 0])
 
 
 def coco_api(dataset: dict[str, Any]) -> COCO:
@@ -265,8 +278,8 @@ def _counted(evaluation: COCOeval) -> tuple[list[Row], list[Row], list[tuple[Row
     ``finders``."""
     objects, detections = evaluation.cocoGt.anns, evaluation.cocoDt.anns
     right, wrong, finders = [], [], []
-    for found in evaluation.evalImgs:  # of one image and class, in one range of areas
-        if found is None or found["aRng"] != evaluation.params.areaRng[_ALL_AREAS]:
+    for found in evaluation.evalImgs:  # of one image and class
+        if found is None:
             continue
         each = zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0], strict=True)
         for id_, matched, ignored in each:
@@ -277,6 +290,12 @@ def _counted(evaluation: COCOeval) -> tuple[list[Row], list[Row], list[tuple[Row
             (objects[i], detections.get(finder)) for i, finder, ignored in each if not ignored
         ]
     return right, wrong, finders
+
+
+def _mean(values: np.ndarray) -> Any:
+    """The mean of what is defined, NaN of nothing."""
+    defined = values[~np.isnan(values)]
+    return defined.mean() if defined.size else np.nan
 
 
 def _defined(values: np.ndarray) -> np.ndarray:

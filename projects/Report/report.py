@@ -8,6 +8,7 @@ import datetime
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -25,7 +26,7 @@ from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, short_name
 from gnws_d2.projects.report.matching import coco_api
-from gnws_d2.projects.report.write import write_report
+from gnws_d2.projects.report.write import SUMMARY, write_report
 
 logger = logging.getLogger("gnws_d2.report")
 
@@ -101,6 +102,15 @@ def try_report(cfg: CfgNode, weights: str) -> list[Path]:
             exc_info=not isinstance(error, GnwsError),
         )
         return []
+
+
+def suggested_threshold(cfg: CfgNode, pages: Sequence[Path]) -> float | None:
+    """The score threshold that ``pages`` suggest: that of the first dataset of DATASETS.TEST that
+    has one. FINAL_TEST chooses nothing."""
+    summaries = [json.loads(page.with_name(SUMMARY).read_text("utf-8")) for page in pages]
+    found = {summary["dataset"]: summary["score_threshold"] for summary in summaries}
+    thresholds = (found.get(name) for name in cfg.DATASETS.TEST)
+    return next((threshold for threshold in thresholds if threshold is not None), None)
 
 
 def _evaluated(cfg: CfgNode) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from .matching import Matches, f1_score, ratio
 logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
+SUMMARY = "report.json"
 _DEFAULT_THRESHOLD = 0.5  # where no detection is right, and so none is suggested
 
 
@@ -47,7 +49,8 @@ def write_report(
     data_summary: Mapping[str, Mapping[str, Any]] | None = None,
     images: int = 3,
 ) -> Path:
-    """Write report.html, which needs no other file, its plots as PNG and its images as JPEG.
+    """Write report.html, which needs no other file, its plots as PNG and its images as JPEG, and
+    report.json: AP by task, in percent, and the suggested score threshold, or null.
 
     Args:
         folder: where the report goes.
@@ -93,10 +96,16 @@ def write_report(
         config=cfg.dump(),
         environment=collect_env_info(),
     )
-    file = folder / PAGE
-    with atomic_write(file) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return file
+    ap = {matches.task: _defined(matches.ap) for matches in all_matches}
+    summary = {"dataset": dataset_name, "score_threshold": boxes.suggested_threshold, "AP": ap}
+    for name, text in ((SUMMARY, json.dumps(summary, indent=1)), (PAGE, page)):
+        with atomic_write(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return folder / PAGE
+
+
+def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _changed_keys(cfg: CfgNode) -> dict[str, str]:
