@@ -31,10 +31,13 @@ def name_data(cfg: Any, splits: Mapping[str, Sequence[str]], eval_only: bool) ->
         cfg.dataloader.evaluator.dataset_name = tested[0]
 
 
-def fit_lazy_config(cfg: Any) -> None:
+def fit_lazy_config(cfg: Any, skip_bad: bool = False) -> None:
     """Register and check the COCO files among the datasets of ``cfg``, and set the model's numbers
     of classes and keypoints, the mapper's mask format, and :class:`~gnws_d2.data.Mapper` for
     Detectron2's. Where the data has boxes alone, the mask heads are left out.
+
+    Args:
+        skip_bad: as DATALOADER.SKIP_BAD_ANNOTATIONS.
 
     Raises:
         DatasetError: see :func:`~.fit.fit_to_data`.
@@ -46,6 +49,7 @@ def fit_lazy_config(cfg: Any) -> None:
     has_keypoints = any(_parts_with(cfg.model, "keypoint_head"))
     opts = ["DATASETS.TRAIN", repr(train), "DATASETS.TEST", repr(test), "MODEL.MASK_ON", "True"]
     opts += ["MODEL.KEYPOINT_ON", str(has_keypoints), "MODEL.DEVICE", "cpu"]
+    opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", str(skip_bad), "OUTPUT_DIR", cfg.train.output_dir]
     fitted = fit_to_data(gnws_d2.load_config("", opts))
     for node in _parts_with(cfg.model, "num_classes"):
         node.num_classes = len(fitted.DATASETS.CLASSES)
@@ -65,7 +69,7 @@ def fit_lazy_config(cfg: Any) -> None:
         for node in _parts_with(cfg.model, "num_keypoints"):
             node.num_keypoints = fitted.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
         if "keypoint_hflip_indices" in mapper:  # numbers, of the dataset that the config was for
-            mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(train).tolist()
+            mapper.keypoint_hflip_indices = create_keypoint_hflip_indices(train)
         cfg.dataloader.evaluator.kpt_oks_sigmas = list(fitted.TEST.KEYPOINT_OKS_SIGMAS)
 
 

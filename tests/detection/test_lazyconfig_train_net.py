@@ -1,10 +1,12 @@
 """Training of a LazyConfig: resumed from the middle, and on COCO files."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.config import instantiate
 
 from gnws_d2.engine import ResumableLoader
@@ -78,6 +80,49 @@ def test_the_model_gets_the_classes_of_the_data(name, tmp_path):
     assert cfg.dataloader.train.mapper.instance_mask_format == "polygon"
     assert len(instantiate(cfg.dataloader.train.dataset)) == 8
     assert sorted(instantiate(cfg.dataloader.evaluator)._coco_api.cats) == [3, 7]
+
+
+OTHERS = {"Cascade": "cascade_rcnn", "C4": "mask_rcnn_c4", "PointRend": "mask_rcnn_fpn"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["packaged", *OTHERS])
+def test_a_model_with_masks_trains_on_boxes(kind, tmp_path):
+    """A mask head that is left in would look for gt_masks."""
+    cfg = load_lazy_config(MASK_RCNN, [*OPTS, f"train.output_dir={tmp_path}", "train.max_iter=1"])
+    if kind != "packaged":
+        cfg.model = model_zoo.get_config(f"common/models/{OTHERS[kind]}.py").model
+        cfg.dataloader.train.mapper.recompute_boxes = True
+    if kind == "PointRend":
+        cfg.model.roi_heads.mask_head._target_ = "detectron2.projects.point_rend.PointRendMaskHead"
+    assert "mask_head" in cfg.model.roi_heads
+    train = f"{make_coco(tmp_path, images=10, masks=False)}#train"
+    name_data(cfg, {"train": [train], "val": [train], "test": []}, eval_only=False)
+    fit_lazy_config(cfg)
+    assert not cfg.dataloader.train.mapper.use_instance_mask
+    lazyconfig_train_net.train(cfg, resume=False)
+    weights = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert weights and not any("mask" in name for name in weights)
+
+
+def test_a_model_with_keypoints_gets_those_of_the_data(tmp_path):
+    file = make_coco(tmp_path, images=10)
+    content = json.loads(file.read_text())
+    for category in content["categories"]:
+        category["keypoints"], category["skeleton"] = ["left_eye", "nose", "right_eye"], []
+    for annotation in content["annotations"]:
+        x, y, *_ = annotation["bbox"]
+        annotation |= {"keypoints": [x + 2, y + 2, 2, x + 4, y + 2, 2, x + 6, y + 2, 2]}
+        annotation |= {"num_keypoints": 3}
+    file.write_text(json.dumps(content))
+    cfg = load_lazy_config(MASK_RCNN, OPTS)
+    cfg.model = model_zoo.get_config("common/models/keypoint_rcnn_fpn.py").model
+    cfg.dataloader.train.mapper.update(use_keypoint=True, keypoint_hflip_indices=list(range(17)))
+    name_data(cfg, {"train": [str(file)], "val": [str(file)], "test": []}, eval_only=False)
+    fit_lazy_config(cfg)
+    assert cfg.model.roi_heads.keypoint_head.num_keypoints == 3
+    assert cfg.dataloader.train.mapper.keypoint_hflip_indices == [2, 1, 0]
+    assert len(instantiate(cfg.dataloader.evaluator)._kpt_oks_sigmas) == 3
 
 
 def test_an_evaluation_prefers_the_test_set():
