@@ -7,6 +7,7 @@ be built. Here are the keys, suggestions for a mistyped one, and checks of the k
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import hashlib
 import importlib
@@ -235,8 +236,14 @@ def read_yaml(file: str) -> dict[str, Any]:
     Raises:
         ConfigError: a file is missing, or is no mapping in YAML without tags that run Python.
     """
+    if file.endswith(".py"):
+        raise ConfigError(
+            f"{file} is a LazyConfig, a Python program: `gnws train` and `gnws eval` take it, and "
+            "gnws_d2.model_zoo.get_config. Name a YAML config here."
+        )
     try:
-        content = _ConfigFile.load_yaml_with_base(file, allow_unsafe=False)
+        reader = type("_OneConfig", (_ConfigFile,), {"read": {}})
+        content = reader.load_yaml_with_base(file, allow_unsafe=False)
         if isinstance(content, dict):
             return content
         raise TypeError
@@ -290,7 +297,10 @@ def parse_yaml(text: str) -> Any:
 
 
 class _ConfigFile(CfgNode):
-    """Finds a ``_BASE_`` that is the name of a packaged config, and reads with :class:`_Loader`."""
+    """Finds a ``_BASE_`` that is the name of a packaged config, reads with :class:`_Loader`, and a
+    file that several others are based on once."""
+
+    read: dict[str, dict[str, Any]]
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
@@ -305,7 +315,9 @@ class _ConfigFile(CfgNode):
         found = base_file(filename)
         if found != filename:
             logger.info("%s does not exist: the packaged one is used.", filename)
-        return super().load_yaml_with_base(found, allow_unsafe)
+        if found not in cls.read:
+            cls.read[found] = super().load_yaml_with_base(found, allow_unsafe)
+        return copy.deepcopy(cls.read[found])
 
 
 def base_file(file: str) -> str:

@@ -18,6 +18,7 @@ from gnws_d2.config import CONFIG_ROOT, config_text, is_packaged, portable_confi
 from gnws_d2.engine import Trainer
 from gnws_d2.errors import ConfigError
 from gnws_d2.modeling import StandardizationReport, standardize
+from gnws_d2.projects.own_data import explicit_keys
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
@@ -266,6 +267,17 @@ def test_a_wrong_file_is_named_in_one_line(tmp_path, text):
     with pytest.raises(ConfigError, match=r"(mine|none)\.yaml") as error:
         load_config(tmp_path / "mine.yaml")
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_base_of_several_files_is_read_once(tmp_path):
+    """Read for each of them, the first would be read 2**40 times."""
+    (tmp_path / "0.yaml").write_text("SEED: 3\nSOLVER: {MAX_ITER: 1}\n")
+    for i in range(1, 41):
+        base = tmp_path / f"{i}.yaml"
+        base.write_text(f"_BASE_: [{i - 1}.yaml, {i - 1}.yaml]\nSOLVER: {{MAX_ITER: {i}}}\n")
+    cfg = load_config(base)
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER) == (3, 40)
+    assert explicit_keys(str(base)) == {"SEED", "SOLVER.MAX_ITER"}
 
 
 def test_a_name_that_does_not_exist_lists_the_names_that_do():

@@ -5,7 +5,9 @@ Importing this makes Detectron2's path manager understand ``gnws://NAME``.
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+from typing import Any
+
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -38,8 +40,8 @@ def get_checkpoint_url(config_path: str) -> str:
     return find(config_path).uri
 
 
-def get_config(config_path: str, trained: bool = False) -> CfgNode:
-    """The config of that name, all keys filled in.
+def get_config(config_path: str, trained: bool = False) -> CfgNode | Any:
+    """The config of that name, all keys filled in; of a name in ".py" a LazyConfig.
 
     Args:
         config_path: see :func:`~gnws_d2.config.get_config_file`.
@@ -49,8 +51,9 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
     Raises:
         ConfigError, CheckpointError: see :func:`get_checkpoint_url`.
     """
-    cfg = load_config(get_config_file(config_path))
-    if trained:
+    file = get_config_file(config_path)
+    cfg = LazyConfig.load(file) if file.endswith(".py") else load_config(file)
+    if trained:  # of YAML configs alone
         cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
     return cfg
 
@@ -69,6 +72,10 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         FileError, CheckpointError: see :func:`~gnws_d2.model_zoo.fetch.fetch`.
     """
     cfg = get_config(config_path, trained)
+    if not isinstance(cfg, CfgNode):
+        model = instantiate(cfg.model).to(device or cfg.train.device)
+        Checkpointer(model).load(cfg.train.init_checkpoint)
+        return model
     if device is not None:
         cfg.MODEL.DEVICE = device
     with build_errors(cfg):

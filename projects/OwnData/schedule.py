@@ -163,11 +163,13 @@ def packaged_config(file: str) -> CfgNode:
     return load_config(_own_files(file)[1])
 
 
-def _own_files(file: str) -> tuple[list[dict[str, Any]], str]:
+def _own_files(file: str, seen: set[str] | None = None) -> tuple[list[dict[str, Any]], str]:
     """The contents of a config file and of its bases that are not packaged, and the path of the
-    packaged one that it is or builds on; "" where there is none."""
-    if not file:
+    packaged one that it is or builds on; "" where there is none. Without the files of ``seen``."""
+    seen = set() if seen is None else seen
+    if not file or file in seen:
         return [], ""
+    seen.add(file)
     path = Path(resolve_config_file(file))
     if is_packaged(path):
         return [], str(path)
@@ -175,7 +177,7 @@ def _own_files(file: str) -> tuple[list[dict[str, Any]], str]:
     bases = content.pop("_BASE_", [])
     own, packaged = [content], ""
     for base in bases if isinstance(bases, list) else [bases]:
-        found = _own_files(base_file(str(path.parent / Path(base).expanduser())))
+        found = _own_files(base_file(str(path.parent / Path(base).expanduser())), seen)
         own, packaged = own + found[0], found[1] or packaged
     return own, packaged
 

@@ -4,7 +4,8 @@ import pytest
 from detectron2.modeling import GeneralizedRCNN, build_model
 from torch import nn
 
-from gnws_d2 import StandardizationReport, model_zoo
+from gnws_d2 import StandardizationReport, load_config, model_zoo
+from gnws_d2.config import config_names
 from gnws_d2.errors import CheckpointError, ConfigError
 from gnws_d2.layers import WSConv2d
 from gnws_d2.model_zoo.published import find
@@ -117,6 +118,18 @@ def test_training_is_that_of_the_reference():
 def test_get_builds_a_model_in_training_mode():
     model = model_zoo.get("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", device="cpu")
     assert model.training and model.device.type == "cpu"
+
+
+def test_every_config_that_is_listed_is_had_by_name():
+    for name in config_names(lazy=True):
+        cfg = model_zoo.get_config(name)
+        assert cfg.dataloader if name.endswith(".py") else cfg.SOLVER.MAX_ITER, name
+    model = model_zoo.get("Digits/fcos_R_18_FPN_gn_ws.py", device="cpu")
+    assert model.training and model.num_classes == 10
+    with pytest.raises(CheckpointError, match="fcos_R_18"):
+        model_zoo.get_config("Digits/fcos_R_18_FPN_gn_ws.py", trained=True)
+    with pytest.raises(ConfigError, match=r"fcos.*py is a LazyConfig.*Name a YAML"):
+        load_config("Digits/fcos_R_18_FPN_gn_ws.py")
 
 
 @pytest.mark.parametrize("model", MODELS, ids="-".join)
