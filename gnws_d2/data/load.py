@@ -63,13 +63,21 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
 
 def _check_classes(cfg: CfgNode, highest: int) -> None:
     """Compare the number of classes that the model predicts with the ``highest`` that is annotated
-    and, as it may differ on purpose, with the datasets' names."""
+    and, as it may differ on purpose, with the datasets' names and the value of ignored pixels."""
+    head, architecture = cfg.MODEL.SEM_SEG_HEAD, built_architecture(cfg)
+    is_semantic = architecture in ("PanopticFPN", "SemanticSegmentor")
+    if is_semantic and 0 <= head.IGNORE_VALUE < head.NUM_CLASSES:
+        logger.warning(
+            "MODEL.SEM_SEG_HEAD.IGNORE_VALUE %d is one of the %d classes, so that one is not "
+            "trained. Set it to 65535 unless that is meant; labels may have 16 bits.",
+            *(head.IGNORE_VALUE, head.NUM_CLASSES),
+        )
     section, kind = {
         "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
         "PanopticFPN": ("ROI_HEADS", "thing_classes"),
         "RetinaNet": ("RETINANET", "thing_classes"),
         "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
-    }.get(built_architecture(cfg), ("", ""))
+    }.get(architecture, ("", ""))
     predicted = cfg.MODEL[section].NUM_CLASSES if section else 0
     if kind == "thing_classes" and highest >= predicted:
         raise DatasetError(

@@ -1,7 +1,14 @@
 """Training on top of Detectron2's: launching, data order, trainer, evaluators."""
 
 from ..files import locked_output
-from .data_order import IterationSeed, ResumableLoader, map_one, save_final, seek_data
+from .data_order import (
+    IterationSeed,
+    ResumableLoader,
+    checked_batches,
+    map_one,
+    save_final,
+    seek_data,
+)
 from .evaluation import COCOEvaluator, build_evaluator, dataset_folder
 from .hooks import ConfigValues, StopOnSignal
 from .launch import create_ddp_model, launch
@@ -16,6 +23,7 @@ __all__ = [
     "StopOnSignal",
     "Trainer",
     "build_evaluator",
+    "checked_batches",
     "create_ddp_model",
     "dataset_folder",
     "launch",

@@ -52,7 +52,6 @@ class AccumulatingTrainer(AMPTrainer):
         steps: the number of micro-batches.
         precision: of the forward, by autocast. float16 needs its loss scaled.
         before_micro_batch: called with 0, 1, ... before the forward of each micro-batch.
-        check_batch: called with each batch; its errors end the training.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class AccumulatingTrainer(AMPTrainer):
         steps: int = 1,
         precision: torch.dtype = torch.float32,
         before_micro_batch: Callable[[int], object] = lambda index: None,
-        check_batch: Callable[[Any], object] | None = None,
     ) -> None:
         self._device = next(model.parameters()).device.type
         # One scale for all gradients of a step. Disabled, it passes on what it is given.
@@ -73,15 +71,11 @@ class AccumulatingTrainer(AMPTrainer):
         self.steps = steps
         self.precision = precision
         self._before_micro_batch = before_micro_batch
-        self._check_batch = check_batch
 
     def run_step(self) -> None:
         assert self.model.training, "the model was changed to eval mode"
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
-        if self._check_batch:
-            self._check_batch(batch)
-        parts = micro_batches(batch, self.steps)
+        parts = micro_batches(next(self._data_loader_iter), self.steps)
         data_time = time.perf_counter() - start
 
         self.optimizer.zero_grad()

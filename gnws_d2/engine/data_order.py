@@ -29,6 +29,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSample
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch import nn
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
@@ -299,10 +300,24 @@ def _has_polygons(record: dict[str, Any]) -> bool:
     return any(isinstance(annotation.get("segmentation"), list) for annotation in objects)
 
 
-def check_batch(batch: Any) -> None:
-    """Look at the images of a loader whose mapper is not known, see :func:`check_mapped`."""
-    for mapped in batch if isinstance(batch, list) else ():
-        check_mapped(mapped)
+@contextmanager
+def checked_batches(model: Any, loader: Iterable | None = None) -> Iterator[None]:
+    """Look at the images that ``model`` gets, see :func:`check_mapped`, unless they come from a
+    loader that does so itself."""
+
+    def check(module: nn.Module, arguments: Sequence[Any]) -> None:
+        batch = arguments[0] if arguments else None
+        for mapped in batch if isinstance(batch, list) else ():
+            check_mapped(mapped)
+
+    if isinstance(loader, ResumableLoader) or not isinstance(model, nn.Module):
+        yield
+        return
+    handle = model.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def seek_data(loader: Iterable, seed: int, iteration: int) -> None:

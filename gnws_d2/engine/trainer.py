@@ -31,7 +31,7 @@ from .accumulation import AccumulatingTrainer
 from .data_order import (
     IterationSeed,
     ResumableLoader,
-    check_batch,
+    checked_batches,
     map_one,
     save_final,
     seek_data,
@@ -70,8 +70,6 @@ class Trainer(DefaultTrainer):
             steps=cfg.SOLVER.ACCUMULATION_STEPS,
             precision=getattr(torch, amp.DTYPE) if amp.ENABLED else torch.float32,
             before_micro_batch=self._iteration_seed.before_micro_batch,
-            # Its own workers look at what they map.
-            check_batch=None if isinstance(loader, ResumableLoader) else check_batch,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -88,7 +86,7 @@ class Trainer(DefaultTrainer):
     def train(self) -> OrderedDict | None:
         seek_data(self.data_loader, self._iteration_seed.seed, self.start_iter)
         try:
-            with locked_output(self.cfg.OUTPUT_DIR):
+            with locked_output(self.cfg.OUTPUT_DIR), checked_batches(self.model, self.data_loader):
                 save_final(self.checkpointer, self.start_iter, self.max_iter)
                 return super().train()
         except TrainingEnded:
@@ -148,5 +146,5 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> OrderedDict:
-        with evaluation_precision(cfg):
+        with evaluation_precision(cfg), checked_batches(model):
             return super().test(cfg, model, evaluators)

@@ -32,6 +32,7 @@ from gnws_d2.engine import (
     IterationSeed,
     ResumableLoader,
     StopOnSignal,
+    checked_batches,
     create_ddp_model,
     launch,
     locked_output,
@@ -115,7 +116,7 @@ def train(cfg: Any, resume: bool) -> None:
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
     seek_data(loader, seed.seed, start)
-    with locked_output(cfg.train.output_dir):
+    with locked_output(cfg.train.output_dir), checked_batches(model, loader):
         save_final(checkpointer, start, cfg.train.max_iter)
         trainer.train(start, cfg.train.max_iter)
 
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
         if "output_dir" in evaluator and evaluator.output_dir == run_folder:
             evaluator.output_dir = cfg.train.output_dir
     setup_loggers(cfg.train.output_dir)
-    fit_lazy_config(cfg)
+    fit_lazy_config(cfg, args.skip_bad_annotations)
     default_setup(cfg, args)
     if args.eval_only:
         model = build(cfg)

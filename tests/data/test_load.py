@@ -4,6 +4,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_lvis_instances
 
+from gnws_d2.data import load_train_dataset
 from gnws_d2.engine.data_order import ResumableLoader
 from gnws_d2.errors import DatasetError
 
@@ -45,3 +46,12 @@ def test_a_dataset_that_needs_a_missing_package(tiny_config):
             ResumableLoader(cfg)
     finally:
         DatasetCatalog.remove("rare"), MetadataCatalog.remove("rare")
+
+
+@pytest.mark.parametrize(("ignored", "warned"), [(255, True), (65535, False), (-1, False)])
+def test_a_class_that_is_ignored(tiny_config, caplog, ignored, warned):
+    cfg = tiny_config("Digits/semantic_R_18_FPN_gn_ws.yaml")
+    cfg.DATASETS.TRAIN = ("digits_sem_seg_train",)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 300, ignored
+    load_train_dataset(cfg)
+    assert ("IGNORE_VALUE 255 is one of the 300 classes" in caplog.text) == warned

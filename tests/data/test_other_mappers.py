@@ -10,10 +10,12 @@ import torch
 from detectron2.data import (
     DatasetCatalog,
     DatasetMapper,
+    build_detection_test_loader,
     build_detection_train_loader,
     detection_utils,
 )
 from detectron2.data import transforms as T
+from detectron2.evaluation import DatasetEvaluators
 from PIL import Image
 
 from gnws_d2 import load_config
@@ -115,6 +117,21 @@ def test_any_train_loader_of_a_trainer(tmp_path, tiny_config, build):
             Overriding(cfg).train()
     finally:
         DatasetCatalog.remove("scans")
+
+
+@pytest.mark.parametrize("make", [DatasetMapper, Mapper])
+def test_any_test_loader(tmp_path, tiny_config, make):
+    class Overriding(Trainer):
+        @classmethod
+        def build_test_loader(cls, cfg, name):
+            return build_detection_test_loader(records, mapper=make(cfg, is_train=False))
+
+    records, cfg = scans(tmp_path, "png", 300), tiny_config()
+    model, evaluators = Overriding.build_model(cfg), [DatasetEvaluators([])]
+    is_refused = make is DatasetMapper
+    with pytest.raises(DatasetError, match=REFUSED) if is_refused else contextlib.nullcontext():
+        Overriding.test(cfg, model, evaluators)
+    assert not model._forward_pre_hooks
 
 
 def labeled(folder, save):
