@@ -269,6 +269,21 @@ def test_a_wrong_file_is_named_in_one_line(tmp_path, text):
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
+def test_other_projects_values_and_keys_are_taken(tmp_path):
+    """TridentNet's -1, and a node that allows new keys."""
+
+    def add_config(cfg: CfgNode) -> None:
+        cfg.MODEL.TRIDENT = CfgNode({"TEST_BRANCH_IDX": 1})
+        cfg.MODEL.FREE = CfgNode(new_allowed=True)
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("MODEL: {TRIDENT: {TEST_BRANCH_IDX: -1}, FREE: {ANY: {B: 2}}}\n")
+    cfg = load_config(file, ["MODEL.FREE.ANY.B", "5"], [add_config])
+    file.write_text(config_text(cfg))
+    for read in (cfg, load_config(file, [], [add_config])):
+        assert read.MODEL.TRIDENT.TEST_BRANCH_IDX == -1 and read.MODEL.FREE.ANY.B == 5
+
+
 def test_a_base_of_several_files_is_read_once(tmp_path):
     """Read for each of them, the first would be read 2**40 times."""
     (tmp_path / "0.yaml").write_text("SEED: 3\nSOLVER: {MAX_ITER: 1}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -322,7 +323,10 @@ def local_path(weights: str) -> str:
         CheckpointError: it cannot be fetched.
     """
     try:
-        return PathManager.get_local_path(weights.partition("?")[0])
+        local = PathManager.get_local_path(weights.partition("?")[0])
+        if os.path.isdir(local):
+            raise CheckpointError(f"{weights} is a folder. Name a file in it.")
+        return local
     except GnwsError:
         raise
     except OSError as error:

@@ -89,6 +89,7 @@ def main(args: argparse.Namespace) -> int:
         raise DatasetError("no data is named. Add --data FOLDER, --train SOURCE or a file.")
     opts = [word for key in DATASET_KEYS for word in (key, "()")]  # not those of the config
     opts += [*data_opts(args, splits), "DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
+    opts += ["MODEL.DEVICE", "cpu"]  # which is not used: no warning that there is no GPU
     cfg = gnws_d2.load_config(args.config_file, [*opts, *args.opts], [add_acceleration_config])
     names = dataset_names(cfg)
     by_content: defaultdict[str, set[str]] = defaultdict(set)

@@ -76,7 +76,7 @@ def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Metadata) -> Image.Imag
 @one_line_errors()
 def main(args: argparse.Namespace) -> None:
     setup_logger(name="gnws_d2")
-    opts = [*data_opts(args, data_splits(args)), *args.opts]
+    opts = ["MODEL.DEVICE", "cpu", *data_opts(args, data_splits(args)), *args.opts]
     cfg = fit_to_data(gnws_d2.load_config(args.config_file, opts, [add_acceleration_config]))
 
     records, mapper = load(cfg, args.split)

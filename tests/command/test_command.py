@@ -115,10 +115,15 @@ MOST_LINES = 3
 # mistake -> (words after "gnws train", what the error says)
 MISTAKES = {
     "a file that does not exist": (["--train", "none.json"], "none.json does not exist"),
-    "a folder without images": (["--train", "mine.json=empty"], "does not exist"),
+    "a folder without images": (["--train", "mine.json=empty"], "the images, such as '0.png'"),
     "a file that is cut off": (["--train", "cut.json=images"], "cut off"),
     "two corners for a box": (["--train", "corners.json=images"], "looks like two corners"),
     "weights that do not exist": (["--train", "mine.json", "--weights", "none.pth"], "none.pth"),
+    "weights that are a folder": (
+        ["--train", "mine.json", "--weights", "empty"],
+        "empty is a folder. Name a file in it",
+    ),
+    "no process": (["--train", "mine.json", "--num-gpus", "0"], "--num-gpus is 0. Set it to 1"),
     "weights of another model": (["--train", "mine.json", "--weights", "other.pth"], "other.pth"),
     "neither data nor a config": ([], "Add --data FOLDER"),
     "a negative number of epochs": (["--train", "mine.json", "--epochs", "-1"], "SOLVER.EPOCHS"),
