@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 import gnws_d2
 from gnws_d2.engine import build_evaluator
 from gnws_d2.errors import GnwsError
+from gnws_d2.projects.report import curves
 from gnws_d2.projects.report.matching import (
     choose,
     confusion_matrix,
@@ -98,6 +99,35 @@ def test_confusion_by_hand():
     matrix = confusion_matrix(truth, rows, "bbox", 0.5)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [1, 1, 0]]
     assert most_confused(matrix, ["a", "b"]) == [("a", "b", 1, 0.5)]
+
+
+def test_all_of_200_detections_in_an_image_count():
+    """COCO's limit of 100, also where objects of all classes are matched together."""
+    truth = coco([truth_annotation(i, 1, 1 + i % 2, 50 * i) for i in range(1, 201)])
+    rows = [detection(1, 1 + i % 2, 50 * i, 0.9 - i / 1000) for i in range(1, 201)]
+    for classes in (2, 1):
+        for row in (*truth.dataset["annotations"], *rows):
+            row["category_id"] = min(row["category_id"], classes)
+        matches = match(truth, rows, "bbox")
+        assert matches.ap["AP"] == pytest.approx(100) and len(matches.right) == 200
+        assert np.trace(confusion_matrix(truth, rows, "bbox", 0.5)) == 200
+
+
+def test_of_many_classes_the_most_confused_are_plotted():
+    """Of 400 classes: a figure of all, in the size that its letters need, takes gigabytes."""
+    names = tuple(f"class {k}" for k in range(1, 401))
+    truth = coco([truth_annotation(k, 1, k, 50 * k) for k in range(1, 401)], names=names)
+    # Of each class up to 320 its object is found, the later ones are taken for each other.
+    taken = [k if k <= 320 else 721 - k for k in range(1, 401)]
+    rows = [detection(1, taken[k - 1], 50 * k, 0.9) for k in range(1, 401)]
+    matrix = confusion_matrix(truth, rows, "bbox", 0.5)
+    [axes] = curves.confusion(matrix, names, "bbox", 0.5).axes
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert shown == [*names[320:], "nothing there"]
+    assert {tuple(t.get_position()): t.get_text() for t in axes.texts} == {
+        (79 - i, i): "1" for i in range(80)
+    }
+    assert "(the 80 most confused of 400 classes)" in axes.get_title(loc="left")
 
 
 @pytest.mark.parametrize("annotations", [[], [truth_annotation(1, 1, 1, 0)]])
