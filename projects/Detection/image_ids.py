@@ -10,6 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gnws_d2.errors import DatasetError
 from gnws_d2.projects.detection.inputs import Frame
@@ -33,50 +34,32 @@ class ImageIds:
     """
 
     def __init__(self, annotations: str | None = None, files: Sequence[Path] = ()) -> None:
-        self._ids: dict[Path, Id] = {}
         listed = _read(annotations) if annotations else {}
         self._next = int(max((id for id in listed if not isinstance(id, str)), default=0)) + 1
-        if not annotations:
-            return
-        by_name: defaultdict[str, list[Id]] = defaultdict(list)
+        by_name, by_id = defaultdict(list), defaultdict(list)
         for id, parts in listed.items():
             by_name[parts[-1]].append(id)
-        best: dict[Id, tuple[tuple[int, bool], Path]] = {}
         for file in files:
             own = _parts(os.path.abspath(file))
-            scores = {id: _agreement(own, listed[id]) for id in by_name[own[-1]]}
-            first, *others = sorted(scores, key=scores.__getitem__, reverse=True)[:2] or [None]
-            if first is None:
-                continue
-            if others and scores[first] == scores[others[0]]:
-                names = " or ".join("/".join(listed[id]) for id in (first, others[0]))
-                raise DatasetError(
-                    f"{file} could be {names} of {annotations} (ids {first!r} and {others[0]!r}). "
-                    "Give the images their folders there."
-                )
-            rival = best.setdefault(first, (scores[first], file))
-            if rival[0] == scores[first] and rival[1] != file:
-                raise DatasetError(
-                    f"{rival[1]} and {file} could both be {'/'.join(listed[first])} of "
-                    f"{annotations}. Name one of them."
-                )
-            best[first] = max(rival, (scores[first], file), key=lambda claim: claim[0])
-        self._ids = {file: id for id, (_, file) in best.items()}
-        if files and not best:
+            claims = [(_agreement(own, listed[id]), id) for id in by_name.get(own[-1], ())]
+            if claims:
+                agreed, id = _best(claims, f"in {annotations}, {file}")
+                by_id[id].append((agreed, file))
+        best = {id: _best(by_id[id], f"in {annotations}, image {id!r}") for id in by_id}
+        self._ids: dict[Path, Id] = {file: id for id, (_, file) in best.items()}
+        missing = [file for file in files if file not in self._ids]
+        moved = [file for (_, is_whole), file in best.values() if not is_whole]
+        if annotations and files and not best:
+            example = "/".join(next(iter(listed.values()), ()))
             raise DatasetError(
                 f"none of the {len(files)} images is in {annotations}, which names such as "
-                f"{'/'.join(next(iter(listed.values()), ()))!r}. Name the file of these images."
+                f"{example!r}. Name the file of these images."
             )
-        if missing := [file for file in files if file not in self._ids]:
-            logger.warning(
-                "%d images are not in %s and get ids from %d on, such as %s",
-                *(len(missing), annotations, self._next, missing[0]),
-            )
-        if moved := [(file, listed[id]) for id, ((_, whole), file) in best.items() if not whole]:
-            logger.warning(
-                "%d images are in other folders than in %s, such as %s for %s",
-                *(len(moved), annotations, moved[0][0], "/".join(moved[0][1])),
-            )
+        for kind, found in (("are not", missing), ("have other folders", moved)):
+            if annotations and found:
+                logger.warning(
+                    "%d images %s in %s, such as %s", len(found), kind, annotations, found[0]
+                )
 
     def of(self, frame: Frame) -> Id:
         """The id of an image, or of the first frame of an animation; a new one of other frames."""
@@ -103,11 +86,20 @@ def _read(annotations: str) -> dict[Id, tuple[str, ...]]:
 def _parts(path: str) -> tuple[str, ...]:
     """The folders and the name in a path of any system."""
     parts = unicodedata.normalize("NFC", path).replace("\\", "/").split("/")
-    return tuple(part for part in parts if part not in ("", "."))
+    return tuple(part for part in parts if part not in ("", ".", ".."))
 
 
 def _agreement(own: tuple[str, ...], listed: tuple[str, ...]) -> tuple[int, bool]:
     """How many parts agree, from the name on, and whether these are all that are listed."""
     pairs = zip(own[::-1], listed[::-1], strict=False)
     count = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return count, count == len([part for part in listed if part != ".."])
+    return count, count == len(listed)
+
+
+def _best(claims: list[tuple[tuple[int, bool], Any]], what: str) -> tuple[tuple[int, bool], Any]:
+    first, *others = sorted(claims, key=lambda claim: claim[0], reverse=True)
+    if others and others[0][0] == first[0]:
+        raise DatasetError(
+            f"{what} could be {first[1]} or {others[0][1]}. Let their folders tell, or name fewer."
+        )
+    return first
