@@ -13,7 +13,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ SAME_AREA = 1e-3  # relative
 # Intersection over union with the box around a mask: the least of a bbox, the least of one that
 # cannot be two corners, and the least of two corners.
 LEAST_OVERLAP, SURE_OVERLAP, CORNERS_OVERLAP = 0.1, 0.5, 0.9
-ALL_CROWDS = "all %d annotations are crowds, which are not trained on. Set iscrowd to 0"
 
 _REAL = {int, float}  # the types of JSON's numbers; bool is not one
 Box = tuple[float, float, float, float]  # x, y, width, height
@@ -47,8 +46,7 @@ class Problem:
 
     Attributes:
         reason: a sentence about it, without the file.
-        image: its id, or the annotation's image_id.
-        annotation: its id; None where the image is the problem.
+        image, annotation: its ids; ``annotation`` is None where the image is the problem.
     """
 
     reason: str
@@ -56,27 +54,9 @@ class Problem:
     annotation: Any = None
 
 
-@dataclass
-class Verdict:
-    """The result of :func:`check_coco`.
-
-    Attributes:
-        problems: in the order of the file, images first.
-        bad_images, bad_annotations: their indices in the file. The annotations of a bad image are
-            bad too, but are not listed as problems.
-    """
-
-    problems: list[Problem] = field(default_factory=list)
-    bad_images: set[int] = field(default_factory=set)
-    bad_annotations: set[int] = field(default_factory=set)
-
-
 def header_problem(file: Path, image: dict[str, Any]) -> str:
-    """Compare the header of an image file with ``image``, its entry in the annotation file.
-
-    Returns:
-        what is wrong; "" if nothing is.
-    """
+    """What is wrong with the header of an image file, compared with ``image``, its entry in the
+    annotation file; "" if nothing is."""
     try:
         width, height, orientation = image_size(file)
     except DatasetError as error:
@@ -85,9 +65,8 @@ def header_problem(file: Path, image: dict[str, Any]) -> str:
     if stated == (width, height):
         return ""
     found = f"it is {width} x {height} pixels, but the annotations say {stated[0]} x {stated[1]}"
-    if orientation in (5, 6, 7, 8) and stated == (height, width):
-        return f"{found}: they ignore its EXIF orientation, {orientation}"
-    return found
+    is_turned = orientation in (5, 6, 7, 8) and stated == (height, width)
+    return found + (f": they ignore its EXIF orientation, {orientation}" if is_turned else "")
 
 
 def check_coco(
@@ -96,67 +75,70 @@ def check_coco(
     *,
     needs_masks: bool = False,
     image_problem: Callable[[Path, dict[str, Any]], str] = header_problem,
-) -> Verdict:
+) -> tuple[CocoFile, list[Problem]]:
     """Check every image and annotation of a file.
 
     Args:
         images: where they are.
         needs_masks: an annotation without a segmentation is a problem, unless it is a crowd.
         image_problem: says what is wrong with an image file, or "".
+
+    Returns:
+        the sound part of the file, and the problems, images first. The annotations of a bad image
+        are left out too, but are no problems of their own.
     """
-    verdict = Verdict()
-    good: dict[Any, dict[str, Any]] = {}
-    bad = set()
+    problems, good = [], []
+    by_id: dict[Any, dict[str, Any] | None] = {}  # None for a bad image
     files = Counter(os.path.normpath(images.path(name)) for name in coco.file_names)
-    for index, reason in enumerate(_id_problems(coco.images, "images")):
-        image = coco.images[index]
+    for image, reason in _with_id_problems(coco.images, "images"):
         number = image.get("id")
         reason = reason or _image_problem(image, images, files)
         reason = reason or image_problem(images.path(image["file_name"]), image)
-        if not reason:
-            good[number] = image
-            continue
-        line = f"image {image.get('file_name', index)!r:.100} (id {number!r}): {reason}"
-        verdict.bad_images.add(index)
-        verdict.problems.append(Problem(shorten(line, quote=False), number))
         if _is_id(number):
-            bad.add(number)
-    annotations = coco.annotations or []
+            by_id[number] = None if reason else image
+        if reason:
+            name = image.get("file_name", len(good) + len(problems))
+            line = f"image {name!r:.100} (id {number!r}): {reason}"
+            problems.append(Problem(shorten(line, quote=False), number))
+        else:
+            good.append(image)
     check = _AnnotationCheck(coco, needs_masks)
     checked = []
-    for index, reason in enumerate(_id_problems(annotations, "annotations")):
-        number = annotations[index].get("image_id")
-        if _is_id(number) and number in bad:
-            verdict.bad_annotations.add(index)
-        else:
-            image = good.get(number, {}) if _is_id(number) else {}
-            checked.append((index, image, reason or check(annotations[index], image)))
+    for annotation, reason in _with_id_problems(coco.annotations or [], "annotations"):
+        number = annotation.get("image_id")
+        of_image = by_id.get(number, {}) if _is_id(number) else {}
+        if of_image is not None:
+            checked.append((annotation, of_image, reason or check(annotation, of_image)))
     for finding, count in check.tolerated.items():
         message = f"{coco.file} has {finding}, which training drops or clips: {count}."
         log_first_n(logging.WARNING, message, key="message")
     # If the boxes of a file have another form, some of them are possible in this form too. They
     # come last, as others show the form more clearly.
     other_form = check.other_form()
-    for index, image, reason in sorted(checked, key=lambda entry: not entry[-1]):
+    for annotation, image, reason in sorted(checked, key=lambda entry: not entry[-1]):
         if reason := reason or other_form:
-            number, image_id = (annotations[index].get(member) for member in ("id", "image_id"))
-            of_image = f" of {image['file_name']!r:.100}" if image else ""
-            line = f"annotation {number!r:.60}{of_image}: {reason}"
-            verdict.bad_annotations.add(index)
-            verdict.problems.append(Problem(shorten(line, quote=False), image_id, number))
-    return verdict
+            number = annotation.get("id")
+            of = f" of {image['file_name']!r:.100}" if image else ""
+            line = shorten(f"annotation {number!r:.60}{of}: {reason}", quote=False)
+            problems.append(Problem(line, annotation.get("image_id"), number))
+    sound = [annotation for annotation, _, reason in checked if not (reason or other_form)]
+    kept = None if coco.annotations is None else sound
+    return CocoFile(coco.file, good, kept, coco.categories), problems
 
 
-def _id_problems(entries: list[dict[str, Any]], kind: str) -> Iterator[str]:
-    """What is wrong with the id of each entry, or ""."""
+def _with_id_problems(
+    entries: list[dict[str, Any]], kind: str
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each entry, and what is wrong with its id, or ""."""
     ids = [entry.get("id") for entry in entries]
     counts, types = Counter(filter(_is_id, ids)), Counter(map(type, ids))
     usual = max(types, key=types.__getitem__, default=int)
-    for number in ids:
+    for entry, number in zip(entries, ids, strict=True):
         if not _is_id(number) or type(number) is not usual:
-            yield f"its id is {number!r:.60}, not a whole number of 64 bits"
+            yield entry, f"its id is {number!r:.60}, not a whole number of 64 bits"
         else:
-            yield f"{counts[number]} {kind} have this id" if counts[number] > 1 else ""
+            count = counts[number]
+            yield entry, f"{count} {kind} have this id" if count > 1 else ""
 
 
 def _image_problem(image: dict[str, Any], images: ImageFiles, files: Mapping[str, int]) -> str:
@@ -180,15 +162,13 @@ class _AnnotationCheck:
     """``check(annotation, image)`` says what is wrong with an annotation, or ""."""
 
     def __init__(self, coco: CocoFile, needs_masks: bool) -> None:
-        self._names = coco.class_names
-        self._keypoints = {c["id"]: c.get("keypoints") for c in coco.categories}
+        self._categories = {category["id"]: category for category in coco.categories}
         objects = [a for a in coco.annotations or () if not a.get("iscrowd")]
         masks = sum(bool(a.get("segmentation")) for a in objects)
-        without_mask = (
+        self._without_mask = needs_masks * (
             f"no segmentation, although {masks} of {len(objects)} objects have one; set "
             "MODEL.MASK_ON False to train on boxes only"
         )
-        self._without_mask = without_mask if needs_masks else ""
         # How many boxes have each form, or could have it.
         self._boxes: Counter[str] = Counter()
         self.tolerated: Counter[str] = Counter()  # what Detectron2 drops or clips
@@ -205,7 +185,7 @@ class _AnnotationCheck:
         if not image:
             return f"its image_id, {annotation.get('image_id')!r:.60}, is not the id of an image"
         category = annotation.get("category_id")
-        if not _is_id(category) or category not in self._names:
+        if not _is_id(category) or category not in self._categories:
             return f"its category_id, {category!r:.60}, is not the id of a category"
         crowd = annotation.get("iscrowd", 0)
         if not isinstance(crowd, int) or crowd not in (0, 1):
@@ -287,7 +267,7 @@ class _AnnotationCheck:
             return ""
         if not isinstance(points, list) or len(points) % 3 or not all(map(_is_number, points)):
             return f"its keypoints are {points!r:.60}, not finite [x, y, visibility, ...]"
-        names = self._keypoints.get(annotation["category_id"])
+        names = self._categories[annotation["category_id"]].get("keypoints")
         if isinstance(names, list) and len(points) != 3 * len(names):
             return f"it has {len(points) // 3} keypoints, but its category has {len(names)}"
         if any(visibility not in (0, 1, 2) for visibility in points[2::3]):

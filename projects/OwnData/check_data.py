@@ -27,7 +27,7 @@ from gnws_d2.errors import DatasetError, one_line_errors
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data.arguments import data_opts, data_splits, resolve
-from gnws_d2.projects.own_data.check import ALL_CROWDS, Problem, check_coco, header_problem
+from gnws_d2.projects.own_data.check import Problem, check_coco, header_problem
 from gnws_d2.projects.own_data.coco_file import kept_files, read_coco
 from gnws_d2.projects.own_data.fit import fit_to_data
 from gnws_d2.projects.own_data.image_files import ImageFiles
@@ -65,9 +65,10 @@ def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
             by_content[hashlib.sha256(file.read_bytes()).hexdigest()].add(str(file))
             return ""
 
-        problems = check_coco(coco, images, image_problem=decode).problems
+        _, problems = check_coco(coco, images, image_problem=decode)
     if coco.annotations and all(annotation.get("iscrowd") for annotation in coco.annotations):
-        problems.append(Problem(ALL_CROWDS % len(coco.annotations), None))
+        found = f"all {len(coco.annotations)} annotations are crowds, which are not trained on"
+        problems.append(Problem(f"{found}. Set iscrowd to 0", None))
     for problem in problems[:MOST_LISTED]:
         logger.error("%s: %s", coco.file, problem.reason)
     if len(problems) > MOST_LISTED:

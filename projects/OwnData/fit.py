@@ -18,7 +18,7 @@ from gnws_d2.config import DATASET_KEYS, built_architecture, dataset_names, get_
 from gnws_d2.errors import ConfigError, DatasetError, shorten
 from gnws_d2.files import atomic_write
 
-from .check import ALL_CROWDS, Verdict, check_coco
+from .check import Problem, check_coco
 from .coco_file import CocoFile, class_ids, kept_files, read_coco
 from .image_files import ImageFiles
 from .keypoints import flip_pairs, has_side, keypoint_names
@@ -156,88 +156,69 @@ def _register(
     """Check and register the files, and return the used part of each."""
     training = _training(cfg, files)
     masks_on = cfg.MODEL.MASK_ON and (not training or any(files[n].has_masks for n in training))
+    found: dict[tuple[str, Path | None, bool], tuple[ImageFiles, CocoFile, list[Problem]]] = {}
     used: dict[str, CocoFile] = {}
-    verdicts: dict[str, Verdict] = {}
-    found: dict[tuple[str, Path | None, bool], tuple[ImageFiles, Verdict]] = {}
+    empty: dict[str, str] = {}  # those without an object, and why
     for name, coco in files.items():
         # A model with masks is evaluated on a set of boxes alone for boxes alone.
         needs_masks = masks_on and (name in training or coco.has_masks)
-        checked = coco.file, sources[name].folder, needs_masks
-        if checked not in found:  # both parts of a file are checked at once
+        key = coco.file, sources[name].folder, needs_masks
+        if key not in found:  # both parts of a file are checked at once
             images = sources[name].images(coco.file_names)
-            found[checked] = images, check_coco(coco, images, needs_masks=needs_masks)
+            found[key] = images, *check_coco(coco, images, needs_masks=needs_masks)
             if not cfg.DATALOADER.SKIP_BAD_ANNOTATIONS:
-                _refuse_problems(coco.file, found[checked][1])
-            _log_renamed(coco.file, images)
-        images, verdicts[name] = found[checked]
-        used[name] = register_source(name, sources[name], coco, images, verdicts[name], classes)
-    _check_objects(cfg, files, used, verdicts)
-    skipped = {
-        file: [vars(problem) for problem in verdict.problems]
-        for (file, *_), (_, verdict) in found.items()
-        if verdict.problems
-    }
+                _refuse(coco.file, found[key][-1])
+            for listed, path in itertools.islice(images.renamed.items(), 1):
+                logger.warning(
+                    "%s: images found under other names in %s: %d, such as %s for %s.",
+                    *(coco.file, images.folder, len(images.renamed)),
+                    *(shorten(path), shorten(listed)),
+                )
+        images, sound, _ = found[key]
+        part = sources[name].part
+        used[name] = register_source(name, part, coco, sound, images, classes)
+        if not used[name].objects:
+            empty[name] = _why_no_object(coco, sound, used[name], part)
+    for name, reason in empty.items():
+        if name not in cfg.DATASETS.TRAIN:
+            logger.warning("%s: nothing can be scored, AP will be nan: %s.", name, reason)
+        elif set(cfg.DATASETS.TRAIN) <= set(empty):
+            raise DatasetError(f"{name}: no annotations to train on: {reason}.")
+        elif files[name].annotations:
+            logger.warning("%s: its images are background: %s.", name, reason)
+    skipped = {file: list(map(vars, bad)) for (file, *_), (*_, bad) in found.items() if bad}
     if skipped and comm.is_main_process():
-        _write_skipped(skipped, Path(cfg.OUTPUT_DIR) / SKIPPED_FILE)
+        path = Path(cfg.OUTPUT_DIR) / SKIPPED_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(skipped, indent=1), encoding="utf-8")
+        count = sum(map(len, skipped.values()))
+        logger.warning("%d bad images and annotations are skipped; %s lists them.", count, path)
     return used
 
 
-def _log_renamed(file: str, images: ImageFiles) -> None:
-    if renamed := images.renamed:
-        name, path = next(iter(renamed.items()))
-        logger.warning(
-            "%s: images found under other names in %s: %d, such as %s for %s.",
-            *(file, images.folder, len(renamed), shorten(path), shorten(name)),
-        )
-
-
-def _check_objects(
-    cfg: CfgNode, files: Files, used: Files, verdicts: Mapping[str, Verdict]
-) -> None:
-    """Refuse training data without an object, and warn of other files without one."""
-    empty = [name for name, coco in used.items() if not coco.objects]
-    for name in empty:
-        listed, left = files[name].annotations or (), used[name].annotations or ()
-        crowds = sum(bool(annotation["iscrowd"]) for annotation in left)
-        bad = len(verdicts[name].bad_annotations)
-        kinds = {
-            "bad (gnws check-data lists them)": bad,
-            "crowds (iscrowd 1)": crowds,
-            "without width or height": len(left) - crowds,
-            "of other classes or images": len(listed) - len(left) - bad,
-        }
-        found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        reason = f"its {len(listed)} annotations are {found}" if listed else "it has no annotations"
-        if listed and all(annotation.get("iscrowd") for annotation in listed):
-            reason = ALL_CROWDS % len(listed)
-        elif listed and not left and name.endswith(("#train", "#val")):
-            reason = f"{reason}. {SPLIT_FIX}"
-        if set(cfg.DATASETS.TRAIN) <= set(empty) and name in cfg.DATASETS.TRAIN:
-            raise DatasetError(f"{name}: no annotations to train on: {reason}.")
-        if name not in cfg.DATASETS.TRAIN:
-            logger.warning("%s: nothing can be scored, AP will be nan: %s.", name, reason)
-        elif listed:
-            logger.warning("%s: its images are background: %s.", name, reason)
-
-
-def _refuse_problems(file: str, verdict: Verdict) -> None:
-    if verdict.problems:
-        first, *others = verdict.problems
-        more = f" There are {len(others)} more." if others else ""
+def _refuse(file: str, problems: Sequence[Problem]) -> None:
+    if problems:
+        more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
         raise DatasetError(
-            f"{file}: {first.reason.rstrip('.')}.{more} Fix the file (gnws check-data lists "
+            f"{file}: {problems[0].reason.rstrip('.')}.{more} Fix the file (gnws check-data lists "
             "everything), or go on without these images and annotations: --skip-bad-annotations, "
             "DATALOADER.SKIP_BAD_ANNOTATIONS True."
         )
 
 
-def _write_skipped(skipped: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
-    """``skipped`` has the problems by annotation file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as partial:
-        partial.write_text(json.dumps(skipped, indent=1), encoding="utf-8")
-    count = sum(map(len, skipped.values()))
-    logger.warning("%d bad images and annotations are skipped; %s lists them.", count, file)
+def _why_no_object(coco: CocoFile, sound: CocoFile, used: CocoFile, part: str) -> str:
+    listed, left, kept = (len(file.annotations or ()) for file in (coco, sound, used))
+    crowds = sum(annotation["iscrowd"] for annotation in used.annotations or ())
+    kinds = {
+        "bad (gnws check-data lists them)": listed - left,
+        "crowds, which are not trained on (set iscrowd to 0)": crowds,
+        "without width or height": kept - crowds,
+        "of other classes or images": left - kept,
+    }
+    found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    reason = f"its {listed} annotations are {found}" if listed else "it has no annotations"
+    return f"{reason}. {SPLIT_FIX}" if part and left and not kept else reason
 
 
 def _fitted(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> tuple[CfgNode, list[str]]:
@@ -292,31 +273,28 @@ def _settings(
 
 def _keypoint_names(cfg: CfgNode, used: Files) -> list[str]:
     """The names of the keypoints, which have to be those of all classes and files."""
-    training = _training(cfg, used)
-    keypoints = {
+    points = {
         name: [o["keypoints"] for o in coco.objects if o.get("keypoints")]
         for name, coco in used.items()
     }
-    if lacking := [n for n in training if not any(any(k[2::3]) for k in keypoints[n])]:
-        raise DatasetError(
-            f"{', '.join(lacking)}: no annotation has keypoints that are visible, but "
-            "MODEL.KEYPOINT_ON is True. Choose a config without keypoints, or set it to False."
-        )
+    for name in _training(cfg, used):
+        if not any(any(point[2::3]) for point in points[name]):
+            raise DatasetError(
+                f"{name}: no annotation has keypoints that are visible, but MODEL.KEYPOINT_ON is "
+                "True. Choose a config without keypoints, or set it to False."
+            )
     # Those that were registered elsewhere too, and validation data that has keypoints.
-    named = [*cfg.DATASETS.TRAIN, *(name for name in used if keypoints[name])]
-    lists = {name: MetadataCatalog.get(name).get("keypoint_names") for name in named}
-    first, names = next(iter(lists.items()))
+    named = dict.fromkeys([*cfg.DATASETS.TRAIN, *(name for name in used if points[name])])
+    names, *others = (MetadataCatalog.get(name).get("keypoint_names") for name in named)
     if not names:
         raise DatasetError(
-            f"{first}: its categories do not name their keypoints. Add the member keypoints "
-            "to them, a list of names."
+            f"{next(iter(named))}: its categories do not name their keypoints. Add the member "
+            "keypoints to them, a list of names."
         )
-    for name, other in lists.items():
-        categories = used[name].categories if name in used else ()
-        differ = any(
-            _mirrored(own) != _mirrored(names) for own in map(keypoint_names, categories) if own
-        )
-        differ |= any(len(points) != 3 * len(names) for points in keypoints.get(name, ()))
+    for name, other in zip(named, (names, *others), strict=True):
+        own = map(keypoint_names, used[name].categories if name in used else ())
+        differ = any(_mirrored(listed) != _mirrored(names) for listed in own if listed)
+        differ |= any(len(point) != 3 * len(names) for point in points.get(name, ()))
         if differ or other != names:
             message = (
                 f"{name}: not all classes have the keypoints {', '.join(names)} in this order. A "

@@ -23,28 +23,29 @@ from gnws_d2.engine.evaluation import object_area
 from gnws_d2.errors import DatasetError
 from gnws_d2.files import atomic_write, cache_dir, cache_path
 
-from .check import Verdict, usable_mask
+from .check import usable_mask
 from .coco_file import CocoFile, class_ids, is_object, read_coco
 from .image_files import ImageFiles
 from .keypoints import flip_pairs, keypoint_names
-from .source import SPLIT_FIX, Source, split_names
+from .source import SPLIT_FIX, split_names
 
 MEMBERS = ("images", "annotations", "categories")
 
 
 def register_source(
     name: str,
-    source: Source,
+    part: str,
     coco: CocoFile,
+    sound: CocoFile,
     images: ImageFiles,
-    verdict: Verdict,
     classes: Mapping[str, int],
 ) -> CocoFile:
     """Register a COCO file under ``name``. A registered one is replaced.
 
     Args:
-        source, coco, images: the file, its content, and where its images are.
-        verdict: the images and annotations to leave out. The others must be sound.
+        part: the part of the split that is used.
+        coco, sound, images: the file's content, the part that can be used, see
+            :func:`~.check.check_coco`, and where its images are.
         classes: the classes in the predictor's order, and the ids that results have for those that
             the file lacks.
 
@@ -57,10 +58,9 @@ def register_source(
     spare = {c: number for c, number in classes.items() if number not in coco.class_names}
     # Detectron2's evaluation requires a category for every class.
     ids = class_ids(classes, coco.category_ids, spare, taken=coco.class_names)
-    used = _used(coco, images, source.part, verdict, ids)
+    used = _used(coco, sound, images, part, ids)
     if not used.images:
-        fix = SPLIT_FIX if source.part else "Repair the file"
-        raise DatasetError(f"{name}: no image is left. {fix}.")
+        raise DatasetError(f"{name}: no image is left. {SPLIT_FIX if part else 'Repair the file'}.")
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)
     DatasetCatalog.register(name, functools.partial(load_dicts, name))
@@ -71,8 +71,11 @@ def register_source(
         image_root=str(images.folder),
         evaluator_type="coco",
         is_source=True,
-        **_keypoint_metadata(used),
     )
+    if names := next(filter(None, map(keypoint_names, used.categories)), None):
+        MetadataCatalog.get(name).set(
+            keypoint_names=names, keypoint_flip_map=flip_pairs(names), keypoint_connection_rules=[]
+        )
     return used
 
 
@@ -115,19 +118,17 @@ def _to_detectron2(annotation: dict[str, Any], to_class: dict[int, int]) -> dict
 
 
 def _used(
-    coco: CocoFile, files: ImageFiles, part: str, verdict: Verdict, ids: Mapping[str, int]
+    coco: CocoFile, sound: CocoFile, files: ImageFiles, part: str, ids: Mapping[str, int]
 ) -> CocoFile:
     """The images, annotations and categories that are used, with all members that pycocotools
     requires. ``ids`` are those of the file, by class."""
-    images = [image for i, image in enumerate(coco.images) if i not in verdict.bad_images]
-    numbers = set(ids.values())
+    images, numbers = sound.images, set(ids.values())
     categories = [category for category in coco.categories if category["id"] in numbers]
     categories += [{"id": n, "name": c} for c, n in ids.items() if n not in coco.class_names]
     kept = [
         annotation
-        for i, annotation in enumerate(coco.annotations or ())
-        if i not in verdict.bad_annotations
-        and annotation["category_id"] in numbers
+        for annotation in sound.annotations or ()
+        if annotation["category_id"] in numbers
         # Detectron2 leaves out an object that has polygons, none of which is usable.
         and (not annotation.get("segmentation") or usable_mask(annotation["segmentation"]))
     ]
@@ -144,16 +145,14 @@ def _used(
         return CocoFile(coco.file, images, None, categories)
     shown = {image["id"]: image for image in images}
     kept = [annotation for annotation in kept if annotation["image_id"] in shown]
-    kept_ids = [annotation["id"] for annotation in kept]
     # pycocotools takes 0 for "not matched", and stores ids as floats.
-    if not all(isinstance(number, int) and 0 < number < 2**53 for number in kept_ids):
-        kept_ids = list(range(1, len(kept) + 1))
+    keeps_ids = all(isinstance(a["id"], int) and 0 < a["id"] < 2**53 for a in kept)
     # Where some annotations have keypoints, the others get invisible ones: Detectron2 and
     # pycocotools require them of all.
     points = max((len(a.get("keypoints") or ()) for a in kept), default=0)
     annotations = [
-        _complete(annotation, number, points, shown[annotation["image_id"]])
-        for annotation, number in zip(kept, kept_ids, strict=True)
+        _complete(a, a["id"] if keeps_ids else number, points, shown[a["image_id"]])
+        for number, a in enumerate(kept, 1)
     ]
     return CocoFile(coco.file, images, annotations, categories)
 
@@ -190,11 +189,3 @@ def _json_file(used: CocoFile, coco: CocoFile) -> str:
         with atomic_write(file) as partial:
             partial.write_bytes(text)
     return str(file)
-
-
-def _keypoint_metadata(used: CocoFile) -> dict[str, Any]:
-    names = next(filter(None, map(keypoint_names, used.categories)), None)
-    if names is None:
-        return {}
-    pairs = flip_pairs(names)
-    return {"keypoint_names": names, "keypoint_flip_map": pairs, "keypoint_connection_rules": []}

@@ -192,7 +192,7 @@ def test_both_parts_of_a_split_have_objects_where_possible(tmp_path, annotated, 
     kept = [a for a in coco["annotations"] if f"{a['image_id'] - 10}.png" in annotated]
     write(file, {**coco, "annotations": kept or [{**a, "iscrowd": 1} for a in coco["annotations"]]})
     if not annotated:
-        with pytest.raises(DatasetError, match=r"all 20 annotations are crowds.*iscrowd to 0\.$"):
+        with pytest.raises(DatasetError, match=r"its 20 annotations are 16 crowds.*iscrowd to 0"):
             register(f"{file}#train", f"{file}#val")
         return
     register(f"{file}#train", f"{file}#val")
