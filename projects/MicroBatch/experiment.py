@@ -57,11 +57,11 @@ class Job:
 @dataclass(frozen=True)
 class Preset:
     """What an experiment compares: all combinations of ``lrs``, ``norms``, ``batches``, ``seeds``.
-    A job sees ``images``, or makes ``steps``."""
+    A job sees ``images``, or if that is 0 makes ``steps``."""
 
     images: int = 0
     steps: int = 0
-    lrs: Sequence[float] = ()  # reference rates; if empty, each norm has the best so far
+    lrs: Sequence[float] = ()  # reference rates; if empty, each norm has the best found before
     norms: Sequence[str] = NORMS
     batches: Sequence[int] = BATCHES
     seeds: Sequence[int] = (0, 1, 2)
