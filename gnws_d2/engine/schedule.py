@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Collection
 
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
@@ -81,9 +82,10 @@ def _scaled(cfg: CfgNode, world_size: int) -> CfgNode:
     return new
 
 
-def in_iterations(cfg: CfgNode) -> CfgNode:
+def in_iterations(cfg: CfgNode, explicit: Collection[str] = ()) -> CfgNode:
     """``cfg`` with lengths in epochs of the images that are trained on turned into iterations;
-    SOLVER.STEPS keep their fractions of SOLVER.MAX_ITER. ``cfg`` itself where there are none."""
+    SOLVER.STEPS keep their fractions of SOLVER.MAX_ITER, or if they are among the ``explicit`` keys
+    their values. ``cfg`` itself where there are none."""
     if not any(get_key(cfg, key) for key in EPOCH_KEYS):
         return cfg
     new = cfg.clone()
@@ -92,6 +94,7 @@ def in_iterations(cfg: CfgNode) -> CfgNode:
     epoch = images / cfg.SOLVER.IMS_PER_BATCH  # iterations
     if cfg.SOLVER.EPOCHS:
         new.SOLVER.MAX_ITER = math.ceil(cfg.SOLVER.EPOCHS * epoch - 1e-6)
+    if cfg.SOLVER.EPOCHS and "SOLVER.STEPS" not in explicit:
         fractions = [step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS]
         new.SOLVER.STEPS = tuple(round(f * new.SOLVER.MAX_ITER) for f in fractions)
     if cfg.SOLVER.CHECKPOINT_EPOCHS:

@@ -34,6 +34,7 @@ from gnws_d2.config import portable_config, resolve_config_file
 from gnws_d2.data import load_train_dataset
 from gnws_d2.engine import launch, locked_output, scale_schedule
 from gnws_d2.engine.hooks import MAIN_METRICS
+from gnws_d2.engine.schedule import in_iterations
 from gnws_d2.errors import ConfigError
 from gnws_d2.predictor import config_of
 from gnws_d2.projects import own_data, report
@@ -125,7 +126,8 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
             images, packaged = len(load_train_dataset(cfg)), own_data.packaged_config(file)
             cfg = own_data.schedule_for(cfg, images, processes, explicit, packaged)
         else:
-            cfg = scale_schedule(cfg, processes)
+            own_data.check_lengths(cfg, opts[::2])
+            cfg = in_iterations(scale_schedule(cfg, processes), opts[::2])
     cfg.freeze()
     default_setup(portable_config(cfg), args)
     return cfg
@@ -150,9 +152,9 @@ def evaluate_only(args: argparse.Namespace, cfg: CfgNode, run_folder: str) -> No
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     weights = str(checkpointer.resumed_from or cfg.MODEL.WEIGHTS)
     results, pages = evaluate(model, cfg, cfg.DATASETS.TEST, weights)
-    conclude(cfg, weights, _by_dataset(results, cfg.DATASETS.TEST), pages)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
+    conclude(cfg, weights, _by_dataset(results, cfg.DATASETS.TEST), pages)
     if comm.is_main_process():
         verify_results(cfg, results)
 

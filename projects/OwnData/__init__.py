@@ -9,11 +9,18 @@ from .arguments import choose_config, data_opts, data_splits
 from .coco_file import kept_files
 from .fit import fit_to_data
 from .lazy_data import fit_lazy_config, name_data
-from .schedule import explicit_keys, packaged_config, schedule_for, start_from_detector
+from .schedule import (
+    check_lengths,
+    explicit_keys,
+    packaged_config,
+    schedule_for,
+    start_from_detector,
+)
 from .source import is_source, short_name
 from .summary import data_summary
 
 __all__ = [
+    "check_lengths",
     "choose_config",
     "data_opts",
     "data_splits",

@@ -77,7 +77,7 @@ def schedule_for(
     Raises:
         ConfigError: the same length is explicit in epochs and in iterations.
     """
-    _check_lengths(cfg, explicit)
+    check_lengths(cfg, explicit)
     solver = cfg.SOLVER
     # What is set explicitly stays, unless Detectron2's scaling is asked for, which scales it, too.
     asked = "SOLVER.SCALE_TO_BATCH" if solver.SCALE_TO_BATCH else "SOLVER.REFERENCE_WORLD_SIZE"
@@ -182,7 +182,8 @@ def _own_files(file: str, seen: set[str] | None = None) -> tuple[list[dict[str, 
     return own, packaged
 
 
-def _check_lengths(cfg: CfgNode, explicit: Collection[str]) -> None:
+def check_lengths(cfg: CfgNode, explicit: Collection[str]) -> None:
+    """Raise ConfigError where the same length is explicit in epochs and in iterations."""
     for epochs, iterations in EPOCH_KEYS.items():
         for key in sorted(iterations & set(explicit) - {"SOLVER.STEPS"}):
             if epochs in explicit and get_key(cfg, epochs):

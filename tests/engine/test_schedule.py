@@ -78,6 +78,8 @@ def test_epochs_become_iterations_and_steps_keep_their_fractions(tiny_config):
     assert cfg.SOLVER.MAX_ITER == 24 and cfg.SOLVER.STEPS == (12, 18)
     assert cfg.SOLVER.CHECKPOINT_PERIOD == 8 and cfg.TEST.EVAL_PERIOD == 4
     assert in_iterations(cfg) is cfg
+    cfg = tiny_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", *opts)
+    assert in_iterations(cfg, ["SOLVER.STEPS"]).SOLVER.STEPS == (50, 75)  # what was typed beside it
 
 
 def test_a_short_period_is_not_rounded_to_none():
