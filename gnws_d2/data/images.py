@@ -14,7 +14,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import get_worker_info
 
 from ..errors import DatasetError
@@ -53,11 +53,12 @@ def read_frames(
     """The frames of an animation or the pages of a TIFF: their numbers, from 0, and each as
     :func:`read_image` reads an image of its pixels. Of other files the one image, and None."""
     with _opened(file) as image:
-        frames = [0]
+        frames = []
         if image.format in SEQUENCES:
             frames = [n for n in range(getattr(image, "n_frames", 1)) if _is_frame(image, n)]
+            image.seek(0)
         if len(frames) < 2:
-            yield None, read_image(file, format)
+            yield None, _levels(file, image, format)
             return
         for number, frame in enumerate(frames):
             image.seek(frame)
@@ -67,25 +68,24 @@ def read_frames(
 def _is_frame(image: Image.Image, number: int) -> bool:
     """Whether it is no smaller copy or mask of another frame, nor the image for programs that do
     not know animated PNG."""
-    if image.format == "TIFF" and number:
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and number:
         image.seek(number)
         return not (image.tag_v2.get(SUBFILE, 0) & 0b101 or image.tag_v2.get(OLD_SUBFILE) == 2)
     return number > 0 or not getattr(image, "default_image", False)
 
 
-def _levels(file: str | os.PathLike, image: Image.Image, format: str | None) -> np.ndarray:
+def _levels(file: str | os.PathLike, image: ImageFile.ImageFile, format: str | None) -> np.ndarray:
     colors_of_16_bits = ";16" in str(image.tile) and not _has_16_bits(image)
     image.load()
     _check_range(file, image)
     if colors_of_16_bits:  # of which Pillow returns the high bytes
-        _warn_if_dark(file, max(np.ravel(image.convert("RGB").getextrema())), 255)
-    has_16_bits = _has_16_bits(image)
-    image = ImageOps.exif_transpose(image)
-    if has_16_bits:
-        values = np.asarray(image).astype(np.uint32)
-        _warn_if_dark(file, values.max(), 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    return convert_PIL_to_numpy(image, format)
+        _warn_if_dark(file, int(np.max(image.convert("RGB").getextrema())), 255)
+    turned = ImageOps.exif_transpose(image)
+    if _has_16_bits(image):
+        values = np.asarray(turned).astype(np.uint32)
+        _warn_if_dark(file, int(values.max()), 65535)
+        turned = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return convert_PIL_to_numpy(turned, format)
 
 
 def _has_16_bits(image: Image.Image) -> bool:
@@ -165,7 +165,7 @@ def image_size(file: str | os.PathLike) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[Image.Image]:
+def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[ImageFile.ImageFile]:
     """A lazily decoded image; whatever Pillow raises on it is an DatasetError."""
     try:
         path = PathManager.get_local_path(os.fspath(file))
