@@ -218,8 +218,10 @@ def test_an_exported_file_in_place_of_a_checkpoint(saved, tmp_path):
     with pytest.raises(GnwsError, match=r"does not store 'classes'"):
         Predictor(weights=file)
     facts |= {"classes": list("abcdefghij"), "category_ids": list(range(7, 17))}
+    facts |= {"score_threshold": 0.4}
     export(predictor.model, "torchscript-trace", file, tensors, facts)
     exported = Predictor(weights=file)
+    assert exported.suggested_threshold == 0.4
     assert exported.classes == list("abcdefghij") and exported.category_ids == list(range(7, 17))
     images = [image(seed=3), image(150, 60, seed=4)]
     for one, found in zip(images, exported(images), strict=True):

@@ -48,7 +48,8 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         kept = []
         if is_function and metadata.get("keypoint_names"):
             # The conversion moves keypoints by half a pixel, also those that the function shares.
-            annotations = (a for r in DatasetCatalog.get(dataset_name) for a in r["annotations"])
+            records = DatasetCatalog.get(dataset_name)
+            annotations = (a for record in records for a in record.get("annotations", ()))
             kept = [(a["keypoints"], list(a["keypoints"])) for a in annotations if "keypoints" in a]
         self._counts_all = kwargs.get("max_dets_per_image") is None
         super().__init__(dataset_name, *args, **{"allow_cached_coco": False, **kwargs})
@@ -64,8 +65,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             self._max_dets_per_image = [1, 10, limit]
             if limit > COCO_LIMIT:
                 self._logger.info(
-                    f"AP counts up to {limit} detections of an image and class, as many as there "
-                    f"are. COCO's counts {COCO_LIMIT}; it needs max_dets_per_image={COCO_LIMIT}."
+                    f"AP counts {limit} detections of an image; COCO's, {COCO_LIMIT}."
                 )
         super()._eval_predictions(predictions, img_ids)
 

@@ -373,7 +373,7 @@ def _app(parser: Parser) -> None:
 
     A model is a checkpoint that carries its config, as training writes them, an exported file, or a
     published detector such as gnws://mask-rcnn_r50_fpn_gn_ws-all_2x_coco. NAME= is its name on the
-    page. Models are loaded when they are first chosen. The page is served to this machine alone,
+    page. The first model is loaded at once, others when they are chosen. The page is served to this machine alone,
     unless --host says otherwise. It needs Gradio: pip install "gradio>=6".
     """
     parser.add_argument("models", nargs="+", metavar="[NAME=]CHECKPOINT")

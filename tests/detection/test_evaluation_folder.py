@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
 from processes import run
 from pycocotools.coco import COCO
 from tiny import FEW_PROPOSALS
@@ -14,13 +15,13 @@ from trainings import TRAIN_NET
 
 from gnws.arguments import parse
 from gnws_d2 import Predictor
+from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.projects.detection import demo, train_net
 from gnws_d2.projects.detection.defaults import evaluation_folder
+from gnws_d2.projects.detection.lazy_config import load_lazy_config
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
 from coco_cases import jittered
-
-TYPED = ["--config-file", "config.yaml", "OUTPUT_DIR"]
 
 
 def files(folder: Path) -> dict[Path, str]:
@@ -44,6 +45,25 @@ def test_an_evaluation_changes_no_run(unbroken, digits, tmp_path, resume):
     config = (unbroken / "eval" / "config.yaml").read_text()
     assert f"WEIGHTS: {evaluated}" in config and f"Results of {evaluated}" in done.stdout
     assert (unbroken / "eval" / "inference" / "coco_instances_results.json").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_a_lazy_config_changes_no_run(digits, tmp_path):
+    """With Detectron2's evaluator, whose folder is that of the run."""
+    name, output = "Digits/fcos_R_18_FPN_gn_ws.py", f"train.output_dir={tmp_path}"
+    model = instantiate(load_lazy_config(name).model)
+    Checkpointer(model, str(tmp_path)).save("model_0000001")
+    before = files(tmp_path)
+    target = "detectron2.evaluation.COCOEvaluator"
+    opts = [
+        f"dataloader.evaluator._target_={target}",
+        f"+dataloader.evaluator.output_dir={tmp_path}",
+    ]
+    words = ["--eval-only", "--resume", "--config-file", name, output, "train.device=cpu", *opts]
+    done = run(TRAIN_NET.with_name("lazyconfig_train_net.py"), *words)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path) == before and (tmp_path / "eval" / "config.yaml").exists()
+    assert (tmp_path / "eval" / "coco_instances_results.json").exists()
 
 
 def test_the_folder_of_an_evaluation(tmp_path):
