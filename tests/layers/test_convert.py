@@ -57,6 +57,11 @@ def test_torchvision(name):
     }
 
 
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 class Odd(nn.Module):
     """One of each thing that stays as it is, and of some that do not."""
 
@@ -75,6 +80,8 @@ class Odd(nn.Module):
         self.bn_of_linear = nn.BatchNorm1d(16)
         self.parametrized = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 3))
         self.bn4 = nn.BatchNorm1d(4)
+        self.doubled = Doubled(3, 8, 3)
+        self.bn5 = nn.BatchNorm2d(8)
 
 
 def test_the_report_gives_reasons():
@@ -93,8 +100,11 @@ def test_the_report_gives_reasons():
         "bn_of_linear": "no convolution precedes it, and a group of one value has no deviation",
         "parametrized": "its weight is parametrized",
         "bn4": "GroupNorm",
+        "doubled": "Doubled has its own forward",
+        "bn5": "GroupNorm",
     }
     assert (model.bn.num_groups, model.bn2.num_groups, model.bn3.num_groups) == (24, 24, 1)
+    assert type(model.doubled) is Doubled
     assert model.bn.eps == 1e-5 and not model.bn3.affine and not model.bn.training
     assert "depthwise Conv2d stays: its fan-in is 1" in str(report)
 
@@ -108,17 +118,6 @@ def test_in_place_and_one_thing_alone():
     assert [c.name for c in report.changes] == ["1"]
     _, again = convert(model)
     assert [c.reason for c in again.unchanged] == ["it is standardized"]
-
-
-def test_a_convolution_that_computes_in_its_own_way_stays():
-    class Doubled(nn.Conv2d):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    model = nn.Sequential(Doubled(3, 8, 3), nn.BatchNorm2d(8))
-    converted, report = convert(model)
-    assert type(converted[0]) is Doubled
-    assert [c.reason for c in report.unchanged] == ["Doubled has its own forward"]
 
 
 def test_frozen_parameters_stay_frozen_and_shared_ones_shared():

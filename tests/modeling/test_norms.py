@@ -24,11 +24,12 @@ def all_set_to(norm: str) -> list[str]:
     return [word for section in SECTIONS for word in (f"MODEL.{section}.NORM", norm)]
 
 
-def test_the_config_and_detectron2_stay_as_they_are(tiny_config):
+def test_the_config_and_detectron2_stay_as_they_are_and_shapes_need_no_tensors(tiny_config):
     cfg = tiny_config(CONFIG)
     before = cfg.dump()
-    build_model(cfg)
+    model = build_model(cfg)
     assert cfg.dump() == before
+    assert shapes_of(cfg) == {name: tuple(t.shape) for name, t in model.state_dict().items()}
     assert with_norm_layers(cfg).MODEL.FPN.NORM is BCN_NORMS["EstBCN"]
     with pytest.raises(KeyError):
         get_norm("EstBCN", 32)
@@ -69,12 +70,6 @@ def test_the_weight_decay_of_norms_is_that_of_every_part_of_it(tiny_config):
     norm = model.backbone.fpn_lateral3.norm
     assert {decays[p] for p in norm.parameters()} == {0.25}
     assert decays[model.backbone.fpn_lateral3.weight] == cfg.SOLVER.WEIGHT_DECAY
-
-
-def test_shapes_without_building_the_tensors(tiny_config):
-    cfg = tiny_config(CONFIG)
-    built = {name: tuple(t.shape) for name, t in build_model(cfg).state_dict().items()}
-    assert shapes_of(cfg) == built
 
 
 @pytest.mark.parametrize(
