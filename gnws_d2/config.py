@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 import yaml
@@ -242,8 +242,8 @@ def read_yaml(file: str) -> dict[str, Any]:
             "gnws_d2.model_zoo.get_config. Name a YAML config here."
         )
     try:
-        reader = type("_OneConfig", (_ConfigFile,), {"read": {}})
-        content = reader.load_yaml_with_base(file, allow_unsafe=False)
+        reader = type("OneConfig", (_ConfigFile,), {"read": {}})
+        content = cast(type[_ConfigFile], reader).load_yaml_with_base(file, allow_unsafe=False)
         if isinstance(content, dict):
             return content
         raise TypeError

@@ -126,7 +126,7 @@ class ResumableLoader:
     def from_config(cls, cfg: CfgNode, dataset: Any = None) -> dict[str, Any]:
         cfg, mapper = cfg.clone(), Mapper(cfg, is_train=True)
         name = cfg.DATALOADER.SAMPLER_TRAIN
-        parts = [load_train_dataset(cfg) if dataset is None else dataset]
+        parts: list[Any] = [load_train_dataset(cfg) if dataset is None else dataset]
         if name in WEIGHTED:
             parts = [load_train_dataset(_of_dataset(cfg, name)) for name in cfg.DATASETS.TRAIN]
         dataset = list(itertools.chain(*parts)) if len(parts) > 1 else parts[0]
@@ -344,8 +344,8 @@ def save_final(checkpointer: Checkpointer, start: int, max_iter: int) -> None:
     if resumed and start > max_iter:
         raise CheckpointError(
             f"Cannot resume: {resumed} has finished {start} iterations, and SOLVER.MAX_ITER "
-            f"(train.max_iter, of a LazyConfig) is {max_iter}. Train for longer, or start again "
-            "without --resume, in another OUTPUT_DIR."
+            f"(from --epochs; train.max_iter, of a LazyConfig) is {max_iter}. Train for longer, "
+            "or start again without --resume, in another OUTPUT_DIR."
         )
     if start >= max_iter and resumed and resumed.name != "model_final.pth":
         checkpointer.save("model_final", iteration=start - 1)
