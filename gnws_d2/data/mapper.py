@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class NamingMapper:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> Any:
-        labels = record.get("sem_seg_file_name")
+        files = {key: record.get(key) for key in ("file_name", "sem_seg_file_name")}
         try:
             mapped = self._mapper(record)
         except DatasetError:
@@ -98,21 +98,23 @@ class NamingMapper:
                 f"{record['file_name']} cannot be used ({error}). {RESTORE}"
             ) from error
         if not isinstance(self._mapper, Mapper):
-            check_mapped(mapped, labels)
+            check_mapped(mapped, files)
         return mapped
 
 
-def check_mapped(mapped: Any, labels: str | None = None) -> None:
+def check_mapped(mapped: Any, files: Mapping[str, Any] | None = None) -> None:
     """Refuse what a mapper reads in another range than evaluation does, such as Detectron2's own.
 
     Args:
         mapped: is looked at if it is a dict in the format of that mapper.
-        labels: the file of its semantic labels.
+        files: has the names of the image and of its semantic labels; by default as ``mapped``.
     """
     mapped = mapped if isinstance(mapped, dict) else {}
+    files = mapped if files is None else files
     as_gray = functools.partial(read_image, format="L")
-    files = (("image", mapped.get("file_name"), as_gray), ("sem_seg", labels, read_labels))
-    for key, file, read in files:
+    kinds = (("image", "file_name", as_gray), ("sem_seg", "sem_seg_file_name", read_labels))
+    for key, name, read in kinds:
+        file = files.get(name)
         values = mapped.get(key)
         if not file or not isinstance(values, torch.Tensor):
             continue

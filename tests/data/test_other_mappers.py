@@ -46,7 +46,7 @@ def scans(folder, suffix, background):
 def by_pillow(record):
     """As Detectron2's tutorial writes a mapper."""
     image = detection_utils.read_image(record["file_name"], format="BGR").copy()
-    return {**record, "image": torch.from_numpy(image.transpose(2, 0, 1))}
+    return {"file_name": record["file_name"], "image": torch.from_numpy(image.transpose(2, 0, 1))}
 
 
 def windowed(record):
@@ -54,7 +54,7 @@ def windowed(record):
     levels = cv2.imread(record["file_name"], cv2.IMREAD_UNCHANGED).astype(float)
     low, high = np.quantile(levels, (0, 0.9))
     gray = torch.from_numpy((levels.clip(low, high) - low) / (high - low) * 255)
-    return {**record, "image": gray.to(torch.uint8).expand(3, -1, -1)}
+    return {"image": gray.to(torch.uint8).expand(3, -1, -1)}
 
 
 def detectron2s(cfg):
