@@ -17,7 +17,7 @@ from .schedule import (
     start_from_detector,
 )
 from .source import is_source, short_name
-from .summary import data_summary
+from .summary import data_summary, measure_label
 
 __all__ = [
     "check_lengths",
@@ -30,6 +30,7 @@ __all__ = [
     "fit_to_data",
     "is_source",
     "kept_files",
+    "measure_label",
     "name_data",
     "packaged_config",
     "schedule_for",

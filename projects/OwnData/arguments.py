@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog
 from gnws_d2.errors import DatasetError
 
 from .coco_file import read_coco
-from .source import source_of, split_of
+from .source import source_of, split_names, split_of
 
 # Two configs each, for boxes and for boxes with masks. A CPU trains the small ones in minutes.
 ON_GPU = (
@@ -28,7 +28,7 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
     """The dataset names for "train", "val" and "test" that the arguments name, absolute.
 
     Raises:
-        DatasetError: a file or folder does not exist, or its layout is unknown.
+        DatasetError: a file or folder does not exist or cannot be read, or its layout is unknown.
     """
     named = {"train": args.train, "val": args.val, "test": args.test}
     splits = {split: list(map(resolve, words)) for split, words in named.items()}
@@ -38,14 +38,23 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
         for split, names in find_export(args.data).items():
             splits[split] = splits[split] or names
     if not splits["val"]:
-        names, splits["train"] = splits["train"], []
-        for name in names:
-            source = source_of(name)
-            if source and source.part != "val":
-                name = str(replace(source, part="train"))
-                splits["val"].append(str(replace(source, part="val")))
-            splits["train"].append(name)
+        splits["train"], splits["val"] = _split(splits["train"])
     return splits
+
+
+def _split(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The datasets to train on and to validate on. A file whose images cannot be split, such as one
+    alone, is trained on as a whole where another file can."""
+    sources = {name: source for name in names if (source := source_of(name))}
+    parted = {name: source for name, source in sources.items() if source.part != "val"}
+    if len(parted) > 1:
+        parted = {
+            name: source
+            for name, source in parted.items()
+            if source.part or split_names(read_coco(source.file).file_names, "train")
+        } or parted
+    train = [str(replace(parted[n], part="train")) if n in parted else n for n in names]
+    return train, [str(replace(source, part="val")) for source in parted.values()]
 
 
 def data_opts(

@@ -17,8 +17,6 @@ from detectron2.utils.file_io import PathManager
 
 from gnws_d2.errors import DatasetError
 
-EXPORT = "Export it again as COCO JSON."
-
 
 @dataclass
 class CocoFile:
@@ -51,14 +49,11 @@ class CocoFile:
         used = {number for number in ids if isinstance(number, int)}  # others may be unhashable
         found: dict[str, int] = {}
         for number, name in sorted(self.class_names.items()):
-            if number not in used:
-                continue
-            if name in found:
+            if number in used and found.setdefault(name, number) != number:
                 raise DatasetError(
                     f"{self.file}: categories {found[name]} and {number} are both named {name!r}. "
                     "Rename one, or give their annotations one id."
                 )
-            found[name] = number
         return found
 
     @property
@@ -139,44 +134,53 @@ def read_coco(file: str | os.PathLike) -> CocoFile:
     if _kept is not None and path in _kept:
         return _kept[path]
     content = _read_json(path)
-    if not isinstance(content, dict):
+    if fault := _fault(content):
         raise DatasetError(
-            f"{path} is not a COCO annotation file: it holds a {type(content).__name__} instead of "
-            f"images, annotations and categories. {EXPORT}"
+            f"{path} is not a COCO annotation file: {fault}. Correct it, or export it again as "
+            "COCO JSON."
         )
-    for member in ("images", "categories", "annotations"):
-        if member not in content:
-            if member == "annotations":
-                continue
-            raise DatasetError(
-                f"{path} is not a COCO annotation file: {member!r} is missing in it. {EXPORT}"
-            )
-        entries = content[member]
-        if not isinstance(entries, list):
-            raise DatasetError(
-                f"{path}: {member!r} is a {type(entries).__name__}, not a list. {EXPORT}"
-            )
-        # A file of background images has no annotations, and no need of categories.
-        if not entries and (member == "images" or content.get("annotations")):
-            raise DatasetError(f"{path} lists no {member}. {EXPORT}")
-        for index, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                raise DatasetError(f"{path}: {member}[{index}] is {entry!r:.60}. {EXPORT}")
-    _check_categories(path, content["categories"])
     coco = CocoFile(path, content["images"], content.get("annotations"), content["categories"])
     if _kept is not None:
         _kept[path] = coco
     return coco
 
 
+def _fault(content: Any) -> str:
+    """What is wrong with the members of a file and its categories, or ""."""
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}, not images, annotations and categories"
+    for member in ("images", "categories", "annotations"):
+        if member not in content and member == "annotations":
+            continue
+        if member not in content:
+            return f"{member!r} is missing in it"
+        entries = content[member]
+        if not isinstance(entries, list):
+            return f"{member!r} is a {type(entries).__name__}, not a list"
+        # A file of background images has no annotations, and no need of categories.
+        if not entries and (member == "images" or content.get("annotations")):
+            return f"it lists no {member}"
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                return f"{member}[{index}] is {entry!r:.60}"
+    names: dict[int, str] = {}
+    for index, category in enumerate(content["categories"]):
+        name, number = category.get("name"), category.get("id")
+        if type(number) is not int or number < 0:
+            return f"categories[{index}] has id {number!r:.60}, not a whole number from 0"
+        if not isinstance(name, str) or not name.strip():
+            return f"category {number} has name {name!r:.60}"
+        if number in names:
+            return f"category id {number} is used for {names[number]!r}, {name!r}"
+        names[number] = name
+    return ""
+
+
 def _read_json(file: str) -> Any:
     try:
         path = PathManager.get_local_path(file)
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a FIFO would block
-            raise DatasetError(f"{file} is not a regular file. Name the annotation file.")
-        return json.loads(Path(path).read_bytes(), object_pairs_hook=_members)
-    except DatasetError:
-        raise
+        if stat.S_ISREG(os.stat(path).st_mode):  # reading a FIFO would block
+            return json.loads(Path(path).read_bytes(), object_pairs_hook=_members)
     except FileNotFoundError as error:
         raise DatasetError(
             f"{file} does not exist. Put it there, or set DETECTRON2_DATASETS to the folder that "
@@ -188,6 +192,7 @@ def _read_json(file: str) -> Any:
         raise DatasetError(
             f"{file} is not valid JSON ({error}): it is damaged or cut off. Fetch it again."
         ) from error
+    raise DatasetError(f"{file} is not a regular file. Name the annotation file.")
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -196,21 +201,3 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
         raise ValueError(f"{twice!r:.60} appears twice in an object")
     return members
-
-
-def _check_categories(file: str, categories: list[dict[str, Any]]) -> None:
-    names: dict[int, str] = {}
-    for index, category in enumerate(categories):
-        name, number = category.get("name"), category.get("id")
-        if type(number) is not int or number < 0:
-            raise DatasetError(
-                f"{file}: categories[{index}] has id {number!r:.60}. Ids are whole numbers from 0."
-            )
-        if not isinstance(name, str) or not name.strip():
-            raise DatasetError(f"{file}: category {number} has name {name!r:.60}. Give it a name.")
-        if number in names:
-            raise DatasetError(
-                f"{file}: category id {number} is used for {names[number]!r}, {name!r}. Give each "
-                "its own id."
-            )
-        names[number] = name

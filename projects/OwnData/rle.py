@@ -54,26 +54,21 @@ def bounds(lengths: np.ndarray, height: int) -> tuple[int, int, int, int] | None
         lengths: see :func:`runs`.
     """
     ends = np.cumsum(lengths)
-    starts = (ends - lengths)[1::2]
-    ends = ends[1::2]
-    inside = ends > starts
-    if not inside.any():
+    starts, last = (ends - lengths)[1::2], ends[1::2] - 1
+    starts, last = starts[last >= starts], last[last >= starts]
+    if not len(starts):
         return None
-    starts, last = starts[inside], ends[inside] - 1
-    columns = starts // height, last // height
-    # A run that crosses columns has ones in the last row and in the first.
-    spans = columns[1] > columns[0]
-    top = 0 if spans.any() else int((starts % height).min())
-    bottom = height - 1 if spans.any() else int((last % height).max())
-    left, right = int(columns[0].min()), int(columns[1].max())
+    left, right = int(starts[0]) // height, int(last[-1]) // height
+    if (starts // height < last // height).any():
+        # A run that crosses columns has ones in the last row and in the first.
+        return left, 0, right - left + 1, height
+    top, bottom = int((starts % height).min()), int((last % height).max())
     return left, top, right - left + 1, bottom - top + 1
 
 
 def _decompress(counts: str | bytes) -> np.ndarray:
-    try:
-        text = counts.encode("ascii") if isinstance(counts, str) else counts
-    except UnicodeEncodeError:
-        raise DatasetError("its counts have characters that no mask has") from None
+    # Bytes that are not ASCII are no digits either.
+    text = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
     digits = np.frombuffer(text, np.uint8).astype(np.int64) - ord("0")
     if ((digits < 0) | (digits > 63)).any():
         raise DatasetError("its counts have characters that no mask has")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,6 +19,14 @@ from .source import short_name
 PERCENTILES = (5, 50, 95)
 TINY_SIDE = 2.0  # pixels of the image file
 MOST_CLASSES = 20  # in a table
+LABELS = {  # of measures whose names do not say it all
+    "crowds": "crowds besides",
+    "tiny_boxes": f"boxes narrower or lower than {TINY_SIDE:g} pixels",
+    "sides": "box side in pixels (5th, 50th, 95th percentile)",
+    "resized_sides": "box side in the model's input (5th, 50th, 95th percentile)",
+    "below_smallest_anchor": "share of boxes below the smallest anchor",
+    "above_largest_anchor": "share of boxes above the largest anchor",
+}
 
 
 def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
@@ -68,34 +76,31 @@ def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
 def summary_table(names: Sequence[str], cfg: CfgNode) -> str:
     """A table of the :func:`data_summary` of several datasets, side by side."""
     found = [data_summary(name, cfg) for name in names]
-
-    def row(label: str, key: str, show: Callable[[Any], str] = str) -> list[str]:
-        return [label, *(show(summary[key]) for summary in found)]
-
-    rows = [
-        row("images", "images"),
-        row("images without annotations", "images_without_annotations"),
-        row("boxes", "boxes"),
-        row("crowds besides", "crowds"),
-        row(f"boxes narrower than {TINY_SIDE:g} pixels", "tiny_boxes"),
-        row("duplicate boxes", "duplicate_boxes"),
-    ]
     totals: Counter[str] = Counter()
     for summary in found:
         totals.update(summary["boxes_per_class"])
-    for label, _ in totals.most_common(MOST_CLASSES):
-        rows.append([f"boxes of {label}", *(s["boxes_per_class"].get(label, 0) for s in found)])
-    if len(totals) > MOST_CLASSES:
-        rows.append([f"(and {len(totals) - MOST_CLASSES} other classes)"])
-    size = f"{cfg.INPUT.MIN_SIZE_TEST}/{cfg.INPUT.MAX_SIZE_TEST}"
-    smallest, largest = found[0]["smallest_anchor"], found[0]["largest_anchor"]
-    rows += [
-        row("side: 5%, median, 95% (pixels)", "sides", _joined),
-        row(f"the same, resized to {size}", "resized_sides", _joined),
-        row(f"below the smallest anchor, {smallest:g}", "below_smallest_anchor", _percent),
-        row(f"above the largest anchor, {largest:g}", "above_largest_anchor", _percent),
-    ]
+    rows: list[list[Any]] = []
+    for key in found[0]:
+        if key != "boxes_per_class":
+            rows.append([measure_label(key), *(_shown(key, summary[key]) for summary in found)])
+            continue
+        for name, _ in totals.most_common(MOST_CLASSES):
+            rows.append([f"boxes of {name}", *(s[key].get(name, 0) for s in found)])
+        if len(totals) > MOST_CLASSES:
+            rows.append([f"(and {len(totals) - MOST_CLASSES} other classes)"])
     return tabulate(rows, ["", *map(short_name, names)], disable_numparse=True)
+
+
+def measure_label(measure: str) -> str:
+    """A measure of :func:`data_summary` for people."""
+    return LABELS.get(measure, measure.replace("_", " "))
+
+
+def _shown(measure: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{number:.0f}" for number in value)
+    form = ".0%" if measure.startswith(("below", "above")) else ".0f"
+    return "" if value is None else format(value, form)
 
 
 def _scale(record: dict[str, Any], cfg: CfgNode) -> float:
@@ -108,11 +113,3 @@ def _scale(record: dict[str, Any], cfg: CfgNode) -> float:
 
 def _percentiles(values: np.ndarray) -> list[float] | None:
     return [float(v) for v in np.percentile(values, PERCENTILES)] if len(values) else None
-
-
-def _joined(values: list[float] | None) -> str:
-    return ", ".join(f"{value:.0f}" for value in values or ())
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.0f}%"

@@ -24,19 +24,19 @@ from gnws_d2.engine import dataset_folder
 from gnws_d2.engine.evaluation import complete_truth
 from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, short_name
+from gnws_d2.projects.own_data import (
+    data_summary,
+    fit_to_data,
+    is_source,
+    measure_label,
+    short_name,
+)
 from gnws_d2.projects.report.matching import coco_api
 from gnws_d2.projects.report.write import SUMMARY, write_report
 
 logger = logging.getLogger("gnws_d2.report")
 
 RESULTS = "coco_instances_results.json"  # of Detectron2's COCOEvaluator
-_LABELS = {
-    "sides": "box side in pixels (5th, 50th, 95th percentile)",
-    "resized_sides": "box side in the model's input (5th, 50th, 95th percentile)",
-    "below_smallest_anchor": "share of boxes below the smallest anchor",
-    "above_largest_anchor": "share of boxes above the largest anchor",
-}
 
 
 def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path]:
@@ -121,8 +121,7 @@ def _own_data(cfg: CfgNode) -> dict[str, dict[str, object]]:
     """What the sources of ``cfg`` hold; loading a large published dataset would take too long."""
     return {
         short_name(name): {
-            _LABELS.get(key, key.replace("_", " ")): value
-            for key, value in data_summary(name, cfg).items()
+            measure_label(key): value for key, value in data_summary(name, cfg).items()
         }
         for name in dataset_names(cfg)
         if is_source(name) and name in DatasetCatalog

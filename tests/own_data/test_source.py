@@ -13,7 +13,7 @@ from detectron2.data.datasets import load_coco_json
 import gnws_d2
 from gnws.arguments import parse
 from gnws_d2.errors import DatasetError
-from gnws_d2.projects.own_data import data_opts, data_splits, is_source
+from gnws_d2.projects.own_data import data_opts, data_splits, fit_to_data, is_source
 from gnws_d2.projects.own_data.arguments import find_export, resolve
 from gnws_d2.projects.own_data.source import Source, split_names
 
@@ -208,6 +208,24 @@ def test_a_file_that_cannot_be_split(tmp_path, images):
     write(file, {**read(file), "annotations": read(file)["annotations"][:2]})  # of 0.png
     with pytest.raises(DatasetError, match=r"#train: no .*automatic split.*--val"):
         register(f"{file}#train")
+
+
+@pytest.mark.parametrize("names", [["0.png"], ["a.rf.1.png", "a.rf.2.png"]])
+def test_a_file_that_cannot_be_split_is_trained_on_whole_beside_another(tmp_path, names):
+    one, other = make_coco(tmp_path / "one"), make_coco(tmp_path / "other")
+    coco = read(one)
+    for image, name in zip(coco["images"], names, strict=False):
+        (tmp_path / "one/images" / image["file_name"]).rename(tmp_path / "one/images" / name)
+        image["file_name"] = name
+    images, annotations = coco["images"][: len(names)], coco["annotations"][: 2 * len(names)]
+    write(one, {**coco, "images": images, "annotations": annotations})
+    words = arguments("--train", str(one), "--train", str(other))
+    cfg = fit_to_data(gnws_d2.load_config("", words))
+    assert cfg.DATASETS.TRAIN == (str(one), f"{other}#train")
+    assert cfg.DATASETS.TEST == (f"{other}#val",)
+    assert len(DatasetCatalog.get(str(one))) == len(names)
+    with pytest.raises(DatasetError, match=r"one/mine\.json#train: no image is left.*--val"):
+        fit_to_data(gnws_d2.load_config("", arguments("--train", str(one))))
 
 
 def test_augmented_copies_stay_together():

@@ -55,7 +55,11 @@ def test_the_table(file, caplog):
     cfg = fitted(file)
     table = summary_table([str(file)], cfg)
     assert table in caplog.text
-    assert "boxes of cat" in table and "below the smallest anchor, 32" in table
+    rows = dict(line.rsplit("  ", 1) for line in table.splitlines()[2:])
+    found = {name.strip(): value.strip() for name, value in rows.items()}
+    assert found["boxes of cat"] == "4" and found["smallest anchor"] == "32"
+    assert found["share of boxes below the smallest anchor"] == "60%"
+    assert found["box side in pixels (5th, 50th, 95th percentile)"] == "3, 8, 16"
 
 
 def test_an_image_in_training_and_validation_is_said(tmp_path, caplog):
