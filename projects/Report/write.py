@@ -96,16 +96,15 @@ def write_report(
         config=cfg.dump(),
         environment=collect_env_info(),
     )
-    ap = {matches.task: _defined(matches.ap) for matches in all_matches}
+    ap = {
+        matches.task: {k: None if math.isnan(v) else v for k, v in matches.ap.items()}
+        for matches in all_matches
+    }
     summary = {"dataset": dataset_name, "score_threshold": boxes.suggested_threshold, "AP": ap}
     for name, text in ((SUMMARY, json.dumps(summary, indent=1)), (PAGE, page)):
         with atomic_write(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return folder / PAGE
-
-
-def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _changed_keys(cfg: CfgNode) -> dict[str, str]:

@@ -45,6 +45,7 @@ def test_an_evaluation_changes_no_run(unbroken, digits, tmp_path, resume):
     config = (unbroken / "eval" / "config.yaml").read_text()
     assert f"WEIGHTS: {evaluated}" in config and f"Results of {evaluated}" in done.stdout
     assert (unbroken / "eval" / "inference" / "coco_instances_results.json").exists()
+    assert "Evaluating predictions" in (unbroken / "eval" / "log.txt").read_text()
 
 
 @pytest.mark.slow

@@ -38,17 +38,6 @@ def test_two_processes_take_the_step_of_two_micro_batches(digits, tmp_path, prog
     assert all(torch.allclose(a[k], b[k], rtol=1e-4, atol=1e-5) for k in a)
 
 
-def test_eval_only_scores_a_checkpoint_with_the_config_beside_it(unbroken, tmp_path):
-    """The dumped config is read again."""
-    words = ["--eval-only", "--config-file", unbroken / "config.yaml", "OUTPUT_DIR", tmp_path]
-    words += ["DATASETS.TEST", "('digits_val',)", "MODEL.WEIGHTS", unbroken / "model_final.pth"]
-    # It has learnt nothing yet.
-    words += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "3"]
-    done = run(TRAIN_NET, *words)
-    assert done.returncode == 0, done.stderr
-    assert "Evaluation results for segm" in (tmp_path / "log.txt").read_text()
-
-
 def test_an_image_that_is_cut_off_ends_two_processes_with_one_line(tmp_path):
     """Found by a worker of a loader, in processes that wait for each other."""
     folder = make_digits(tmp_path / "source", num_train=2, num_val=1)
