@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
@@ -17,6 +19,9 @@ from pycocotools.coco import COCO
 import gnws_d2
 from gnws_d2.projects.own_data import fit_to_data, is_source
 
+BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
+MASKS = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
+SKIP = ("DATALOADER.SKIP_BAD_ANNOTATIONS", "True")
 WIDTH, HEIGHT = 64, 48
 CATEGORIES = {7: "cat", 3: "dog"}
 
@@ -67,9 +72,31 @@ def write(file: Path, coco: Any) -> None:
     file.write_text(json.dumps(coco))
 
 
-def register(*names: object) -> None:
-    opts = ["DATASETS.TRAIN", repr(tuple(map(str, names)))]
-    fit_to_data(gnws_d2.load_config("", opts))
+@contextlib.contextmanager
+def changed(file: Path) -> Iterator[dict[str, Any]]:
+    """What a file holds, to be changed."""
+    coco = read(file)
+    yield coco
+    write(file, coco)
+
+
+def change_all(file: Path, **members: Any) -> None:
+    """Set members of all annotations."""
+    with changed(file) as coco:
+        for annotation in coco["annotations"]:
+            annotation.update(members)
+
+
+def config(train: object, val: object = (), *opts: str, name: str = BOXES) -> CfgNode:
+    """A config that names one or several files; its output is in the first one's folder."""
+    one, two = (tuple(map(str, f if isinstance(f, tuple) else (f,))) for f in (train, val))
+    words = ["DATASETS.TRAIN", repr(one), "DATASETS.TEST", repr(two)]
+    words += ["OUTPUT_DIR", f"{Path(one[0]).parent}/output"]
+    return gnws_d2.load_config(name, [*words, *opts])
+
+
+def fit(*args: Any, **kwargs: Any) -> CfgNode:
+    return fit_to_data(config(*args, **kwargs))
 
 
 def truth(name: object) -> COCO:

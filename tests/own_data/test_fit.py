@@ -8,7 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from coco_files import HEIGHT, WIDTH, make_coco, read, register, truth, write
+from coco_files import (
+    BOXES,
+    HEIGHT,
+    MASKS,
+    SKIP,
+    WIDTH,
+    change_all,
+    changed,
+    config,
+    fit,
+    make_coco,
+    read,
+    truth,
+    write,
+)
 from detectron2 import evaluation
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -27,19 +41,10 @@ from gnws_d2.engine.evaluation import complete_truth
 from gnws_d2.errors import ConfigError, DatasetError
 from gnws_d2.projects.own_data import choose_config, coco_file, fit_to_data, kept_files
 
-BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
-MASKS = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
-
-
-def config(tmp_path, train, val=(), name=BOXES, *opts):
-    names = {"TRAIN": train, "TEST": val}
-    words = [w for key, value in names.items() for w in (f"DATASETS.{key}", str(value))]
-    return gnws_d2.load_config(name, [*words, "OUTPUT_DIR", str(tmp_path / "output"), *opts])
-
 
 def test_classes_come_from_the_data_by_id(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    cfg = config(tmp_path, make_coco(tmp_path))
+    cfg = config(make_coco(tmp_path))
     before = copy.deepcopy(cfg)
     cfg.freeze()
     fitted = fit_to_data(cfg)
@@ -61,10 +66,9 @@ def test_classes_come_from_the_data_by_id(tmp_path, caplog):
 def test_one_of_two_training_files_may_have_no_objects(tmp_path, members):
     file, empty = make_coco(tmp_path), tmp_path / "empty.json"
     write(empty, {**read(file), "annotations": [], **members})
-    both = str((str(file), str(empty)))
     for opts, images in ([], 4), (["DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False"], 8):
-        cfg = config(tmp_path, both, (), BOXES, "DATASETS.CLASSES", "['cat']", *opts)
-        assert len(load_train_dataset(fit_to_data(cfg))) == images
+        cfg = fit((file, empty), (), "DATASETS.CLASSES", "['cat']", *opts)
+        assert len(load_train_dataset(cfg)) == images
 
 
 @pytest.mark.parametrize(
@@ -80,29 +84,27 @@ def test_data_without_an_object_is_refused_to_train_on_and_said_to_score(
     tmp_path, members, said, empty_too, caplog
 ):
     file, good = make_coco(tmp_path), make_coco(tmp_path / "good")
-    coco = read(file)
-    write(file, {**coco, "annotations": [{**a, **members} for a in coco["annotations"]]})
-    opts = ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True", "DATALOADER.FILTER", "detectron2"]
+    change_all(file, **members)
+    opts = [*SKIP, "DATALOADER.FILTER", "detectron2"]
     opts += ["DATALOADER.FILTER_EMPTY_ANNOTATIONS", empty_too]
     with pytest.raises(DatasetError, match=re.escape(said)):
-        fit_to_data(config(tmp_path, file, (), BOXES, *opts))
-    fit_to_data(config(tmp_path, good, file, BOXES, *opts))
+        fit(file, (), *opts)
+    fit(good, file, *opts)
     assert f"{file}: nothing can be scored, AP will be nan: {said}" in caplog.text
     register_coco_instances("theirs", {}, str(file), str(tmp_path / "images"))
     try:
         with pytest.raises(DatasetError, match="none of 4 images has an object"):
-            load_train_dataset(config(tmp_path, "theirs", (), BOXES, *opts))
+            load_train_dataset(config("theirs", (), *opts))
     finally:
         DatasetCatalog.pop("theirs"), MetadataCatalog.pop("theirs")
 
 
 def test_a_class_of_crowds_is_said(tmp_path, caplog):
     file = make_coco(tmp_path)
-    coco = read(file)
-    for annotation in coco["annotations"]:
-        annotation["iscrowd"] = int(annotation["category_id"] == 7)
-    write(file, coco)
-    fit_to_data(config(tmp_path, file))
+    with changed(file) as coco:
+        for annotation in coco["annotations"]:
+            annotation["iscrowd"] = int(annotation["category_id"] == 7)
+    fit(file)
     assert "No training image has an object of 'cat'." in caplog.text
 
 
@@ -110,33 +112,29 @@ def test_a_class_of_crowds_is_said(tmp_path, caplog):
     ("members", "said"),
     [
         ({"category_id": 7.0}, r"none of its 8 annotations.* category_id: the first has 7\.0\."),
-        (
-            {"category_id": None, "segments_info": []},
-            r"the first has None\. It is a panoptic file\.",
-        ),
+        ({"category_id": None, "segments_info": []}, r"has None\. It is a panoptic file\."),
     ],
 )
 def test_annotations_of_no_class(tmp_path, members, said):
     file = make_coco(tmp_path)
-    coco = read(file)
-    write(file, {**coco, "annotations": [{**a, **members} for a in coco["annotations"]]})
+    change_all(file, **members)
     with pytest.raises(DatasetError, match=said):
-        fit_to_data(config(tmp_path, file))
+        fit(file)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_pycocotools_can_read_the_truth_whatever_the_encoding(tmp_path, encoding):
     file = make_coco(tmp_path)
     file.write_text(file.read_text(), encoding=encoding)
-    register(file)
+    fit(file)
     assert len(truth(file).anns) == 8
 
 
 def test_a_damaged_copy_of_the_truth_is_written_again(tmp_path):
     name = f"{make_coco(tmp_path)}#train"
-    register(name)
+    fit(name)
     Path(MetadataCatalog.get(name).json_file).write_text("{")
-    register(name)
+    fit(name)
     assert len(truth(name).imgs) == 3
 
 
@@ -162,7 +160,7 @@ def test_an_area_that_is_missing_is_the_masks(tmp_path, case, area):
     coco["annotations"] = [{**annotation, "segmentation": mask}]
     file = tmp_path / "mine.json"
     write(file, {**coco, "categories": [{"id": 1, "name": "a"}]})
-    register(file)
+    fit(file)
     found = truth(file).anns[1]["area"]
     theirs = COCO(str(file))
     complete_truth(theirs)
@@ -177,11 +175,10 @@ def test_a_config_without_files_stays_itself(tmp_path):
 
 def test_dicts_are_detectron2s_with_ids(tmp_path):
     file = make_coco(tmp_path)
-    fitted = fit_to_data(config(tmp_path, file))
+    fitted = fit(file)
     records = DatasetCatalog.get(str(file))
     assert [r["image_id"] for r in records] == [10, 11, 12, 13]
-    assert [a["id"] for a in records[1]["annotations"]] == [102, 103]
-    assert [a["category_id"] for a in records[1]["annotations"]] == [1, 0]
+    assert [(a["id"], a["category_id"]) for a in records[1]["annotations"]] == [(102, 1), (103, 0)]
     assert records[0]["file_name"] == str(tmp_path / "images" / "0.png")
     assert MetadataCatalog.get(str(file)).thing_classes == fitted.DATASETS.CLASSES
 
@@ -238,12 +235,11 @@ def count_from_0(coco):
 def test_detectron2s_own_evaluator_scores_a_perfect_prediction_100(
     tmp_path, change, part, is_as_it_is
 ):
-    sound = make_coco(tmp_path, "sound.json")
-    coco = read(sound)
-    change(coco)
-    write(tmp_path / "mine.json", coco)
+    sound, file = (make_coco(tmp_path, name) for name in ("sound.json", "mine.json"))
+    with changed(file) as coco:
+        change(coco)
     name = f"{tmp_path}/mine.json{part}"
-    fit_to_data(config(tmp_path, name, (), BOXES, "DATALOADER.SKIP_BAD_ANNOTATIONS", "True"))
+    fit(name, (), *SKIP)
     assert (MetadataCatalog.get(name).json_file == name) == is_as_it_is
     evaluator = evaluation.COCOEvaluator(name, output_dir=str(tmp_path))
     found = evaluate(evaluator, perfect(sound, name))
@@ -260,9 +256,8 @@ def test_detectron2s_own_evaluator_scores_a_perfect_prediction_100(
 def test_a_registered_file_with_id_0_and_without_area_is_evaluated(tmp_path):
     """pycocotools takes id 0 for unmatched, and reads ``area`` and ``iscrowd``."""
     file, name = make_coco(tmp_path), str(tmp_path)
-    coco = read(file)
-    drop_members(coco), count_from_0(coco)
-    write(file, coco)
+    with changed(file) as coco:
+        drop_members(coco), count_from_0(coco)
     register_coco_instances(name, {}, str(file), str(tmp_path / "images"))
     DatasetCatalog.get(name)
     evaluator = build_evaluator(gnws_d2.load_config(BOXES, ["OUTPUT_DIR", name]), name)
@@ -275,7 +270,7 @@ def test_the_ap_of_a_class_is_named_rightly_whatever_the_ids(tmp_path, categorie
     alone under the id of the other."""
     train = make_coco(tmp_path / "a")
     val = make_coco(tmp_path / "b", categories=categories)
-    cfg = fit_to_data(config(tmp_path, train, val))
+    cfg = fit(train, val)
     assert cfg.DATASETS.CLASSES == ["dog", "cat"] and cfg.DATASETS.CATEGORY_IDS == [3, 7]
     cats = []
     for inputs, outputs in perfect(val, str(val)):
@@ -290,12 +285,11 @@ def test_an_unused_supercategory_is_left_out(tmp_path, caplog):
     """As Roboflow exports it: category 0, whose name may be that of the only class."""
     caplog.set_level(logging.INFO)
     file = make_coco(tmp_path, categories={1: "cell"})
-    coco = read(file)
-    coco["categories"].insert(0, {"id": 0, "name": "cell", "supercategory": "none"})
-    coco["categories"].append({"id": 5, "name": "never", "supercategory": "cell"})
-    coco["annotations"][0]["id"] = 0  # Roboflow counts from 0, which pycocotools misreads
-    write(file, coco)
-    cfg = fit_to_data(config(tmp_path, file, file))
+    with changed(file) as coco:
+        coco["categories"].insert(0, {"id": 0, "name": "cell", "supercategory": "none"})
+        coco["categories"].append({"id": 5, "name": "never", "supercategory": "cell"})
+        coco["annotations"][0]["id"] = 0  # Roboflow counts from 0, which pycocotools misreads
+    cfg = fit(file, file)
     assert cfg.DATASETS.CLASSES == ["cell"] and cfg.DATASETS.CATEGORY_IDS == [1]
     assert caplog.text.count("Categories without annotations are left out: 'never'\n") == 1
     assert evaluate(build_evaluator(cfg, str(file)), perfect(file, str(file)))["AP"] == 100
@@ -304,7 +298,7 @@ def test_an_unused_supercategory_is_left_out(tmp_path, caplog):
 def test_several_files_are_merged_by_name(tmp_path):
     one = make_coco(tmp_path / "a", categories={1: "cat", 2: "dog"})
     two = make_coco(tmp_path / "b", categories={1: "dog", 2: "cow"})
-    cfg = fit_to_data(config(tmp_path, (str(one), str(two))))
+    cfg = fit((one, two))
     assert cfg.DATASETS.CLASSES == ["cat", "dog", "cow"]
     assert cfg.DATASETS.CATEGORY_IDS == [1, 2, 3]  # 2 is dog's: cow gets another
     classes = {a["category_id"] for r in DatasetCatalog.get(str(two)) for a in r["annotations"]}
@@ -314,20 +308,20 @@ def test_several_files_are_merged_by_name(tmp_path):
 
 def test_a_registered_training_set_names_the_classes(tmp_path, caplog):
     file = make_coco(tmp_path, categories={1: "3", 2: "cow"})
-    cfg = fit_to_data(config(tmp_path, ("digits_train", str(file))))
+    cfg = fit(("digits_train", file))
     assert cfg.DATASETS.CLASSES == list("0123456789")
     assert f"{file}: annotations of 'cow' are left out" in caplog.text
     classes = [a["category_id"] for r in DatasetCatalog.get(str(file)) for a in r["annotations"]]
     assert classes == [3] * 4
     other = make_coco(tmp_path / "other")
     with pytest.raises(DatasetError, match=r"none of the model's classes \(0, 1.*but cat, dog"):
-        fit_to_data(config(tmp_path, ("digits_train", str(other))))
-    assert fit_to_data(config(tmp_path, "digits_train", other)).DATASETS.CLASSES == ["dog", "cat"]
+        fit(("digits_train", other))
+    assert fit("digits_train", other).DATASETS.CLASSES == ["dog", "cat"]
 
 
 def test_a_saved_config_matches_its_classes_by_name(tmp_path):
     train = make_coco(tmp_path / "a")
-    fitted = fit_to_data(config(tmp_path, train))
+    fitted = fit(train)
     saved = tmp_path / "saved.yaml"
     saved.write_text(portable_config(fitted).dump())
     other = make_coco(tmp_path / "b", categories={1: "cat", 2: "cow"})
@@ -341,30 +335,27 @@ def test_a_saved_config_matches_its_classes_by_name(tmp_path):
 
 def test_classes_that_the_data_does_not_have_are_an_error(tmp_path):
     file = make_coco(tmp_path)
-    cfg = config(tmp_path, file, (), BOXES, "DATASETS.CLASSES", "['dgo', 'cat']")
     with pytest.raises(DatasetError, match=r"CLASSES has 'dgo'.*cat, dog.*Correct"):
-        fit_to_data(cfg)
+        fit(file, (), "DATASETS.CLASSES", "['dgo', 'cat']")
 
 
 def test_boxes_only_turn_masks_off(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    fitted = fit_to_data(config(tmp_path, make_coco(tmp_path, masks=False), (), MASKS))
+    fitted = fit(make_coco(tmp_path, masks=False), name=MASKS)
     assert not fitted.MODEL.MASK_ON
     assert "boxes only, therefore now MODEL.MASK_ON is False" in caplog.text
 
 
 def test_some_without_masks_are_an_error_that_says_which(tmp_path):
     file = make_coco(tmp_path)
-    coco = read(file)
-    del coco["annotations"][3]["segmentation"]
-    coco["annotations"][5]["segmentation"] = []
-    write(file, coco)
+    with changed(file) as coco:
+        del coco["annotations"][3]["segmentation"]
+        coco["annotations"][5]["segmentation"] = []
     said = r"annotation 103 of '1\.png': no segmentation, although 6 of 8 objects have one.*1 more"
     with pytest.raises(DatasetError, match=said):
-        fit_to_data(config(tmp_path, file, (), MASKS))
-    assert fit_to_data(config(tmp_path, file)).MODEL.ROI_HEADS.NUM_CLASSES == 2
-    cfg = config(tmp_path, file, (), MASKS, "DATALOADER.SKIP_BAD_ANNOTATIONS", "True")
-    fit_to_data(cfg)
+        fit(file, name=MASKS)
+    assert fit(file).MODEL.ROI_HEADS.NUM_CLASSES == 2
+    fit(file, (), *SKIP, name=MASKS)
     kept = [a["id"] for r in DatasetCatalog.get(str(file)) for a in r["annotations"]]
     assert kept == [100, 101, 102, 104, 106, 107]
     (skipped,) = json.loads((tmp_path / "output/skipped_annotations.json").read_text()).values()
@@ -374,54 +365,26 @@ def test_some_without_masks_are_an_error_that_says_which(tmp_path):
 def test_rle_sets_the_mask_format(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     file = make_coco(tmp_path)
-    coco = read(file)
     runs = [0, 48 * 20, 48 * 44]
-    coco["annotations"][0].update(
-        segmentation={"size": [48, 64], "counts": runs}, bbox=[0, 0, 20, 48]
-    )
-    write(file, coco)
-    fitted = fit_to_data(config(tmp_path, file, (), MASKS))
+    with changed(file) as coco:
+        coco["annotations"][0]["segmentation"] = {"size": [48, 64], "counts": runs}
+        coco["annotations"][0]["bbox"] = [0, 0, 20, 48]
+    fitted = fit(file, name=MASKS)
     assert fitted.MODEL.MASK_ON and fitted.INPUT.MASK_FORMAT == "bitmask"
     assert "masks as RLE, therefore now INPUT.MASK_FORMAT is bitmask" in caplog.text
 
 
 def test_label_images_are_needed_to_train_panoptic_and_semantic_models(tmp_path):
     file, panoptic = make_coco(tmp_path), "Digits/panoptic_fpn_R_18_gn_ws.yaml"
-    cfg = fit_to_data(config(tmp_path, "digits_train", file, panoptic))
+    cfg = fit("digits_train", file, name=panoptic)
     # A dataset with several kinds of truth is evaluated for what the model predicts.
     assert type(build_evaluator(cfg, "digits_panoptic_val")) is evaluation.DatasetEvaluators
     cfg.MODEL.WS.META_ARCHITECTURE = cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     assert isinstance(build_evaluator(cfg, "digits_panoptic_val"), evaluation.COCOEvaluator)
     with pytest.raises(ConfigError, match="PanopticFPN needs label images"):
-        fit_to_data(config(tmp_path, file, (), panoptic))
-    cfg = config(tmp_path, make_coco(tmp_path), (), "Digits/semantic_R_18_FPN_gn_ws.yaml")
+        fit(file, name=panoptic)
     with pytest.raises(ConfigError, match=r"SemanticSegmentor needs label images.*Choose"):
-        fit_to_data(cfg)
-
-
-def test_keypoints_come_from_the_categories(tmp_path):
-    file = make_coco(tmp_path, categories={1: "cat"})
-    coco = read(file)
-    coco["categories"][0]["keypoints"] = ["nose", "left_eye", "right_eye"]
-    for annotation in coco["annotations"]:
-        x, y, *_ = annotation["bbox"]
-        annotation["keypoints"] = [x + 3, y + 2, 2] * 3
-    write(file, coco)
-    cfg = config(tmp_path, file, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml")
-    fitted = fit_to_data(cfg)
-    assert fitted.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 3
-    assert len(fitted.TEST.KEYPOINT_OKS_SIGMAS) == 3
-    assert MetadataCatalog.get(str(file)).keypoint_flip_map == [("left_eye", "right_eye")]
-    assert DatasetCatalog.get(str(file))[0]["annotations"][0]["keypoints"][:3] == [7.5, 8.5, 2]
-    # pycocotools and Detectron2 want keypoints of all objects where some have them.
-    del coco["annotations"][1]["keypoints"]
-    write(file, coco)
-    fit_to_data(cfg)
-    assert truth(file).anns[101]["num_keypoints"] == 0
-    assert DatasetCatalog.get(str(file))[0]["annotations"][1]["keypoints"][2] == 0
-    plain = make_coco(tmp_path / "plain")
-    with pytest.raises(DatasetError, match=r"no annotation has keypoints.*MODEL\.KEYPOINT_ON"):
-        fit_to_data(config(tmp_path, plain, (), "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml"))
+        fit(file, name="Digits/semantic_R_18_FPN_gn_ws.yaml")
 
 
 def test_a_file_is_read_once(tmp_path, monkeypatch):
@@ -432,14 +395,14 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     train, val = f"{file}#train", f"{file}#val"
     with kept_files():
         choose_config([train])
-        fit_to_data(config(tmp_path, train, val))
+        fit(train, val)
     assert reads.count(str(file)) == 1
 
 
 def test_a_changed_file_is_registered_again(tmp_path):
     file = make_coco(tmp_path)
-    register(file)
-    coco = read(file)
-    write(file, {**coco, "annotations": coco["annotations"][:3]})
-    register(file)
+    fit(file)
+    with changed(file) as coco:
+        del coco["annotations"][3:]
+    fit(file)
     assert [len(record["annotations"]) for record in DatasetCatalog.get(str(file))] == [2, 1, 0, 0]

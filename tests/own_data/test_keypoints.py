@@ -1,12 +1,11 @@
 """Keypoints that change places in a mirrored image, by their names; one list for all classes."""
 
 import pytest
-from coco_files import make_coco, read, write
+from coco_files import changed, fit, make_coco, truth
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import create_keypoint_hflip_indices
 
-import gnws_d2
 from gnws_d2.errors import DatasetError
-from gnws_d2.projects.own_data import fit_to_data
 from gnws_d2.projects.own_data.keypoints import flip_pairs
 
 CONFIG = "Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml"
@@ -40,20 +39,28 @@ def test_words_that_only_contain_a_side_are_no_pairs():
 
 
 def fitted(tmp_path, keypoints, change=lambda coco: None):
-    """A file whose categories 1 and 2 have the keypoints, fitted with horizontal flips."""
+    """A file whose categories 1 and 2 have the keypoints, and a config with horizontal flips."""
     file = make_coco(tmp_path, categories={1: "cat", 2: "dog"})
-    coco = read(file)
-    for category, names in zip(coco["categories"], keypoints, strict=True):
-        category["keypoints"] = names
-    for annotation in coco["annotations"]:
-        x, y, *_ = annotation["bbox"]
-        points = keypoints[annotation["category_id"] - 1]
-        annotation["keypoints"] = [x + 3, y + 2, 2] * len(points)
-    change(coco)
-    write(file, coco)
-    opts = ["DATASETS.TRAIN", str(file), "INPUT.RANDOM_FLIP", "horizontal"]
-    fit_to_data(gnws_d2.load_config(CONFIG, opts))
-    return create_keypoint_hflip_indices((str(file),))
+    with changed(file) as coco:
+        for category, names in zip(coco["categories"], keypoints, strict=True):
+            category["keypoints"] = names
+        for annotation in coco["annotations"]:
+            x, y, *_ = annotation["bbox"]
+            points = keypoints[annotation["category_id"] - 1]
+            annotation["keypoints"] = [x + 3, y + 2, 2] * len(points)
+        change(coco)
+    return file, fit(file, (), "INPUT.RANDOM_FLIP", "horizontal", name=CONFIG)
+
+
+def test_keypoints_come_from_the_categories(tmp_path):
+    """pycocotools and Detectron2 want keypoints of all objects where some have them."""
+    names = ["nose", "left_eye", "right_eye"]
+    file, cfg = fitted(tmp_path, [names] * 2, lambda coco: coco["annotations"][1].pop("keypoints"))
+    assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == len(cfg.TEST.KEYPOINT_OKS_SIGMAS) == 3
+    assert MetadataCatalog.get(str(file)).keypoint_flip_map == [("left_eye", "right_eye")]
+    first, second = DatasetCatalog.get(str(file))[0]["annotations"]
+    assert first["keypoints"] == [7.5, 8.5, 2] * 3
+    assert second["keypoints"][2] == truth(file).anns[101]["num_keypoints"] == 0
 
 
 @pytest.mark.parametrize(
@@ -67,7 +74,8 @@ def fitted(tmp_path, keypoints, change=lambda coco: None):
 def test_detectron2_gets_the_pairs_and_a_warning_names_the_others(
     tmp_path, names, indices, said, caplog
 ):
-    assert fitted(tmp_path, [names, names]) == indices
+    file, _ = fitted(tmp_path, [names, names])
+    assert create_keypoint_hflip_indices((str(file),)) == indices
     assert said in caplog.text and bool(said) == ("RANDOM_FLIP is horizontal" in caplog.text)
     fitted(tmp_path, [["nose", "eyeL", "eyeR"], ["tip", "L", "R"]])  # other words, the same places
 
@@ -77,17 +85,16 @@ def hide(coco):
         annotation["keypoints"] = [0] * len(annotation["keypoints"])
 
 
+NOT_ALL = "not all classes have the keypoints nose, eyeL, eyeR"
+
+
 @pytest.mark.parametrize(
     ("other", "change", "said"),
     [
-        (["nose", "eyeL", "eyeR"], hide, "no annotation has keypoints that are visible"),
-        (
-            ["eyeL", "eyeR"],
-            lambda coco: None,
-            "not all classes have the keypoints nose, eyeL, eyeR",
-        ),
-        (["eyeL", "eyeR", "nose"], lambda coco: None, "not all classes have the keypoints nose"),
-        (["tip"], lambda coco: coco["categories"][1].pop("keypoints"), "not all classes have"),
+        (["nose", "eyeL", "eyeR"], hide, r"no annotation has keypoints.*MODEL\.KEYPOINT_ON"),
+        (["eyeL", "eyeR"], lambda coco: None, NOT_ALL),
+        (["eyeL", "eyeR", "nose"], lambda coco: None, NOT_ALL),
+        (["tip"], lambda coco: coco["categories"][1].pop("keypoints"), NOT_ALL),
     ],
 )
 def test_keypoints_that_no_model_can_have(tmp_path, other, change, said):
