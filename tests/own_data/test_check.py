@@ -8,21 +8,18 @@ import os
 import numpy as np
 import pytest
 import torch
-from coco_files import HEIGHT, WIDTH, make_coco, polygon, read, truth, write
+from coco_files import HEIGHT, SKIP, WIDTH, changed, fit, make_coco, polygon, read, truth, write
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 from pycocotools import mask as mask_util
 
-import gnws_d2
 from gnws_d2.data import load_train_dataset
 from gnws_d2.errors import DatasetError
-from gnws_d2.projects.own_data import fit_to_data
 from gnws_d2.projects.own_data.check import check_coco
 from gnws_d2.projects.own_data.coco_file import read_coco
 from gnws_d2.projects.own_data.image_files import ImageFiles
 
-CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
 MASK[6:18, 4:20] = 1  # as the box of annotation 100
 RLE = mask_util.encode(np.asfortranarray(MASK))["counts"].decode()
@@ -39,10 +36,7 @@ OF_ANNOTATION = {
     "bbox huge": ({"bbox": [4, 6, 1e300, 12]}, "outside its image of 64 x 48 pixels"),
     "bbox negative": ({"bbox": [20, 18, -16, -12]}, "of negative width or height"),
     "bbox normalized": ({"bbox": [0.06, 0.125, 0.25, 0.25]}, "which looks normalized"),
-    "bbox corners": (
-        {"bbox": [40, 30, 60, 44], "segmentation": []},
-        "which looks like two corners",
-    ),
+    "bbox corners": ({"bbox": [40, 30, 60, 44], "segmentation": []}, "looks like two corners"),
     "bbox corners by mask": (
         {"bbox": [10, 8, 20, 14], "segmentation": polygon(10, 8, 10, 6)},
         "which looks like two corners: its mask is in [10, 8, 10, 6]",
@@ -84,106 +78,75 @@ def file(tmp_path):
     return make_coco(tmp_path)
 
 
-def config(file, skip=False):
-    names = repr((str(file),))
-    opts = ["DATASETS.TRAIN", names, "DATASETS.TEST", names]
-    opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", str(skip), "DATALOADER.NUM_WORKERS", "0"]
-    return gnws_d2.load_config(CONFIG, [*opts, "OUTPUT_DIR", str(file.parent / "output")])
-
-
-def refused(file, said, named):
-    """It is refused, in one line, and what is skipped is in a list."""
+def refused(file, *said):
+    """It is refused in one line."""
     with pytest.raises(DatasetError) as caught:
-        fit_to_data(config(file))
+        fit(file, file)
     message = str(caught.value)
     assert message.startswith(f"{file}: ") and "\n" not in message and len(message) < 700
-    assert said in message and named in message, message
-    assert "--skip-bad-annotations" in message
+    assert all(part in message for part in (*said, "--skip-bad-annotations")), message
 
 
 @pytest.mark.parametrize("damage", OF_ANNOTATION)
 def test_a_damaged_annotation(file, damage):
     members, said = OF_ANNOTATION[damage]
-    coco = read(file)
-    coco["annotations"][0].update(members)
-    write(file, coco)
+    with changed(file) as coco:
+        coco["annotations"][0].update(members)
     refused(file, said, "annotation 100 of '0.png': ")
-    fit_to_data(config(file, skip=True))
+    fit(file, file, *SKIP)
     assert [a["id"] for a in DatasetCatalog.get(str(file))[0]["annotations"]] == [101]
     assert sorted(truth(file).anns) == list(range(101, 108))
     (skipped,) = json.loads((file.parent / "output/skipped_annotations.json").read_text()).values()
     assert [(s["image"], s["annotation"]) for s in skipped] == [(10, 100)]
 
 
-def change_annotation(**members):
-    return lambda coco: coco["annotations"][0].update(members)
-
-
-def change_image(**members):
-    return lambda coco: coco["images"][0].update(members)
-
-
-def second_image_of_a_file(coco):
-    coco["images"].append({**coco["images"][0], "id": 99})
-
-
-# What is named, what is said, and the ids of images and annotations that are left.
-ALL_IMAGES, ALL = {10, 11, 12, 13}, set(range(100, 108))
-NOT_100 = (ALL_IMAGES, ALL - {100})
-NOT_10 = (ALL_IMAGES - {10}, ALL - {100, 101})
+# The member, its place and new members; what is said, and the images and annotations left out.
 OF_IDS = {
     "annotation ids twice": (
-        change_annotation(id=101),
-        "annotation 101 of '0.png': 2 annotations have this id. There are 1 more",
-        (ALL_IMAGES, ALL - {100, 101}),
+        *("annotations", {"id": 101}),
+        *("annotation 101 of '0.png': 2 annotations have this id. There are 1 more", 0, 2),
     ),
     "image_id unknown": (
-        change_annotation(image_id=999),
-        "annotation 100: its image_id, 999, is not the id of an image",
-        NOT_100,
+        *("annotations", {"image_id": 999}),
+        *("annotation 100: its image_id, 999, is not the id of an image", 0, 1),
     ),
     "image ids twice": (
-        change_image(id=11),
-        "image '0.png' (id 11): 2 images have this id. There are 3 more",
-        ({12, 13}, ALL - {100, 101, 102, 103}),
+        *("images", {"id": 11}),
+        *("image '0.png' (id 11): 2 images have this id. There are 3 more", 2, 4),
     ),
-    "image id null": (change_image(id=None), "image '0.png' (id None): its id is None", NOT_10),
-    "one file twice": (
-        second_image_of_a_file,
-        "image '0.png' (id 10): the file is listed 2 times",
-        NOT_10,
-    ),
-    "width 0": (change_image(width=0), "its size is 0 x 48", NOT_10),
+    "image id null": ("images", {"id": None}, "image '0.png' (id None): its id is None", 1, 2),
+    "width 0": ("images", {"width": 0}, "its size is 0 x 48", 1, 2),
     "size exchanged": (
-        change_image(width=HEIGHT, height=WIDTH),
-        "it is 64 x 48 pixels, but the annotations say 48 x 64",
-        NOT_10,
+        *("images", {"width": HEIGHT, "height": WIDTH}),
+        *("it is 64 x 48 pixels, but the annotations say 48 x 64", 1, 2),
     ),
     "file_name null": (
-        change_image(file_name=None),
-        "image None (id 10): its file_name is None",
-        NOT_10,
+        *("images", {"file_name": None}, "image None (id 10): its file_name is None", 1, 2),
     ),
-    "file_name of lines": (change_image(file_name="a\n" * 200), r"image 'a\na\na", NOT_10),
-    "file_name with a NUL": (
-        change_image(file_name="a\0.png"),
-        "its file_name is 'a\\x00.png'",
-        NOT_10,
-    ),
+    "file_name of lines": ("images", {"file_name": "a\n" * 200}, r"image 'a\na\na", 1, 2),
+    "file_name NUL": ("images", {"file_name": "a\0.png"}, r"file_name is 'a\x00.png'", 1, 2),
 }
 
 
 @pytest.mark.parametrize("damage", OF_IDS)
 def test_damaged_ids_and_images(file, damage):
-    change, said, left = OF_IDS[damage]
-    coco = read(file)
-    change(coco)
-    write(file, coco)
-    refused(file, said, "")
-    fit_to_data(config(file, skip=True))
+    member, members, said, images, annotations = OF_IDS[damage]
+    with changed(file) as coco:
+        coco[member][0].update(members)
+    refused(file, said)
+    fit(file, file, *SKIP)
     used = truth(file)
-    assert (set(used.imgs), set(used.anns)) == left
-    assert {r["image_id"] for r in DatasetCatalog.get(str(file))} == left[0]
+    assert list(used.imgs) == [10, 11, 12, 13][images:]
+    assert list(used.anns) == list(range(100 + annotations, 108))
+    assert [r["image_id"] for r in DatasetCatalog.get(str(file))] == list(used.imgs)
+
+
+def test_one_file_listed_twice(file):
+    with changed(file) as coco:
+        coco["images"].append({**coco["images"][0], "id": 99})
+    refused(file, "image '0.png' (id 10): the file is listed 2 times")
+    fit(file, file, *SKIP)
+    assert list(truth(file).imgs) == [11, 12, 13]
 
 
 def rotated(image):
@@ -211,21 +174,16 @@ def test_damaged_image_files(file, damage):
     spoil, said = IMAGE_FILES[damage]
     spoil(file.parent / "images" / "0.png")
     refused(file, said, "image '0.png' (id 10): ")
-    fit_to_data(config(file, skip=True))
-    assert set(truth(file).imgs) == ALL_IMAGES - {10}
+    fit(file, file, *SKIP)
+    assert list(truth(file).imgs) == [11, 12, 13]
 
 
 def replaced(**members):
     return lambda file: write(file, {**read(file), **members})
 
 
-def without(member):
-    def remove(file):
-        coco = read(file)
-        del coco[member]
-        write(file, coco)
-
-    return remove
+def renamed(member):
+    return lambda file: file.write_text(file.read_text().replace(f'"{member}"', '"other"'))
 
 
 FILES = {
@@ -240,7 +198,7 @@ FILES = {
     "deep": (lambda file: file.write_text("[" * 100_000), r"not valid JSON"),
     "a list": (lambda file: file.write_text("[]"), r"it holds a list"),
     "another form": (lambda file: file.write_text('{"pictures": []}'), r"'images' is missing"),
-    "no categories": (without("categories"), r"'categories' is missing"),
+    "no categories": (renamed("categories"), r"'categories' is missing"),
     "no images": (replaced(images=[]), r"lists no images"),
     "images null": (replaced(images=None), r"'images' is a NoneType, not a list"),
     "images of text": (replaced(images=["a.png"]), r"images\[0\] is 'a\.png'"),
@@ -261,40 +219,37 @@ FILES = {
 
 
 @pytest.mark.parametrize("damage", FILES)
-@pytest.mark.parametrize("skip", [False, True])
-def test_damaged_files(file, damage, skip):
+@pytest.mark.parametrize("opts", [(), SKIP], ids=["all", "skip"])
+def test_damaged_files(file, damage, opts):
     """Nothing of them can be skipped."""
     spoil, said = FILES[damage]
     spoil(file)
     with pytest.raises(DatasetError, match=rf"mine\.json.*{said}") as caught:
-        fit_to_data(config(file, skip))
+        fit(file, file, *opts)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize(
-    ("form", "sound", "said"),
-    [
-        (lambda x, y, w, h: [x, y, x + w, y + h], [40, 30, 60, 44], "which looks like two corners"),
-        (
-            lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT],
-            [0, 0, 1, 1],
-            "which looks normalized",
-        ),
-    ],
-    ids=["corners", "normalized"],
-)
-def test_a_file_of_another_form_is_bad_as_a_whole(tmp_path, form, sound, said):
+FORMS = {  # of a box, one that is sound in it, and what is said
+    "corners": (lambda x, y, w, h: [x, y, x + w, y + h], [40, 30, 60, 44], "like two corners"),
+    "normalized": (
+        *(lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT], [0, 0, 1, 1]),
+        "which looks normalized",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_a_file_of_another_form_is_bad_as_a_whole(tmp_path, case):
     """Some boxes are inside their image in either form: skipping the others would train on them."""
-    file = make_coco(tmp_path, masks=False)
-    coco = read(file)
-    for annotation in coco["annotations"]:
-        annotation["bbox"] = form(*annotation["bbox"])
-        del annotation["area"]
-    coco["annotations"][1]["bbox"] = sound
-    write(file, coco)
+    (form, sound, said), file = FORMS[case], make_coco(tmp_path, masks=False)
+    with changed(file) as coco:
+        for annotation in coco["annotations"]:
+            annotation["bbox"] = form(*annotation["bbox"])
+            del annotation["area"]
+        coco["annotations"][1]["bbox"] = sound
     refused(file, said, "There are 7 more")
     with pytest.raises(DatasetError, match="no annotations"):
-        fit_to_data(config(file, skip=True))
+        fit(file, file, *SKIP)
 
 
 FINE = {
@@ -325,12 +280,10 @@ TOLERATED = {
 
 @pytest.mark.parametrize("case", TOLERATED)
 def test_what_detectron2_drops_or_clips_trains_as_there(file, case, caplog):
-    coco = read(file)
-    coco["annotations"][0].update(TOLERATED[case])
-    write(file, coco)
-    cfg = config(file)
-    cfg.MODEL.MASK_ON, cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN = True, "none", (HEIGHT,)
-    cfg = fit_to_data(cfg)
+    with changed(file) as coco:
+        coco["annotations"][0].update(TOLERATED[case])
+    opts = ["MODEL.MASK_ON", "True", "INPUT.RANDOM_FLIP", "none", "INPUT.MIN_SIZE_TRAIN"]
+    cfg = fit(file, file, *opts, f"({HEIGHT},)")
     assert "which training drops or clips: 1." in caplog.text
     theirs = load_coco_json(str(file), str(file.parent / "images"), "theirs")
     mapper = DatasetMapper(cfg, is_train=True)
@@ -344,12 +297,11 @@ def test_what_detectron2_drops_or_clips_trains_as_there(file, case, caplog):
 
 @pytest.mark.parametrize("case", FINE)
 def test_what_is_right_passes(file, case):
-    coco = read(file)
-    coco["annotations"][0].update(FINE[case])
-    write(file, coco)
+    with changed(file) as coco:
+        coco["annotations"][0].update(FINE[case])
     coco = read_coco(file)
     assert check_coco(coco, ImageFiles(file.parent / "images")) == (coco, [])
-    fit_to_data(config(file))
+    fit(file, file)
     # pycocotools gets along with what passes.
     used = truth(file)
     for annotation in used.anns.values():

@@ -3,14 +3,13 @@
 import json
 
 import pytest
-from coco_files import WIDTH, make_coco, read, write
+from coco_files import WIDTH, change_all, changed, fit, make_coco, read, write
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
-import gnws_d2
 from gnws.arguments import parse
-from gnws_d2.projects.own_data import check_data, data_summary, fit_to_data
+from gnws_d2.projects.own_data import check_data, data_summary
 from gnws_d2.projects.own_data.summary import summary_table
 
 SMALL = ["INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "1000"]
@@ -32,12 +31,8 @@ def file(tmp_path):
     return file
 
 
-def fitted(file, *opts):
-    return fit_to_data(gnws_d2.load_config("", ["DATASETS.TRAIN", str(file), *SMALL, *opts]))
-
-
 def test_the_numbers(file):
-    cfg = fitted(file, "MODEL.ANCHOR_GENERATOR.SIZES", "[[4],[24]]")
+    cfg = fit(file, (), *SMALL, "MODEL.ANCHOR_GENERATOR.SIZES", "[[4],[24]]")
     found = data_summary(str(file), cfg)
     assert json.loads(json.dumps(found)) == found
     assert (found["images"], found["images_without_annotations"]) == (5, 1)
@@ -52,7 +47,7 @@ def test_the_numbers(file):
 
 def test_the_table(file, caplog):
     caplog.set_level("INFO")
-    cfg = fitted(file)
+    cfg = fit(file, (), *SMALL)
     table = summary_table([str(file)], cfg)
     assert table in caplog.text
     rows = dict(line.rsplit("  ", 1) for line in table.splitlines()[2:])
@@ -68,7 +63,7 @@ def test_an_image_in_training_and_validation_is_said(tmp_path, caplog):
     coco = read(train)
     kept = coco["images"][:1]
     write(val, {**coco, "images": kept, "annotations": coco["annotations"][:2]})
-    fitted(train, "DATASETS.TEST", str(val))
+    fit(train, val)
     assert f"1 images of {train} are also in {val}, such as {tmp_path}/images/0.png" in caplog.text
 
 
@@ -85,9 +80,8 @@ def test_the_command_lists_everything_and_fails(tmp_path, run, caplog):
     image = tmp_path / "images" / "3.png"
     image.write_bytes(image.read_bytes()[:-4000])  # its header is whole
     Image.open(tmp_path / "images" / "4.png").save(tmp_path / "images" / "5.png")
-    coco = read(file)
-    coco["annotations"][0]["bbox"][2] = 3 * WIDTH
-    write(file, coco)
+    with changed(file) as coco:
+        coco["annotations"][0]["bbox"][2] = 3 * WIDTH
     output = tmp_path / "found.txt"
     code = run("--data", str(tmp_path), "--output", str(output))
     assert code == 1
@@ -100,20 +94,18 @@ def test_the_command_lists_everything_and_fails(tmp_path, run, caplog):
     assert set(found["summary"]) == {f"{file}#train", f"{file}#val"}
     for problem in problems:
         assert problem["reason"] in caplog.text
-    coco["annotations"][0]["bbox"][2] = 16
-    coco["images"].pop(3)
-    coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != 13]
-    write(file, coco)
+    with changed(file) as coco:
+        coco["annotations"][0]["bbox"][2] = 16
+        coco["images"].pop(3)
+        coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != 13]
     assert run(str(file)) == 0
 
 
 def test_the_command_checks_a_registered_dataset(tmp_path, run, caplog):
     file = make_coco(tmp_path)
-    coco = read(file)
-    coco["annotations"][0]["bbox"] = [70, 40, 20, 20]
-    for annotation in coco["annotations"]:
-        annotation["iscrowd"] = 1
-    write(file, coco)
+    change_all(file, iscrowd=1)
+    with changed(file) as coco:
+        coco["annotations"][0]["bbox"] = [70, 40, 20, 20]
     register_coco_instances("mine", {}, str(file), str(tmp_path / "images"))
     try:
         assert run("mine") == 1
