@@ -105,6 +105,11 @@ def truth(name: object) -> COCO:
         return COCO(MetadataCatalog.get(str(name)).json_file)
 
 
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return make_coco(tmp_path)
+
+
 @pytest.fixture(autouse=True)
 def forget_sources():
     """Sources that a test registers are forgotten after it; imported by the tests' files."""

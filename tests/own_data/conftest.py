@@ -1,1 +1,1 @@
-from coco_files import forget_sources  # noqa: F401
+from coco_files import file, forget_sources  # noqa: F401

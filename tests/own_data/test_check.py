@@ -73,11 +73,6 @@ OF_ANNOTATION = {
 }
 
 
-@pytest.fixture
-def file(tmp_path):
-    return make_coco(tmp_path)
-
-
 def refused(file, *said):
     """It is refused in one line."""
     with pytest.raises(DatasetError) as caught:

@@ -6,18 +6,15 @@ import math
 
 import numpy as np
 import pytest
-from coco_files import HEIGHT, WIDTH, make_coco, read, truth
+from coco_files import HEIGHT, MASKS, WIDTH, fit, make_coco, read, truth
 from detectron2.data import DatasetCatalog, DatasetMapper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_util
 from pycocotools.cocoeval import COCOeval
 
-import gnws_d2
 from gnws_d2.errors import DatasetError
-from gnws_d2.projects.own_data import fit_to_data
 
-CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 ODD = [
     *(None, True, False, -1, 0, 1, 2, 7, 10, 100, 0.5, 1e30, 1e308, math.nan, math.inf, -math.inf),
     *(10**18, 10**400, "", "1", "x", "a/b\0c", "../x", [], [1], [[]], [None], {}, {"a": 1}),
@@ -40,11 +37,10 @@ def made(tmp_path_factory):
     """A file with polygons, both kinds of RLE and keypoints, its content and the places in it."""
     folder = tmp_path_factory.mktemp("fuzzed")
     coco = read(make_coco(folder, images=2))
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask, size = np.zeros((HEIGHT, WIDTH), np.uint8, "F"), [HEIGHT, WIDTH]
     x, y, width, height = coco["annotations"][0]["bbox"]
     mask[y : y + height, x : x + width] = 1
-    size = [HEIGHT, WIDTH]
-    text = mask_util.encode(np.asfortranarray(mask))["counts"].decode()
+    text = mask_util.encode(mask)["counts"].decode()
     coco["annotations"][0]["segmentation"] = {"size": size, "counts": text}
     runs = [HEIGHT * 20, HEIGHT * 10, HEIGHT * (WIDTH - 30)]
     coco["annotations"][1].update(
@@ -76,12 +72,10 @@ def test_any_value_anywhere(made, data):
         except (KeyError, IndexError, TypeError):
             continue  # the first change took this place away
     file.write_text(json.dumps(coco))
-    skip = data.draw(st.booleans())
-    name = str(file)
-    opts = ["DATASETS.TRAIN", name, "DATASETS.TEST", name, "INPUT.MIN_SIZE_TRAIN", "(48,)"]
-    opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", str(skip), "MODEL.DEVICE", "cpu"]
+    name, skip = str(file), str(data.draw(st.booleans()))
+    opts = ["INPUT.MIN_SIZE_TRAIN", "(48,)", "DATALOADER.SKIP_BAD_ANNOTATIONS", skip]
     try:
-        cfg = fit_to_data(gnws_d2.load_config(CONFIG, opts))
+        cfg = fit(name, name, *opts, "MODEL.DEVICE", "cpu", name=MASKS)
     except DatasetError as error:
         assert "\n" not in str(error) and len(str(error)) < 700
         return
@@ -103,7 +97,5 @@ def test_any_value_anywhere(made, data):
     ]
     if results and len(results) == len(used.anns):
         evaluation = COCOeval(used, used.loadRes(results), "segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+        evaluation.evaluate(), evaluation.accumulate(), evaluation.summarize()
         assert evaluation.stats[0] in (-1, pytest.approx(1))

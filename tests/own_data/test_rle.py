@@ -10,42 +10,42 @@ from pycocotools import mask as mask_util
 from gnws_d2.errors import DatasetError
 from gnws_d2.projects.own_data import rle
 
-masks = npst.arrays(
-    np.uint8, npst.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1)
+
+def arrays(side):
+    shapes = npst.array_shapes(min_dims=2, max_dims=2, max_side=side)
+    return npst.arrays(np.uint8, shapes, elements=st.integers(0, 1))
+
+
+# Also with long runs, whose lengths have several digits.
+masks = arrays(40) | st.builds(
+    lambda mask, *times: np.kron(mask, np.ones(times, np.uint8)),
+    *(arrays(5), st.integers(1, 300), st.integers(1, 300)),
 )
-# Long runs, whose lengths have several digits.
-blocks = st.builds(
-    lambda mask, rows, columns: np.kron(mask, np.ones((rows, columns), np.uint8)),
-    npst.arrays(
-        np.uint8, npst.array_shapes(min_dims=2, max_dims=2, max_side=5), elements=st.integers(0, 1)
-    ),
-    st.integers(1, 300),
-    st.integers(1, 300),
-)
 
 
-def compressed(mask):
-    return mask_util.encode(np.asfortranarray(mask))["counts"].decode()
+def pixels(lengths, height, width):
+    return np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(width, height).T
 
 
-@given(masks | blocks)
-def test_runs_are_those_that_pycocotools_encoded(mask):
+@given(masks)
+def test_runs_and_bounds_are_pycocotools(mask):
     height, width = mask.shape
-    lengths = rle.runs(compressed(mask), height, width)
-    decoded = np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(width, height).T
-    assert (decoded == mask).all()
+    encoded = mask_util.encode(np.asfortranarray(mask))
+    lengths = rle.runs(encoded["counts"].decode(), height, width)
+    assert (pixels(lengths, height, width) == mask).all()
     assert (rle.runs(lengths.tolist(), height, width) == lengths).all()
+    expected = tuple(mask_util.toBbox(encoded)) if mask.any() else None
+    assert rle.bounds(lengths, height) == expected
 
 
-@given(masks | blocks)
-def test_bounds_are_pycocotools(mask):
-    height, width = mask.shape
-    found = rle.bounds(rle.runs(compressed(mask), height, width), height)
-    if mask.any():
-        expected = mask_util.toBbox(mask_util.encode(np.asfortranarray(mask)))
-        assert found == tuple(expected)
-    else:
-        assert found is None
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20))
+def test_bounds_of_runs_of_which_some_are_empty(counts):
+    """pycocotools misreads runs of no pixels."""
+    counts.append(-sum(counts) % 6)
+    mask = pixels(rle.runs(counts, 6, sum(counts) // 6), 6, sum(counts) // 6)
+    x, y = map(np.flatnonzero, (mask.any(0), mask.any(1)))
+    expected = (x[0], y[0], np.ptp(x) + 1, np.ptp(y) + 1) if mask.any() else None
+    assert rle.bounds(np.array(counts), 6) == expected
 
 
 @given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
@@ -57,29 +57,22 @@ def test_what_passes_is_what_pycocotools_decodes(text):
     except DatasetError:
         return
     again = mask_util.decode({"size": [height, width], "counts": text.encode()})
-    expected = np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(width, height).T
-    assert (again == expected).all()
+    assert (again == pixels(lengths, height, width)).all()
 
 
-@pytest.mark.parametrize(
-    ("counts", "said"),
-    [
-        ("", "sum to 0"),
-        ([29], "sum to 29"),
-        ([10, 10, 11], "sum to 31"),
-        ([-1, 31], "negative"),
-        ([30.0], "whole numbers"),
-        ([2**70], "whole numbers"),
-        ([[], 30], "whole numbers"),
-        ([2**62, 2**62, 2**62, 2**62, 30], "sum to 30"),
-        ("P", "cut off"),
-        ("n", "cut off"),
-        ("\u00e9", "characters"),
-        ("PPPPPPPPPPP0", "32 bits"),
-        ("N0", "negative"),
-        (None, "NoneType"),
-    ],
-)
-def test_damage_is_named(counts, said):
-    with pytest.raises(DatasetError, match=said):
-        rle.runs(counts, 6, 5)
+DAMAGE = {
+    "sum to": ["", [29], [10, 10, 11], [*[2**62] * 4, 30]],
+    "negative": [[-1, 31], "N0"],
+    "whole numbers": [[30.0], [2**70], [[], 30]],
+    "cut off": ["P", "n"],
+    "characters": ["\u00e9", "\ud800"],
+    "32 bits": ["PPPPPPPPPPP0"],
+    "NoneType": [None],
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_damage_is_named(said):
+    for counts in DAMAGE[said]:
+        with pytest.raises(DatasetError, match=said):
+            rle.runs(counts, 6, 5)
