@@ -8,6 +8,7 @@ README.md for the other functions.
 from .arguments import choose_config, data_opts, data_splits
 from .coco_file import kept_files
 from .fit import fit_to_data
+from .image_files import path_key
 from .lazy_data import fit_lazy_config, name_data
 from .schedule import (
     check_lengths,
@@ -33,6 +34,7 @@ __all__ = [
     "measure_label",
     "name_data",
     "packaged_config",
+    "path_key",
     "schedule_for",
     "short_name",
     "start_from_detector",

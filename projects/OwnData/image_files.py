@@ -95,11 +95,17 @@ def find_images(file_names: Sequence[str], folders: Sequence[Path]) -> ImageFile
     return ImageFiles(folder, {name: find(folder, _parts(name), listing) for name in missing})
 
 
+def path_key(path: str | Path) -> tuple[str, ...]:
+    """The parts of the path of a file, or of a file_name, each the same for all its spellings."""
+    parts = path.parts if isinstance(path, Path) else _parts(path)
+    return tuple(_key(part) for part in parts if part != "..")
+
+
 def _parts(file_name: str) -> list[str]:
     """The parts of a path or address, of any system."""
     path, _, query = file_name.partition("?")
     if not os.path.splitext(path)[1]:  # Label Studio: /data/local-files/?d=images/a.png
-        path = next((v for _, v in parse_qsl(query) if os.path.splitext(v)[1]), path)
+        path = next((v for _, v in parse_qsl(query) if os.path.splitext(v)[1]), file_name)
     return [part for part in re.split(r"[\\/]+", unquote(path)) if part not in ("", ".")]
 
 
