@@ -52,6 +52,24 @@ def publish(written: Path, file: Path) -> None:
         _sync(file.parent)
 
 
+def restored(file: Path) -> contextlib.ExitStack:
+    """A context at whose end ``file`` is as it is now, in the main process, unless its ``pop_all``
+    was called."""
+    before = file.read_bytes() if file.is_file() else None
+
+    def restore() -> None:
+        if before is None:
+            file.unlink(missing_ok=True)
+        else:
+            with atomic_write(file) as partial:
+                partial.write_bytes(before)
+
+    context = contextlib.ExitStack()
+    if comm.is_main_process():
+        context.callback(restore)
+    return context
+
+
 @functools.cache  # once for each folder
 def _remove_stale(folder: Path) -> None:
     for left in folder.glob(f".*{_SUFFIX}"):

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 
-from ..config import all_defaults, leaves, set_key
+from ..config import all_defaults, leaves
 from ..errors import CheckpointError, GnwsError, shorten
 from .provenance import Provenance
 
@@ -109,7 +109,7 @@ def check_resumable(checkpoint: Mapping[str, Any], file: Path, cfg: CfgNode | No
     stored = Provenance.read(checkpoint).config
     if cfg is not None and stored:
         former, now = (_values(yaml.safe_load(text)) for text in (stored, cfg.dump()))
-        check_values(former, now, file, _rates(former, cfg, state["iteration"] + 1))
+        check_values(former, now, file, _rates(groups[0], cfg, state["iteration"] + 1))
 
 
 def check_values(
@@ -161,22 +161,15 @@ def _values(content: Any) -> dict[str, Any]:
     return {**defaults, **dict(leaves(CfgNode(content)))}
 
 
-def _rates(former: Mapping[str, Any], cfg: CfgNode, iteration: int) -> str:
-    """The learning rates of ``iteration`` by the former schedule and by that of ``cfg``."""
-    old = cfg.clone()
-    old.defrost()
-    rates = []
+def _rates(group: Mapping[str, Any], cfg: CfgNode, iteration: int) -> str:
+    """The learning rate of ``iteration`` by ``cfg``, where the optimizer's ``group`` was to have
+    another: it is saved with that of the next iteration."""
     try:
-        for key, _ in leaves(cfg):
-            if key.startswith("SOLVER.") and key in former:
-                set_key(old, key, former[key])
-        for schedule in (old, cfg):
-            optimizer = torch.optim.SGD([torch.zeros(1)], lr=cfg.SOLVER.BASE_LR)
-            scheduler = build_lr_scheduler(schedule, optimizer)
-            scheduler.last_epoch = min(iteration, schedule.SOLVER.MAX_ITER)
-            rates.append(scheduler.get_lr()[0])
-    except Exception:  # a file may hold any value
+        was, base = float(group["lr"]), float(group["initial_lr"])
+    except (KeyError, TypeError, ValueError):  # a file may hold any value
         return ""
-    was, rate = rates
+    scheduler = build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], lr=base))
+    scheduler.last_epoch = min(iteration, cfg.SOLVER.MAX_ITER)
+    (rate,) = scheduler.get_lr()
     said = f" The learning rate of iteration {iteration} is {rate:.3g}, and was to be {was:.3g}."
-    return "" if math.isclose(was, rate) else said
+    return "" if math.isclose(was, rate, abs_tol=1e-12) else said

@@ -86,22 +86,15 @@ def launch(
 
 
 def _check_world(per_machine: int, machines: int, rank: int, url: str | None) -> None:
-    for flag, count in (("--num-gpus", per_machine), ("--num-machines", machines)):
-        if count < 1:
-            raise GnwsError(
-                f"{flag} is {count}. Set it to 1 or more; without a GPU, --num-gpus is the number "
-                "of processes on the CPU."
-            )
-    if not 0 <= rank < machines:
-        raise GnwsError(
-            f"--machine-rank is {rank}, and --num-machines {machines}. Count machines from 0 to "
-            f"{machines - 1}."
-        )
-    if machines > 1 and url in (None, "auto"):
-        raise GnwsError(
-            f"--num-machines is {machines}, and --dist-url {url}. Set it to tcp://ADDRESS:PORT of "
-            "machine 0, the same on all machines."
-        )
+    has_url, cpu = machines <= 1 or url not in (None, "auto"), "without a GPU, processes on the CPU"
+    for flag, value, is_usable, fix in (
+        ("--num-gpus", per_machine, per_machine > 0, f"1 or more; {cpu}"),
+        ("--num-machines", machines, machines > 0, "1 or more"),
+        ("--machine-rank", rank, 0 <= rank < machines, f"0 to {machines - 1}, one each machine"),
+        ("--dist-url", url, has_url, "tcp://ADDRESS:PORT of machine 0, on all machines"),
+    ):
+        if not is_usable:
+            raise GnwsError(f"{flag} is {value}, of {machines} machines. Set it to {fix}.")
 
 
 def _start(world: tuple, main: tuple, timeout: timedelta) -> None:

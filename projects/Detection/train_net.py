@@ -36,6 +36,7 @@ from gnws_d2.engine import launch, locked_output, scale_schedule
 from gnws_d2.engine.hooks import MAIN_METRICS
 from gnws_d2.engine.schedule import in_iterations
 from gnws_d2.errors import ConfigError
+from gnws_d2.files import restored
 from gnws_d2.predictor import config_of
 from gnws_d2.projects import own_data, report
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
@@ -263,13 +264,18 @@ def run(args: argparse.Namespace) -> None:
         if args.resume and pointer.is_file():  # so that the saved config names what is evaluated
             cfg.MODEL.WEIGHTS = str(pointer.with_name(pointer.read_text().strip()))
     with contextlib.nullcontext() if args.eval_only else locked_output(cfg.OUTPUT_DIR):
-        with own_data.kept_files():  # each annotation file is read once
-            cfg = setup(args, cfg, file, opts)
-            trainer = None if args.eval_only else Trainer(cfg)
-        if trainer is None:
-            evaluate_only(args, cfg, run_folder)
-        else:
-            train(args, cfg, trainer)
+        # A run that is refused before it trains leaves the config of the one before it.
+        with restored(Path(cfg.OUTPUT_DIR, "config.yaml")) as undo:
+            with own_data.kept_files():  # each annotation file is read once
+                cfg = setup(args, cfg, file, opts)
+                trainer = None if args.eval_only else Trainer(cfg)
+            if trainer is None:
+                undo.pop_all()
+                evaluate_only(args, cfg, run_folder)
+            else:
+                begun = hooks.CallbackHook(before_train=lambda _: undo.pop_all())
+                trainer.register_hooks([begun])
+                train(args, cfg, trainer)
 
 
 def main(args: argparse.Namespace) -> None:
