@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
@@ -20,15 +21,12 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils.logger import log_first_n
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
-from torch import nn
 
 from ..config import DATASET_KEYS, built_architecture, dataset_names
 from ..data import read_labels
 from ..errors import ConfigError
 
 COCO_LIMIT, KEYPOINT_LIMIT = 100, 20  # detections of an image and class that COCO's AP counts
-# Where Detectron2's models have the most detections of an image that they return.
-_MODEL_LIMITS = ("test_topk_per_image", "max_detections_per_image")
 
 
 class COCOEvaluator(evaluation.COCOEvaluator):
@@ -38,26 +36,38 @@ class COCOEvaluator(evaluation.COCOEvaluator):
     - names the AP of each class where the classes are not in the order of their ids,
     - counts all that a model detects: COCO's AP counts 100 detections of an image and class, and
       so does this one up to there; ``max_dets_per_image`` sets another limit,
+    - warns where images have more objects than ``detections_per_image``, the most that the model
+      detects (negative for any number), or than keypoint AP counts,
     - by default writes the truth of a dataset without a file again, each time: the function that
       is registered, or what it reads, may have changed.
     """
 
-    def __init__(self, dataset_name: str, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, dataset_name: str, *args: Any, detections_per_image: int = -1, **kwargs: Any
+    ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         is_function = "json_file" not in metadata.as_dict()
-        kept = []
+        shared: list[list[float]] = []
         if is_function and metadata.get("keypoint_names"):
             # The conversion moves keypoints by half a pixel, also those that the function shares.
             records = DatasetCatalog.get(dataset_name)
-            annotations = (a for record in records for a in record.get("annotations", ()))
-            kept = [(a["keypoints"], list(a["keypoints"])) for a in annotations if "keypoints" in a]
+            annotations = (a for r in records for a in r.get("annotations", ()))
+            shared = [a["keypoints"] for a in annotations if "keypoints" in a]
+        kept = copy.deepcopy(shared)
         self._counts_all = kwargs.get("max_dets_per_image") is None
         super().__init__(dataset_name, *args, **{"allow_cached_coco": False, **kwargs})
-        for keypoints, values in kept:
+        for keypoints, values in zip(shared, kept, strict=True):
             keypoints[:] = values
         if is_function:
             del metadata.json_file  # which later evaluations would take for the dataset's own
         complete_truth(self._coco_api)
+        fix = (
+            f"the {detections_per_image} that the model detects at most: the rest are missed. Set "
+            "TEST.DETECTIONS_PER_IMAGE, or that of the LazyConfig's model, to the highest number."
+        )
+        _warn_of_full_images(self._coco_api, "objects", detections_per_image, fix)
+        fix = f"the {KEYPOINT_LIMIT} that COCO's keypoint AP counts: the rest lower it."
+        _warn_of_full_images(self._coco_api, "objects with keypoints", KEYPOINT_LIMIT, fix)
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Any = None) -> None:
         if self._counts_all:
@@ -91,34 +101,14 @@ def detection_limit(detections: Iterable[Mapping[str, Any]], *, by_class: bool =
     return max([COCO_LIMIT, *counts.values()])
 
 
-def warn_of_full_images(evaluator: DatasetEvaluator, limit: int, key: str) -> None:
-    """Warn where images have more objects than a model detects, or than keypoint AP counts.
-
-    Args:
-        evaluator: of any kind; Detectron2's ``COCOEvaluator`` has the truth that this needs.
-        limit: the most detections of an image; negative for any number.
-        key: what sets it, for the message.
-    """
-    fix = f"{key}, which is {limit}: the rest are missed. Set it to the highest number of objects."
-    keypoint_fix = f"the {KEYPOINT_LIMIT} that COCO's keypoint AP counts: the rest lower it."
-    for one in getattr(evaluator, "_evaluators", [evaluator]):
-        truth = one._coco_api.anns.values() if isinstance(one, evaluation.COCOEvaluator) else ()
-        objects = [a for a in truth if not a.get("iscrowd")]
-        with_keypoints = [a for a in objects if a.get("num_keypoints")]
-        for kind, counted, most, end in (
-            ("objects", objects, limit, fix),
-            ("objects with keypoints", with_keypoints, KEYPOINT_LIMIT, keypoint_fix),
-        ):
-            counts = Counter(a["image_id"] for a in counted).values()
-            if full := [count for count in counts if 0 <= most < count]:
-                message = f"{len(full)} images have more {kind} (up to {max(full)}) than {end}"
-                log_first_n(logging.WARNING, message, key="message")
-
-
-def limit_of(model: nn.Module) -> int:
-    """The most detections of an image that ``model`` returns; -1 if it does not say."""
-    limits = (getattr(m, name, None) for m in model.modules() for name in _MODEL_LIMITS)
-    return next((limit for limit in limits if isinstance(limit, int)), -1)
+def _warn_of_full_images(truth: COCO, kind: str, limit: int, fix: str) -> None:
+    objects = (a for a in truth.anns.values() if not a.get("iscrowd"))
+    counts = Counter(
+        a["image_id"] for a in objects if kind == "objects" or a.get("num_keypoints")
+    ).values()
+    if full := [count for count in counts if 0 <= limit < count]:
+        message = f"{len(full)} images have more {kind} (up to {max(full)}) than {fix}"
+        log_first_n(logging.WARNING, message, key="message")
 
 
 def complete_truth(truth: COCO) -> None:
@@ -178,8 +168,9 @@ def build_evaluator(
         kind = "coco_and_sem_seg"
     name = dataset_name
     out = output_folder or str(Path(cfg.OUTPUT_DIR, "inference", dataset_folder(cfg, name)))
-    coco = partial(COCOEvaluator, name, output_dir=out, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    options = {"kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS, "detections_per_image": limit}
+    coco = partial(COCOEvaluator, name, output_dir=out, **options)
     lvis = {"max_dets_per_image": max(limit, 300) if limit >= 0 else limit}  # LVIS's AP counts 300
     # The default function of the copy of Detectron2 on PyPI fails with NumPy 2.
     sem_seg = partial(
@@ -202,9 +193,7 @@ def build_evaluator(
             f"{', '.join(known)}."
         )
     evaluators = [make() for make in known[kind]]
-    evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
-    warn_of_full_images(evaluator, limit, "TEST.DETECTIONS_PER_IMAGE")
-    return evaluator
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
 def dataset_folder(cfg: CfgNode, dataset_name: str) -> str:

@@ -112,8 +112,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
     def _best(self) -> int:
         """The iteration of the best evaluation, the first of equal ones; -1 if there is none."""
-        # A detector that finds nothing has no AP.
-        values = {i: 0.0 if math.isnan(value) else value for i, value in self._scores.items()}
+        # A detector that finds nothing has no AP: it is worse than one that finds something.
+        values = {i: -1.0 if math.isnan(value) else value for i, value in self._scores.items()}
         return max(values, key=values.__getitem__, default=-1)
 
     def _is_exhausted(self) -> bool:

@@ -28,6 +28,7 @@ from gnws_d2 import StandardizationReport
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import resolve_config_file
 from gnws_d2.engine import (
+    COCOEvaluator,
     ConfigValues,
     IterationSeed,
     ResumableLoader,
@@ -40,7 +41,6 @@ from gnws_d2.engine import (
     save_final,
     seek_data,
 )
-from gnws_d2.engine.evaluation import COCOEvaluator, limit_of, warn_of_full_images
 from gnws_d2.errors import ConfigError
 from gnws_d2.projects.detection.defaults import (
     FirstIterations,
@@ -50,6 +50,9 @@ from gnws_d2.projects.detection.defaults import (
 )
 from gnws_d2.projects.detection.lazy_config import load_lazy_config, values
 from gnws_d2.projects.own_data import data_splits, fit_lazy_config, name_data
+
+# Where Detectron2's models have the most detections of an image that they return.
+LIMITS = ("test_topk_per_image", "max_detections_per_image")
 
 
 def build(cfg: Any) -> nn.Module:
@@ -63,12 +66,11 @@ def build(cfg: Any) -> nn.Module:
 
 def test(cfg: Any, model: nn.Module) -> dict[str, Any]:
     loader, node = instantiate(cfg.dataloader.test), cfg.dataloader.evaluator
-    if "_target_" in node and _target(node) is evaluation.COCOEvaluator:
-        node = {**node, "_target_": COCOEvaluator}
-    evaluator = instantiate(node)
-    if isinstance(evaluator, evaluation.DatasetEvaluator):
-        warn_of_full_images(evaluator, limit_of(model), "the model's number of detections")
-    results = inference_on_dataset(model, loader, evaluator)
+    if "_target_" in node and _target(node) in (evaluation.COCOEvaluator, COCOEvaluator):
+        limits = (getattr(m, name, None) for m in model.modules() for name in LIMITS)
+        limit = next((limit for limit in limits if isinstance(limit, int)), -1)
+        node = {**node, "_target_": COCOEvaluator, "detections_per_image": limit}
+    results = inference_on_dataset(model, loader, instantiate(node))
     print_csv_format(results)
     return results
 

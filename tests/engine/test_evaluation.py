@@ -62,7 +62,7 @@ def test_all_detections_of_an_image_count(tiny_config, register, caplog):
     cfg.TEST.DETECTIONS_PER_IMAGE = 100
     # At a precision of 1, recalls of 0 to 0.5 are reached: 51 of 101.
     assert score(cfg, BOXES[:100]) == pytest.approx(100 * 51 / 101)
-    assert "(up to 200) than TEST.DETECTIONS_PER_IMAGE, which is 100" in caplog.text
+    assert "(up to 200) than the 100 that the model detects at most" in caplog.text
 
 
 def test_keypoints_beyond_coco_s_20_are_named(tiny_config, register, caplog):
