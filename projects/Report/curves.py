@@ -146,43 +146,34 @@ def read_history(file: Path) -> dict[str, Series]:
     return {name: dict(sorted(course.items())) for name, course in values.items() if course}
 
 
-def losses(history: Mapping[str, Series]) -> Figure | None:
-    """The losses over the iterations; None without any."""
-    names = [name for name in history if name.startswith("loss")]
-    return _over_iterations("Training loss", history, [*names, "total_loss"])
-
-
-def ap_history(history: Mapping[str, Series]) -> Figure | None:
-    """AP and AP50 of each evaluation over the iterations; None without an evaluation."""
-    wanted = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "keypoints/AP")
-    # With several test datasets, names start with that of the dataset.
-    names = [n for n in history if any(n == w or n.endswith(f"/{w}") for w in wanted)]
-    return _over_iterations("AP during training (percent)", history, sorted(names), marker="o")
-
-
-def learning_rate(history: Mapping[str, Series]) -> Figure | None:
-    """The learning rate over the iterations; None if it is not known."""
-    return _over_iterations("Learning rate", history, ["lr"])
-
-
-def _over_iterations(
-    title: str, history: Mapping[str, Series], names: Sequence[str], marker: str = ""
-) -> Figure | None:
-    if not names or names[-1] not in history:
-        return None
-    figure, axes = _axes(title)
-    for name in names:
-        line: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
-        if name == "total_loss":
-            line |= {"color": "black", "linewidth": 2}
-        iterations, values = zip(*history[name].items(), strict=True)
-        label = _short(name, 34)
-        axes.plot(iterations, values, marker=marker, markersize=3, label=label, **line)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("iterations")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _legend(axes)
-    return figure
+def over_iterations(history: Mapping[str, Series]) -> dict[str, Figure]:
+    """The losses, AP and AP50 of each evaluation, and the learning rate over the iterations, those
+    that ``history`` has."""
+    ap = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "keypoints/AP")
+    known = sorted(history)
+    courses = {
+        "loss": ("Training loss", [n for n in known if n.startswith(("loss", "total_loss"))]),
+        # With several test datasets, names start with that of the dataset.
+        "ap_history": ("AP during training (percent)", [n for n in known if n.endswith(ap)]),
+        "learning_rate": ("Learning rate", [n for n in known if n == "lr"]),
+    }
+    figures = {}
+    for kind, (title, names) in courses.items():
+        if not names:
+            continue
+        figures[kind], axes = _axes(title)
+        for name in names:
+            line: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
+            if name == "total_loss":
+                line |= {"color": "black", "linewidth": 2}
+            marker, label = "o" if kind == "ap_history" else "", _short(name, 34)
+            x, y = zip(*history[name].items(), strict=True)
+            axes.plot(x, y, marker=marker, markersize=3, label=label, **line)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("iterations")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _legend(axes)
+    return figures
 
 
 def _axes(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import COCOeval
 
 from gnws_d2.engine.evaluation import detection_limit
 from gnws_d2.errors import GnwsError
@@ -110,19 +110,27 @@ def match(truth: COCO, results: Sequence[Row], task: str) -> Matches:
     Raises:
         GnwsError: a detection is of an image that ``truth`` does not have.
     """
-    evaluation = _evaluate(truth, results, task)
-    right, wrong, finders = _counted(evaluation)
-    areas = [_precision(evaluation, bounds) for bounds in Params(task).areaRng]
-    precision = areas[0]
+    evaluation = _coco_eval(truth, results, task)
+    areas = []  # (IoU thresholds, recalls, classes) each; NaN for classes without objects
+    # One at a time: the matches of many classes at all areas would take gigabytes.
+    for bounds in reversed(evaluation.params.areaRng):
+        evaluation.params.areaRng = [bounds]
+        with _silence():
+            evaluation.evaluate()
+            evaluation.accumulate()
+        found = evaluation.eval["precision"][..., 0, 0]
+        areas.append(np.where(found < 0, np.nan, found))  # COCOeval writes -1
+    right, wrong, finders = _counted(evaluation)  # at the last area, which is any
+    *large_to_small, precision = areas
     parts = {"AP": precision, "AP50": precision[_IOU_50], "AP75": precision[_IOU_75]}
-    parts |= {f"AP{size}": area for size, area in zip("sml", areas[1:], strict=True)}
+    parts |= {f"AP{size}": area for size, area in zip("sml", large_to_small[::-1], strict=True)}
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
     class_ap = np.stack([means.mean(axis=0), means[_IOU_50], means[_IOU_75]], axis=1)
 
     return Matches(
         task=task,
         categories={id_: truth.cats[id_]["name"] for id_ in evaluation.params.catIds},
-        ap={name: 100 * float(_mean(values)) for name, values in parts.items()},
+        ap={n: 100 * float(ratio(np.nansum(v), np.isfinite(v).sum())) for n, v in parts.items()},
         class_ap=100 * class_ap,
         precision=precision[_IOU_50],
         right=right,
@@ -144,7 +152,10 @@ def confusion_matrix(
         that are missed, the last row detections where no object is.
     """
     kept = [result for result in results if result["score"] >= threshold]
-    evaluation = _evaluate(truth, kept, task, by_class=False)
+    evaluation = _coco_eval(truth, kept, task, by_class=False)
+    evaluation.params.areaRng = evaluation.params.areaRng[:1]
+    with _silence():
+        evaluation.evaluate()
     index = {id_: k for k, id_ in enumerate(sorted(truth.getCatIds()))}
     background = len(index)
     _, wrong, finders = _counted(evaluation)
@@ -219,8 +230,10 @@ def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResul
     return {"worst": worst, "best": best, "random": drawn}
 
 
-def _evaluate(truth: COCO, results: Sequence[Row], task: str, *, by_class: bool = True) -> COCOeval:
-    """``COCOeval``, evaluated for objects of all areas; neither argument is changed.
+def _coco_eval(
+    truth: COCO, results: Sequence[Row], task: str, *, by_class: bool = True
+) -> COCOeval:
+    """A ``COCOeval`` to evaluate; neither argument is changed.
 
     Args:
         by_class: match only detections and objects of one class.
@@ -245,23 +258,7 @@ def _evaluate(truth: COCO, results: Sequence[Row], task: str, *, by_class: bool 
     evaluation = COCOeval(copied, detected, task)
     evaluation.params.useCats = by_class
     evaluation.params.maxDets = [detection_limit(rows, by_class=by_class)]
-    evaluation.params.areaRng = evaluation.params.areaRng[:1]
-    with _silence():
-        evaluation.evaluate()
     return evaluation
-
-
-def _precision(evaluation: COCOeval, bounds: Sequence[float]) -> np.ndarray:
-    """(IoU thresholds, recalls, classes) of objects with an area within ``bounds``; NaN for classes
-    without any. The matches of many classes at all areas at once would take gigabytes."""
-    found, used = evaluation.params, evaluation._paramsEval
-    if found.areaRng != [bounds]:
-        found.areaRng = used.areaRng = [bounds]
-        pairs, [limit] = ((k, i) for k in found.catIds for i in found.imgIds), found.maxDets
-        evaluation.evalImgs = [evaluation.evaluateImg(i, k, bounds, limit) for k, i in pairs]
-    with _silence():
-        evaluation.accumulate()
-    return _defined(evaluation.eval["precision"][..., 0, 0])
 
 
 def coco_api(dataset: dict[str, Any]) -> COCO:
@@ -290,16 +287,6 @@ def _counted(evaluation: COCOeval) -> tuple[list[Row], list[Row], list[tuple[Row
             (objects[i], detections.get(finder)) for i, finder, ignored in each if not ignored
         ]
     return right, wrong, finders
-
-
-def _mean(values: np.ndarray) -> Any:
-    """The mean of what is defined, NaN of nothing."""
-    defined = values[~np.isnan(values)]
-    return defined.mean() if defined.size else np.nan
-
-
-def _defined(values: np.ndarray) -> np.ndarray:
-    return np.where(values < 0, np.nan, values)  # COCOeval writes -1
 
 
 @contextlib.contextmanager

@@ -52,19 +52,24 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
     Raises:
         GnwsError: no dataset has results.
     """
-    output = Path(cfg.OUTPUT_DIR)
-    files = {
-        name: output / "inference" / dataset_folder(cfg, name) / RESULTS for name in _evaluated(cfg)
-    }
-    found = {name: file for name, file in files.items() if file.is_file()}
-    if not found:
+    output, names = Path(cfg.OUTPUT_DIR), dataset_names(cfg, DATASET_KEYS[1:])
+    files = {name: output / "inference" / dataset_folder(cfg, name) / RESULTS for name in names}
+    files = {name: file for name, file in files.items() if file.is_file()}
+    if not files:
         raise GnwsError(
-            f"{output / 'inference'} has no {RESULTS} of {', '.join(files) or 'a dataset'}. "
+            f"{output / 'inference'} has no {RESULTS} of {', '.join(names) or 'a dataset'}. "
             "Evaluate instances first: gnws eval --weights FILE."
         )
-    data = _own_data(cfg)
+    last = output / "last_checkpoint"
+    saved = str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS
+    weights = weights or saved or str(output / "model_final.pth")
+    data = {  # of the sources; loading a large published dataset would take too long
+        short_name(name): {measure_label(k): value for k, value in data_summary(name, cfg).items()}
+        for name in dataset_names(cfg)
+        if is_source(name) and name in DatasetCatalog
+    }
     pages = []
-    for name, file in found.items():
+    for name, file in files.items():
         date = datetime.datetime.fromtimestamp(file.stat().st_mtime)
         page = write_report(
             output / "report" / dataset_folder(cfg, name),
@@ -72,7 +77,7 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
             name,
             _truth(name, file),
             json.loads(file.read_text(encoding="utf-8")),
-            weights=weights or _last_weights(output, cfg),
+            weights=weights,
             date=f"evaluated {date:%Y-%m-%d %H:%M}",
             data_summary=data,
             images=images,
@@ -88,7 +93,7 @@ def try_report(cfg: CfgNode, weights: str) -> list[Path]:
     Returns:
         The pages; none if the training evaluates nothing or the report failed.
     """
-    if not _evaluated(cfg):
+    if not dataset_names(cfg, DATASET_KEYS[1:]):
         return []
     try:
         return report_run(cfg, weights)
@@ -113,21 +118,6 @@ def suggested_threshold(cfg: CfgNode, pages: Sequence[Path]) -> float | None:
     return next((threshold for threshold in thresholds if threshold is not None), None)
 
 
-def _evaluated(cfg: CfgNode) -> list[str]:
-    return dataset_names(cfg, DATASET_KEYS[1:])
-
-
-def _own_data(cfg: CfgNode) -> dict[str, dict[str, object]]:
-    """What the sources of ``cfg`` hold; loading a large published dataset would take too long."""
-    return {
-        short_name(name): {
-            measure_label(key): value for key, value in data_summary(name, cfg).items()
-        }
-        for name in dataset_names(cfg)
-        if is_source(name) and name in DatasetCatalog
-    }
-
-
 def _truth(dataset_name: str, results: Path) -> COCO:
     file = MetadataCatalog.get(dataset_name).get("json_file")
     if not file:  # Detectron2's evaluator has written one
@@ -135,12 +125,6 @@ def _truth(dataset_name: str, results: Path) -> COCO:
     truth = coco_api(json.loads(Path(file).read_text(encoding="utf-8")))
     complete_truth(truth)
     return truth
-
-
-def _last_weights(output: Path, cfg: CfgNode) -> str:
-    last = output / "last_checkpoint"
-    saved = str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS
-    return saved or str(output / "model_final.pth")
 
 
 @one_line_errors()

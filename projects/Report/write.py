@@ -76,6 +76,7 @@ def write_report(
     boxes = all_matches[0]
     pairs, missing = _pairs(truth, detections, boxes, dataset_name, folder, images)
     history = curves.read_history(Path(cfg.OUTPUT_DIR, "metrics.json"))
+    known = all_defaults()
     page = _render(
         title=f"{Path(cfg.OUTPUT_DIR).resolve().name}: {short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
@@ -83,16 +84,11 @@ def write_report(
         tasks=[_task(truth, detections, matches, folder) for matches in all_matches],
         pairs=pairs,
         missing=missing,
-        training=_save(
-            folder,
-            loss=curves.losses(history),
-            ap_history=curves.ap_history(history),
-            learning_rate=curves.learning_rate(history),
-        ),
+        training=_save(folder, curves.over_iterations(history)),
         weights=weights,
         threshold=_threshold(boxes),
         data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
-        changed_config=_changed_keys(cfg),
+        changed_config={k: str(v) for k, v in leaves(cfg) if k not in known or known[k] != v},
         config=cfg.dump(),
         environment=collect_env_info(),
     )
@@ -105,12 +101,6 @@ def write_report(
         with atomic_write(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return folder / PAGE
-
-
-def _changed_keys(cfg: CfgNode) -> dict[str, str]:
-    """The keys whose values are not the defaults."""
-    known = all_defaults()
-    return {k: str(v) for k, v in leaves(cfg) if k not in known or known[k] != v}
 
 
 def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -175,13 +165,11 @@ def _task(
     """The results of boxes or of masks, as the page shows them."""
     threshold = _threshold(matches)
     matrix = matching.confusion_matrix(truth, detections, matches.task, threshold)
-    plots = _save(
-        folder,
-        matches.task,
-        precision_recall=curves.precision_recall(matches),
-        f1=curves.scores_and_f1(matches),
-        confusion=curves.confusion(matrix, matches.classes, matches.task, threshold),
-    )
+    plots = {
+        "precision_recall": curves.precision_recall(matches),
+        "f1": curves.scores_and_f1(matches),
+        "confusion": curves.confusion(matrix, matches.classes, matches.task, threshold),
+    }
     at = round(100 * threshold)  # its index in THRESHOLDS
     right, wrong = (counts[:, at] for counts in matches.kept)
     rows = [
@@ -200,7 +188,7 @@ def _task(
         "at_threshold": _percents(right.sum(), wrong.sum(), matches.objects.sum()),
         "classes": sorted(rows, key=lambda row: -np.nan_to_num(row["AP"], nan=-1)),
         "confused": matching.most_confused(matrix, matches.classes),
-        "plots": plots,
+        "plots": _save(folder, {f"{matches.task}_{name}": plot for name, plot in plots.items()}),
     }
 
 
@@ -212,15 +200,13 @@ def _percents(right: Any, wrong: Any, objects: Any) -> dict[str, float]:
     }
 
 
-def _save(folder: Path, prefix: str = "", **figures: Figure | None) -> list[dict[str, Any]]:
-    """Write the plots that exist, and return them as the page shows them; ``width`` is in pixels,
-    and 0 if it may be of any size."""
+def _save(folder: Path, figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
+    """Write the plots, and return them as the page shows them; ``width`` is in pixels, and 0 if it
+    may be of any size."""
     saved = []
     for name, figure in figures.items():
-        if figure is None:
-            continue
         content = curves.encode(figure)
-        (folder / f"{'_'.join(filter(None, [prefix, name]))}.png").write_bytes(content)
+        (folder / f"{name}.png").write_bytes(content)
         inches = figure.get_size_inches()[0]
         width = round(100 * inches) if inches > 7 else 0
         title = figure.axes[0].get_title(loc="left")
