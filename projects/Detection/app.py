@@ -7,7 +7,7 @@ import argparse
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,49 +54,37 @@ def load(file: str, device: str | None) -> Predictor:
     return Predictor(weights=file, opts=opts, add_configs=[add_acceleration_config])
 
 
-def detector(models: Mapping[str, str], device: str | None) -> Callable[..., Found]:
-    """What the page calls: ``detect(file, name, threshold, folder)``.
+def detect(predictor: Predictor, file: str | Path, threshold: float, folder: Path) -> Found:
+    """Detect on an image.
 
     Args:
-        models: the checkpoints by their names.
-        device: in place of the config's.
+        file: the image.
+        threshold: the lowest score.
+        folder: gets what ``gnws predict`` writes, and masks.png if there are any.
+
+    Returns:
+        The image with what was found drawn, RGB; a row of class, score and box (x, y, width,
+        height in pixels) for each detection; and the files that were written.
+
+    Raises:
+        GnwsError: the image cannot be read.
     """
-
-    def detect(file: str | Path, name: str, threshold: float, folder: Path) -> Found:
-        """Detect on an image.
-
-        Args:
-            file: the image.
-            name: of the model.
-            threshold: the lowest score.
-            folder: gets what ``gnws predict`` writes, and masks.png if there are any.
-
-        Returns:
-            The image with what was found drawn, RGB; a row of class, score and box (x, y, width,
-            height in pixels) for each detection; and the files that were written.
-
-        Raises:
-            GnwsError: the image or the model cannot be read.
-        """
-        predictor = load(models[name], device)
-        predictor.set_score_threshold(threshold)
-        results = Results(predictor, folder)
-        drawn = results.add(replace(next(read_frames(Path(file), predictor)), number=None))
-        found = results.detections
-        found.images[0]["file_name"] = Path(file).name  # not the server's folder
-        results.write()
-        names = {category["id"]: category["name"] for category in found.categories}
-        rows, masks = [], []
-        for one in found.annotations:
-            name = names.get(one["category_id"], str(one["category_id"]))
-            rows.append([name, round(one["score"], 3), *(round(side, 1) for side in one["bbox"])])
-            if "segmentation" in one:
-                masks.append(rle.decode(one["segmentation"]).astype(bool))
-        if masks:
-            write_png(objects_image(np.stack(masks)), folder / "masks.png")
-        return drawn, rows, sorted(str(file) for file in folder.rglob("*") if file.is_file())
-
-    return detect
+    predictor.set_score_threshold(threshold)
+    results = Results(predictor, folder)
+    drawn = results.add(replace(next(read_frames(Path(file), predictor)), number=None))
+    found = results.detections
+    found.images[0]["file_name"] = Path(file).name  # not the server's folder
+    results.write()
+    names = {category["id"]: category["name"] for category in found.categories}
+    rows, masks = [], []
+    for one in found.annotations:
+        name = names.get(one["category_id"], str(one["category_id"]))
+        rows.append([name, round(one["score"], 3), *(round(side, 1) for side in one["bbox"])])
+        if "segmentation" in one:
+            masks.append(rle.decode(one["segmentation"]).astype(bool))
+    if masks:
+        write_png(objects_image(np.stack(masks)), folder / "masks.png")
+    return drawn, rows, sorted(str(file) for file in folder.rglob("*") if file.is_file())
 
 
 def objects_image(masks: np.ndarray) -> np.ndarray:
@@ -111,17 +99,20 @@ def objects_image(masks: np.ndarray) -> np.ndarray:
 
 
 def page(models: Mapping[str, str], device: str | None, folder: Path) -> Any:
-    """The page, a ``gradio.Blocks``; what is found is written below ``folder``."""
-    import gradio as gr
+    """The page, a ``gradio.Blocks``; what is found is written below ``folder``.
 
-    detect = detector(models, device)
+    Args:
+        models: the checkpoints by their names.
+        device: in place of the config's.
+    """
+    import gradio as gr
 
     def run(file: str | None, name: str, threshold: float) -> tuple[Any, Any, Any, str]:
         if file is None:
             return None, None, None, ""
         try:
             target = Path(tempfile.mkdtemp(dir=folder))
-            drawn, rows, files = detect(file, name, threshold, target)
+            drawn, rows, files = detect(load(models[name], device), file, threshold, target)
         except GnwsError as error:
             raise gr.Error(str(error)) from error
         return drawn, rows, files, f"**{len(rows)}** detections with a score from {threshold:g}"

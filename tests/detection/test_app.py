@@ -21,9 +21,8 @@ def image(digits):
 
 def test_boxes_and_masks(checkpoint, image, tmp_path):
     weights = checkpoint("mask_rcnn_R_18_FPN_gn_ws")
-    drawn, rows, files = app.detector({"mine": weights}, "cpu")(
-        image, "mine", 0.05, tmp_path / "found"
-    )
+    predictor = app.load(weights, "cpu")
+    drawn, rows, files = app.detect(predictor, image, 0.05, tmp_path / "found")
     expected = Predictor(weights=weights, score_threshold=0.05)(read_image(image, "BGR"))
     expected = expected["instances"]
     assert drawn.dtype == np.uint8 and drawn.shape == (480, 480, 3)
@@ -42,15 +41,15 @@ def test_boxes_and_masks(checkpoint, image, tmp_path):
     [first, *_] = content["annotations"]
     assert np.array_equal(numbers == 1, rle.decode(first["segmentation"]).astype(bool))
 
-    app.detector({"mine": weights}, "cpu")(image, "mine", 0.99, tmp_path / "found")
+    app.detect(predictor, image, 0.99, tmp_path / "found")
     assert json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"] == []
 
 
 def test_semantic_models_give_labels(checkpoint, image, tmp_path):
-    weights = checkpoint("semantic_R_18_FPN_gn_ws")
-    _, rows, files = app.detector({"mine": weights}, "cpu")(image, "mine", 0.5, tmp_path / "found")
+    predictor = Predictor(weights=checkpoint("semantic_R_18_FPN_gn_ws"))
+    _, rows, files = app.detect(predictor, image, 0.5, tmp_path / "found")
     assert rows == [] and files[-1] == str(tmp_path / "found" / "labels" / f"{image.name}.png")
-    labels = Predictor(weights=weights)(read_image(image, "BGR"))["sem_seg"].argmax(0)
+    labels = predictor(read_image(image, "BGR"))["sem_seg"].argmax(0)
     assert np.array_equal(np.asarray(Image.open(files[-1])), labels.numpy())
 
 
