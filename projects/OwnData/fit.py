@@ -94,23 +94,34 @@ def _check_architecture(cfg: CfgNode, trains: bool) -> None:
 
 
 def _classes(cfg: CfgNode, files: Files) -> dict[str, int]:
-    """The classes in the predictor's order, and their ids in results."""
-    training = _training(cfg, files)
-    order = [*training, *(name for name in files if name not in training)]
-    in_files = list(dict.fromkeys(c for name in order for c in files[name].used_categories))
-    registered = _registered_classes(cfg)
-    classes = list(cfg.DATASETS.CLASSES)
-    if not classes and (training or set(in_files) <= set(registered)):
-        classes = registered
-    if classes:
-        _check_known(cfg, classes, files)
-    classes = classes or in_files
-    if not classes:
-        raise DatasetError(f"{', '.join(order[:1])}: {_why_no_class(files[order[0]])}")
+    """The classes in the predictor's order, and their ids in results. Files that do not match the
+    given classes are refused."""
+    training, given = _training(cfg, files), list(cfg.DATASETS.CLASSES)
+    in_training = {c for name in training for c in files[name].category_ids}
+    if training and (missing := [c for c in given if c not in in_training]):
+        raise DatasetError(
+            f"{', '.join(training)}: DATASETS.CLASSES has {missing[0]!r}, which is no category "
+            f"there. Its categories: {', '.join(sorted(in_training))}. Correct DATASETS.CLASSES, "
+            "or set it to [] to take them from the data."
+        )
+    in_files = list(dict.fromkeys(c for coco in files.values() for c in coco.used_categories))
+    elsewhere = [n for n in cfg.DATASETS.TRAIN if n in DatasetCatalog and not is_source(n)]
+    lists = [MetadataCatalog.get(name).get("thing_classes") for name in elsewhere]
+    registered = list(next(filter(None, lists), []))
+    known = given or (registered if training or set(in_files) <= set(registered) else [])
+    for name, coco in files.items():
+        if known and coco.used_categories and not set(coco.category_ids) & set(known):
+            raise DatasetError(
+                f"{name} has none of the model's classes ({', '.join(known)}), but "
+                f"{', '.join(coco.category_ids)}. Rename them, or correct DATASETS.CLASSES."
+            )
+    if not (classes := known or in_files):
+        name, coco = next(iter(files.items()))
+        raise DatasetError(f"{name}: {_why_no_class(coco)}")
     ids = [int(number) for number in cfg.DATASETS.CATEGORY_IDS]
     if len(ids) == len(set(ids)) == len(classes):
         return dict(zip(classes, ids, strict=True))
-    return class_ids(classes, *(files[name].category_ids for name in order))
+    return class_ids(classes, *(coco.category_ids for coco in files.values()))
 
 
 def _why_no_class(coco: CocoFile) -> str:
@@ -122,32 +133,6 @@ def _why_no_class(coco: CocoFile) -> str:
         f"none of its {len(coco.annotations)} annotations has the id of a category as category_id: "
         f"the first has {found}.{hint} Export it again as COCO instances, with whole numbers."
     )
-
-
-def _registered_classes(cfg: CfgNode) -> list[str]:
-    """The classes of the training data that was registered elsewhere."""
-    names = [n for n in cfg.DATASETS.TRAIN if n in DatasetCatalog and not is_source(n)]
-    found = (MetadataCatalog.get(name).get("thing_classes") for name in names)
-    return list(next(filter(None, found), []))
-
-
-def _check_known(cfg: CfgNode, classes: Sequence[str], files: Files) -> None:
-    """Refuse files that do not match the given classes."""
-    training = _training(cfg, files)
-    in_training = {c for name in training for c in files[name].category_ids}
-    missing = [c for c in cfg.DATASETS.CLASSES if c not in in_training]
-    if training and missing:
-        raise DatasetError(
-            f"{', '.join(training)}: DATASETS.CLASSES has {missing[0]!r}, which is no category "
-            f"there. Its categories: {', '.join(sorted(in_training))}. Correct DATASETS.CLASSES, "
-            "or set it to [] to take them from the data."
-        )
-    for name, coco in files.items():
-        if coco.used_categories and not set(coco.category_ids) & set(classes):
-            raise DatasetError(
-                f"{name} has none of the model's classes ({', '.join(classes)}), but "
-                f"{', '.join(coco.category_ids)}. Rename them, or correct DATASETS.CLASSES."
-            )
 
 
 def _register(
@@ -230,9 +215,8 @@ def _fitted(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> tuple[CfgN
         for key, value in new.items():
             set_key(fitted, key, value)
         if new:
-            said.append(
-                f"{reason}, therefore now {', '.join(f'{k} is {v}' for k, v in new.items())}"
-            )
+            now = ", ".join(f"{key} is {value}" for key, value in new.items())
+            said.append(f"{reason}, therefore now {now}")
     if cfg.is_frozen():
         fitted.freeze()
     return fitted, said
@@ -332,21 +316,21 @@ def _log_left_out(cfg: CfgNode, files: Files, used: Files) -> None:
     unused: set[str] = set()
     for name, coco in files.items():
         unused |= set(coco.class_names.values()) - set(coco.used_categories) - set(classes)
-        if other := [c for c in coco.used_categories if c not in classes]:
+        if other := [repr(c) for c in coco.used_categories if c not in classes]:
             logger.warning(
                 "%s: annotations of %s are left out, which DATASETS.CLASSES does not have.",
-                *(name, ", ".join(map(repr, other))),
+                *(name, ", ".join(other)),
             )
     if unused:
         names = ", ".join(map(repr, sorted(unused)))
         logger.info("Categories without annotations are left out: %s", names)
-    training = _training(cfg, used)
-    trained = {
-        used[name].class_names[o["category_id"]] for name in training for o in used[name].objects
-    }
-    if training and (untrained := [c for c in classes if c not in trained]):
-        names = ", ".join(map(repr, untrained))
-        logger.warning("No training image has an object of %s. The model will not find any.", names)
+    training = [used[name] for name in _training(cfg, used)]
+    trained = {coco.class_names[o["category_id"]] for coco in training for o in coco.objects}
+    if training and (untrained := [repr(c) for c in classes if c not in trained]):
+        logger.warning(
+            "No training image has an object of %s. The model will not find any.",
+            ", ".join(untrained),
+        )
 
 
 def _warn_of_shared_images(cfg: CfgNode, used: Files) -> None:

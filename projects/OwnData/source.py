@@ -6,10 +6,8 @@ two parts of a fixed split, see :func:`split_names`.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -82,15 +80,12 @@ class Source:
         if found is not None:
             return found
         own = self.folder or self.file.parent
-        entries: list[Path] = []
-        for place in (own, own / "images", own.parent):
-            with contextlib.suppress(OSError):  # of what is no folder, or not readable
-                entries += sorted(place.iterdir())
-        near = difflib.get_close_matches(
-            Path(file_names[0]).name, [e.name for e in entries], 1, 0.4
-        )
+        places = own, own / "images", own.parent
+        entries = [entry for place in places for entry in sorted(place.glob("*"))]
+        names = [entry.name for entry in entries]
+        near = difflib.get_close_matches(Path(file_names[0]).name, names, 1, 0.4)
         there = f" ({shorten(near[0])} is there)" if near else ""
-        inside = (e for e in entries if os.path.isdir(e) and find_images(file_names, [e]))
+        inside = (e for e in entries if e.is_dir() and find_images(file_names, [e]))
         raise DatasetError(
             f"{self.file}: the images, such as {shorten(file_names[0])}, are in none of "
             f"{', '.join(map(str, folders))}{there}. Name their folder: "

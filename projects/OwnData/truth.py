@@ -73,9 +73,8 @@ def register_source(
         is_source=True,
     )
     if names := next(filter(None, map(keypoint_names, used.categories)), None):
-        MetadataCatalog.get(name).set(
-            keypoint_names=names, keypoint_flip_map=flip_pairs(names), keypoint_connection_rules=[]
-        )
+        points = {"keypoint_names": names, "keypoint_flip_map": flip_pairs(names)}
+        MetadataCatalog.get(name).set(**points, keypoint_connection_rules=[])
     return used
 
 
@@ -83,19 +82,19 @@ def load_dicts(name: str) -> list[dict[str, Any]]:
     """Load a registered source in Detectron2's format. Annotations keep their ids."""
     metadata = MetadataCatalog.get(name)
     coco, to_class = read_coco(metadata.json_file), metadata.thing_dataset_id_to_contiguous_id
-    objects: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in coco.images}
-    for annotation in coco.annotations or ():
-        objects[annotation["image_id"]].append(_to_detectron2(annotation, to_class))
-    return [
-        {
+    records = {
+        image["id"]: {
             "file_name": os.path.join(metadata.image_root, image["file_name"]),
             "height": int(image["height"]),
             "width": int(image["width"]),
             "image_id": image["id"],
-            "annotations": objects[image["id"]],
+            "annotations": [],
         }
         for image in sorted(coco.images, key=lambda image: image["id"])
-    ]
+    }
+    for annotation in coco.annotations or ():
+        records[annotation["image_id"]]["annotations"].append(_to_detectron2(annotation, to_class))
+    return list(records.values())
 
 
 def _to_detectron2(annotation: dict[str, Any], to_class: dict[int, int]) -> dict[str, Any]:
