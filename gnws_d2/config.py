@@ -117,11 +117,9 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Go on without the images and annotations that would train or evaluate wrong, and list them in
     # OUTPUT_DIR/skipped_annotations.json, instead of refusing the dataset.
     cfg.DATALOADER.SKIP_BAD_ANNOTATIONS = False
-    # Read by samplers of Detectron2, whose config lacks them: the fraction of the images that
-    # RandomSubsetTrainingSampler keeps, and how often the images of a dataset come in an epoch of
-    # WeightedTrainingSampler and WeightedCategoryTrainingSampler: [[name, factor], ...].
+    # The fraction of the images that Detectron2's RandomSubsetTrainingSampler keeps; its own config
+    # lacks this key.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
-    cfg.DATASETS.TRAIN_REPEAT_FACTOR = []
     # Which images and objects are trained on. "mmdetection" drops objects narrower than a pixel and
     # images with a side below 32, and keeps images that only have crowds; "detectron2" drops only
     # the latter. Both drop images without annotations, unless
@@ -241,11 +239,26 @@ def read_yaml(file: str) -> dict[str, Any]:
             f"{file} is a LazyConfig, a Python program: `gnws train` and `gnws eval` take it, and "
             "gnws_d2.model_zoo.get_config. Name a YAML config here."
         )
+    return _read(file).merged[file]
+
+
+def own_settings(file: str | Path) -> tuple[set[str], str]:
+    """The keys that ``file`` and its bases set, without the packaged ones among these, and the
+    packaged one that it is or builds on; "" where there is none."""
+    if not file:
+        return set(), ""
+    reader = _read(resolve_config_file(str(file)))
+    packaged = [name for name in reader.merged if is_packaged(Path(name))]
+    own = [CfgNode(reader.alone[name]) for name in reader.merged if name not in packaged]
+    keys = {key for content in own for key, _ in leaves(content)}
+    return keys - {"_BASE_"}, packaged[-1] if packaged else ""
+
+
+def _read(file: str) -> type[_ConfigFile]:
+    reader = cast(type[_ConfigFile], type("OneConfig", (_ConfigFile,), {"alone": {}, "merged": {}}))
     try:
-        reader = type("OneConfig", (_ConfigFile,), {"read": {}})
-        content = cast(type[_ConfigFile], reader).load_yaml_with_base(file, allow_unsafe=False)
-        if isinstance(content, dict):
-            return content
+        if isinstance(reader.load_yaml_with_base(file), dict):
+            return reader
         raise TypeError
     except (OSError, AssertionError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {shorten(str(error), quote=False)}") from error
@@ -282,8 +295,8 @@ _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _Loader.construct_sequ
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _Loader.evaluate)
 
 
-def parse_yaml(text: str) -> Any:
-    """The content of one YAML config, without its bases, with the keys that :func:`config_text` has
+def _parsed(text: str) -> Any:
+    """The content of one YAML config with the keys that :func:`config_text` has
     put into comments."""
     content = yaml.load(text, _Loader)
     lines = [line[len(_COMMENT) :] for line in text.splitlines() if line.startswith(_COMMENT)]
@@ -298,34 +311,32 @@ def parse_yaml(text: str) -> Any:
 
 class _ConfigFile(CfgNode):
     """Finds a ``_BASE_`` that is the name of a packaged config, reads with :class:`_Loader`, and a
-    file that several others are based on once."""
+    file that several others are based on once.
 
-    read: dict[str, dict[str, Any]]
+    Attributes:
+        alone, merged: what each file holds, and that in its bases; each after its own bases.
+    """
+
+    alone: dict[str, Any]
+    merged: dict[str, Any]
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
         with super()._open_cfg(filename) as stream:
-            text = stream.read()
-        if "!!python" in text or f"\n{_COMMENT}" in text:
-            text = yaml.safe_dump(parse_yaml(text))
-        return io.StringIO(text)
+            cls.alone[filename] = _parsed(stream.read())
+        return io.StringIO(yaml.safe_dump(cls.alone[filename]))
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        found = base_file(filename)
-        if found != filename:
+        path = Path(filename)
+        named = (CONFIG_ROOT / path.name, CONFIG_ROOT / path.parent.name / path.name)
+        packaged = [str(other) for other in named if other.is_file()]
+        if packaged and not os.path.exists(filename):
             logger.info("%s does not exist: the packaged one is used.", filename)
-        if found not in cls.read:
-            cls.read[found] = super().load_yaml_with_base(found, allow_unsafe)
-        return copy.deepcopy(cls.read[found])
-
-
-def base_file(file: str) -> str:
-    """``file``, or if it does not exist the packaged config whose name it ends in."""
-    path = Path(file)
-    named = (CONFIG_ROOT / path.name, CONFIG_ROOT / path.parent.name / path.name)
-    packaged = [str(other) for other in named if other.is_file()]
-    return packaged[0] if packaged and not os.path.exists(file) else file
+            filename = packaged[0]
+        if filename not in cls.merged:
+            cls.merged[filename] = super().load_yaml_with_base(filename)
+        return copy.deepcopy(cls.merged[filename])
 
 
 @contextmanager
@@ -411,24 +422,23 @@ def portable_config(cfg: CfgNode) -> CfgNode:
 def config_text(cfg: CfgNode) -> str:
     """:func:`portable_config` as YAML that Detectron2's plain ``get_cfg()`` reads: the keys of this
     package are in comments, which :func:`load_config` understands."""
-    cfg, ours = portable_config(cfg), get_cfg()
-    for add_config in _add_configs:
-        if add_config.__module__.startswith("gnws_d2."):
-            add_config(ours)
+    cfg = portable_config(cfg)
     named = {key for key, _ in leaves(cfg)}
-    own = named & {key for key, _ in leaves(ours)} - {key for key, _ in leaves(get_cfg())}
-    lines = _without(cfg.clone(), named - own).dump().splitlines() if own else []
-    head = ["# The keys of gnws_d2, for gnws_d2.load_config:"] if own else []
-    comments = [f"{_COMMENT}{line}" for line in lines]
-    return "\n".join([_without(cfg, own).dump(), *head, *comments, ""])
+    own = named & all_defaults("gnws_d2.").keys() - {key for key, _ in leaves(get_cfg())}
+    if not own:
+        return cfg.dump()
+    lines = [f"{_COMMENT}{ln}" for ln in _without(cfg.clone(), named - own).dump().splitlines()]
+    head = "# The keys of gnws_d2, for gnws_d2.load_config:"
+    return "\n".join([_without(cfg, own).dump(), head, *lines, ""])
 
 
-def all_defaults() -> dict[str, object]:
+def all_defaults(module: str = "") -> dict[str, object]:
     """The default of every key: of Detectron2, this package, and the ``add_configs`` of
-    :func:`load_config`."""
+    :func:`load_config`, of which only those whose modules begin with ``module``."""
     defaults = get_cfg()
     for add_config in _add_configs:
-        add_config(defaults)
+        if add_config.__module__.startswith(module):
+            add_config(defaults)
     return dict(leaves(defaults))
 
 

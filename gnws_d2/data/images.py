@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,16 +75,24 @@ def _is_frame(image: Image.Image, number: int) -> bool:
 
 
 def _levels(file: str | os.PathLike, image: ImageFile.ImageFile, format: str | None) -> np.ndarray:
-    colors_of_16_bits = ";16" in str(image.tile) and not _has_16_bits(image)
+    has_high_bytes = ";16" in str(image.tile)  # which Pillow returns of colors of 16 bits
     image.load()
     _check_range(file, image)
-    if colors_of_16_bits:  # of which Pillow returns the high bytes
-        _warn_if_dark(file, int(np.max(image.convert("RGB").getextrema())), 255)
     turned = ImageOps.exif_transpose(image)
+    brightest = 1.0
     if _has_16_bits(image):
         values = np.asarray(turned).astype(np.uint32)
-        _warn_if_dark(file, int(values.max()), 65535)
+        brightest = values.max() / 65535
         turned = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif has_high_bytes:
+        brightest = np.max(turned.convert("RGB").getextrema()) / 255
+    if 0 < brightest <= 1 / 16 and not getattr(get_worker_info(), "id", 0):
+        log_first_n(
+            logging.WARNING,
+            f"{file} has 16 bits, but its brightest pixel is {brightest:.1%} of white, so it is "
+            "read as nearly black. Multiply all images so that white is 65535: 12 bits by 16.",
+            name=__name__,
+        )
     return convert_PIL_to_numpy(turned, format)
 
 
@@ -93,38 +101,35 @@ def _has_16_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def is_misread(
-    values: np.ndarray, file: str | os.PathLike, read: Callable[[str | os.PathLike], np.ndarray]
-) -> bool:
-    """Whether ``values``, of any size, are distributed like what Detectron2's ``read_image``
-    returns of a file where ``read`` returns others: it cuts 16 bits at 255, and takes the colors of
-    a palette, or black and white, for levels of gray."""
+def is_misread(values: np.ndarray, file: str | os.PathLike, labels: bool) -> bool:
+    """Whether ``values``, of any size, are distributed as Detectron2's ``read_image`` reads a file,
+    and not as :func:`read_image` does, or :func:`read_labels` if they are ``labels``."""
+    # Few images are as white as those whose 16 bits are cut, so few files are opened again.
+    if not labels and (values[..., ::8, ::8] >= 255).mean() <= 0.05:
+        return False
     try:
         with _opened(file, checksums=False) as image:
-            if not (_has_16_bits(image) or (read is read_labels and image.mode in ("P", "1"))):
+            differs = labels and (image.mode in ("P", "1") or _scale(image) != 1)
+            if not (differs or _has_16_bits(image)):
                 return False
-        known = {"cut": detectron2_read_image(str(file), "L"), "right": read(file)}
+        right = read_labels(file) if labels else read_image(file, "L")
+        known = values, detectron2_read_image(str(file), "L"), right
     except DatasetError:  # read in a way of its own
         return False
-    steps = np.arange(65536)
     given, cut, right = (
-        np.searchsorted(np.sort(np.ravel(found)), steps, side="right") / found.size
-        for found in (values, *known.values())
+        np.bincount(found.astype(int).clip(0, 65535).ravel(), minlength=65536).cumsum() / found.size
+        for found in known
     )
-    to_cut, to_right = (np.abs(given - shares).max() for shares in (cut, right))
+    to_cut, to_right = np.abs(given - cut).max(), np.abs(given - right).max()
     return bool(to_right > 0.02 and to_cut < min(0.15, to_right / 3))  # resizing blurs
 
 
-def _warn_if_dark(file: str | os.PathLike, highest: int, white: int) -> None:
-    worker = get_worker_info()
-    if 0 < highest <= white // 16 and not (worker and worker.id):
-        log_first_n(
-            logging.WARNING,
-            f"{file} has 16 bits, but its highest value is {highest} of {white}: it uses "
-            f"{highest / white:.1%} of the range and is read as nearly black. Multiply the values "
-            "of all images so that white becomes 65535: those of 12 bits by 16.",
-            name=__name__,
-        )
+def _scale(image: ImageFile.ImageFile) -> float:
+    """By what Pillow multiplies the stored grays of a file that it has not decoded yet."""
+    how = image.tile[0][3] if image.tile else ""
+    if image.format == "PPM" and image.mode != "F" and not isinstance(how, str):
+        return (65535 if image.mode == "I" else 255) / how[-1]
+    return 85 if "L;2" in str(how) else 17 if "L;4" in str(how) else 1
 
 
 def read_labels(file: str | os.PathLike, dtype: Any = np.int64) -> np.ndarray:
@@ -135,7 +140,9 @@ def read_labels(file: str | os.PathLike, dtype: Any = np.int64) -> np.ndarray:
         DatasetError: the image stores colors, or see :func:`read_image`.
     """
     with _opened(file) as image:
+        scale = _scale(image)
         labels = np.asarray(ImageOps.exif_transpose(image), dtype=dtype)
+        labels = labels if scale == 1 else np.rint(labels / scale).astype(dtype)
         if image.mode in ("RGB", "RGBA") and (labels[..., :3] == labels[..., :1]).all():
             labels = labels[..., 0]
         if labels.ndim != 2:

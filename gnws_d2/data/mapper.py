@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -81,6 +80,7 @@ class NamingMapper:
 
     def __call__(self, record: dict[str, Any]) -> Any:
         files = {key: record.get(key) for key in ("file_name", "sem_seg_file_name")}
+        file = files["file_name"]
         try:
             mapped = self._mapper(record)
         except DatasetError:
@@ -91,12 +91,10 @@ class NamingMapper:
             if package == "shapely":  # whatever the format of masks, Detectron2 crops polygons
                 fix += ", or leave out the cropping, such as by INPUT.CROP.ENABLED False"
             raise DatasetError(
-                f"{record['file_name']} cannot be mapped: {package} is not installed. {fix}."
+                f"{file} cannot be mapped: {package} is not installed. {fix}."
             ) from error
         except (OSError, SyntaxError, ValueError) as error:
-            raise DatasetError(
-                f"{record['file_name']} cannot be used ({error}). {RESTORE}"
-            ) from error
+            raise DatasetError(f"{file} cannot be used ({error}). {RESTORE}") from error
         if not isinstance(self._mapper, Mapper):
             check_mapped(mapped, files)
         return mapped
@@ -108,25 +106,20 @@ def check_mapped(mapped: Any, files: Mapping[str, Any] | None = None) -> None:
     Args:
         mapped: is looked at if it is a dict in the format of that mapper.
         files: has the names of the image and of its semantic labels; by default as ``mapped``.
+
+    Raises:
+        DatasetError: it is misread.
     """
     mapped = mapped if isinstance(mapped, dict) else {}
-    files = mapped if files is None else files
-    as_gray = functools.partial(read_image, format="L")
-    kinds = (("image", "file_name", as_gray), ("sem_seg", "sem_seg_file_name", read_labels))
-    for key, name, read in kinds:
-        file = files.get(name)
-        values = mapped.get(key)
+    for key, name in (("image", "file_name"), ("sem_seg", "sem_seg_file_name")):
+        file, values = (files or mapped).get(name), mapped.get(key)
         if not file or not isinstance(values, torch.Tensor):
             continue
-        # Few images are this white, so few files are opened again.
-        if key == "image" and (values[..., ::8, ::8] >= 255).float().mean() <= 0.05:
-            continue
-        if is_misread(values.numpy(), file, read):
+        if is_misread(values.cpu().numpy(), file, labels=key == "sem_seg"):
             raise DatasetError(
-                f"{file} has 16 bits, a palette or black and white alone, of which the mapper "
-                f"returns another {key} than evaluation reads: Detectron2's cuts 16 bits at 255, "
-                "and takes colors for levels. Use gnws_d2.data.Mapper, or its read_image and "
-                "read_labels."
+                f"{file} is read as another {key} by the mapper than by evaluation: as Detectron2, "
+                "it cuts 16 bits at 255, or takes the colors of labels for classes. Use "
+                "gnws_d2.data.Mapper, or its read_image and read_labels."
             )
 
 

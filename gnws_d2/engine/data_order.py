@@ -18,14 +18,14 @@ import logging
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -39,11 +39,7 @@ from ..errors import CheckpointError, ConfigError, shorten
 
 logger = logging.getLogger(__name__)
 
-WEIGHTED = ("WeightedTrainingSampler", "WeightedCategoryTrainingSampler")
-SAMPLERS = (
-    *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
-    *WEIGHTED,
-)
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler")
 
 
 def process_of(micro_batch: int) -> int:
@@ -125,19 +121,13 @@ class ResumableLoader:
     @classmethod
     def from_config(cls, cfg: CfgNode, dataset: Any = None) -> dict[str, Any]:
         cfg, mapper = cfg.clone(), Mapper(cfg, is_train=True)
-        name = cfg.DATALOADER.SAMPLER_TRAIN
-        parts: list[Any] = [load_train_dataset(cfg) if dataset is None else dataset]
-        if name in WEIGHTED:
-            parts = [load_train_dataset(_of_dataset(cfg, name)) for name in cfg.DATASETS.TRAIN]
-        dataset = list(itertools.chain(*parts)) if len(parts) > 1 else parts[0]
+        dataset = load_train_dataset(cfg) if dataset is None else dataset
         _check_sampler(cfg, dataset)
         # The other samplers count the images; keeping them would take as much memory again.
-        sampled = dataset if name == "RepeatFactorTrainingSampler" else range(len(dataset))
-        factors = _repeat_factors(cfg, parts) if name in WEIGHTED else None
+        counts_objects = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+        sampled = dataset if counts_objects else range(len(dataset))
 
         def build_sampler() -> Iterable[int]:
-            if factors is not None:
-                return RepeatFactorTrainingSampler(factors)
             return build_detection_train_loader.from_config(cfg, mapper, dataset=sampled)["sampler"]
 
         return {
@@ -176,13 +166,6 @@ class ResumableLoader:
             getattr(batches, "_shutdown_workers", lambda: None)()
 
 
-def _of_dataset(cfg: CfgNode, name: str) -> CfgNode:
-    one = cfg.clone()
-    one.defrost()
-    one.DATASETS.TRAIN = (name,)
-    return one
-
-
 def _check_sampler(cfg: CfgNode, dataset: Sequence[dict]) -> None:
     """Refuse what Detectron2 finds only when it builds the sampler, at the first batch."""
     name, ratio = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)
@@ -195,32 +178,11 @@ def _check_sampler(cfg: CfgNode, dataset: Sequence[dict]) -> None:
             f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, of {len(dataset)} images. Set it to 1.0 "
             "or less, and so that an image is left."
         )
-    if ("Factor" in name or "Category" in name) and not all("annotations" in d for d in dataset):
+    if "Factor" in name and not all("annotations" in record for record in dataset):
         raise ConfigError(
             f"DATALOADER.SAMPLER_TRAIN is {name}, which counts objects, and DATASETS.TRAIN has "
             "images without a list of annotations. Choose TrainingSampler."
         )
-
-
-def _repeat_factors(cfg: CfgNode, parts: Sequence[Sequence[dict]]) -> torch.Tensor:
-    """How often each image of the datasets ``parts`` comes in an epoch (images,), as Detectron2's
-    ``_build_weighted_sampler`` has it. That counts the images before DATALOADER.FILTER."""
-    pairs, names = cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", ()), cfg.DATASETS.TRAIN
-    if not all(len(pair) == 2 and pair[0] in names and pair[1] > 0 for pair in pairs):
-        raise ConfigError(
-            f"DATASETS.TRAIN_REPEAT_FACTOR is {shorten(pairs)}. Write [[NAME, FACTOR], ...], with "
-            f"names that DATASETS.TRAIN has ({', '.join(names)}) and factors above 0."
-        )
-    weights = dict(pairs)
-    factors = [
-        torch.full((len(p),), float(weights.get(n, 1))) for n, p in zip(names, parts, strict=True)
-    ]
-    if "Category" in cfg.DATALOADER.SAMPLER_TRAIN:
-        frequency = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-        options = cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
-        factors = [f * frequency(part, *options) for f, part in zip(factors, parts, strict=True)]
-        factors = [f / torch.cat(factors).min() for f in factors]
-    return torch.cat(factors)
 
 
 def batch_order(
@@ -280,44 +242,32 @@ def start_worker(worker_id: int) -> None:
 
 
 def map_one(loader: Iterable) -> None:
-    """Map one image before training starts, with polygons if there are any, so that what its mapper
-    lacks or misreads is known at once. Of loaders that neither this package nor Detectron2 builds,
-    none is mapped."""
+    """Map one image before training starts, of the first 100 the one with the most annotated, so
+    that what its mapper lacks or misreads is known at once. Of loaders that neither this package
+    nor Detectron2 builds, none is mapped."""
     dataset: Any = loader
     while not isinstance(dataset, MapDataset) and dataset is not None:
         dataset = getattr(dataset, "dataset", None)
-    if not isinstance(dataset, MapDataset):
+    if dataset is None:
         return
-    records = [dataset._dataset[i] for i in range(min(len(dataset), 100))]
-    records = [record for record in records if isinstance(record, dict) and "file_name" in record]
-    if records:
+    images, mapper = dataset.__getnewargs__()  # what it is pickled by
+    records = [images[i] for i in range(min(len(images), 100))]
+    if records := [record for record in records if isinstance(record, dict)]:
         with _random_numbers(0):
-            NamingMapper(dataset._map_func._obj)(copy.deepcopy(max(records, key=_has_polygons)))
+            NamingMapper(mapper)(copy.deepcopy(max(records, key=lambda record: len(str(record)))))
 
 
-def _has_polygons(record: dict[str, Any]) -> bool:
-    objects = record.get("annotations") or ()
-    return any(isinstance(annotation.get("segmentation"), list) for annotation in objects)
-
-
-@contextmanager
-def checked_batches(model: Any, loader: Iterable | None = None) -> Iterator[None]:
+def checked_batches(model: Any, loader: Iterable | None = None) -> AbstractContextManager:
     """Look at the images that ``model`` gets, see :func:`check_mapped`, unless they come from a
     loader that does so itself."""
-
-    def check(module: nn.Module, arguments: Sequence[Any]) -> None:
-        batch = arguments[0] if arguments else None
-        for mapped in batch if isinstance(batch, list) else ():
-            check_mapped(mapped)
-
     if isinstance(loader, ResumableLoader) or not isinstance(model, nn.Module):
-        yield
-        return
-    handle = model.register_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return nullcontext()
+    return model.register_forward_pre_hook(_check_batch)
+
+
+def _check_batch(model: nn.Module, arguments: Sequence[Any]) -> None:
+    for mapped in arguments[0] if arguments and isinstance(arguments[0], list) else ():
+        check_mapped(mapped)
 
 
 def seek_data(loader: Iterable, seed: int, iteration: int) -> None:
