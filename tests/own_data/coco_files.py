@@ -42,24 +42,19 @@ def make_coco(
     rng = np.random.default_rng(0)
     (folder / image_folder).mkdir(parents=True, exist_ok=True)
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    coco: dict[str, Any] = {"images": [], "annotations": []}
     coco["categories"] = [{"id": i, "name": name} for i, name in categories.items()]
     for index in range(images):
-        name = f"{index}.png"
+        image = {"id": 10 + index, "file_name": f"{index}.png", "width": WIDTH, "height": HEIGHT}
         pixels = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / image_folder / name)
-        coco["images"].append(
-            {"id": 10 + index, "file_name": name, "width": WIDTH, "height": HEIGHT}
-        )
-        for place in range(2):
-            box = [4 + 20 * place, 6 + index % 20, 16, 12]
-            number = len(coco["annotations"])
+        Image.fromarray(pixels).save(folder / image_folder / f"{index}.png")
+        coco["images"].append(image)
+        for number in (2 * index, 2 * index + 1):
+            box = [4 + 20 * (number % 2), 6 + index % 20, 16, 12]
             annotation = {"id": 100 + number, "image_id": 10 + index, "bbox": box, "iscrowd": 0}
             annotation["category_id"] = list(categories)[number % len(categories)]
-            annotation["area"] = box[2] * box[3]
-            if masks:
-                annotation["segmentation"] = polygon(*box)
-            coco["annotations"].append(annotation)
+            mask = {"segmentation": polygon(*box)} if masks else {}
+            coco["annotations"].append({**annotation, **mask, "area": box[2] * box[3]})
     write(folder / file, coco)
     return folder / file
 

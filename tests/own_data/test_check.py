@@ -95,53 +95,32 @@ def test_a_damaged_annotation(file, damage):
     assert [(s["image"], s["annotation"]) for s in skipped] == [(10, 100)]
 
 
-# The member, its place and new members; what is said, and the images and annotations left out.
-OF_IDS = {
-    "annotation ids twice": (
-        *("annotations", {"id": 101}),
-        *("annotation 101 of '0.png': 2 annotations have this id. There are 1 more", 0, 2),
-    ),
-    "image_id unknown": (
-        *("annotations", {"image_id": 999}),
-        *("annotation 100: its image_id, 999, is not the id of an image", 0, 1),
-    ),
-    "image ids twice": (
-        *("images", {"id": 11}),
-        *("image '0.png' (id 11): 2 images have this id. There are 3 more", 2, 4),
-    ),
-    "image id null": ("images", {"id": None}, "image '0.png' (id None): its id is None", 1, 2),
-    "width 0": ("images", {"width": 0}, "its size is 0 x 48", 1, 2),
-    "size exchanged": (
-        *("images", {"width": HEIGHT, "height": WIDTH}),
-        *("it is 64 x 48 pixels, but the annotations say 48 x 64", 1, 2),
-    ),
-    "file_name null": (
-        *("images", {"file_name": None}, "image None (id 10): its file_name is None", 1, 2),
-    ),
-    "file_name of lines": ("images", {"file_name": "a\n" * 200}, r"image 'a\na\na", 1, 2),
-    "file_name NUL": ("images", {"file_name": "a\0.png"}, r"file_name is 'a\x00.png'", 1, 2),
-}
+# Members of the first image or annotation; what is said, and how many images and annotations are
+# left out.
+OF_IDS = [
+    ("annotations", {"id": 101}, "101 of '0.png': 2 annotations have this id. There", 0, 2),
+    ("annotations", {"image_id": 999}, "100: its image_id, 999, is not the id of an image", 0, 1),
+    ("images", {"id": 11}, "'0.png' (id 11): 2 images have this id. There are 3 more", 2, 4),
+    ("images", {"id": None}, "image '0.png' (id None): its id is None", 1, 2),
+    ("images", {"width": 0}, "its size is 0 x 48", 1, 2),
+    ("images", {"width": 48, "height": 64}, "64 x 48 pixels, but the annotations say 48", 1, 2),
+    ("images", {"file_name": "1.png"}, "'1.png' (id 10): the file is listed 2 times", 2, 4),
+    ("images", {"file_name": None}, "image None (id 10): its file_name is None", 1, 2),
+    ("images", {"file_name": "a\n" * 200}, r"image 'a\na\na", 1, 2),
+    ("images", {"file_name": "a\0.png"}, r"file_name is 'a\x00.png'", 1, 2),
+]
 
 
-@pytest.mark.parametrize("damage", OF_IDS)
-def test_damaged_ids_and_images(file, damage):
-    member, members, said, images, annotations = OF_IDS[damage]
+@pytest.mark.parametrize(("kind", "members", "said", "images", "annotations"), OF_IDS)
+def test_damaged_ids_and_images(file, kind, members, said, images, annotations):
     with changed(file) as coco:
-        coco[member][0].update(members)
-    refused(file, said)
+        coco[kind][0].update(members)
+    refused(file, said, f"{kind[:-1]} ")
     fit(file, file, *SKIP)
     used = truth(file)
     assert list(used.imgs) == [10, 11, 12, 13][images:]
     assert list(used.anns) == list(range(100 + annotations, 108))
     assert [r["image_id"] for r in DatasetCatalog.get(str(file))] == list(used.imgs)
-
-
-def test_one_file_listed_twice(file):
-    with changed(file) as coco:
-        coco["images"].append({**coco["images"][0], "id": 99})
-    refused(file, "image '0.png' (id 10): the file is listed 2 times")
-    fit(file, file, *SKIP)
-    assert list(truth(file).imgs) == [11, 12, 13]
 
 
 def rotated(image):

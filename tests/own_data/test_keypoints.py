@@ -29,10 +29,8 @@ def test_words_that_only_contain_a_side_are_no_pairs():
     for names in NOT_PAIRS.split(","):
         assert flip_pairs(names.split(" ")) == []
     # Letters run together are taken for sides where two pairs say so.
-    assert flip_pairs(["lear", "rear", "nose", "leye", "reye"]) == [
-        ("lear", "rear"),
-        ("leye", "reye"),
-    ]
+    letters = [("lear", "rear"), ("leye", "reye")]
+    assert flip_pairs(["lear", "rear", "nose", "leye", "reye"]) == letters
     spaced = ["left hand left finger", "right hand left finger"]
     spaced += [name.replace("hand left", "hand right") for name in spaced]
     assert sorted(flip_pairs(spaced)) == [(spaced[0], spaced[3]), (spaced[2], spaced[1])]

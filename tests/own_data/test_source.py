@@ -13,9 +13,20 @@ from detectron2.data.datasets import load_coco_json
 import gnws_d2
 from gnws.arguments import parse
 from gnws_d2.errors import DatasetError
-from gnws_d2.projects.own_data import data_opts, data_splits, fit_to_data, is_source
+from gnws_d2.projects.own_data import data_opts, data_splits, is_source
 from gnws_d2.projects.own_data.arguments import find_export, resolve
 from gnws_d2.projects.own_data.source import Source, split_names
+
+
+def arguments(*words, eval_only=False):
+    args = parse("train", words)
+    return data_opts(args, data_splits(args), eval_only=eval_only)
+
+
+def named(*words):
+    """The datasets to train on, to validate on and to test on."""
+    datasets = gnws_d2.load_config("", arguments(*words)).DATASETS
+    return datasets.TRAIN, datasets.TEST, datasets.FINAL_TEST
 
 
 @pytest.mark.parametrize(
@@ -202,13 +213,12 @@ def test_a_file_that_cannot_be_split_is_trained_on_whole_beside_another(tmp_path
         for image, name in zip(coco["images"], names, strict=True):
             (tmp_path / "one/images" / image["file_name"]).rename(tmp_path / "one/images" / name)
             image["file_name"] = name
-    words = arguments("--train", str(one), "--train", str(other))
-    cfg = fit_to_data(gnws_d2.load_config("", words))
-    assert cfg.DATASETS.TRAIN == (str(one), f"{other}#train")
-    assert cfg.DATASETS.TEST == (f"{other}#val",)
+    train, val, _ = named("--train", str(one), "--train", str(other))
+    assert (train, val) == ((str(one), f"{other}#train"), (f"{other}#val",))
+    fit(train, val)
     assert len(DatasetCatalog.get(str(one))) == len(names)
     with pytest.raises(DatasetError, match=r"one/mine\.json#train: no image is left.*--val"):
-        fit_to_data(gnws_d2.load_config("", arguments("--train", str(one))))
+        fit(*named("--train", str(one))[:2])
 
 
 def test_augmented_copies_stay_together():
@@ -241,12 +251,9 @@ def test_exports_of_several_files(tmp_path, file, images, splits):
 
 @pytest.mark.parametrize("file", ["annotations/instances_default.json", "whatever.json"])
 def test_one_file_is_split(tmp_path, file):
-    whole = make_coco(tmp_path, file)
-    train, val = f"('{whole}#train',)", f"('{whole}#val',)"
-    assert arguments("--data", str(tmp_path)) == ["DATASETS.TRAIN", train, "DATASETS.TEST", val]
-    other = make_coco(tmp_path / "other")
-    words = arguments("--data", str(tmp_path), "--val", str(other))
-    assert words == ["DATASETS.TRAIN", f"('{whole}',)", "DATASETS.TEST", f"('{other}',)"]
+    whole, other = str(make_coco(tmp_path, file)), str(make_coco(tmp_path / "other"))
+    assert named("--data", str(tmp_path)) == ((f"{whole}#train",), (f"{whole}#val",), ())
+    assert named("--data", str(tmp_path), "--val", other) == ((whole,), (other,), ())
 
 
 def test_folders_that_are_no_export(tmp_path):
@@ -260,33 +267,23 @@ def test_folders_that_are_no_export(tmp_path):
         find_export(tmp_path)
 
 
-def arguments(*words, eval_only=False):
-    args = parse("train", words)
-    return data_opts(args, data_splits(args), eval_only=eval_only)
-
-
 def test_arguments_become_config_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "valid", "test"):  # as Roboflow exports
         make_coco(tmp_path / "export", f"{split}/_annotations.coco.json", image_folder=split)
-    one, two = make_coco(tmp_path / "a"), make_coco(tmp_path / "b")
-    cfg = gnws_d2.load_config("", arguments("--data", "export"))
-    assert cfg.DATASETS.TRAIN == (f"{tmp_path}/export/train/_annotations.coco.json",)
-    assert cfg.DATASETS.TEST == (f"{tmp_path}/export/valid/_annotations.coco.json",)
-    assert cfg.DATASETS.FINAL_TEST == (f"{tmp_path}/export/test/_annotations.coco.json",)
-    opts = arguments("--train", "a/mine.json", "--train", "b", "--skip-bad-annotations")
-    cfg = gnws_d2.load_config("", opts)
-    assert cfg.DATASETS.TRAIN == (f"{one}#train", f"{two}#train")
-    assert cfg.DATASETS.TEST == (f"{one}#val", f"{two}#val")
-    assert cfg.DATALOADER.SKIP_BAD_ANNOTATIONS
-    opts = arguments("--train", "a/mine.json", "--val", "b/mine.json", "--test", "digits_val")
-    cfg = gnws_d2.load_config("", opts)
-    assert cfg.DATASETS.TRAIN == (str(one),) and cfg.DATASETS.TEST == (str(two),)
-    assert cfg.DATASETS.FINAL_TEST == ("digits_val",)
-    parts = arguments("--train", f"{one}#train")
-    assert parts == ["DATASETS.TRAIN", f"('{one}#train',)", "DATASETS.TEST", f"('{one}#val',)"]
-    assert arguments("--train", "digits_train") == ["DATASETS.TRAIN", "('digits_train',)"]
+    one, two = str(make_coco(tmp_path / "a")), str(make_coco(tmp_path / "b"))
+    assert named("--data", "export") == tuple(
+        (f"{tmp_path}/export/{split}/_annotations.coco.json",)
+        for split in ("train", "valid", "test")
+    )
+    train, val = ((f"{one}#{part}", f"{two}#{part}") for part in ("train", "val"))
+    assert named("--train", "a/mine.json", "--train", "b") == (train, val, ())
+    words = "--train", "a/mine.json", "--val", "b/mine.json", "--test", "digits_val"
+    assert named(*words) == ((one,), (two,), ("digits_val",))
+    assert named("--train", f"{one}#train") == (train[:1], val[:1], ())
+    assert named("--train", "digits_train") == (("digits_train",), (), ())
     assert arguments() == []
+    assert arguments("--skip-bad-annotations") == ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
     words = ["--val", str(one), "--test", "digits_val"]
     expected = ["DATASETS.TEST", "('digits_val',)", "DATASETS.FINAL_TEST", "()"]
     assert arguments(*words, eval_only=True) == expected

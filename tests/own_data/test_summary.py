@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from coco_files import WIDTH, change_all, changed, fit, make_coco, read, write
+from coco_files import WIDTH, change_all, changed, fit, make_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
@@ -19,15 +19,13 @@ SMALL = ["INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "1000"]
 def file(tmp_path):
     """Of 5 images: one empty, one with a crowd, objects of sides 16, 8 and 1.5 pixels."""
     file = make_coco(tmp_path, images=5)
-    coco = read(file)
-    kept = coco["annotations"][:6]
     boxes = [*[[4, 6, 16, 16]] * 2, *[[10, 10, 8, 8]] * 2, [1, 1, 1.5, 1.5], [0, 0, 60, 40]]
-    for annotation, box in zip(kept, boxes, strict=True):
-        annotation.update(bbox=box, area=box[2] * box[3], segmentation=[])
-    kept[0]["category_id"] = kept[1]["category_id"] = 7  # duplicates: the next two differ in class
-    kept[5]["iscrowd"] = 1
-    kept[4]["image_id"], kept[5]["image_id"] = 12, 13
-    write(file, {**coco, "annotations": kept})
+    with changed(file) as coco:
+        kept = coco["annotations"] = coco["annotations"][:6]
+        for annotation, box in zip(kept, boxes, strict=True):
+            annotation.update(bbox=box, area=box[2] * box[3], segmentation=[])
+        kept[0]["category_id"] = kept[1]["category_id"] = 7  # duplicates, unlike the next two
+        kept[4]["image_id"], kept[5]["image_id"], kept[5]["iscrowd"] = 12, 13, 1
     return file
 
 
@@ -58,11 +56,7 @@ def test_the_table(file, caplog):
 
 
 def test_an_image_in_training_and_validation_is_said(tmp_path, caplog):
-    train = make_coco(tmp_path)
-    val = tmp_path / "val.json"
-    coco = read(train)
-    kept = coco["images"][:1]
-    write(val, {**coco, "images": kept, "annotations": coco["annotations"][:2]})
+    train, val = make_coco(tmp_path), make_coco(tmp_path, "val.json", images=1)
     fit(train, val)
     assert f"1 images of {train} are also in {val}, such as {tmp_path}/images/0.png" in caplog.text
 
@@ -83,8 +77,7 @@ def test_the_command_lists_everything_and_fails(tmp_path, run, caplog):
     with changed(file) as coco:
         coco["annotations"][0]["bbox"][2] = 3 * WIDTH
     output = tmp_path / "found.txt"
-    code = run("--data", str(tmp_path), "--output", str(output))
-    assert code == 1
+    assert run("--data", str(tmp_path), "--output", str(output)) == 1
     found = json.loads(output.read_text())
     ((named, problems),) = found["problems"].items()
     assert named == str(file)
