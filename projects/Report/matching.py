@@ -89,6 +89,11 @@ class Matches:
         longest = max(runs, key=len)
         return float(THRESHOLDS[longest[len(longest) // 2]])
 
+    @property
+    def threshold(self) -> float:
+        """The suggested score threshold; 0.5 where there is none."""
+        return 0.5 if self.suggested_threshold is None else self.suggested_threshold
+
 
 def f1_score(right: np.ndarray, wrong: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """2 right / (detections + objects); NaN where there is neither."""

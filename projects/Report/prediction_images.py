@@ -17,7 +17,7 @@ from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError
 from gnws_d2.projects.own_data import short_name
 
-from .images import Annotation, beside, class_colors, draw, without
+from .images import beside, class_colors, draw, without
 
 logger = logging.getLogger(__name__)
 
@@ -61,24 +61,20 @@ class PredictionImages(DatasetEvaluator):
 
     def _put(self, given: dict[str, Any], instances: Instances) -> None:
         rgb = read_image(given["file_name"], format="RGB")
-        objects = self._truth.loadAnns(self._truth.getAnnIds(imgIds=[given["image_id"]]))
+        objects = self._truth.imgToAnns[given["image_id"]]
         best = instances[instances.scores.argsort(descending=True)[: max(len(objects), 1)]]
-        metadata = MetadataCatalog.get(self._dataset_name)
-        class_of = metadata.get("thing_dataset_id_to_contiguous_id") or {}
-        id_of = {k: id_ for id_, k in class_of.items()}
-        names = {id_: category["name"] for id_, category in self._truth.cats.items()}
-        found = [
-            {**detection, "category_id": id_of.get(k := detection["category_id"], k)}
-            for detection in instances_to_coco_json(best, given["image_id"])
-        ]
+        class_of = MetadataCatalog.get(self._dataset_name).get("thing_dataset_id_to_contiguous_id")
+        index = {id_: (class_of or {}).get(id_, id_) for id_ in self._truth.cats}
+        names = {index[id_]: category["name"] for id_, category in self._truth.cats.items()}
         fields = {"segmentation": "pred_masks", "keypoints": "pred_keypoints"}
-        objects = without(objects, {k for k, field in fields.items() if not best.has(field)})
-
-        def drawn(annotations: list[Annotation]) -> Any:
-            ids = [a["category_id"] for a in annotations]
-            return draw(rgb, annotations, names, class_colors([class_of.get(i, i) for i in ids]))
-
+        unpredicted = {k for k, field in fields.items() if not best.has(field)}
+        truth = [
+            {**a, "category_id": index[a["category_id"]]} for a in without(objects, unpredicted)
+        ]
+        halves = (
+            draw(rgb, rows, names, class_colors([row["category_id"] for row in rows]))
+            for rows in (truth, instances_to_coco_json(best, given["image_id"]))
+        )
         name = f"{short_name(self._dataset_name)}/{self._shown}"
-        image = beside(drawn(objects), drawn(found))
-        get_event_storage().put_image(name, image.transpose(2, 0, 1))
+        get_event_storage().put_image(name, beside(*halves).transpose(2, 0, 1))
         self._shown += 1

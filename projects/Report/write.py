@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 SUMMARY = "report.json"
-_DEFAULT_THRESHOLD = 0.5  # where no detection is right, and so none is suggested
 
 
 def write_report(
@@ -86,7 +85,7 @@ def write_report(
         missing=missing,
         training=_save(folder, curves.over_iterations(history)),
         weights=weights,
-        threshold=_threshold(boxes),
+        threshold=boxes.threshold,
         data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
         changed_config={k: str(v) for k, v in leaves(cfg) if k not in known or known[k] != v},
         config=cfg.dump(),
@@ -104,16 +103,8 @@ def write_report(
 
 
 def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:
-    annotations = truth.dataset.get("annotations", [])
-    has_masks = all(a.get("segmentation") for a in annotations) and any(
-        "segmentation" in d for d in detections
-    )
-    return ["bbox", "segm"] if has_masks else ["bbox"]
-
-
-def _threshold(matches: Matches) -> float:
-    suggested = matches.suggested_threshold
-    return _DEFAULT_THRESHOLD if suggested is None else suggested
+    are_masked = all(a.get("segmentation") for a in truth.dataset.get("annotations", []))
+    return ["bbox", "segm"][: 1 + (are_masked and any("segmentation" in d for d in detections))]
 
 
 def _pairs(
@@ -128,7 +119,7 @@ def _pairs(
     root = MetadataCatalog.get(dataset_name).get("image_root") or ""
     names = {c["id"]: c["name"] for c in truth.dataset["categories"]}
     unpredicted = {"segmentation", "keypoints"}.difference(*detections[:1])
-    threshold = _threshold(matches)
+    threshold = matches.threshold
     results = matching.image_results(matches, sorted(truth.imgs), threshold)
     (folder / "images").mkdir(exist_ok=True)
     pairs: dict[str, list[dict[str, str]]] = {}
@@ -163,7 +154,7 @@ def _task(
     truth: COCO, detections: Sequence[dict[str, Any]], matches: Matches, folder: Path
 ) -> dict[str, Any]:
     """The results of boxes or of masks, as the page shows them."""
-    threshold = _threshold(matches)
+    threshold = matches.threshold
     matrix = matching.confusion_matrix(truth, detections, matches.task, threshold)
     plots = {
         "precision_recall": curves.precision_recall(matches),
