@@ -60,6 +60,7 @@ def evaluations(folder: Path) -> list[list]:
         ([1.0, 3.0, 2.0, 4.0], 3, {}),
         ([math.nan, math.nan, 2.0, 1.0], 2, {}),  # it finds nothing at first
         ([math.nan] * 4, 0, {}),
+        ([math.nan, 0.0, math.nan, 0.0], 1, {}),  # what is wrong is better than nothing
         ([0.3, 0.2, 0.1, 0.2], 0, {"metric": "digits/bbox/AP", "first": "digits"}),
         ([0.1, 0.2, 0.1, 0.1], 1, {"metric": "other/bbox/AP50", "wanted": "other/bbox/AP50"}),
     ],

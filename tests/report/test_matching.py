@@ -138,13 +138,9 @@ def test_no_objects_and_no_detections(annotations, rows):
     assert matches.ap["AP"] == pytest.approx(0 if annotations else np.nan, nan_ok=True)
     assert [finder for _, finder in matches.finders] == [None] * len(annotations)
     assert not matches.right and len(matches.wrong) == len(rows)
-
-
-def test_no_classes():
-    truth = coco([], names=())
-    matches = match(truth, [], "bbox")
-    assert matches.classes == [] and np.isnan(matches.ap["AP"])
-    assert confusion_matrix(truth, [], "bbox", 0.5).tolist() == [[0]]
+    nothing = match(coco([], names=()), [], "bbox")  # nor classes
+    assert nothing.classes == [] and np.isnan(nothing.ap["AP"])
+    assert confusion_matrix(coco([], names=()), [], "bbox", 0.5).tolist() == [[0]]
 
 
 def test_results_of_another_dataset_are_refused():

@@ -52,14 +52,9 @@ def test_the_same_images_each_time_spread_over_the_dataset(evaluation):
     assert put[0][1][:, 60, :3].max() > 0
 
 
-def test_outside_of_a_training_nothing_is_read(evaluation):
-    truth, _ = evaluation
-    images = PredictionImages("images_case", truth)
-    images.process([{"image_id": 1, "file_name": "no such file"}], [{"instances": None}])
-
-
 def test_an_image_that_cannot_be_read_ends_no_evaluation(evaluation, caplog):
     truth, batches = evaluation
     batches[0][0][0]["file_name"] = "no such file"
+    PredictionImages("images_case", truth).process(*batches[0])  # read in a training alone
     assert put_by(PredictionImages("images_case", truth), batches) == []
     assert len(caplog.messages) == 1 and "no such file" in caplog.text
