@@ -152,10 +152,10 @@ def evaluate_only(args: argparse.Namespace, cfg: CfgNode, run_folder: str) -> No
     checkpointer = Checkpointer(model, run_folder, cfg=cfg, for_inference=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     weights = str(checkpointer.resumed_from or cfg.MODEL.WEIGHTS)
-    results, pages = evaluate(model, cfg, cfg.DATASETS.TEST, weights)
+    results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
-    conclude(cfg, weights, _by_dataset(results, cfg.DATASETS.TEST), pages)
+    conclude(cfg, weights, _by_dataset(results, cfg.DATASETS.TEST))
     if comm.is_main_process():
         verify_results(cfg, results)
 
@@ -197,20 +197,26 @@ def evaluate_best(trainer: Trainer, cfg: CfgNode) -> None:
             names = [*names, *(name for name in cfg.DATASETS.TEST if name not in names)]
             logger.info("Evaluating %s", best)
         weights = best
-    found, pages = evaluate(trainer.model, cfg, names, str(weights))
-    threshold = report.suggested_threshold(cfg, pages)
-    if threshold is not None:
+    if names:
+        evaluated = cfg.clone()
+        evaluated.defrost()
+        evaluated.DATASETS.TEST = tuple(names)
+        evaluators = [Trainer.build_evaluator(cfg, name) for name in names]
+        results |= _by_dataset(Trainer.test(evaluated, trainer.model, evaluators), names)
+    if (threshold := conclude(cfg, str(weights), results)) is not None:
         store_threshold(weights, threshold)
-    conclude(cfg, str(weights), results | _by_dataset(found, names), pages)
 
 
-def conclude(
-    cfg: CfgNode, weights: str, results: Mapping[str, Mapping[str, Any]], pages: Sequence[Path]
-) -> None:
-    """Log what a person wants to know at the end: the results of ``weights`` in percent, by
-    dataset, the report, and the command to go on with."""
+def conclude(cfg: CfgNode, weights: str, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Write the reports, and log what a person wants to know at the end: the results of ``weights``
+    in percent, by dataset, the reports, and the command to go on with.
+
+    Returns:
+        The score threshold that the reports suggest; None without one, and in other processes.
+    """
     if not comm.is_main_process():
-        return
+        return None
+    pages = report.try_report(cfg, weights)
     lines = [f"Results of {weights}, in percent:"] if results else []
     for name, found in results.items():
         parts = ((metric, *metric.split("/")) for metric in MAIN_METRICS)
@@ -225,6 +231,7 @@ def conclude(
         lines.append(f"Suggested score threshold, with the highest F1: {threshold:.2f}")
     lines.append(f"To detect: gnws predict --weights {shlex.quote(weights)} --input FOLDER")
     logger.info("\n".join(lines))
+    return threshold
 
 
 def _weights_of(file: Path) -> dict[str, Any]:
@@ -237,22 +244,6 @@ def _by_dataset(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
     return {names[0]: results} if len(names) == 1 else results
 
 
-def evaluate(
-    model: nn.Module, cfg: CfgNode, names: Sequence[str], weights: str
-) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluate ``model`` on the datasets ``names``, and report on all that have been evaluated.
-
-    Returns:
-        The results as Detectron2's ``test`` returns them, and the pages.
-    """
-    evaluated = cfg.clone()
-    evaluated.defrost()
-    evaluated.DATASETS.TEST = tuple(names)
-    evaluators = [Trainer.build_evaluator(cfg, name) for name in names]
-    results = Trainer.test(evaluated, model, evaluators) if names else {}
-    return results, report.try_report(cfg, weights) if comm.is_main_process() else []
-
-
 def run(args: argparse.Namespace) -> None:
     """What each process does."""
     cfg, file, opts = read_config(args)
@@ -263,19 +254,20 @@ def run(args: argparse.Namespace) -> None:
         pointer = Path(run_folder, "last_checkpoint")
         if args.resume and pointer.is_file():  # so that the saved config names what is evaluated
             cfg.MODEL.WEIGHTS = str(pointer.with_name(pointer.read_text().strip()))
-    with contextlib.nullcontext() if args.eval_only else locked_output(cfg.OUTPUT_DIR):
+    with (
+        contextlib.nullcontext() if args.eval_only else locked_output(cfg.OUTPUT_DIR),
         # A run that is refused before it trains leaves the config of the one before it.
-        with restored(Path(cfg.OUTPUT_DIR, "config.yaml")) as undo:
-            with own_data.kept_files():  # each annotation file is read once
-                cfg = setup(args, cfg, file, opts)
-                trainer = None if args.eval_only else Trainer(cfg)
-            if trainer is None:
-                undo.pop_all()
-                evaluate_only(args, cfg, run_folder)
-            else:
-                begun = hooks.CallbackHook(before_train=lambda _: undo.pop_all())
-                trainer.register_hooks([begun])
-                train(args, cfg, trainer)
+        restored(Path(cfg.OUTPUT_DIR, "config.yaml")) as undo,
+    ):
+        with own_data.kept_files():  # each annotation file is read once
+            cfg = setup(args, cfg, file, opts)
+            trainer = None if args.eval_only else Trainer(cfg)
+        if trainer is None:
+            undo.pop_all()
+            evaluate_only(args, cfg, run_folder)
+        else:
+            trainer.register_hooks([hooks.CallbackHook(before_train=lambda _: undo.pop_all())])
+            train(args, cfg, trainer)
 
 
 def main(args: argparse.Namespace) -> None:

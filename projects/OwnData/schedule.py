@@ -6,23 +6,11 @@ import logging
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from gnws_d2.config import (
-    CONFIG_ROOT,
-    EPOCH_KEYS,
-    base_file,
-    get_key,
-    is_packaged,
-    leaves,
-    load_config,
-    parse_yaml,
-    resolve_config_file,
-    set_key,
-)
+from gnws_d2.config import CONFIG_ROOT, EPOCH_KEYS, get_key, load_config, own_settings, set_key
 from gnws_d2.engine.schedule import scaled, scaled_from
 from gnws_d2.errors import ConfigError
 from gnws_d2.model_zoo.published import published
@@ -149,8 +137,7 @@ def explicit_keys(file: str, opts: Sequence[str] = ()) -> set[str]:
     Args:
         file, opts: those of :func:`~gnws_d2.load_config`.
     """
-    keys = {key for content in _own_files(file)[0] for key, _ in leaves(CfgNode(content))}
-    given = set(opts[::2])
+    keys, given = own_settings(file)[0], set(opts[::2])
     for epochs, iterations in EPOCH_KEYS.items():
         if epochs in given:
             keys -= iterations
@@ -160,26 +147,7 @@ def explicit_keys(file: str, opts: Sequence[str] = ()) -> set[str]:
 def packaged_config(file: str) -> CfgNode:
     """The packaged config that ``file`` is or builds on, without what a user set; Detectron2's
     defaults where there is none."""
-    return load_config(_own_files(file)[1])
-
-
-def _own_files(file: str, seen: set[str] | None = None) -> tuple[list[dict[str, Any]], str]:
-    """The contents of a config file and of its bases that are not packaged, and the path of the
-    packaged one that it is or builds on; "" where there is none. Without the files of ``seen``."""
-    seen = set() if seen is None else seen
-    if not file or file in seen:
-        return [], ""
-    seen.add(file)
-    path = Path(resolve_config_file(file))
-    if is_packaged(path):
-        return [], str(path)
-    content = parse_yaml(path.read_text(encoding="utf-8"))
-    bases = content.pop("_BASE_", [])
-    own, packaged = [content], ""
-    for base in bases if isinstance(bases, list) else [bases]:
-        found = _own_files(base_file(str(path.parent / Path(base).expanduser())), seen)
-        own, packaged = own + found[0], found[1] or packaged
-    return own, packaged
+    return load_config(own_settings(file)[1])
 
 
 def check_lengths(cfg: CfgNode, explicit: Collection[str]) -> None:

@@ -123,7 +123,7 @@ MISTAKES = {
         ["--train", "mine.json", "--weights", "empty"],
         "empty is a folder. Name a file in it",
     ),
-    "no process": (["--train", "mine.json", "--num-gpus", "0"], "--num-gpus is 0, of 1 machines. Set"),
+    "no process": (["--train", "mine.json", "--num-gpus", "0"], "--num-gpus is 0, of"),
     "weights of another model": (["--train", "mine.json", "--weights", "other.pth"], "other.pth"),
     "neither data nor a config": ([], "Add --data FOLDER"),
     "a negative number of epochs": (["--train", "mine.json", "--epochs", "-1"], "SOLVER.EPOCHS"),
