@@ -53,16 +53,12 @@ def read_frames(
     """The frames of an animation or the pages of a TIFF: their numbers, from 0, and each as
     :func:`read_image` reads an image of its pixels. Of other files the one image, and None."""
     with _opened(file) as image:
-        frames = []
-        if image.format in SEQUENCES:
-            frames = [n for n in range(getattr(image, "n_frames", 1)) if _is_frame(image, n)]
-            image.seek(0)
-        if len(frames) < 2:
-            yield None, _levels(file, image, format)
-            return
-        for number, frame in enumerate(frames):
+        count = getattr(image, "n_frames", 1) if image.format in SEQUENCES else 1
+        frames = [n for n in range(count) if _is_frame(image, n)] if count > 1 else []
+        is_sequence = len(frames) > 1
+        for number, frame in enumerate(frames if is_sequence else [0]):
             image.seek(frame)
-            yield number, _levels(file, image, format)
+            yield number if is_sequence else None, _levels(file, image, format)
 
 
 def _is_frame(image: Image.Image, number: int) -> bool:

@@ -126,14 +126,11 @@ class ResumableLoader:
         # The other samplers count the images; keeping them would take as much memory again.
         counts_objects = cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
         sampled = dataset if counts_objects else range(len(dataset))
-
-        def build_sampler() -> Iterable[int]:
-            return build_detection_train_loader.from_config(cfg, mapper, dataset=sampled)["sampler"]
-
+        build = functools.partial(build_detection_train_loader.from_config, cfg, mapper)
         return {
             "dataset": dataset,
             "mapper": mapper,
-            "build_sampler": build_sampler,
+            "build_sampler": lambda: build(dataset=sampled)["sampler"],
             "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
             "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             "num_workers": cfg.DATALOADER.NUM_WORKERS,

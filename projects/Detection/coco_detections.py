@@ -34,16 +34,12 @@ class CocoDetections:
     def __init__(
         self, classes: Sequence[str], category_ids: Sequence[int], image_ids: ImageIds | None = None
     ) -> None:
-        self._ids = dict(enumerate(category_ids))
+        self.ids = dict(enumerate(category_ids))  # of classes; empty if their names are unknown
         self._image_ids = image_ids or ImageIds()
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         named = zip(category_ids, classes, strict=True)
         self.categories = [{"id": id, "name": name} for id, name in named]
-
-    def category_id(self, index: int) -> int:
-        """The id of a class; its index if the names are unknown."""
-        return self._ids.get(index, index)
 
     def add_image(self, frame: Frame) -> Id:
         """Add an image and return its id."""
@@ -58,11 +54,10 @@ class CocoDetections:
     def add(self, image_id: Id, instances: Instances) -> None:
         """Add the detections in an image."""
         for result in instances_to_coco_json(instances, image_id):
+            category, box, mask = result["category_id"], result["bbox"], result.get("segmentation")
             result["id"] = len(self.annotations) + 1
-            result["category_id"] = self.category_id(result["category_id"])
+            result["category_id"] = self.ids.get(category, category)
             result["iscrowd"] = 0
-            mask = result.get("segmentation")
-            box = result["bbox"]
             result["area"] = float(rle.area(mask)) if mask else box[2] * box[3]
             self.annotations.append(result)
 
@@ -99,24 +94,21 @@ class PanopticSegments:
         ids = segments.numpy().astype(np.uint32)
         described = []
         for info in infos:
-            id_of = self._detections.category_id if info["isthing"] else self._stuff_id
-            category, area = id_of(info["category_id"]), int((ids == info["id"]).sum())
-            isthing = int(info["isthing"])
-            described.append({**info, "category_id": category, "isthing": isthing, "area": area})
+            known = self._detections.ids if info["isthing"] else self._stuff_ids
+            category, isthing = info["category_id"], int(info["isthing"])
+            facts = {"category_id": known.get(category, category), "isthing": isthing}
+            described.append({**info, **facts, "area": int((ids == info["id"]).sum())})
         self.annotations.append(
             {"image_id": image_id, "file_name": file_name, "segments_info": described}
         )
         return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
-
-    def _stuff_id(self, index: int) -> int:
-        return self._stuff_ids.get(index, index)
 
     def write(self, file: Path) -> None:
         """Write ``file``, unless nothing has been added."""
         if self.annotations:
             things = [{**category, "isthing": 1} for category in self._detections.categories]
             stuff = [
-                {"id": self._stuff_id(index), "name": name, "isthing": 0}
+                {"id": self._stuff_ids.get(index, index), "name": name, "isthing": 0}
                 for index, name in enumerate(self._stuff_classes)
             ]
             content = {"images": self._detections.images, "annotations": self.annotations}
@@ -135,22 +127,22 @@ def labels_image(scores: torch.Tensor) -> np.ndarray:
 
 def write_json(content: object, file: Path) -> None:
     """Write ``file`` atomically. Raises FileError."""
-    with _named_errors(file), atomic_write(file) as partial:
+    with _writing(file) as partial:
         partial.write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_png(pixels: np.ndarray, file: Path) -> None:
     """Write ``file`` atomically; make its folder if needed. Raises FileError."""
-    with _named_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as partial:
-            Image.fromarray(pixels).save(partial, format="PNG")
+    with _writing(file) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
 
 
 @contextmanager
-def _named_errors(file: Path) -> Iterator[None]:
+def _writing(file: Path) -> Iterator[Path]:
     try:
-        yield
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as partial:
+            yield partial
     except OSError as error:
         reason = error.strerror or str(error)
         message = f"{file} cannot be written ({reason}). Make room, or choose another folder"

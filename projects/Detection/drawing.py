@@ -55,8 +55,7 @@ def draw_frame(bgr: np.ndarray, found: dict[str, Any], visualizer: VideoVisualiz
 
 def to_cpu(found: dict[str, Any]) -> dict[str, Any]:
     """The output of a predictor, its tensors on the CPU."""
-    moved = {name: value.to("cpu") for name, value in found.items() if name != "panoptic_seg"}
-    if "panoptic_seg" in found:
-        segments, infos = found["panoptic_seg"]
-        moved["panoptic_seg"] = (segments.to("cpu"), infos)
-    return moved
+    return {
+        name: (value[0].to("cpu"), value[1]) if name == "panoptic_seg" else value.to("cpu")
+        for name, value in found.items()
+    }

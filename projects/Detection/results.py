@@ -106,13 +106,14 @@ class OutputNames:
         self._of_file: dict[Path, str] = {}
 
     def of(self, frame: Frame) -> str:
-        name = self._of_file.get(frame.file)
-        if name is None:
+        if frame.file not in self._of_file:
             name, count = frame.file.name, 1
-            # Some file systems do not tell upper from lower case.
-            while name.lower() in self._taken:
+            while (
+                name.lower() in self._taken
+            ):  # some file systems do not tell upper from lower case
                 count += 1
                 name = f"{frame.file.name}_{count}"
             self._taken.add(name.lower())
             self._of_file[frame.file] = name
-        return name if frame.number is None else f"{name}_frame{frame.number:05d}"
+        number = "" if frame.number is None else f"_frame{frame.number:05d}"
+        return self._of_file[frame.file] + number

@@ -91,15 +91,14 @@ class Window:
 
     def show(self, rgb: np.ndarray) -> bool:
         """Returns whether the user has pressed Esc."""
-        if not self._works:
-            return False
         try:
-            cv2.imshow(WINDOW, np.ascontiguousarray(rgb[:, :, ::-1]))
-            return cv2.waitKey(1) == ESCAPE
+            if self._works:
+                cv2.imshow(WINDOW, np.ascontiguousarray(rgb[:, :, ::-1]))
+                return cv2.waitKey(1) == ESCAPE
         except cv2.error:
             self._works = False
             logger.warning(
                 "This OpenCV opens no window (opencv-python-headless, or no display): frames are "
                 "only written. Ctrl-C stops."
             )
-            return False
+        return False
