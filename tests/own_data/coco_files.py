@@ -17,7 +17,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import gnws_d2
-from gnws_d2.projects.own_data import fit_to_data, is_source
+import gnws_d2.projects.digits  # registers the datasets
+from gnws_d2.projects.own_data import fit_to_data
 
 BOXES = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 MASKS = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
@@ -107,8 +108,8 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def forget_sources():
-    """Sources that a test registers are forgotten after it; imported by the tests' files."""
+    """What a test registers is forgotten after it; imported by the tests' files."""
+    before = set(DatasetCatalog.list())
     yield
-    for name in filter(is_source, list(DatasetCatalog.list())):
-        DatasetCatalog.pop(name)
-        MetadataCatalog.pop(name)
+    for name in {*DatasetCatalog.list()} - before:
+        DatasetCatalog.pop(name), MetadataCatalog.pop(name)
