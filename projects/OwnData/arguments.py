@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -45,8 +46,7 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
 def _split(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The datasets to train on and to validate on. A file whose images cannot be split, such as one
     alone, is trained on as a whole where another file can."""
-    sources = {name: source for name in names if (source := source_of(name))}
-    parted = {name: source for name, source in sources.items() if source.part != "val"}
+    parted = {name: s for name in names if (s := source_of(name)) and s.part != "val"}
     if len(parted) > 1:
         parted = {
             name: source
@@ -69,10 +69,8 @@ def data_opts(
     names = {"TRAIN": splits["train"], "TEST": splits["val"], "FINAL_TEST": splits["test"]}
     if eval_only:
         names = {"TEST": splits["test"] or splits["val"]}
-    opts = []
-    for key, value in names.items():
-        if value:
-            opts += [f"DATASETS.{key}", repr(tuple(value))]
+    given = {f"DATASETS.{key}": repr(tuple(value)) for key, value in names.items() if value}
+    opts = list(chain(*given.items()))
     if eval_only and opts:
         opts += ["DATASETS.FINAL_TEST", "()"]
     if args.skip_bad_annotations:

@@ -6,7 +6,6 @@ they read is therefore checked first. What Detectron2 drops or clips is counted 
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -230,9 +229,8 @@ class _AnnotationCheck:
             self.tolerated["boxes that reach beyond their image"] += 1
         area = annotation.get("area")
         if corners and area and not annotation.get("segmentation"):
-            as_corners = (width - x) * (height - y)
-            is_close = functools.partial(math.isclose, area, rel_tol=SAME_AREA)
-            if is_close(as_corners) and not is_close(width * height):
+            sizes = (width - x) * (height - y), width * height
+            if [math.isclose(area, s, rel_tol=SAME_AREA) for s in sizes] == [True, False]:
                 return _corners(box, f": its area is {area:g}")
         return ""
 
@@ -291,9 +289,8 @@ def _box_of_polygons(polygons: list[Any], image: dict[str, Any]) -> Box | None:
             raise DatasetError(f"its polygon is {polygon!r:.60}, not [x, y, x, y, ...]")
     if not (polygons := usable_mask(polygons)):
         return None
-    values = polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))
     try:
-        points = np.asarray(values, np.float64).reshape(-1, 2)
+        points = np.fromiter(chain.from_iterable(polygons), np.float64).reshape(-1, 2)
     except OverflowError:  # a whole number that no float can hold
         points = np.full((1, 2), np.inf)
     left, top = points.min(axis=0).tolist()  # NaN if any is
