@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Checkpointer(DetectionCheckpointer):
         cfg: the config of ``model``, also one without this package's keys. With it, weights trained
             with other parts standardized are refused, weights trained with other preprocessing or
             classes cause a warning, and ``MODEL.REMAKE_PREDICTORS`` is obeyed.
+        values: those of a LazyConfig by dotted key, which a resumed run compares.
         for_inference: refuse what would leave a part of the model at its initial values: no file, a
             backbone alone, other classes.
     """
@@ -77,6 +79,7 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         cfg: CfgNode | None = None,
+        values: Mapping[str, Any] | None = None,
         for_inference: bool = False,
         save_to_disk: bool | None = None,
         **checkpointables: object,
@@ -84,7 +87,7 @@ class Checkpointer(DetectionCheckpointer):
         model = getattr(model, "_orig_mod", model)  # of torch.compile
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         cfg = None if cfg is None else with_gnws_keys(cfg)
-        self._cfg = cfg
+        self._cfg, self._values = cfg, values
         self._for_inference = for_inference
         self._remakes = bool(cfg and cfg.MODEL.REMAKE_PREDICTORS and not for_inference)
         self.resumed_from: Path | None = None
@@ -104,9 +107,8 @@ class Checkpointer(DetectionCheckpointer):
         file = Path(self.save_dir) / f"{name}.pth"
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         logger.info("Saving checkpoint to %s", file)
-        write_checkpoint(
-            {"model": self.model.state_dict(), KEY: self._own.as_dict(), **states, **kwargs}, file
-        )
+        own = self._own.as_dict() | ({"values": self._values} if self._values else {})
+        write_checkpoint({"model": self.model.state_dict(), KEY: own, **states, **kwargs}, file)
         if name != BEST:
             self.tag_last_checkpoint(file.name)
 
@@ -167,7 +169,7 @@ class Checkpointer(DetectionCheckpointer):
             return None, {}
         checkpoint = contents_of(read_checkpoint(file), str(file))
         if self.checkpointables:
-            check_resumable(checkpoint, file, self._cfg)
+            check_resumable(checkpoint, file, self._cfg, self._values or {})
         return file, checkpoint
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

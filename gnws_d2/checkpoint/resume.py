@@ -18,7 +18,7 @@ from detectron2.utils import comm
 
 from ..config import all_defaults, leaves
 from ..errors import CheckpointError, GnwsError, shorten
-from .provenance import Provenance
+from .provenance import KEY, Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,11 @@ def last_checkpoint(folder: Path, resume: bool) -> Path | None:
     return None
 
 
-def check_resumable(checkpoint: Mapping[str, Any], file: Path, cfg: CfgNode | None) -> None:
-    """Raise CheckpointError if training cannot continue exactly from ``checkpoint``."""
+def check_resumable(
+    checkpoint: Mapping[str, Any], file: Path, cfg: CfgNode | None, values: Mapping[str, Any]
+) -> None:
+    """Raise CheckpointError if training cannot continue exactly from ``checkpoint``, with ``cfg``
+    or the ``values`` of a LazyConfig; warn of the values that change it."""
     try:
         state = checkpoint["trainer"]
         optimizer = state.get("_trainer", state)["optimizer"]
@@ -106,24 +109,19 @@ def check_resumable(checkpoint: Mapping[str, Any], file: Path, cfg: CfgNode | No
             f"Cannot resume: the optimizer state in {file} is empty. Name an earlier checkpoint in "
             f"{file.parent / 'last_checkpoint'}."
         )
-    stored = Provenance.read(checkpoint).config
+    stored, own = Provenance.read(checkpoint).config, checkpoint.get(KEY)
     if cfg is not None and stored:
         former, now = (_values(yaml.safe_load(text)) for text in (stored, cfg.dump()))
-        check_values(former, now, file, _rates(groups[0], cfg, state["iteration"] + 1))
+        _compare(former, now, file, _rates(groups[0], cfg, state["iteration"] + 1))
+    elif values and isinstance(own, dict) and isinstance(own.get("values"), dict):
+        _compare(own["values"], values, file)
 
 
-def check_values(
-    former: Mapping[str, Any], now: Mapping[str, Any], file: object, follows: str = ""
+def _compare(
+    former: Mapping[str, Any], now: Mapping[str, Any], file: Path, follows: str = ""
 ) -> None:
-    """Warn of the values of a config that change the training which is resumed.
-
-    Args:
-        former, now: by dotted key, of the run that saved the checkpoint ``file`` and of this one.
-        follows: a sentence to add.
-
-    Raises:
-        CheckpointError: a value would be ignored.
-    """
+    """Compare the values of the run that saved ``file`` with those of this one, by dotted key;
+    ``follows`` is a sentence to add."""
     keys = [key for key in {**former, **now} if not FREE.fullmatch(key)]
     # The seed that was drawn for a negative one is in the checkpoint.
     drawn = [key for key in ("SEED", "train.seed") if str(now.get(key, -1)).startswith("-")]

@@ -10,14 +10,13 @@ from .data_order import (
     seek_data,
 )
 from .evaluation import COCOEvaluator, build_evaluator, dataset_folder
-from .hooks import ConfigValues, StopOnSignal
+from .hooks import StopOnSignal
 from .launch import create_ddp_model, launch
 from .schedule import scale_schedule
 from .trainer import Trainer
 
 __all__ = [
     "COCOEvaluator",
-    "ConfigValues",
     "IterationSeed",
     "ResumableLoader",
     "StopOnSignal",

@@ -22,7 +22,6 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from torch import nn
 
-from ..checkpoint.resume import check_values
 from ..errors import ConfigError
 from ..files import atomic_write
 from ..layers import EstimatedBatchNorm2d
@@ -127,24 +126,6 @@ class BestCheckpointer(hooks.BestCheckpointer):
                 *(self._patience, self._scores[best], best),
             )
         return any(comm.all_gather(is_exhausted))
-
-
-class ConfigValues(HookBase):
-    """Saves the values of a LazyConfig with the state of the trainer, and before a resumed training
-    compares them with those that were saved: see :func:`~..checkpoint.resume.check_values`. Those
-    of a YAML config are in the provenance of the checkpoint."""
-
-    def __init__(self, values: dict[str, Any], checkpointer: Checkpointer) -> None:
-        self._values, self._former, self._checkpointer = values, values, checkpointer
-
-    def before_train(self) -> None:
-        check_values(self._former, self._values, self._checkpointer.resumed_from)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._values
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._former = state
 
 
 class MovingSpeed(HookBase):

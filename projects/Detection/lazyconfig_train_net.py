@@ -12,6 +12,8 @@ import argparse
 import functools
 import logging
 from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from detectron2 import evaluation
@@ -29,7 +31,6 @@ from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import resolve_config_file
 from gnws_d2.engine import (
     COCOEvaluator,
-    ConfigValues,
     IterationSeed,
     ResumableLoader,
     StopOnSignal,
@@ -42,6 +43,7 @@ from gnws_d2.engine import (
     seek_data,
 )
 from gnws_d2.errors import ConfigError
+from gnws_d2.files import restored
 from gnws_d2.projects.detection.defaults import (
     FirstIterations,
     default_setup,
@@ -93,7 +95,8 @@ def build_train_loader(node: Any) -> Iterable[list[dict[str, Any]]]:
     return ResumableLoader(**built, build_sampler=build_sampler)
 
 
-def train(cfg: Any, resume: bool) -> None:
+def train(cfg: Any, resume: bool, undo: ExitStack | None = None) -> None:
+    """Train, and forget ``undo`` when it begins."""
     written, model = values(cfg), build(cfg)
     cfg.optimizer.params.model = model
     kind = AMPTrainer if cfg.train.amp.enabled else SimpleTrainer
@@ -101,19 +104,20 @@ def train(cfg: Any, resume: bool) -> None:
     map_one(loader)
     seed = IterationSeed(cfg.train.get("seed", -1))
     trainer = kind(model, loader, instantiate(cfg.optimizer))
-    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = Checkpointer(model, cfg.train.output_dir, values=written, trainer=trainer)
     train_hooks = [
-        ConfigValues(written, checkpointer),
         seed,
         hooks.IterationTimer(),
         hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
         hooks.EvalHook(cfg.train.eval_period, lambda: test(cfg, model)),
     ]
     if comm.is_main_process():
-        train_hooks.insert(4, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
+        train_hooks.insert(3, hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer))
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
         train_hooks.append(FirstIterations())
+    if undo is not None:
+        train_hooks.append(hooks.CallbackHook(before_train=lambda _: undo.pop_all()))
     trainer.register_hooks([*train_hooks, StopOnSignal(checkpointer)])
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if checkpointer.resumed_from else 0
@@ -140,14 +144,18 @@ def run(args: argparse.Namespace) -> None:
             evaluator.output_dir = cfg.train.output_dir
     setup_loggers(cfg.train.output_dir)
     fit_lazy_config(cfg, args.skip_bad_annotations)
-    default_setup(cfg, args)
-    if args.eval_only:
+    if not args.eval_only:
+        folder = cfg.train.output_dir
+        # A run that is refused before it trains leaves the config of the one before it.
+        with locked_output(folder), restored(Path(folder, "config.yaml")) as undo:
+            default_setup(cfg, args)
+            train(cfg, args.resume, undo)
+    else:
+        default_setup(cfg, args)
         model = build(cfg)
         checkpointer = Checkpointer(model, run_folder, for_inference=True)
         checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
         test(cfg, model)
-    else:
-        train(cfg, args.resume)
 
 
 def main(args: argparse.Namespace) -> None:

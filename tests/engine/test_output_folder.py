@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from processes import run, start
@@ -11,6 +12,7 @@ from gnws_d2 import files
 from gnws_d2.engine import locked_output
 from gnws_d2.errors import FileError
 
+PROGRAMS = Path(__file__).parents[2] / "projects" / "Detection"
 HOLD = """
 import sys, time
 from torch.utils.data import DataLoader
@@ -45,11 +47,22 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, monkeypatch
     process.join()
 
 
-def test_a_command_says_who_holds_the_folder(tmp_path, monkeypatch):
-    train_net = os.path.join(os.path.dirname(__file__), "../../projects/Detection/train_net.py")
-    config = ["--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "OUTPUT_DIR", tmp_path]
-    with locked_output(tmp_path):
-        done = run(train_net, *config)
-    assert done.returncode == 1
-    assert f"held by process {os.getpid()} on" in done.stderr
-    assert len(done.stdout.splitlines() + done.stderr.splitlines()) <= 3, done.stdout + done.stderr
+@pytest.mark.parametrize("program", ["train_net.py", "lazyconfig_train_net.py"])
+def test_a_command_says_who_holds_the_folder_and_changes_nothing_when_it_is_refused(
+    program, tmp_path
+):
+    words = ["--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "OUTPUT_DIR", tmp_path]
+    if program.startswith("lazy"):
+        words = ["--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.py", "train.device=cpu"]
+        words += [f"train.output_dir={tmp_path}"]
+    words = [PROGRAMS / program, "--resume", *words]
+    (tmp_path / "config.yaml").write_text("of the run")
+    (tmp_path / "model_0000001.pth").touch()
+    refused = run(*words)
+    assert "last_checkpoint is missing" in refused.stderr and refused.returncode == 1
+    if not program.startswith("lazy"):
+        with locked_output(tmp_path):
+            held = run(*words)
+        assert held.returncode == 1 and f"held by process {os.getpid()} on" in held.stderr
+        assert len((held.stdout + held.stderr).splitlines()) <= 3, held.stdout + held.stderr
+    assert (tmp_path / "config.yaml").read_text() == "of the run"
