@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 
 from ..config import DATASET_KEYS, built_architecture, dataset_names
 from ..data import read_labels
-from ..errors import ConfigError
+from ..errors import ConfigError, DatasetError
 
 COCO_LIMIT, KEYPOINT_LIMIT = 100, 20  # detections of an image and class that COCO's AP counts
 
@@ -40,6 +40,9 @@ class COCOEvaluator(evaluation.COCOEvaluator):
       detects (negative for any number), or than keypoint AP counts,
     - by default writes the truth of a dataset without a file again, each time: the function that
       is registered, or what it reads, may have changed.
+
+    Raises:
+        DatasetError: some ids of images are numbers, others texts.
     """
 
     def __init__(
@@ -60,6 +63,11 @@ class COCOEvaluator(evaluation.COCOEvaluator):
             keypoints[:] = values
         if is_function:
             del metadata.json_file  # which later evaluations would take for the dataset's own
+        if {int, str} <= set(map(type, self._coco_api.imgs)):  # which COCO's evaluation sorts
+            raise DatasetError(
+                f"{dataset_name} has ids of images that are numbers and others that are texts. "
+                "Write all as one of them."
+            )
         complete_truth(self._coco_api)
         fix = (
             f"the {detections_per_image} that the model detects at most: the rest are missed. Set "

@@ -151,25 +151,15 @@ def test_the_moving_speed_falls_with_the_learning_rate_but_has_no_warm_up(
         assert [layer.moving_speed for layer in layers] == pytest.approx([expected[iteration]] * 2)
 
 
-def test_training_with_it_unset_is_refused(tiny_config):
-    cfg = tiny_config(WITH_BCN, "MODEL.BCN.MOVING_SPEED", "0.0")
+def test_training_with_it_unset_is_refused_where_there_are_estimates(tiny_config):
+    opts = ["MODEL.BCN.MOVING_SPEED", "0.0"]
+    cfg = tiny_config(WITH_BCN, *opts)
     build_model(cfg).eval()  # inference needs none
     with pytest.raises(ConfigError, match=r"MODEL\.BCN\.MOVING_SPEED is 0.*Set it"):
         Trainer(cfg)
-
-
-def test_a_model_that_is_trained_without_the_hook_is_refused(tiny_config):
-    model = build_model(tiny_config(WITH_BCN))
-    batch = [{"image": torch.zeros(3, 64, 64), "height": 64, "width": 64}]
-    with EventStorage(), pytest.raises(RuntimeError, match="moving_speed"):
-        model.train()(batch)
-
-
-def test_norms_without_estimates_need_none(tiny_config):
-    parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
-    norms = [word for part in parts for word in (f"MODEL.{part}.NORM", "BCN")]
-    trainer = Trainer(tiny_config(WITH_BCN, *norms, "MODEL.BCN.MOVING_SPEED", "0.0"))
-    assert not any(isinstance(hook, MovingSpeed) for hook in trainer._hooks)
+    for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"):
+        opts += [f"MODEL.{part}.NORM", "BCN"]
+    assert not any(isinstance(h, MovingSpeed) for h in Trainer(tiny_config(WITH_BCN, *opts))._hooks)
 
 
 @pytest.mark.slow

@@ -29,11 +29,10 @@ EVIL = "<script>alert(1)</script> & $x^$"
 
 
 class Parsed:
-    """The tags, the addresses and the text of a page."""
+    """The addresses and the text of a page."""
 
     def __init__(self, file: Path) -> None:
         self.source = file.read_text(encoding="utf-8")
-        self.tags = set(re.findall(r"<(\w+)", self.source))
         names = "src|href|srcset|action|data|poster|background"
         self.addresses = re.findall(rf'<[^>]*\s(?:{names})="([^"]*)"', self.source)
         shown = re.sub(r"<style>.*?</style>|<[^>]*>", " ", self.source, flags=re.DOTALL)
@@ -77,7 +76,7 @@ def test_nothing_is_loaded_from_elsewhere(digits_report):
     page, *_ = digits_report
     assert page.name == "report.html" and page.stat().st_size < 5_000_000
     parsed = Parsed(page)
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & parsed.tags
+    assert not re.search(r"<(script|link|iframe|object|embed|base)\b", parsed.source)
     assert all(a.startswith(("data:image/", "#")) for a in parsed.addresses), parsed.addresses
     assert "url(" not in parsed.source and "@import" not in parsed.source
     images = [a for a in parsed.addresses if a.startswith("data:")]
@@ -127,7 +126,6 @@ def test_names_are_escaped_and_a_missing_image_is_named(cfg, tmp_path):
     truth.imgs[2]["file_name"] = "missing.png"
     parsed = write_case(cfg, tmp_path, truth, [detection(1, 1, 0, 0.9), detection(1, 2, 9, 0.9)])
     assert EVIL in parsed.text and "<script>" not in parsed.source
-    assert "script" not in parsed.tags
     assert "1 image could not be read" in parsed.text and "missing.png" in parsed.text
     assert f"{EVIL} 2 " in parsed.text  # both objects count
 
