@@ -1,12 +1,10 @@
 """Which images and objects are trained on: the rules of MMDetection's CocoDataset, one by one."""
 
-import json
 import logging
 
 import numpy as np
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
@@ -30,27 +28,24 @@ CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def records():
     """IMAGES, registered as ``filtered``."""
-    images, annotations = [], []
+    found = []
     for name, (height, width, objects) in IMAGES.items():
-        file = f"{name}.png"
-        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / file)
-        images.append({"id": len(images), "file_name": file, "height": height, "width": width})
-        for box in objects:
-            annotations.append(
-                {
-                    **{"id": len(annotations) + 1, "image_id": images[-1]["id"]},
-                    **{"category_id": 1, "bbox": list(box[:4]), "area": box[2] * box[3]},
-                    "iscrowd": int("crowd" in box),
-                }
-            )
-    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
-    (tmp_path / "coco.json").write_text(json.dumps(coco))
-    register_coco_instances("filtered", {}, str(tmp_path / "coco.json"), str(tmp_path))
-    yield
+        annotations = [
+            {
+                "bbox": box[:4],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": 0,
+                "iscrowd": len(box) - 4,
+            }
+            for box in objects
+        ]
+        size = {"height": height, "width": width}
+        found.append({"file_name": f"{name}.png", **size, "annotations": annotations})
+    DatasetCatalog.register("filtered", lambda: found)
+    yield found
     DatasetCatalog.remove("filtered")
-    MetadataCatalog.remove("filtered")
 
 
 def config(*opts):
@@ -59,35 +54,30 @@ def config(*opts):
 
 def found(dicts):
     """The number of objects of each image, without crowds, by its name."""
-    return {
-        d["file_name"].split("/")[-1].split(".")[0]: sum(not a["iscrowd"] for a in d["annotations"])
-        for d in dicts
-    }
+    return {d["file_name"][:-4]: sum(not a["iscrowd"] for a in d["annotations"]) for d in dicts}
 
 
-def test_the_default_is_mmdetections(dataset, caplog):
+def test_the_default_is_mmdetections(records, caplog):
     caplog.set_level(logging.INFO)
     assert found(load_train_dataset(config())) == KEPT
     assert "Training on 5 of 8 images and on 4 of their 9 objects" in caplog.text
 
 
-def test_detectron2s_rules_by_one_key(dataset):
+def test_detectron2s_rules_by_one_key(records):
     expected = {name: len(objects) for name, (_, _, objects) in IMAGES.items()}
     del expected["crowd"], expected["empty"]
     assert found(load_train_dataset(config("DATALOADER.FILTER", "detectron2"))) == expected
 
 
-def test_crowds_alone_are_nothing_to_train_on(dataset):
-    records = [r for r in DatasetCatalog.get("filtered") if r["file_name"].endswith("crowd.png")]
-    for record in records:
-        del record["width"], record["height"]  # which Detectron2 takes from the image
-    DatasetCatalog.pop("filtered")
-    DatasetCatalog.register("filtered", lambda: records)
+def test_crowds_alone_are_nothing_to_train_on(records, tmp_path):
+    [crowd] = [record for record in records if record["file_name"] == "crowd.png"]
+    Image.new("L", (crowd.pop("width"), crowd.pop("height"))).save(tmp_path / "crowd.png")
+    records[:] = [{**crowd, "file_name": str(tmp_path / "crowd.png")}]  # Detectron2 takes its size
     with pytest.raises(DatasetError, match=r"none of 1 images has an object that is no crowd"):
         load_train_dataset(config())
 
 
-def test_images_without_annotations_on_request(dataset):
+def test_images_without_annotations_on_request(records):
     cfg = config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")
     assert found(load_train_dataset(cfg)) == {**KEPT, "empty": 0}
 
@@ -104,7 +94,7 @@ def test_what_is_given_stays_and_boxes_come_in_any_mode():
     assert record["annotations"] == [box, large, array, rotated]
 
 
-def test_a_dataset_of_which_nothing_is_left(dataset, monkeypatch):
+def test_a_dataset_of_which_nothing_is_left(records, monkeypatch):
     monkeypatch.setattr("gnws_d2.data.filter.MIN_IMAGE_SIDE", 64)
     with pytest.raises(DatasetError, match=r"filtered.*of 8 images.*DATALOADER\.FILTER"):
         load_train_dataset(config())

@@ -8,16 +8,22 @@ from gnws_d2.data import load_train_dataset
 from gnws_d2.engine.data_order import ResumableLoader
 from gnws_d2.errors import DatasetError
 
+FILES = [
+    (register_coco_instances, r"a\.json does not exist\. Put it there"),
+    (register_lvis_instances, r"theirs needs lvis, .* Install it: pip install lvis"),
+]
 
-def test_a_registered_file_that_does_not_exist(tiny_config):
-    register_coco_instances("gone", {}, "gone.json", "images")
+
+@pytest.mark.parametrize(("register", "said"), FILES)
+def test_a_dataset_that_cannot_be_loaded(tiny_config, register, said):
+    register("theirs", {}, "a.json", "images")
     cfg = tiny_config()
-    cfg.DATASETS.TRAIN = ("gone",)
+    cfg.DATASETS.TRAIN = ("theirs",)
     try:
-        with pytest.raises(DatasetError, match=r"gone\.json does not exist\. Put it there"):
+        with pytest.raises(DatasetError, match=said):
             ResumableLoader(cfg)
     finally:
-        DatasetCatalog.remove("gone"), MetadataCatalog.remove("gone")
+        DatasetCatalog.remove("theirs"), MetadataCatalog.remove("theirs")
 
 
 def test_another_number_of_classes_than_the_model_has(tiny_config, caplog):
@@ -35,17 +41,6 @@ def test_a_dataset_that_is_not_registered(tiny_config):
     cfg.DATASETS.TRAIN = ("digits_trian",)
     with pytest.raises(DatasetError, match=r"'digits_trian', which is not reg.*mean digits_train"):
         ResumableLoader(cfg)
-
-
-def test_a_dataset_that_needs_a_missing_package(tiny_config):
-    register_lvis_instances("rare", {}, "lvis.json", "images")
-    cfg = tiny_config()
-    cfg.DATASETS.TRAIN = ("rare",)
-    try:
-        with pytest.raises(DatasetError, match=r"rare needs lvis, .* Install it: pip install lvis"):
-            ResumableLoader(cfg)
-    finally:
-        DatasetCatalog.remove("rare"), MetadataCatalog.remove("rare")
 
 
 @pytest.mark.parametrize(("ignored", "warned"), [(255, True), (65535, False), (-1, False)])

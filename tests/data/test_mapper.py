@@ -27,16 +27,12 @@ def resized(mode: str, image: np.ndarray) -> np.ndarray:
     return found.image
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "expected"),
-    [
-        (480, 640, (800, 1067)),
-        (1200, 1600, (800, 1067)),
-        (333, 999, (444, 1333)),
-        (801, 600, (1068, 800)),
-    ],
-)
-def test_the_image_is_opencvs(height, width, expected):
+SIZES = [(480, 640, 800, 1067), (1200, 1600, 800, 1067), (333, 999, 444, 1333)]
+
+
+@pytest.mark.parametrize("sizes", [*SIZES, (801, 600, 1068, 800)])
+def test_the_image_is_opencvs(sizes):
+    height, width, *expected = sizes
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found = resized("cv2", image)
     assert found.dtype == np.uint8 and found.shape == (*expected, 3)
