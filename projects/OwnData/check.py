@@ -86,7 +86,8 @@ def check_coco(
         the sound part of the file, and the problems, images first. The annotations of a bad image
         are left out too, but are no problems of their own.
     """
-    problems, good = [], []
+    problems: list[Problem] = []
+    good: list[dict[str, Any]] = []
     by_id: dict[Any, dict[str, Any] | None] = {}  # None for a bad image
     files = Counter(os.path.normpath(images.path(name)) for name in coco.file_names)
     for image, reason in _with_id_problems(coco.images, "images"):

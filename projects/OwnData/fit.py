@@ -173,12 +173,12 @@ def _register(
             logger.warning("%s: its images are background: %s.", name, reason)
     skipped = {file: list(map(vars, bad)) for (file, *_), (*_, bad) in found.items() if bad}
     if skipped and comm.is_main_process():
-        path = Path(cfg.OUTPUT_DIR) / SKIPPED_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
+        output = Path(cfg.OUTPUT_DIR) / SKIPPED_FILE
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(output) as partial:
             partial.write_text(json.dumps(skipped, indent=1), encoding="utf-8")
         count = sum(map(len, skipped.values()))
-        logger.warning("%d bad images and annotations are skipped; %s lists them.", count, path)
+        logger.warning("%d bad images and annotations are skipped; %s lists them.", count, output)
     return used
 
 

@@ -37,15 +37,13 @@ def made(tmp_path_factory):
     """A file with polygons, both kinds of RLE and keypoints, its content and the places in it."""
     folder = tmp_path_factory.mktemp("fuzzed")
     coco = read(make_coco(folder, images=2))
+    first, second, *_ = coco["annotations"]
     mask, size = np.zeros((HEIGHT, WIDTH), np.uint8, "F"), [HEIGHT, WIDTH]
-    x, y, width, height = coco["annotations"][0]["bbox"]
+    x, y, width, height = first["bbox"]
     mask[y : y + height, x : x + width] = 1
-    text = mask_util.encode(mask)["counts"].decode()
-    coco["annotations"][0]["segmentation"] = {"size": size, "counts": text}
+    first["segmentation"] = {"size": size, "counts": mask_util.encode(mask)["counts"].decode()}
     runs = [HEIGHT * 20, HEIGHT * 10, HEIGHT * (WIDTH - 30)]
-    coco["annotations"][1].update(
-        bbox=[20, 0, 10, HEIGHT], segmentation={"size": size, "counts": runs}
-    )
+    second.update(bbox=[20, 0, 10, HEIGHT], segmentation={"size": size, "counts": runs})
     for annotation in coco["annotations"]:
         annotation["keypoints"] = [annotation["bbox"][0] + 1, annotation["bbox"][1] + 1, 2]
     return folder / "mine.json", coco, sorted(places(coco), key=str)

@@ -28,7 +28,8 @@ def file(tmp_path):
     return file
 
 
-def test_the_numbers(file):
+def test_the_numbers_and_their_table(file, caplog):
+    caplog.set_level("INFO")
     cfg = fit(file, (), *SMALL, "MODEL.ANCHOR_GENERATOR.SIZES", "[[4],[24]]")
     found = data_summary(str(file), cfg)
     assert json.loads(json.dumps(found)) == found
@@ -40,17 +41,12 @@ def test_the_numbers(file):
     # 48 rows become 96: twice the side. 1.5 becomes 3, below 4; 16 becomes 32, above 24.
     assert found["resized_sides"][1] == 16
     assert found["below_smallest_anchor"] == 0.2 and found["above_largest_anchor"] == 0.4
-
-
-def test_the_table(file, caplog):
-    caplog.set_level("INFO")
-    cfg = fit(file, (), *SMALL)
     table = summary_table([str(file)], cfg)
     assert table in caplog.text
     rows = dict(line.rsplit("  ", 1) for line in table.splitlines()[2:])
     found = {name.strip(): value.strip() for name, value in rows.items()}
-    assert found["boxes of cat"] == "4" and found["smallest anchor"] == "32"
-    assert found["share of boxes below the smallest anchor"] == "60%"
+    assert found["boxes of cat"] == "4" and found["smallest anchor"] == "4"
+    assert found["share of boxes below the smallest anchor"] == "20%"
     assert found["box side in pixels (5th, 50th, 95th percentile)"] == "3, 8, 16"
 
 
