@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import get_cfg
 
 from ..config import load_config
 from ..errors import CheckpointError
 from ..modeling import StandardizationReport
-from .names import detectron2_to_mmdet, mmdet_to_detectron2
+from .names import CPU, detectron2_to_mmdet, mmdet_to_detectron2
 from .provenance import KEY, Provenance
 from .read import read_checkpoint
 from .structure import build_on_meta
@@ -66,6 +67,7 @@ def convert_file(source: Path, target: Path, to: str, config: str | None = None)
 def _provenance(source: Path, config: str | None) -> Provenance:
     if config is None:
         return Provenance(source=source.name)
-    cfg = load_config(config)
+    cfg = load_config(config, CPU)
     standardized = StandardizationReport.of(build_on_meta(cfg)).standardized
+    cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE  # the file may be used on another machine
     return Provenance.of(cfg, standardized, source.name)

@@ -21,7 +21,7 @@ from ..errors import CheckpointError
 from .contents import contents_of
 from .structure import Differences, Shapes, check_values, shapes_of
 
-_CPU = ("MODEL.DEVICE", "cpu")  # of models whose shapes alone are asked for
+CPU = ("MODEL.DEVICE", "cpu")  # of models whose shapes alone are asked for
 _BOTTOM_UP = "backbone.bottom_up."  # where a detector has its ResNet; MMDetection: "backbone."
 
 # A module in Detectron2; its counterpart in MMDetection; what is subtracted from its first number.
@@ -134,7 +134,7 @@ def _convert(
         described, names, differences = _closest_packaged(state_dict, to_detectron2)
     else:
         described = config if isinstance(config, str) else "the config"
-        cfg = load_config(config, _CPU) if isinstance(config, str) else config
+        cfg = load_config(config, CPU) if isinstance(config, str) else config
         names, differences = _match(state_dict, shapes_of(cfg), to_detectron2)
     if differences:
         raise CheckpointError(
@@ -200,7 +200,7 @@ def _closest_packaged(
 
 @functools.cache
 def _packaged_shapes(name: str, classes: int | None) -> Shapes:
-    cfg = load_config(name, _CPU)
+    cfg = load_config(name, CPU)
     if classes is not None:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
     return shapes_of(cfg)

@@ -54,14 +54,17 @@ class Parser(argparse.ArgumentParser):
 
     def refuse(self, flag: str) -> NoReturn:
         """Name what sets what an unknown ``flag`` was meant to."""
-        own = {word: word for word in self._option_string_actions if word.startswith("--")}
-        own = {word: same for word, same in FLAGS.items() if same in own} | own
-        keys = KEYS if any(action.dest == "opts" for action in self._actions) else {}
-        near = difflib.get_close_matches(flag.partition("=")[0], {**keys, **own}, n=1)
-        fix = f". Did you mean {own[near[0]]}?" if near and near[0] in own else ""
-        if near and not fix:
-            fix = f". Write {'--opts ' * ('--opts' in own)}{keys[near[0]]} after all flags"
-        self.error(f"there is no {flag}{fix}")
+        own = [word for word in self._option_string_actions if word.startswith("--")]
+        takes_opts = any(action.dest == "opts" for action in self._actions)
+        fixes = {
+            word: f"Write {'--opts ' * ('--opts' in own)}{key} after all flags"
+            for word, key in KEYS.items()
+            if takes_opts
+        }
+        same = [*FLAGS.items(), *zip(own, own, strict=True)]
+        fixes |= {word: f"Did you mean {flag}?" for word, flag in same if flag in own}
+        near = difflib.get_close_matches(flag.partition("=")[0], fixes, n=1)
+        self.error(". ".join([f"there is no {flag}", *map(fixes.__getitem__, near)]))
 
 
 def parse(name: str = "", words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -184,13 +187,10 @@ def _add_output(parser: Parser, default: str) -> None:
     parser.add_argument("--output", type=Path, default=Path(default), metavar="FOLDER")
 
 
-def _epochs(text: str) -> str:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if number == 0 or not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of epochs, such as 12 or 0.5")
+def positive_number(text: str) -> str:
+    """``text``, unchanged; argparse names this function where it is wrong."""
+    if not 0 < float(text) < math.inf:
+        raise ValueError
     return text
 
 
@@ -212,7 +212,9 @@ def _train(parser: Parser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate, and do not train")
     parser.add_argument("--weights", metavar="FILE", help="short for MODEL.WEIGHTS FILE")
-    parser.add_argument("--epochs", type=_epochs, metavar="N", help="short for SOLVER.EPOCHS N")
+    parser.add_argument(
+        "--epochs", type=positive_number, metavar="N", help="short for SOLVER.EPOCHS N"
+    )
     add_data_arguments(parser)
     group = parser.add_argument_group("processes", "as those of Detectron2's tools/train_net.py")
     group.add_argument("--num-gpus", type=int, default=1, help="or CPU processes, per machine")
@@ -373,8 +375,8 @@ def _app(parser: Parser) -> None:
 
     A model is a checkpoint that carries its config, as training writes them, an exported file, or a
     published detector such as gnws://mask-rcnn_r50_fpn_gn_ws-all_2x_coco. NAME= is its name on the
-    page. The first model is loaded at once, others when they are chosen. The page is served to this machine alone,
-    unless --host says otherwise. It needs Gradio: pip install "gradio>=6".
+    page. The first model is loaded at once, others when they are chosen. The page is served to this
+    machine alone, unless --host says otherwise. It needs Gradio: pip install "gradio>=6".
     """
     parser.add_argument("models", nargs="+", metavar="[NAME=]CHECKPOINT")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines, too")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils import logger as log
 
 from gnws.arguments import parse
 from gnws_d2 import load_config
-from gnws_d2.checkpoint import Checkpointer, detectron2_to_mmdet
+from gnws_d2.checkpoint import Checkpointer, Provenance, detectron2_to_mmdet
 from gnws_d2.projects.detection import convert_weights
 
 GN_WS = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
@@ -27,10 +28,13 @@ def published(tmp_path) -> Path:
     return file
 
 
-def test_there_and_back(published, tmp_path, capsys):
+def test_there_and_back(published, tmp_path, capsys, caplog):
+    log._LOG_COUNTER.clear()
     there, back = tmp_path / "there.pth", tmp_path / "back.pth"
     convert(published, there, "--config", GN_WS)
     assert f"written to {there} under detectron2's names" in capsys.readouterr().out
+    assert "No GPU" not in caplog.text  # none is needed
+    assert "DEVICE: cuda" in Provenance.read(torch.load(there, weights_only=True)).config
     convert("--to", "mmdet", there, back)
     first, last = (torch.load(f, weights_only=True) for f in (published, back))
     assert list(first["state_dict"]) == list(last["state_dict"])
