@@ -100,9 +100,8 @@ def main(args: argparse.Namespace) -> int:
         cfg = fit_to_data(cfg)  # logs the table
     shared = sorted(sorted(files) for files in by_content.values() if len(files) > 1)
     if shared:
-        logger.warning(
-            "%d images exist more than once, such as %s", len(shared), " and ".join(shared[0][:2])
-        )
+        such = " and ".join(shared[0][:2])
+        logger.warning("%d images exist more than once, such as %s", len(shared), such)
     bad = sum(map(len, found.values()))
     if args.output is not None:
         report = {

@@ -29,8 +29,6 @@ from .image_files import ImageFiles
 from .keypoints import flip_pairs, keypoint_names
 from .source import SPLIT_FIX, split_names
 
-MEMBERS = ("images", "annotations", "categories")
-
 
 def register_source(
     name: str,
@@ -137,9 +135,8 @@ def _used(
         names = {image["file_name"] for image in images if image["id"] in with_objects}
         chosen = split_names(coco.file_names, part, names)
         images = [image for image in images if image["file_name"] in chosen]
-    if renamed := files.renamed:
-        found = ((image, image["file_name"]) for image in images)
-        images = [{**image, "file_name": renamed.get(name, name)} for image, name in found]
+    renamed = files.renamed
+    images = [{**i, "file_name": renamed.get(i["file_name"], i["file_name"])} for i in images]
     if coco.annotations is None:
         return CocoFile(coco.file, images, None, categories)
     shown = {image["id"]: image for image in images}
@@ -174,13 +171,12 @@ def _complete(
 
 def _json_file(used: CocoFile, coco: CocoFile) -> str:
     """The path of a JSON file with exactly ``used``: that of ``coco``, or one in the cache."""
-    content = {member: getattr(used, member) for member in MEMBERS}
-    if all(content[member] == getattr(coco, member) for member in MEMBERS):
+    if used == coco:
         with open(coco.file, "rb") as opened:  # pycocotools reads UTF-8 without a mark alone
             if json.detect_encoding(opened.read(4)) == "utf-8":
                 return coco.file
-    if used.annotations is None:
-        del content["annotations"]
+    members = ("images", "annotations", "categories")
+    content = {m: value for m in members if (value := getattr(used, m)) is not None}
     text = json.dumps(content).encode()
     file = cache_path() / "truth" / f"{hashlib.sha256(text).hexdigest()[:16]}.json"
     if not file.is_file() or file.read_bytes() != text:

@@ -28,9 +28,9 @@ from gnws_d2.errors import ConfigError, DatasetError
 from gnws_d2.projects.own_data import choose_config, coco_file, fit_to_data, kept_files
 
 
-def test_classes_come_from_the_data_by_id(tmp_path, caplog):
+def test_classes_come_from_the_data_by_id(file, caplog):
     caplog.set_level(logging.INFO)
-    cfg = config(make_coco(tmp_path))
+    cfg = config(file)
     before = copy.deepcopy(cfg)
     cfg.freeze()
     fitted = fit_to_data(cfg)
@@ -44,6 +44,8 @@ def test_classes_come_from_the_data_by_id(tmp_path, caplog):
     assert provenance.classes == ["dog", "cat"] and provenance.category_ids == [3, 7]
     caplog.clear()
     assert fit_to_data(fitted) == fitted and "therefore" not in caplog.text
+    with pytest.raises(DatasetError, match=r"CLASSES has 'dgo'.*cat, dog.*Correct"):
+        fit(file, (), "DATASETS.CLASSES", "['dgo', 'cat']")
 
 
 @pytest.mark.parametrize(
@@ -296,11 +298,6 @@ def test_a_saved_config_matches_its_classes_by_name(tmp_path):
     assert cfg.DATASETS.CLASSES == ["dog", "cat"] and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
     assert {a["category_id"] for a in truth(other).anns.values()} == {1}
     assert MetadataCatalog.get(str(other)).thing_dataset_id_to_contiguous_id == {3: 0, 1: 1}
-
-
-def test_classes_that_the_data_does_not_have_are_an_error(file):
-    with pytest.raises(DatasetError, match=r"CLASSES has 'dgo'.*cat, dog.*Correct"):
-        fit(file, (), "DATASETS.CLASSES", "['dgo', 'cat']")
 
 
 def test_masks_follow_the_data(tmp_path, caplog):
