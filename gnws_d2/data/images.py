@@ -182,22 +182,17 @@ def _opened(file: str | os.PathLike, checksums: bool = True) -> Iterator[ImageFi
             yield image
     except DatasetError:
         raise
-    except FileNotFoundError as error:
-        raise DatasetError(f"{file} does not exist. Put the image there.") from error
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise DatasetError(
-            f"{file} has more than {most:.0f} million pixels. Cut it into tiles, or raise "
-            "PIL.Image.MAX_IMAGE_PIXELS."
-        ) from error
-    except UnidentifiedImageError as error:
-        raise DatasetError(
-            f"{file} cannot be read (Pillow does not know its format). Convert it to PNG or JPEG."
-        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise DatasetError(
-            f"{file} cannot be read ({error or type(error).__name__}). {RESTORE}"
-        ) from error
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        said = f"cannot be read ({error or type(error).__name__}). {RESTORE}"
+        if isinstance(error, FileNotFoundError):
+            said = "does not exist. Put the image there."
+        elif isinstance(error, UnidentifiedImageError):
+            said = "cannot be read (Pillow does not know its format). Convert it to PNG or JPEG."
+        elif isinstance(error, Image.DecompressionBombError):
+            said = f"has more than {most:.0f} million pixels. Cut it into tiles, or raise "
+            said += "PIL.Image.MAX_IMAGE_PIXELS."
+        raise DatasetError(f"{file} {said}") from error
 
 
 def _check_range(file: str | os.PathLike, image: Image.Image) -> None:

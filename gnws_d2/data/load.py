@@ -72,14 +72,12 @@ def _check_classes(cfg: CfgNode, highest: int) -> None:
             "trained. Set it to 65535 unless that is meant; labels may have 16 bits.",
             *(head.IGNORE_VALUE, head.NUM_CLASSES),
         )
-    section, kind = {
-        "GeneralizedRCNN": ("ROI_HEADS", "thing_classes"),
-        "PanopticFPN": ("ROI_HEADS", "thing_classes"),
-        "RetinaNet": ("RETINANET", "thing_classes"),
-        "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
-    }.get(architecture, ("", ""))
+    sections = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS"}
+    sections |= {"RetinaNet": "RETINANET", "SemanticSegmentor": "SEM_SEG_HEAD"}
+    section = sections.get(architecture, "")
+    kind = "stuff_classes" if section == "SEM_SEG_HEAD" else "thing_classes"
     predicted = cfg.MODEL[section].NUM_CLASSES if section else 0
-    if kind == "thing_classes" and highest >= predicted:
+    if section and kind == "thing_classes" and highest >= predicted:
         raise DatasetError(
             f"dataset {', '.join(cfg.DATASETS.TRAIN)} has objects of class {highest}, counted from "
             f"0, but MODEL.{section}.NUM_CLASSES is {predicted}. Set it to {highest + 1} or more."

@@ -112,8 +112,7 @@ class ResumableLoader:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH (total_batch_size, of a LazyConfig) is {total_batch_size}, "
                 f"which does not divide among {comm.get_world_size()} processes with "
-                f"SOLVER.ACCUMULATION_STEPS {accumulation_steps} micro-batches each. Choose a "
-                f"batch that is a multiple of {count}, or other numbers of processes or steps."
+                f"SOLVER.ACCUMULATION_STEPS {accumulation_steps}. Choose a multiple of {count}."
             )
         self._num_workers = num_workers
         self.seek(seed=max(seed, 0), iteration=0)
@@ -172,13 +171,13 @@ def _check_sampler(cfg: CfgNode, dataset: Sequence[dict]) -> None:
         )
     if "Subset" in name and not (ratio <= 1 and int(len(dataset) * ratio) > 0):
         raise ConfigError(
-            f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, of {len(dataset)} images. Set it to 1.0 "
-            "or less, and so that an image is left."
+            f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, of {len(dataset)} images. Set it so that "
+            "an image is left, to 1.0 at most."
         )
     if "Factor" in name and not all("annotations" in record for record in dataset):
         raise ConfigError(
-            f"DATALOADER.SAMPLER_TRAIN is {name}, which counts objects, and DATASETS.TRAIN has "
-            "images without a list of annotations. Choose TrainingSampler."
+            f"DATALOADER.SAMPLER_TRAIN is {name}, but images of DATASETS.TRAIN have no list of "
+            "annotations to count. Choose TrainingSampler."
         )
 
 
