@@ -106,19 +106,18 @@ def dataset_errors(names: Sequence[str]) -> Iterator[None]:
             if ".json" in name:
                 fix = "Register the file first: gnws_d2.projects.own_data.fit_to_data(cfg)."
             raise DatasetError(f"DATASETS names {name!r}, which is not registered. {fix}")
+    what = f"dataset {', '.join(names)}"
     try:
         yield
     except FileNotFoundError as error:
         raise DatasetError(
-            f"dataset {', '.join(names)}: {error.filename} does not exist. Put it there, or set "
-            "DETECTRON2_DATASETS to the folder that holds the datasets."
+            f"{what}: {error.filename} does not exist. Put it there, or set DETECTRON2_DATASETS to "
+            "the folder that holds the datasets."
         ) from error
     except ModuleNotFoundError as error:  # such as lvis
         package = str(error.name).partition(".")[0]
-        raise DatasetError(
-            f"dataset {', '.join(names)} needs {package}, which is not installed. Install it: pip "
-            f"install {package}"
-        ) from error
+        fix = f"Install it: pip install {package}"
+        raise DatasetError(f"{what} needs {package}, which is not installed. {fix}") from error
     except AssertionError as error:
         failed = str(error) or traceback.extract_tb(error.__traceback__)[-1].line
-        raise DatasetError(f"dataset {', '.join(names)}: {failed}") from error
+        raise DatasetError(f"{what}: {failed}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import mimetypes
 import os
 from collections.abc import Iterator, Sequence
@@ -70,8 +69,7 @@ def read_frames(file: Path, predictor: Predictor | None = None) -> Iterator[Fram
         raise DatasetError(f"{file} has no image in it. {fix}")
     if (mimetypes.guess_type(file.name)[0] or "").startswith("video/") and file.is_file():
         raise DatasetError(f"{file} is a video. Name it by --video-input.")
-    originals: Iterator[np.ndarray | None] = itertools.repeat(None)
-    if predictor and predictor.channels != 3:
-        originals = (pixels for _, pixels in data.read_frames(file, predictor.input_format))
-    for (number, bgr), original in zip(data.read_frames(file, "BGR"), originals, strict=False):
-        yield Frame(file, bgr, number, original)
+    forms = ["BGR"] if not predictor or predictor.channels == 3 else ["BGR", predictor.input_format]
+    read = [data.read_frames(file, form) for form in forms]
+    for (number, bgr), *others in zip(*read, strict=True):
+        yield Frame(file, bgr, number, *(original for _, original in others))

@@ -38,8 +38,7 @@ class Results:
     ) -> None:
         self.predictor = predictor
         self.output = output
-        classes, category_ids = predictor.classes, predictor.category_ids
-        self.detections = CocoDetections(classes, category_ids, image_ids)
+        self.detections = CocoDetections(predictor.classes, predictor.category_ids, image_ids)
         self._panoptic = PanopticSegments(self.detections, predictor.metadata)
         self._names = OutputNames()
         self._images: list[Path] = []
