@@ -114,6 +114,7 @@ def test_the_formats_are_those_of_export():
 
 
 MOST_LINES = 3
+DIGITS = "Digits/mask_rcnn_R_18_FPN_gn_ws"
 # mistake -> (words after "gnws train", what the error says)
 MISTAKES = {
     "a file that does not exist": (["--train", "none.json"], "none.json does not exist"),
@@ -128,6 +129,12 @@ MISTAKES = {
     "no process": (["--train", "mine.json", "--num-gpus", "0"], "--num-gpus is 0, of"),
     "weights of another model": (["--train", "mine.json", "--weights", "other.pth"], "other.pth"),
     "neither data nor a config": ([], "Add --data FOLDER"),
+    "a key": (["--config-file", f"{DIGITS}.yaml", "SOLVER.MAX_ITERS=3"], "mean SOLVER.MAX_ITER"),
+    "of a LazyConfig": (["--config-file", f"{DIGITS}.py", "train.itre=3"], "no key train.itre"),
+    "a model": (
+        ["--config-file", f"{DIGITS}.yaml", "--eval-only", "--weights", "cut.pth"],
+        "cut off",
+    ),
 }
 
 
@@ -144,6 +151,7 @@ def test_a_mistake_costs_few_lines(mistake, tmp_path):
         annotation["bbox"] = [x, y, x + width, y + height]
     (tmp_path / "corners.json").write_text(json.dumps(content))
     torch.save({"model": {"weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:-100])
     done = processes.run(
         *("-m", "gnws.main", "train", *words, "OUTPUT_DIR", "output"),
         cwd=tmp_path,

@@ -27,7 +27,8 @@ with locked_output(sys.argv[1]):
 """
 
 
-def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, monkeypatch):
+def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     program, out = tmp_path / "hold.py", tmp_path / "out"
     program.write_text(HOLD)
     process = start(program, tmp_path / "run", stdout=str(out))
@@ -38,6 +39,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, monkeypatch
     said = rf"held by process {process.pid} on \S+, for more than 0\.1 s\. Another run uses"
     with pytest.raises(FileError, match=said), locked_output(tmp_path / "run"):
         pass
+    assert f"Waiting for process {process.pid} on" in caplog.text
     with locked_output(tmp_path / "other"):
         pass
     monkeypatch.undo()

@@ -52,14 +52,6 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_cure():
         scale_schedule(cfg, 1)
 
 
-@pytest.mark.parametrize(("steps", "processes"), [(8, 1), (16, 1), (4, 2)])
-def test_accumulation_keeps_the_published_batch_on_any_number_of_processes(steps, processes):
-    cfg = load_config(CONFIG, ["SOLVER.ACCUMULATION_STEPS", str(steps)])
-    kept = scale_schedule(cfg, processes)
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # this alone is another: nothing is left to scale
-    assert kept == cfg
-
-
 def test_the_warm_up_is_mmdetections():
     """Its LinearLR(start_factor=0.001, begin=0, end=500) multiplies the rate of iteration i by
     0.001 + 0.999 i / 499."""
