@@ -57,16 +57,20 @@ def found(dicts):
     return {d["file_name"][:-4]: sum(not a["iscrowd"] for a in d["annotations"]) for d in dicts}
 
 
-def test_the_default_is_mmdetections(records, caplog):
+WITH_OBJECTS = {n: len(boxes) for n, (_, _, boxes) in IMAGES.items() if n not in ("crowd", "empty")}
+RULES = [
+    ("", KEPT),
+    ("DATALOADER.FILTER detectron2", WITH_OBJECTS),
+    ("DATALOADER.FILTER_EMPTY_ANNOTATIONS False", {**KEPT, "empty": 0}),
+]
+
+
+@pytest.mark.parametrize(("opts", "expected"), RULES)
+def test_rules(records, caplog, opts, expected):
     caplog.set_level(logging.INFO)
-    assert found(load_train_dataset(config())) == KEPT
-    assert "Training on 5 of 8 images and on 4 of their 9 objects" in caplog.text
-
-
-def test_detectron2s_rules_by_one_key(records):
-    expected = {name: len(objects) for name, (_, _, objects) in IMAGES.items()}
-    del expected["crowd"], expected["empty"]
-    assert found(load_train_dataset(config("DATALOADER.FILTER", "detectron2"))) == expected
+    assert found(load_train_dataset(config(*opts.split()))) == expected
+    said = f"Training on {len(expected)} of 8 images and on 4 of their 9 objects"
+    assert (said in caplog.text) == ("detectron2" not in opts)
 
 
 def test_crowds_alone_are_nothing_to_train_on(records, tmp_path):
@@ -75,11 +79,6 @@ def test_crowds_alone_are_nothing_to_train_on(records, tmp_path):
     records[:] = [{**crowd, "file_name": str(tmp_path / "crowd.png")}]  # Detectron2 takes its size
     with pytest.raises(DatasetError, match=r"none of 1 images has an object that is no crowd"):
         load_train_dataset(config())
-
-
-def test_images_without_annotations_on_request(records):
-    cfg = config("DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False")
-    assert found(load_train_dataset(cfg)) == {**KEPT, "empty": 0}
 
 
 def test_what_is_given_stays_and_boxes_come_in_any_mode():

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -61,18 +62,6 @@ def save(file, size=(30, 20)):
     return file
 
 
-def test_every_frame_of_an_animation(tmp_path):
-    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    first, *others = (Image.new("RGB", (30, 20), color) for color in colors)
-    first.save(tmp_path / "moving.gif", save_all=True, append_images=others)
-    found = list(read_frames(tmp_path / "moving.gif", Stub))
-    assert [(f.number, *f.bgr[5, 5, ::-1].tolist()) for f in found] == [
-        (number, *color) for number, color in enumerate(colors)
-    ]
-    [only] = read_frames(save(tmp_path / "still.png"), Stub)
-    assert only.number is None and only.bgr.shape == (20, 30, 3)
-
-
 @pytest.mark.parametrize(("format", "mean"), [("L", "[99]"), ("RGBA", "[99, 99, 99, 99]")])
 def test_models_of_one_and_four_channels(predictor, tmp_path, format, mean):
     """Frames have the alpha of their file; those of a video are opaque."""
@@ -83,7 +72,10 @@ def test_models_of_one_and_four_channels(predictor, tmp_path, format, mean):
     first.save(tmp_path / "a.png", save_all=True, append_images=[second])
     frames = list(read_frames(tmp_path / "a.png", model))
     expected = [np.asarray(image.convert(format)).reshape(40, 60, -1) for image in (first, second)]
-    assert [(f.original == e).all() for f, e in zip(frames, expected, strict=True)] == [True] * 2
+    for number, (f, rgba, e) in enumerate(zip(frames, pixels, expected, strict=True)):
+        assert f.number == number and (f.bgr == rgba[..., 2::-1]).all() and (f.original == e).all()
+    [still] = read_frames(save(tmp_path / "still.png"), Stub)
+    assert still.number is None and still.bgr[5, 5].tolist() == [30, 20, 10]
     results = Results(model, tmp_path / "found")
     for one in [*frames, frame(tmp_path / "video.mp4", 0)]:
         results.add(one)
@@ -197,37 +189,44 @@ def test_detections_score_against_the_dataset_s_own_file(tmp_path, monkeypatch, 
     assert evaluation.stats[0] == pytest.approx(1)
 
 
-def test_instances_have_the_area_of_their_masks(predictor, tmp_path):
-    written = Results(predictor(), tmp_path / "found")
-    written.add(frame(tmp_path / "a.png"))
-    assert written.detections.annotations
-    for annotation in written.detections.annotations:
-        assert annotation["area"] == rle.decode(annotation["segmentation"]).sum()
+@pytest.fixture
+def detect(predictor, tmp_path):
+    """``detect(config, *opts)``: what the model finds in an image, and the folder of its results,
+    which has the drawn image."""
+
+    def make(name, *opts):
+        model, folder, image = predictor(name, *opts), tmp_path / "found", frame(tmp_path / "a.png")
+        model.set_score_threshold(0.05)
+        written = Results(model, folder)
+        written.add(image), written.write()
+        assert (folder / "a.png.png").exists()
+        return model(image.bgr), folder
+
+    return make
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_semantic_results(predictor, tmp_path, known):
-    opts = [] if known else ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
-    model = predictor("semantic_R_18_FPN_gn_ws", *opts)
-    written, image = Results(model, tmp_path / "found"), frame(tmp_path / "a.png")
-    written.add(image)
-    written.write()
-    labels = np.asarray(Image.open(tmp_path / "found" / "labels" / "a.png.png"))
+def test_instances_have_the_area_of_their_masks(detect):
+    _, folder = detect("mask_rcnn_R_18_FPN_gn_ws")
+    annotations = json.loads((folder / "detections.json").read_text())["annotations"]
+    areas = [rle.decode(annotation["segmentation"]).sum() for annotation in annotations]
+    assert areas and [annotation["area"] for annotation in annotations] == areas
+
+
+@pytest.mark.parametrize("opts", [[], ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]])
+def test_semantic_results(detect, opts):
+    found, folder = detect("semantic_R_18_FPN_gn_ws", *opts)
+    labels = np.asarray(Image.open(folder / "labels" / "a.png.png"))
     assert labels.dtype == np.uint8
-    assert np.array_equal(labels, model(image.bgr)["sem_seg"].argmax(0).numpy())
-    assert (tmp_path / "found" / "a.png.png").exists()
+    assert np.array_equal(labels, found["sem_seg"].argmax(0).numpy())
 
 
-def test_panoptic_results(predictor, tmp_path):
-    model = predictor("panoptic_fpn_R_18_gn_ws", "MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", "1.0")
-    model.set_score_threshold(0.05)
-    written, image = Results(model, tmp_path / "found"), frame(tmp_path / "a.png", size=(64, 64))
-    written.add(image)
-    written.write()
-    segments, infos = model(image.bgr)["panoptic_seg"]
-    colors = np.asarray(Image.open(tmp_path / "found" / "panoptic" / "a.png.png")).astype(int)
+def test_panoptic_results(detect):
+    overlaps = ["MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", "1.0"]
+    found, folder = detect("panoptic_fpn_R_18_gn_ws", *overlaps)
+    segments, infos = found["panoptic_seg"]
+    colors = np.asarray(Image.open(folder / "panoptic" / "a.png.png")).astype(int)
     assert np.array_equal(colors @ [1, 256, 65536], segments.numpy())
-    content = json.loads((tmp_path / "found" / "panoptic.json").read_text())
+    content = json.loads((folder / "panoptic.json").read_text())
     known = {(category["id"], category["isthing"]) for category in content["categories"]}
     [annotation] = content["annotations"]
     assert annotation["file_name"] == "a.png.png" and len(infos) > 0
@@ -253,20 +252,13 @@ def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, mo
     assert sorted(f.name for f in output.iterdir()) == ["a.png.png", "detections.json"]
     assert len(json.loads((output / "detections.json").read_text())["images"]) == 3
 
-    def fail(error):
-        def raising(*args, **how):
-            raise error
-
-        return raising
-
-    monkeypatch.setattr(Image.Image, "save", fail(full))
+    monkeypatch.setattr(Image.Image, "save", Mock(side_effect=full))
     with pytest.raises(FileError, match=r"d\.png\.png cannot be written .*Make room"):
         written.add(frame(tmp_path / "d.png"))
     assert not (output / "d.png.png").exists()
     # A disk that is not full, but cannot be used.
-    monkeypatch.setattr(
-        coco_detections.json, "dumps", fail(OSError(errno.EROFS, "Read-only file system"))
-    )
+    read_only = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(coco_detections.json, "dumps", Mock(side_effect=read_only))
     with pytest.raises(FileError, match="Read-only"):
         written.write()
     assert (output / "a.png.png").exists()
