@@ -74,8 +74,7 @@ class CocoFile:
     @property
     def has_masks(self) -> bool:
         """Whether an object has a mask; crowds do not count."""
-        objects = (a for a in self.annotations or () if not a.get("iscrowd"))
-        return any(a.get("segmentation") for a in objects)
+        return any(a.get("segmentation") and not a.get("iscrowd") for a in self.annotations or ())
 
 
 def is_object(annotation: Mapping[str, Any]) -> bool:
@@ -150,11 +149,9 @@ def _fault(content: Any) -> str:
     if not isinstance(content, dict):
         return f"it holds a {type(content).__name__}, not images, annotations and categories"
     for member in ("images", "categories", "annotations"):
-        if member not in content and member == "annotations":
-            continue
-        if member not in content:
+        if member not in content and member != "annotations":
             return f"{member!r} is missing in it"
-        entries = content[member]
+        entries = content.get(member, [])
         if not isinstance(entries, list):
             return f"{member!r} is a {type(entries).__name__}, not a list"
         # A file of background images has no annotations, and no need of categories.

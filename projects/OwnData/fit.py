@@ -56,7 +56,12 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
         if check:
             check(cfg)
         return cfg
-    _check_architecture(cfg, any(name in cfg.DATASETS.TRAIN for name in sources))
+    built, trains = built_architecture(cfg), any(name in cfg.DATASETS.TRAIN for name in sources)
+    if built == "SemanticSegmentor" or (built == "PanopticFPN" and trains):
+        raise ConfigError(
+            f"{built} needs label images, which a COCO instance file lacks. Choose a config of "
+            "Faster R-CNN, Mask R-CNN or RetinaNet, or register a dataset with label images."
+        )
     with kept_files():
         # A saved config also serves for prediction, where its files may be missing.
         files = {
@@ -82,15 +87,6 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
 
 def _training(cfg: CfgNode, files: Files) -> list[str]:
     return [name for name in files if name in cfg.DATASETS.TRAIN]
-
-
-def _check_architecture(cfg: CfgNode, trains: bool) -> None:
-    built = built_architecture(cfg)
-    if built == "SemanticSegmentor" or (built == "PanopticFPN" and trains):
-        raise ConfigError(
-            f"{built} needs label images, which a COCO instance file lacks. Choose a config of "
-            "Faster R-CNN, Mask R-CNN or RetinaNet, or register a dataset with label images."
-        )
 
 
 def _classes(cfg: CfgNode, files: Files) -> dict[str, int]:

@@ -156,8 +156,11 @@ def replaced(**members):
     return lambda file: write(file, {**read(file), **members})
 
 
-def renamed(member):
-    return lambda file: file.write_text(file.read_text().replace(f'"{member}"', '"other"'))
+def rewritten(old, new):
+    return lambda file: file.write_text(file.read_text().replace(old, new, 1))
+
+
+CAT = {"id": 7, "name": "cat"}
 
 
 FILES = {
@@ -165,14 +168,11 @@ FILES = {
     "a FIFO": (lambda file: (file.unlink(), os.mkfifo(file)), r"not a regular file"),
     "empty": (lambda file: file.write_text(""), r"not valid JSON.*Fetch it again"),
     "cut off": (lambda file: file.write_text(file.read_text()[:500]), r"not valid JSON"),
-    "two of a member": (
-        lambda file: file.write_text(file.read_text().replace('"bbox"', '"bbox": 1, "bbox"', 1)),
-        r"'bbox' appears twice",
-    ),
+    "two of a member": (rewritten('"bbox"', '"bbox": 1, "bbox"'), r"'bbox' appears twice"),
     "deep": (lambda file: file.write_text("[" * 100_000), r"not valid JSON"),
     "a list": (lambda file: file.write_text("[]"), r"it holds a list"),
     "another form": (lambda file: file.write_text('{"pictures": []}'), r"'images' is missing"),
-    "no categories": (renamed("categories"), r"'categories' is missing"),
+    "no categories": (rewritten("categories", "other"), r"'categories' is missing"),
     "no images": (replaced(images=[]), r"lists no images"),
     "images null": (replaced(images=None), r"'images' is a NoneType, not a list"),
     "images of text": (replaced(images=["a.png"]), r"images\[0\] is 'a\.png'"),
@@ -181,14 +181,8 @@ FILES = {
     "categories empty": (replaced(categories=[]), r"lists no categories"),
     "category without a name": (replaced(categories=[{"id": 7}]), r"category 7 has name None"),
     "category without an id": (replaced(categories=[{"name": "a"}]), r"\[0\] has id None"),
-    "category ids twice": (
-        replaced(categories=[{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}]),
-        r"category id 7 is used for 'cat', 'dog'",
-    ),
-    "category names twice": (
-        replaced(categories=[{"id": 7, "name": "cat"}, {"id": 3, "name": "cat"}]),
-        r"categories 3 and 7 are both named 'cat'",
-    ),
+    "category ids twice": (replaced(categories=[CAT, CAT]), r"id 7 is used for 'cat', 'cat'"),
+    "names twice": (replaced(categories=[CAT, {**CAT, "id": 3}]), r"3 and 7 are both named 'cat'"),
 }
 
 
@@ -205,10 +199,7 @@ def test_damaged_files(file, damage, opts):
 
 FORMS = {  # of a box, one that is sound in it, and what is said
     "corners": (lambda x, y, w, h: [x, y, x + w, y + h], [40, 30, 60, 44], "like two corners"),
-    "normalized": (
-        *(lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT], [0, 0, 1, 1]),
-        "which looks normalized",
-    ),
+    "normalized": (lambda *box: [v / 64 for v in box], [0, 0, 1, 1], "which looks normalized"),
 }
 
 

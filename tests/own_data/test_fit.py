@@ -239,10 +239,8 @@ def test_the_ap_of_a_class_is_named_rightly_whatever_the_ids(tmp_path, categorie
     val = make_coco(tmp_path / "b", categories=categories)
     cfg = fit(train, val)
     assert cfg.DATASETS.CLASSES == ["dog", "cat"] and cfg.DATASETS.CATEGORY_IDS == [3, 7]
-    cats = []
-    for inputs, outputs in perfect(val, str(val)):
-        kept = outputs["instances"]
-        cats.append((inputs, {"instances": kept[kept.pred_classes == 1]}))
+    every = [(inputs, outputs["instances"]) for inputs, outputs in perfect(val, str(val))]
+    cats = [(inputs, {"instances": found[found.pred_classes == 1]}) for inputs, found in every]
     found = evaluate(build_evaluator(cfg, str(val)), cats)
     assert found["AP-cat"] == 100 and not found["AP-dog"] > 0
     assert found["AP"] == pytest.approx(100 / len(categories))
