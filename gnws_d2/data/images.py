@@ -123,7 +123,7 @@ def is_misread(values: np.ndarray, file: str | os.PathLike, labels: bool) -> boo
 def _scale(image: ImageFile.ImageFile) -> float:
     """By what Pillow multiplies the stored grays of a file that it has not decoded yet."""
     how = image.tile[0][3] if image.tile else ""
-    if image.format == "PPM" and image.mode != "F" and not isinstance(how, str):
+    if image.format == "PPM" and image.mode != "F" and isinstance(how, tuple):
         return (65535 if image.mode == "I" else 255) / how[-1]
     return 85 if "L;2" in str(how) else 17 if "L;4" in str(how) else 1
 

@@ -71,6 +71,12 @@ def test_a_sampler_that_cannot_be_built_is_refused(tiny_config, opts, said):
         ResumableLoader(tiny_config(CONFIG, *sampler, *f"DATALOADER.{opts}".split()))
 
 
+def test_images_without_annotations_are_not_counted(tiny_config):
+    cfg = tiny_config(CONFIG, "DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    with pytest.raises(ConfigError, match="have no list of annotations to count"):
+        ResumableLoader(cfg, dataset=[{"file_name": "a.png", "width": 9, "height": 9}])
+
+
 def test_data_follows_from_the_seed_alone_and_leaves_the_numbers_of_training_alone(tiny_config):
     """A resumed run knows its seed; NumPy's state is another where SEED is not set."""
     cfg, seen, drawn = tiny_config(CONFIG, *OPTS, "SEED", "-1"), [], []
