@@ -86,16 +86,15 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # of torch.compile
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-        cfg = None if cfg is None else with_gnws_keys(cfg)
-        self._cfg, self._values = cfg, values
+        self._cfg = cfg = None if cfg is None else with_gnws_keys(cfg)
+        self._values = values
         self._for_inference = for_inference
         self._remakes = bool(cfg and cfg.MODEL.REMAKE_PREDICTORS and not for_inference)
         self.resumed_from: Path | None = None
         self._loading = ""  # the path that load() was given, for messages
         standardized = StandardizationReport.of(self.model).standardized
-        self._own = Provenance(standardized=standardized)
-        if cfg is not None:
-            self._own = Provenance.of(cfg, standardized)
+        known = cfg is not None
+        self._own = Provenance.of(cfg, standardized) if known else Provenance(None, standardized)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder.
@@ -245,16 +244,12 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _check_input(self, found: Provenance) -> None:
-        of_file = {
-            "INPUT.FORMAT": (found.input_format, self._own.input_format),
-            "MODEL.PIXEL_MEAN": (found.pixel_mean, self._own.pixel_mean),
-            "MODEL.PIXEL_STD": (found.pixel_std, self._own.pixel_std),
-        }
-        others = [
-            f"{key} {theirs} (the config has {own})"
-            for key, (theirs, own) in of_file.items()
-            if None not in (theirs, own) and theirs != own
-        ]
+        others = []
+        for key in ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+            name = key.partition(".")[2].lower().replace("format", "input_format")
+            theirs, own = getattr(found, name), getattr(self._own, name)
+            if None not in (theirs, own) and theirs != own:
+                others.append(f"{key} {theirs} (the config has {own})")
         if others:
             logger.warning(
                 "%s was trained with %s. Set them as there, unless you train the model further.",
@@ -262,15 +257,14 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _check_strides(self) -> None:
-        for module in self.model.modules():
-            if isinstance(module, BottleneckBlock) and max(module.conv1.stride) > 1:
-                logger.warning(
-                    "%s has names of torchvision, whose ResNets have their strides in the 3x3 "
-                    "convolutions, and the model has them in the 1x1. Set "
-                    "MODEL.RESNETS.STRIDE_IN_1X1 False, unless the file is of Caffe's style.",
-                    self._loading,
-                )
-                return
+        blocks = (m for m in self.model.modules() if isinstance(m, BottleneckBlock))
+        if any(max(block.conv1.stride) > 1 for block in blocks):
+            logger.warning(
+                "%s has names of torchvision, whose ResNets have their strides in the 3x3 "
+                "convolutions, and the model has them in the 1x1. Set "
+                "MODEL.RESNETS.STRIDE_IN_1X1 False, unless the file is of Caffe's style.",
+                self._loading,
+            )
 
     def _rest_of_backbone(self, expected: Shapes, backbone: tuple[str, ...]) -> set[str]:
         """The tensors of ``expected`` outside the backbone, which keep their initial values."""
@@ -386,15 +380,13 @@ def _refusal(file: str, differences: Differences) -> str:
     classes = bool(misshaped) and all(name.startswith(PREDICTORS) for name in misshaped)
     also = f"; also, {remake}" if classes else ""
     for head, key in SWITCHES.items() if classes or not misshaped else ():
-        if unexpected == {head} and not missing:
+        if missing | unexpected == {head} and not (missing and unexpected):
+            found, other, then = ("no", "one", "train it from its initial values")
+            if unexpected:
+                found, other, then = ("a", "none", "leave it out")
             return (
-                f"{file} has a {head}, and the model has none. Set {key} True, or {anyway} to "
-                f"leave it out{also}."
-            )
-        if missing == {head} and not unexpected:
-            return (
-                f"{file} has no {head}, and the model has one. Set {key} False, or {anyway} to "
-                f"train it from its initial values{also}."
+                f"{file} has {found} {head}, and the model has {other}. Set {key} "
+                f"{bool(unexpected)}, or {anyway} to {then}{also}."
             )
     norms = {**differences.missing, **differences.unexpected}
     if norms and not misshaped and all(".running_" in name for name in norms):

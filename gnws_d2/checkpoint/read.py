@@ -29,9 +29,8 @@ from ..errors import CheckpointError, shorten
 logger = logging.getLogger(__name__)
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first value in a file of torch before 1.6
-_EXPANDED = (
-    1 << 28
-)  # bytes that a tensor may have beyond those in the file: expanded ones are usual
+# Bytes that a tensor may have beyond those in the file: expanded ones are usual.
+_EXPANDED = 1 << 28
 _KEYS = (str, int, float, bytes, type(None))  # whose hash takes no time, whatever the file does
 
 

@@ -128,11 +128,8 @@ def _compare(
     changed = [k for k in keys if former.get(k) != now.get(k) and k not in drawn]
 
     def listed(keys: Sequence[str], was: str) -> str:
-        said = [
-            f"{k} is {shorten(now.get(k))}, {was} {shorten(former.get(k))}" for k in keys[:MOST]
-        ]
-        more = [f"{len(keys) - MOST} more"] if len(keys) > MOST else []
-        return "; ".join([*said, *more])
+        said = [f"{k} is {shorten(now.get(k))}, {was} {shorten(former.get(k))}" for k in keys]
+        return "; ".join([*said[:MOST], *[f"{len(keys) - MOST} more"] * (len(keys) > MOST)])
 
     if ignored := [key for key in changed if KEPT.fullmatch(key)]:
         processes = " with the same number of processes" * ("SOLVER.IMS_PER_BATCH" in changed)
@@ -142,14 +139,11 @@ def _compare(
             "from MODEL.WEIGHTS."
         )
     if changed:
-        order = (
-            " It reads the images in another order than an uninterrupted one."
-            if any(key.lower().startswith(DATA) for key in changed)
-            else ""
-        )
+        if any(key.lower().startswith(DATA) for key in changed):
+            follows = f" It reads the images in another order than an uninterrupted one.{follows}"
         logger.warning(
-            "%s: %s. The resumed run continues with the new values.%s%s",
-            *(file, listed(changed, "was trained with"), order, follows),
+            "%s: %s. The resumed run continues with the new values.%s",
+            *(file, listed(changed, "was trained with"), follows),
         )
 
 

@@ -76,8 +76,7 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
         model = instantiate(cfg.model).to(device or cfg.train.device)
         Checkpointer(model).load(cfg.train.init_checkpoint)
         return model
-    if device is not None:
-        cfg.MODEL.DEVICE = device
+    cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
     with build_errors(cfg):
         model = build_model(cfg)
     Checkpointer(model, cfg=cfg).load(cfg.MODEL.WEIGHTS)

@@ -119,10 +119,9 @@ def _in_pairs(opts: Sequence[str], command: Parser) -> list[str]:
     for word in opts:
         is_key = len(pairs) % 2 == 0
         pairs += word.split("=", 1) if is_key and re.match(r"[\w.]+=", word) else [word]
-    if len(pairs) % 2 and os.path.exists(pairs[-1]):
-        command.error(f"{pairs[-1]} has no flag before it, such as --data or --weights")
     if len(pairs) % 2:
-        command.error(f"{pairs[-1]} has no value. Write {pairs[-1]} VALUE")
+        lacks = "flag before it, such as --data" if os.path.exists(pairs[-1]) else "value after it"
+        command.error(f"{pairs[-1]} has no {lacks}")
     return pairs
 
 

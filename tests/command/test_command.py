@@ -65,7 +65,7 @@ EPOCHS = ("0", "-1", "many", "nan", "inf")
         ("train --num_gpus 2", "Did you mean --num-gpus?"),
         *((f"train --epochs {n}", f"invalid positive_number value: '{n}'") for n in EPOCHS),
         ("train --num-gpus two", "--num-gpus: invalid int value: 'two'"),
-        ("train --data d SOLVER.BASE_LR", "SOLVER.BASE_LR has no value. Write SOLVER.BASE_LR V"),
+        ("train --data d SOLVER.BASE_LR", "SOLVER.BASE_LR has no value after it"),
         ("train --data d A 1 --resume", "--resume comes after overrides"),
         *((f"{c} --data d", "Add --weights FILE") for c in ("eval", "train --eval-only")),
         *((f"{c} --input x", "Add --weights FILE") for c in ("predict", "export")),
