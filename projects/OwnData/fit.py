@@ -159,7 +159,7 @@ def _register(
         part = sources[name].part
         used[name] = register_source(name, part, coco, sound, images, classes)
         if not used[name].objects:
-            empty[name] = _why_no_object(coco, sound, used[name], part)
+            empty[name] = _why_no_object(coco, sound, part)
     for name, reason in empty.items():
         if name not in cfg.DATASETS.TRAIN:
             logger.warning("%s: nothing can be scored, AP will be nan: %s.", name, reason)
@@ -188,18 +188,19 @@ def _refuse(file: str, problems: Sequence[Problem]) -> None:
         )
 
 
-def _why_no_object(coco: CocoFile, sound: CocoFile, used: CocoFile, part: str) -> str:
-    listed, left, kept = (len(file.annotations or ()) for file in (coco, sound, used))
-    crowds = sum(annotation["iscrowd"] for annotation in used.annotations or ())
+def _why_no_object(coco: CocoFile, sound: CocoFile, part: str) -> str:
+    """Why no annotation of a file, or of a part of it, is used as an object."""
+    listed, left = (len(file.annotations or ()) for file in (coco, sound))
+    crowds, objects = sum(bool(a.get("iscrowd")) for a in sound.annotations or ()), sound.objects
     kinds = {
         "bad (gnws check-data lists them)": listed - left,
         "crowds, which are not trained on (set iscrowd to 0)": crowds,
-        "without width or height": kept - crowds,
-        "of other classes or images": left - kept,
+        "without width or height": left - crowds - len(objects),
+        "of other classes or images": len(objects),
     }
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
     reason = f"its {listed} annotations are {found}" if listed else "it has no annotations"
-    return f"{reason}. {SPLIT_FIX}" if part and left and not kept else reason
+    return f"{reason}. {SPLIT_FIX}" if part and objects else reason
 
 
 def _fitted(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> tuple[CfgNode, list[str]]:
