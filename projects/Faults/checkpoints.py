@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from trials import Trial, Wrong, damage
+from trials import damage, trials, unmade
 
 from gnws_d2.checkpoint import Checkpointer, read_checkpoint, write_checkpoint
 from gnws_d2.checkpoint.convert import convert_file
@@ -51,6 +51,7 @@ def load(file: Path) -> str:
     return f"{wrong[0]} differs from what was saved" if wrong else ""
 
 
+@trials(200, "damaged bytes")
 def damaged(rng: random.Random, folder: Path) -> str:
     """Bits and bytes changed, removed, added, or the end cut off."""
     file = folder / "model.pth"
@@ -58,16 +59,7 @@ def damaged(rng: random.Random, folder: Path) -> str:
     return load(file)
 
 
-class Program:
-    """Calls a function when it is unpickled."""
-
-    def __init__(self, function: Callable, argument: str) -> None:
-        self._call = function, (argument,)
-
-    def __reduce__(self) -> Any:
-        return self._call
-
-
+@trials(100, "programs")
 def program(rng: random.Random, folder: Path) -> str:
     """A program in a pickle, in any form that torch has had, at any place in the file."""
     made = str(folder / "made")
@@ -75,19 +67,16 @@ def program(rng: random.Random, folder: Path) -> str:
         *((os.mkdir, made), (os.system, f"mkdir '{made}'"), (torch.load, made)),
         *((exec, f"import os; os.mkdir({made!r})"), (eval, f"__import__('os').mkdir({made!r})")),
     )
-    hidden = Program(*rng.choice(calls))
+    function, argument = rng.choice(calls)  # called when it is unpickled
+    hidden = type("", (), {"__reduce__": lambda _: (function, (argument,))})()
     tensor = nn.Parameter(good()["2.bias"])
     tensor.hidden = hidden  # type: ignore[attr-defined]
-    content: Any = rng.choice(
-        (
-            {"model": {**good(), "2.bias": hidden}},
-            {"model": {**good(), "2.bias": tensor}},
-            {"model": good(), "optimizer": [hidden]},
-            {"model": good(), rng.choice(("gnws_d2", "matching_heuristics", "x")): hidden},
-            {"model": hidden},
-            hidden,
-        )
+    contents = (
+        *({"model": {**good(), "2.bias": hidden}}, {"model": {**good(), "2.bias": tensor}}),
+        *({"model": good(), "optimizer": [hidden]}, {"model": hidden}, hidden),
+        {"model": good(), rng.choice(("gnws_d2", "matching_heuristics", "x")): hidden},
     )
+    content: Any = rng.choice(contents)
     file = folder / rng.choice(("model.pth", "model.pth", "model.pkl", "model.pyth", "model"))
     with file.open("wb") as stream:
         if rng.random() < 0.3:
@@ -95,17 +84,15 @@ def program(rng: random.Random, folder: Path) -> str:
         else:
             torch.save(content, stream, _use_new_zipfile_serialization=rng.random() < 0.7)
     query = rng.choice(("", "", "?matching_heuristics=True"))
-    try:
+    with unmade(folder / "made"):
         if rng.random() < 0.3:
             convert_file(file, folder / "new.pth", rng.choice(("detectron2", "mmdet")))
         else:
             Checkpointer(build()).load(f"{file}{query}")
-    finally:
-        if os.path.exists(made):
-            raise Wrong("a program in the file was executed")
     return ""
 
 
+@trials(400, "opcodes")
 def opcodes(rng: random.Random, folder: Path) -> str:
     """A pickle whose opcodes, in a random order, name functions, call and change them."""
     made = str(folder / "made").encode()
@@ -128,14 +115,12 @@ def opcodes(rng: random.Random, folder: Path) -> str:
     else:
         with zipfile.ZipFile(file, "w") as target:
             target.writestr("model/data.pkl", pickled)
-    try:
+    with unmade(folder / "made"):
         read_checkpoint(file)
-    finally:
-        if os.path.exists(made):
-            raise Wrong("a program in the file was executed")
     return ""
 
 
+@trials(120, "tensors")
 def tensors(rng: random.Random, folder: Path) -> str:
     """Tensors missing, left over, of another shape or type, not finite, or not tensors at all."""
     model = good()
@@ -160,6 +145,7 @@ def tensors(rng: random.Random, folder: Path) -> str:
     return load(folder / "model.pth")
 
 
+@trials(60, "archives")
 def archive(rng: random.Random, folder: Path) -> str:
     """The zip archive of a checkpoint with a record repeated, empty, cut, or a bomb."""
     file = folder / "model.pth"
@@ -180,23 +166,22 @@ def archive(rng: random.Random, folder: Path) -> str:
     return load(file)
 
 
+@trials(40, "other files")
 def other(rng: random.Random, folder: Path) -> str:
     """Files that are no checkpoint."""
     file = folder / "model.pth"
     texts = (b"", b"x", b"<html>", b"{}", b"[]", b"PK", b"version https://git-lfs")
-    match rng.randrange(4):
-        case 0:
-            file.write_bytes(rng.choice((*texts, rng.randbytes(10_000))))
-        case 1:
-            file.mkdir()
-        case 2:
-            file.symlink_to(folder / "none.pth")
-        case 3:
-            torch.save(rng.choice((None, [], 1, good()["2.bias"])), file)
+    make: tuple[Callable[[], Any], ...] = (
+        lambda: file.write_bytes(rng.choice((*texts, rng.randbytes(10_000)))),
+        lambda: torch.save(rng.choice((None, [], 1, good()["2.bias"])), file),
+        *(file.mkdir, lambda: file.symlink_to(folder / "none.pth")),
+    )
+    rng.choice(make)()
     load(file)
     return "accepted"
 
 
+@trials(100, "killed while written")
 def killed(rng: random.Random, folder: Path) -> str:
     """A process is killed while it writes the file: that is whole, and the next write a day later
     leaves nothing of the killed process."""
@@ -220,14 +205,3 @@ def killed(rng: random.Random, folder: Path) -> str:
     write_checkpoint({}, file)
     left = sorted(f.name for f in folder.iterdir())
     return "" if left == ["model.pth"] else f"left: {left}"
-
-
-CLASSES: dict[str, tuple[int, Trial]] = {
-    "damaged bytes": (200, damaged),
-    "programs": (100, program),
-    "opcodes": (400, opcodes),
-    "tensors": (120, tensors),
-    "archives": (60, archive),
-    "other files": (40, other),
-    "killed while written": (100, killed),
-}

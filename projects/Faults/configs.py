@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from detectron2.config import get_cfg
-from trials import Trial, Wrong, accepted, damage
+from trials import accepted, damage, trials, unmade
 
 from gnws_d2 import load_config
 from gnws_d2.checkpoint.structure import build_on_meta
@@ -75,6 +75,7 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
+@trials(60, "good configs")
 def good(rng: random.Random, folder: Path) -> str:
     """All that a config says, with a few good changes: it has to be read."""
     cfg = load_config(rng.choice(NAMES))
@@ -86,6 +87,7 @@ def good(rng: random.Random, folder: Path) -> str:
         return use(folder / "config.yaml")
 
 
+@trials(150, "damaged files")
 def damaged(rng: random.Random, folder: Path) -> str:
     """Bytes of a packaged config changed, removed, repeated or added."""
     file = Path(get_config_file(rng.choice(NAMES)))
@@ -95,6 +97,7 @@ def damaged(rng: random.Random, folder: Path) -> str:
     return use(folder / "config.yaml")
 
 
+@trials(300, "values")
 def value(rng: random.Random, folder: Path) -> str:
     """A key of any kind with a value of any kind, in a file or on the command line."""
     name = rng.choice(NAMES)
@@ -109,6 +112,7 @@ def misspelled(rng: random.Random, text: str) -> str:
     return text[:i] + rng.choice(("", text[i] * 2, "x", ".", " ", text[i].lower())) + text[i + 1 :]
 
 
+@trials(120, "keys")
 def key(rng: random.Random, folder: Path) -> str:
     """A key that is misspelled, a section, a number, written with dots, or without a value."""
     name = rng.choice(NAMES)
@@ -126,6 +130,7 @@ def key(rng: random.Random, folder: Path) -> str:
     return use(write(folder, name, rng.choice(contents)))
 
 
+@trials(80, "names of components")
 def component(rng: random.Random, folder: Path) -> str:
     """The name of a component, changed or of another kind of component."""
     name = rng.choice(NAMES)
@@ -137,6 +142,7 @@ def component(rng: random.Random, folder: Path) -> str:
     return use(write(folder, name, nested(key, value)))
 
 
+@trials(60, "bases")
 def base(rng: random.Random, folder: Path) -> str:
     """Up to five files that are based on each other in any way."""
     names = [f"{letter}.yaml" for letter in "abcde"[: rng.randint(1, 5)]]
@@ -150,6 +156,7 @@ def base(rng: random.Random, folder: Path) -> str:
     return use(folder / names[0])
 
 
+@trials(60, "tags")
 def tag(rng: random.Random, folder: Path) -> str:
     """Tags that run Python, at any place and with any depth of brackets."""
     kind = rng.choice(("object/apply:os.mkdir", "object/new:os.mkdir", "name:os.system", "tuple"))
@@ -157,19 +164,5 @@ def tag(rng: random.Random, folder: Path) -> str:
     depth = rng.choice((0, 0, 1, 100, 100_000))
     line = f"{key}: {'[' * depth}!!python/{kind} ['{folder / 'made'}']{']' * depth}"
     (folder / "config.yaml").write_text(line)
-    try:
+    with unmade(folder / "made"):
         return use(folder / "config.yaml")
-    finally:
-        if (folder / "made").exists():
-            raise Wrong("a tag was executed")
-
-
-CLASSES: dict[str, tuple[int, Trial]] = {
-    "good configs": (60, good),
-    "damaged files": (150, damaged),
-    "values": (300, value),
-    "keys": (120, key),
-    "names of components": (80, component),
-    "bases": (60, base),
-    "tags": (60, tag),
-}

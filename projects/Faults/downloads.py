@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))  # whose server this is
 from server import fail, redirect, running, say, send
-from trials import Trial, Wrong, accepted
+from trials import Wrong, accepted, trials
 
 from gnws_d2.errors import FileError
 from gnws_d2.model_zoo.download import download
@@ -32,14 +32,12 @@ VALUES = (b"", b"x", b"-5", b"chunked", b"\xff", b"5, 6", b"A" * 70_000)
 
 def good(rng: random.Random) -> Callable[[Any], None]:
     """Answers with which the file arrives in the end."""
-    return rng.choice(
-        (
-            send(CONTENT),
-            send(CONTENT, ranges=False, kind=rng.choice(("text/html", "", "x"))),
-            send(CONTENT, length=rng.choice(("", "x", "-1", "0x10")), slow=0.01),
-            send(CONTENT, content_range=rng.choice(NUMBERS)),
-        )
+    answers = (
+        *(send(CONTENT), send(CONTENT, content_range=rng.choice(NUMBERS))),
+        send(CONTENT, ranges=False, kind=rng.choice(("text/html", "", "x"))),
+        send(CONTENT, length=rng.choice(("", "x", "-1", "0x10")), slow=0.01),
     )
+    return rng.choice(answers)
 
 
 def bad(rng: random.Random) -> Callable[[Any], None]:
@@ -48,32 +46,30 @@ def bad(rng: random.Random) -> Callable[[Any], None]:
     other[rng.randrange(len(other))] ^= 1
     status = rng.choice((b"200", b"-1", b"999999", b"abc", b""))
     header = rng.choice(HEADERS) + b": " + rng.choice(VALUES)
-    return rng.choice(
-        (
-            fail(rng.choice(CODES)),
-            send(CONTENT, cut=len(half)),
-            send(CONTENT, cut=len(half), length=rng.choice(NUMBERS)),
-            send(bytes(other), ranges=rng.random() < 0.5),
-            send(CONTENT, content_range=rng.choice(NUMBERS), length=rng.choice(NUMBERS)),
-            send(b"<html>", kind="text/html"),
-            redirect(rng.choice(REDIRECTS)),
-            say(b"HTTP/1.1 " + status + b"\r\n\r\n", half),
-            say(OK + header + b"\r\n\r\n", half),
-            say(OK + rng.choice((b"A: b\r\n", b"\r", b"\xff")) * 200 + b"\r\n", CONTENT),
-            say(rng.randbytes(rng.choice((0, 1, 1000)))),
-            say(OK + b"\r\n", bytes(65536), forever=True),
-            say(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10\r\n" + bytes(16), forever=True),
-            say(OK + b"Content-Length: 300000\r\n\r\n", CONTENT, bytes(65536), forever=True),
-        )
+    answers = (
+        *(fail(rng.choice(CODES)), redirect(rng.choice(REDIRECTS))),
+        *(send(CONTENT, cut=len(half)), send(b"<html>", kind="text/html")),
+        send(CONTENT, cut=len(half), length=rng.choice(NUMBERS)),
+        send(bytes(other), ranges=rng.random() < 0.5),
+        send(CONTENT, content_range=rng.choice(NUMBERS), length=rng.choice(NUMBERS)),
+        *(say(b"HTTP/1.1 " + status + b"\r\n\r\n", half), say(OK + header + b"\r\n\r\n", half)),
+        say(OK + rng.choice((b"A: b\r\n", b"\r", b"\xff")) * 200 + b"\r\n", CONTENT),
+        say(rng.randbytes(rng.choice((0, 1, 1000)))),
+        say(OK + b"\r\n", bytes(65536), forever=True),
+        say(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10\r\n" + bytes(16), forever=True),
+        say(OK + b"Content-Length: 300000\r\n\r\n", CONTENT, bytes(65536), forever=True),
     )
+    return rng.choice(answers)
 
 
+@trials(150, "servers")
 def servers(rng: random.Random, folder: Path) -> str:
     """One to four bad answers, and sometimes a good one at the end."""
     answers = [bad(rng) for _ in range(rng.randint(1, 4))]
     return _download(rng, folder, [*answers, good(rng)] if rng.random() < 0.3 else answers)
 
 
+@trials(60, "tolerable servers")
 def tolerable(rng: random.Random, folder: Path) -> str:
     """Interruptions and headers with which the file has to arrive."""
     answers = [fail(503), send(CONTENT, cut=rng.randrange(1, len(CONTENT)))]
@@ -102,6 +98,7 @@ def _download(rng: random.Random, folder: Path, answers: list[Callable[[Any], No
     return "" if file.read_bytes() == CONTENT else "another file was accepted"
 
 
+@trials(60, "mirrors")
 def mirrors(rng: random.Random, folder: Path) -> str:
     """A mirror that is not usable: nothing may come from the official address instead."""
     entry = rng.choice(published())
@@ -121,10 +118,3 @@ def mirrors(rng: random.Random, folder: Path) -> str:
             if official.requests:
                 raise Wrong("the official address was asked")
     return "something was fetched"
-
-
-CLASSES: dict[str, tuple[int, Trial]] = {
-    "servers": (150, servers),
-    "tolerable servers": (60, tolerable),
-    "mirrors": (60, mirrors),
-}

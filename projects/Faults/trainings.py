@@ -17,10 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from trials import Trial, Wrong
+from trials import Wrong, trials
 
+from gnws_d2.files import cache_path
+from gnws_d2.projects.digits import make_digits
+
+CACHE = cache_path()  # a trial has its own
 LIMIT = 600.0  # seconds a trial
 INTERFACE = "gnws0"
 ADDRESS = "10.203.0.1"
@@ -44,7 +47,7 @@ def start(
 ) -> subprocess.Popen:
     """Start or resume a training on Digits, ``through`` another command. What it prints replaces
     ``output``.txt."""
-    data = ("DATASETS.TRAIN", str((str(datasets.source() / "digits_train.json"),)))
+    data = ("DATASETS.TRAIN", str((f"{make_digits(CACHE, 3, 1)}/digits_train.json",)))
     words = [*through, sys.executable, str(PROGRAM), *OPTS, *data, *opts, "OUTPUT_DIR", str(output)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **env}
     with open(f"{output}.txt", "w") as printed:
@@ -72,6 +75,7 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return ""
 
 
+@trials(4, "killed")
 def killed(rng: random.Random, folder: Path) -> str:
     """Stopped once or twice at any moment and resumed, it ends as an undisturbed one."""
     began = time.monotonic()
@@ -155,6 +159,5 @@ def cut(rng: random.Random, folder: Path) -> str:
         return compare(finish(outputs[0], *start_both(outputs, names)), expected)
 
 
-CLASSES: dict[str, tuple[int, Trial]] = {"killed": (4, killed)}
 if os.geteuid() == 0 and shutil.which("ip"):
-    CLASSES["link cut"] = (2, cut)
+    trials(2, "link cut")(cut)

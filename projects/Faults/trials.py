@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +38,21 @@ class Wrong(Exception):
     """A result that is wrong, where raising is simpler than returning."""
 
 
+def trials(number: int, kind: str) -> Callable[[Trial], Trial]:
+    """Add a function to the CLASSES of its module: (number of trials, trial) by name."""
+
+    def add(trial: Trial) -> Trial:
+        vars(sys.modules[trial.__module__]).setdefault("CLASSES", {})[kind] = number, trial
+        return trial
+
+    return add
+
+
 def run(name: str, seed: int) -> tuple[str, str]:
     """Run a trial in a process of its own.
 
     Args:
-        name: "CORPUS/CLASS/INDEX". The corpus is a module of this folder, whose CLASSES are (number
-            of trials, trial) by name.
+        name: "CORPUS/CLASS/INDEX". The corpus is a module of this folder, with CLASSES.
 
     Returns:
         One of OUTCOMES, and the refusal or what is wrong.
@@ -115,6 +125,16 @@ def accepted(is_good: bool | None = True, *words: str) -> Iterator[None]:
         raise
     if is_good is False:
         raise Wrong("accepted")
+
+
+@contextmanager
+def unmade(made: Path) -> Iterator[None]:
+    """Programs in the input, each of which makes ``made``, must not be executed by the block."""
+    try:
+        yield
+    finally:
+        if made.exists():
+            raise Wrong("a program in the input was executed")
 
 
 @contextmanager
