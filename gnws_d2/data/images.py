@@ -117,7 +117,7 @@ def is_misread(values: np.ndarray, file: str | os.PathLike, labels: bool) -> boo
         for found in known
     )
     to_cut, to_right = np.abs(given - cut).max(), np.abs(given - right).max()
-    return bool(to_right > 0.02 and to_cut < min(0.15, to_right / 3))  # resizing blurs
+    return bool(to_right > 0.02 and to_cut < min(0.15, to_right / 3))  # resizing and crops blur
 
 
 def _scale(image: ImageFile.ImageFile) -> float:
