@@ -106,15 +106,8 @@ def test_a_portable_config_keeps_the_added_keys_that_are_set(tmp_path):
 
 
 def test_the_config_of_a_run_is_read_by_plain_detectron2_and_keeps_all_keys(tmp_path):
-    names = str(["a: b", "#| c"])
-    opts = [
-        "DATASETS.CLASSES",
-        names,
-        "DATASETS.CATEGORY_IDS",
-        "[1, 7]",
-        "TEST.PRECISION",
-        "bfloat16",
-    ]
+    opts = ["DATASETS.CLASSES", str(["a: b", "#| c"]), "DATASETS.CATEGORY_IDS", "[1, 7]"]
+    opts += ["TEST.PRECISION", "bfloat16"]
     saved = load_config("Small/mask_rcnn_R_18_FPN_gn_ws.yaml", [*opts, "MODEL.WEIGHTS", ""])
     (tmp_path / "config.yaml").write_text(config_text(saved))
     (tmp_path / "mine.yaml").write_text("_BASE_: config.yaml\nSOLVER: {BASE_LR: 0.5}\n")
@@ -186,11 +179,9 @@ WRONG = {
     "another choice": (["DATALOADER.FILTER", "coco"], ["is 'coco'", '"mmdetection" or "det']),
     "another precision": (["TEST.PRECISION", "half"], ["'half'", '"float32", "bfloat16" or "fl']),
     "too few": (["SOLVER.ACCUMULATION_STEPS", "0"], ["ACCUMULATION_STEPS is 0", "1 or more"]),
+    "a negative length": (["SOLVER.EPOCHS", "-1"], ["SOLVER.EPOCHS is -1.0. Set it to 0 or more"]),
     "not a number": (["SOLVER.EPOCHS", "1e999-1e999"], ["SOLVER.EPOCHS"]),
-    "parts that nobody reads": (
-        ["MODEL.WS.PARTS", "['fpn']"],
-        ["MODEL.WS.PARTS", "MODEL.META_ARCHITECTURE", "WeightStandardizedModel"],
-    ),
+    "unread parts": (["MODEL.WS.PARTS", "['fpn']"], ["META_ARCHITECTURE", "WeightStandardizedM"]),
 }
 
 

@@ -81,12 +81,9 @@ def test_default_is_beside_detectron2s_cache(tmp_path, monkeypatch, theirs):
 
 def test_unusable_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
     with pytest.raises(OSError, match=r"file/below .*Set \$GNWS_D2_CACHE to a folder"):
-        files.cache_dir(files.cache_path())
+        files.cache_dir(tmp_path / "file" / "below")
 
-
-def test_read_only_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):
     def refuse(dir):
         raise PermissionError("read-only")
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity.weights import mmdet_state_dict
 
 from gnws_d2 import load_config
 from gnws_d2.checkpoint import detectron2_to_mmdet, mmdet_to_detectron2
@@ -66,19 +65,6 @@ def test_an_imagenet_backbone_has_bare_names(faster):
     assert len(mmdet_to_detectron2(bare, FASTER_R50)) == len(converted) - 2
 
 
-def test_names_of_wrappers_are_accepted(faster):
-    wrapped = {f"module.{name}": tensor for name, tensor in faster.items()}
-    assert mmdet_to_detectron2(wrapped) == mmdet_to_detectron2(faster)
-
-
-def test_values_pass_bit_for_bit():
-    tensors = mmdet_state_dict(MANIFESTS[0], seed=3)
-    assert all(
-        torch.equal(new, old)
-        for new, old in zip(mmdet_to_detectron2(tensors).values(), tensors.values(), strict=True)
-    )
-
-
 def test_a_deeper_file_says_which_config_fits(faster):
     with pytest.raises(CheckpointError, match=r"unexpected: backbone\.layer3\.6\.") as error:
         mmdet_to_detectron2(in_mmdet(FASTER_R101), FASTER_R50)
@@ -96,15 +82,13 @@ def test_another_number_of_classes_is_named(faster):
     assert len(mmdet_to_detectron2(in_mmdet(FASTER_R50))) == len(faster)
 
 
-@pytest.mark.parametrize("names", ["old", "new"])
-def test_a_file_of_mmdetection_1_is_recognized(faster, names):
-    if names == "old":
-        faster = {name.removeprefix("roi_head."): tensor for name, tensor in faster.items()}
-    else:
-        faster["roi_head.bbox_head.fc_reg.weight"] = torch.zeros(324, 1024)
-        faster["roi_head.bbox_head.fc_reg.bias"] = torch.zeros(324)
-    with pytest.raises(CheckpointError, match=r"MMDetection 1\.x.*upgrade_model_version"):
-        mmdet_to_detectron2(faster)
+def test_a_file_of_mmdetection_1_is_recognized(faster):
+    named = {name.removeprefix("roi_head."): tensor for name, tensor in faster.items()}
+    faster["roi_head.bbox_head.fc_reg.weight"] = torch.zeros(324, 1024)
+    faster["roi_head.bbox_head.fc_reg.bias"] = torch.zeros(324)
+    for old in (named, faster):
+        with pytest.raises(CheckpointError, match=r"MMDetection 1\.x.*upgrade_model_version"):
+            mmdet_to_detectron2(old)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

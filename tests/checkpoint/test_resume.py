@@ -136,15 +136,6 @@ def test_what_changes_no_training_is_not_said_and_a_shorter_one_is_refused(
         shorter.train()
 
 
-def test_the_weights_alone_of_a_checkpoint_are_loaded_without_resuming(trainer, trained):
-    edit(trained / "model_final.pth", lambda c: c.pop("trainer"))
-    other = trainer(
-        "MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(trained / "b")
-    )
-    other.resume_or_load(resume=False)
-    assert other.start_iter == 0
-
-
 class State:
     """What a trainer saves, small."""
 

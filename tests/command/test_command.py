@@ -89,24 +89,19 @@ def test_overrides_are_taken_in_both_forms():
 @pytest.mark.parametrize(
     ("words", "module"),
     [
-        (["train"], "train_net"),
-        (["train", "--config-file", "a.yaml"], "train_net"),
-        (["eval", "--config-file=a.py"], "lazyconfig_train_net"),
-        (["train", "--config-file", "a.py", "model.x=1"], "lazyconfig_train_net"),
-        (["train", "--weights", "a.py"], "train_net"),
+        *((words, "train_net") for words in ("train", "train --config-file a.yaml")),
+        ("train --weights a.py", "train_net"),
+        ("eval --config-file=a.py", "lazyconfig_train_net"),
+        ("train --config-file a.py model.x=1", "lazyconfig_train_net"),
     ],
 )
 def test_a_python_config_goes_to_the_other_program(words, module, monkeypatch):
     called = []
-    program = argparse.Namespace(main=called.append)
-    monkeypatch.setattr(sys, "argv", ["gnws", *words])
-    monkeypatch.setattr(
-        gnws.main.importlib,
-        "import_module",
-        {f"gnws_d2.projects.detection.{module}": program}.__getitem__,
-    )
+    programs = {f"gnws_d2.projects.detection.{module}": argparse.Namespace(main=called.append)}
+    monkeypatch.setattr(sys, "argv", ["gnws", *words.split()])
+    monkeypatch.setattr(gnws.main.importlib, "import_module", programs.__getitem__)
     gnws.main.main()
-    assert called[0].command == words[0]
+    assert called[0].command == words.split()[0]
 
 
 def test_the_formats_are_those_of_export():
@@ -122,10 +117,7 @@ MISTAKES = {
     "a file that is cut off": (["--train", "cut.json=images"], "cut off"),
     "two corners for a box": (["--train", "corners.json=images"], "looks like two corners"),
     "weights that do not exist": (["--train", "mine.json", "--weights", "none.pth"], "none.pth"),
-    "weights that are a folder": (
-        ["--train", "mine.json", "--weights", "empty"],
-        "empty is a folder. Name a file in it",
-    ),
+    "a folder of weights": (["--train", "mine.json", "--weights", "empty"], "empty is a folder."),
     "no process": (["--train", "mine.json", "--num-gpus", "0"], "--num-gpus is 0, of"),
     "weights of another model": (["--train", "mine.json", "--weights", "other.pth"], "other.pth"),
     "neither data nor a config": ([], "Add --data FOLDER"),

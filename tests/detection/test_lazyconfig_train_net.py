@@ -126,7 +126,7 @@ def test_a_model_with_keypoints_gets_those_of_the_data(tmp_path):
 
 
 def test_an_evaluation_prefers_the_test_set():
-    cfg = load_lazy_config("Digits/fcos_R_18_FPN_gn_ws.py")
+    cfg = load_lazy_config(MASK_RCNN)
     name_data(cfg, {"train": ["a"], "val": ["b"], "test": ["c"]}, eval_only=True)
     assert cfg.dataloader.test.dataset.names == ["c"]
     assert cfg.dataloader.evaluator.dataset_name == "c"

@@ -28,25 +28,18 @@ def test_images_seen_and_rate_per_image_stay(processes, requested, batch, caplog
     assert solver.MAX_ITER * batch == 87_960 * 16
     assert solver.WARMUP_ITERS == round(cfg.SOLVER.WARMUP_ITERS * 16 / batch)
     assert [s * batch for s in solver.STEPS] == [58_640 * 16, 80_630 * 16]
-    lines = {line.split("|")[1].strip(): line for line in caplog.text.splitlines() if "|" in line}
-    for key, old, new in (
-        ("SOLVER.IMS_PER_BATCH", 16, batch),
-        ("SOLVER.BASE_LR", 0.02, solver.BASE_LR),
-        ("SOLVER.MAX_ITER", 87_960, solver.MAX_ITER),
-    ):
-        assert str(old) in lines[key] and f" {new} " in lines[key]
+    rows = [line.replace("|", " ").split() for line in caplog.text.splitlines() if "|" in line]
+    assert ["SOLVER.IMS_PER_BATCH", "16", str(batch)] in rows
+    assert ["SOLVER.MAX_ITER", "87960", str(solver.MAX_ITER)] in rows
     # It is done once.
     assert scaled.is_frozen() and scale_schedule(scaled, processes) is scaled
     assert DefaultTrainer.auto_scale_workers(scaled, processes) is scaled
 
 
-@pytest.mark.parametrize("opts", [[], ["SOLVER.REFERENCE_WORLD_SIZE", "0"]])
-def test_nothing_is_scaled_at_the_reference_or_without_one(opts):
-    cfg = load_config(CONFIG, opts)
-    assert scale_schedule(cfg, 8) is cfg
-
-
-def test_a_batch_that_does_not_divide_is_refused_with_the_cure():
+def test_nothing_is_scaled_without_a_reference_and_what_does_not_divide_is_refused():
+    for opts, processes in (([], 8), (["SOLVER.REFERENCE_WORLD_SIZE", "0"], 3)):
+        cfg = load_config(CONFIG, opts)
+        assert scale_schedule(cfg, processes) is cfg
     cfg = load_config(CONFIG, ["SOLVER.IMS_PER_BATCH", "2"])
     with pytest.raises(ConfigError, match=r"IMS_PER_BATCH is 2.*REFERENCE_WORLD_SIZE 0"):
         scale_schedule(cfg, 1)
