@@ -128,10 +128,6 @@ class Checkpointer(DetectionCheckpointer):
         local_path(path)  # its errors are of one line
         try:
             return super().load(path, *args, **kwargs)
-        except AssertionError as error:
-            if "not found" not in str(error):
-                raise
-            raise CheckpointError(f"{path} is not a file. Correct its path.") from error
         finally:
             self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
 
@@ -316,12 +312,14 @@ def local_path(weights: str) -> str:
     """The local file of a value of MODEL.WEIGHTS, fetched first where it is an address.
 
     Raises:
-        CheckpointError: it cannot be fetched.
+        CheckpointError: it cannot be fetched, or is no file.
     """
     try:
         local = PathManager.get_local_path(weights.partition("?")[0])
         if os.path.isdir(local):
             raise CheckpointError(f"{weights} is a folder. Name a file in it.")
+        if weights and not os.path.isfile(local):
+            raise CheckpointError(f"{weights} is not a file. Correct its path.")
         return local
     except GnwsError:
         raise

@@ -73,10 +73,9 @@ def scaled_from(cfg: CfgNode, old: int, batch: int) -> CfgNode:
 def _scaled(cfg: CfgNode, world_size: int) -> CfgNode:
     """Detectron2's rule, which rounds a short length down to none."""
     new = DefaultTrainer.auto_scale_workers(cfg, world_size)
+    new.defrost()
     for key in LENGTHS:
-        if get_key(cfg, key) > 0 and not get_key(new, key):
-            new.defrost()
-            set_key(new, key, 1)
+        set_key(new, key, max(get_key(new, key), min(1, get_key(cfg, key))))
     if cfg.is_frozen():
         new.freeze()
     return new

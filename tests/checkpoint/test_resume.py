@@ -117,8 +117,9 @@ def test_what_a_resumed_run_would_ignore_is_refused(trainer, trained):
     ],
 )
 def test_a_value_that_changes_the_training_is_said(trainer, trained, caplog, key, value, former):
+    (trained / "last_checkpoint").write_text("model_0000000.pth")
     (said,) = warnings_of(caplog, trainer(key, value), resume=True)
-    assert f"model_final.pth: {key} is {value}, was trained with {former}. The resumed" in said
+    assert f"model_0000000.pth: {key} is {value}, was trained with {former}. The resumed" in said
     is_order = key.startswith(("DATA", "SOLVER.IMS"))
     assert ("another order" in said) == is_order and "learning rate" not in said
 
