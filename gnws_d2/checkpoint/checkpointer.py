@@ -319,7 +319,7 @@ def local_path(weights: str) -> str:
         if os.path.isdir(local):
             raise CheckpointError(f"{weights} is a folder. Name a file in it.")
         if weights and not os.path.isfile(local):
-            raise CheckpointError(f"{weights} is not a file. Correct its path.")
+            raise CheckpointError(f"{weights} does not exist. Correct its path.")
         return local
     except GnwsError:
         raise
