@@ -19,10 +19,8 @@ from gnws_d2.projects.own_data import fit_to_data
 
 SMALL = "Small/mask_rcnn_R_18_FPN_gn_ws.yaml"
 WIDTH, HEIGHT = 128, 96
-OPTS = (
-    *("MODEL.MASK_ON", "False", "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "64"),
-    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32"),
-)
+OPTS = "MODEL.MASK_ON False INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 64 "
+OPTS += "MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_BOX_HEAD.CONV_DIM 32 "
 DEPTHS = {"I;16": "<u2", "I;16B": ">u2", "F": "<f4"}
 JPEG, AVIF = {"quality": 95, "subsampling": 0}, {"quality": 100, "subsampling": "4:4:4"}
 # Format of Pillow, modes, options of saving, and how many images a file may hold.
@@ -96,12 +94,11 @@ def picture(
 def mask(rng: random.Random, box: list[float], size: tuple[int, int]) -> dict:
     """What an annotation says of a mask in ``box``, in an image of ``size``: (height, width)."""
     x, y, w, h = box
-    kind = rng.choice(("polygon", "counts", "compressed"))
-    if kind == "polygon":  # a star
+    if rng.random() < 0.4:  # a polygon, a star
         number = rng.randint(5, 30)
-        angles = [2 * math.pi * (i + rng.random()) / number for i in range(number)]
-        star = np.array([[math.cos(a), math.sin(a)] for a in angles])
-        star *= [[rng.uniform(0.3, 1)] for _ in angles]
+        angles = (2 * math.pi * (i + rng.random()) / number for i in range(number))
+        radii = ((rng.uniform(0.3, 1), a) for a in angles)
+        star = np.array([[r * math.cos(a), r * math.sin(a)] for r, a in radii])
         points = np.array([x, y]) + np.array([w, h]) / 2 * (1 + star)
         around = [*points.min(0).tolist(), *np.ptp(points, axis=0).tolist()]
         found: Any = [points.ravel().tolist()]
@@ -111,7 +108,7 @@ def mask(rng: random.Random, box: list[float], size: tuple[int, int]) -> dict:
     inside[int(y + h / 2), int(x) : int(x + w)] = 1  # stripes
     ends = np.flatnonzero(np.diff(inside.ravel(order="F"), prepend=0, append=2))
     found = {"size": list(size), "counts": np.diff(ends, prepend=0).tolist()}
-    if kind == "compressed":
+    if rng.random() < 0.5:
         found["counts"] = rle.encode(inside)["counts"].decode()
     around = list(map(float, cv2.boundingRect(inside)))
     return {"segmentation": found, "bbox": around, "area": int(inside.sum())}
@@ -159,4 +156,4 @@ def write(folder: Path, content: Any) -> Path:
 def fit(file: object, opts: str = "", config: str = SMALL, test: object = None) -> CfgNode:
     """The config that ``gnws train`` fits to a file. ``opts`` are pairs, separated by spaces."""
     names = ["DATASETS.TRAIN", f"('{file}',)", "DATASETS.TEST", f"('{test or file}',)"]
-    return fit_to_data(load_config(config, [*OPTS, *names, *opts.split()]))
+    return fit_to_data(load_config(config, [*names, *(OPTS + opts).split()]))

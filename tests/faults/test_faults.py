@@ -15,21 +15,18 @@ FAULTS = Path(__file__).parents[2] / "projects" / "Faults"
 CORPUS = """
 import os, signal, time
 from gnws_d2.errors import GnwsError
-
+LIMIT = 1.0
 def refuse(message):
     raise GnwsError(message)
-
-LIMIT = 1.0
-ENDS = {
-    "right": lambda rng, folder: "",
-    "refused": lambda rng, folder: refuse("one line"),
-    "silent": lambda rng, folder: str(rng.random()),
-    "hang": lambda rng, folder: time.sleep(60),
-    "crash": lambda rng, folder: os.kill(os.getpid(), signal.SIGKILL),
-    "traceback": lambda rng, folder: {}["x"],
-    "long": lambda rng, folder: refuse("x" * 10_000),
+CLASSES = {
+    "right": (1, lambda rng, folder: ""),
+    "refused": (1, lambda rng, folder: refuse("one line")),
+    "silent": (1, lambda rng, folder: str(rng.random())),
+    "hang": (1, lambda rng, folder: time.sleep(60)),
+    "crash": (1, lambda rng, folder: os.kill(os.getpid(), signal.SIGKILL)),
+    "traceback": (1, lambda rng, folder: {}["x"]),
+    "long": (1, lambda rng, folder: refuse("x" * 10_000)),
 }
-CLASSES = {name: (1, end) for name, end in ENDS.items()}
 """
 
 
