@@ -56,3 +56,13 @@ def test_the_metafile_in_the_form_of_openmmlabs_model_index(row):
     metrics = {key: value for r in model["Results"] for key, value in r["Metrics"].items()}
     aps = {"box AP": row["box_ap"], "mask AP": row["mask_ap"]}
     assert metrics == {key: float(value) for key, value in aps.items() if value}
+
+
+def test_each_situation_of_the_reports_has_a_test():
+    """docs/reports.md names, for each situation, a test that exists."""
+    rows = [line.split("|") for line in (ROOT / "docs/reports.md").read_text().splitlines()]
+    rows = [row for row in rows if len(row) == 6 and "---" not in row[1] and row[4] != " test "]
+    files = (ROOT / "tests").rglob("test_*.py")
+    known = {name for f in files for name in re.findall(r"^def (test_\w+)\(", f.read_text(), re.M)}
+    named = [re.findall(r"`(\w+)`", row[4]) for row in rows]
+    assert len(rows) > 30 and all(named) and not set(sum(named, [])) - known
