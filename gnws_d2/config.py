@@ -185,7 +185,7 @@ def load_config(
         ConfigError: there is no such file, a key does not exist, or a value cannot be used.
     """
     path = resolve_config_file(str(file))
-    return config_from(read_yaml(path) if path else {}, path, opts, add_configs)
+    return config_from(_read(path).merged[path] if path else {}, path, opts, add_configs)
 
 
 def config_from(
@@ -228,20 +228,6 @@ def config_from(
     return cfg
 
 
-def read_yaml(file: str) -> dict[str, Any]:
-    """The content of a YAML config, merged into that of the files that its ``_BASE_`` names.
-
-    Raises:
-        ConfigError: a file is missing, or is no mapping in YAML without tags that run Python.
-    """
-    if file.endswith(".py"):
-        raise ConfigError(
-            f"{file} is a LazyConfig, a Python program: `gnws train` and `gnws eval` take it, and "
-            "gnws_d2.model_zoo.get_config. Name a YAML config here."
-        )
-    return _read(file).merged[file]
-
-
 def own_settings(file: str | Path) -> tuple[set[str], str]:
     """The keys that ``file`` and its bases set, without the packaged ones among these, and the
     packaged one that it is or builds on; "" where there is none."""
@@ -255,6 +241,16 @@ def own_settings(file: str | Path) -> tuple[set[str], str]:
 
 
 def _read(file: str) -> type[_ConfigFile]:
+    """A YAML config and the files that its ``_BASE_`` names.
+
+    Raises:
+        ConfigError: a file is missing, or is no mapping in YAML without tags that run Python.
+    """
+    if file.endswith(".py"):
+        raise ConfigError(
+            f"{file} is a LazyConfig, a Python program: `gnws train` and `gnws eval` take it, and "
+            "gnws_d2.model_zoo.get_config. Name a YAML config here."
+        )
     reader = cast(type[_ConfigFile], type("OneConfig", (_ConfigFile,), {"alone": {}, "merged": {}}))
     try:
         if isinstance(reader.load_yaml_with_base(file), dict):

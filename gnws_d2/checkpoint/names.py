@@ -159,7 +159,7 @@ def _match(
 
 def _hint(state_dict: Mapping[str, torch.Tensor], one_config: bool, to_detectron2: bool) -> str:
     rows = {
-        name.rpartition(".")[0].rpartition(".")[2]: len(tensor)
+        name.split(".")[-2]: len(tensor)
         for name, tensor in state_dict.items()
         if name.endswith((".fc_cls.bias", ".fc_reg.bias")) and tensor.ndim == 1
     }
@@ -172,11 +172,9 @@ def _hint(state_dict: Mapping[str, torch.Tensor], one_config: bool, to_detectron
     if not one_config:
         return " To convert a model of your own, name its config."
     name, _, differences = _closest_packaged(state_dict, to_detectron2)
-    if differences:
-        return ""
-    if _is_backbone(state_dict):
-        return f" It fits {name}."
-    return f" It fits {name}, with MODEL.ROI_HEADS.NUM_CLASSES {_num_classes(state_dict)}."
+    classes = f", with MODEL.ROI_HEADS.NUM_CLASSES {_num_classes(state_dict)}"
+    fits = f" It fits {name}{'' if _is_backbone(state_dict) else classes}."
+    return "" if differences else fits
 
 
 def _closest_packaged(
