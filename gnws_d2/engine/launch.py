@@ -86,15 +86,15 @@ def launch(
 
 
 def _check_world(per_machine: int, machines: int, rank: int, url: str | None) -> None:
-    has_url, cpu = machines <= 1 or url not in (None, "auto"), "without a GPU, processes on the CPU"
+    has_url, of = machines <= 1 or url not in (None, "auto"), f"for --num-machines {machines}"
     for flag, value, is_usable, fix in (
-        ("--num-gpus", per_machine, per_machine > 0, f"1 or more; {cpu}"),
+        ("--num-gpus", per_machine, per_machine > 0, "1 or more; without a GPU, of CPU processes"),
         ("--num-machines", machines, machines > 0, "1 or more"),
-        ("--machine-rank", rank, 0 <= rank < machines, f"0 to {machines - 1}, one each machine"),
-        ("--dist-url", url, has_url, "tcp://ADDRESS:PORT of machine 0, on all machines"),
+        ("--machine-rank", rank, 0 <= rank < machines, f"0 to {machines - 1} {of}"),
+        ("--dist-url", url, has_url, f"tcp://ADDRESS:PORT of machine 0, on each, {of}"),
     ):
         if not is_usable:
-            raise GnwsError(f"{flag} is {value}, of {machines} machines. Set it to {fix}.")
+            raise GnwsError(f"{flag} is {value}. Set it to {fix}.")
 
 
 def _start(world: tuple, main: tuple, timeout: timedelta) -> None:

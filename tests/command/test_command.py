@@ -118,7 +118,7 @@ MISTAKES = {
     "two corners for a box": (["--train", "corners.json=images"], "looks like two corners"),
     "weights that do not exist": (["--train", "mine.json", "--weights", "none.pth"], "none.pth"),
     "a folder of weights": (["--train", "mine.json", "--weights", "empty"], "empty is a folder."),
-    "no process": (["--train", "mine.json", "--num-gpus", "0"], "--num-gpus is 0, of"),
+    "no process": (["--train", "mine.json", "--num-gpus", "0"], "--num-gpus is 0. Set"),
     "weights of another model": (["--train", "mine.json", "--weights", "other.pth"], "other.pth"),
     "neither data nor a config": ([], "Add --data FOLDER"),
     "a key": (["--config-file", f"{DIGITS}.yaml", "SOLVER.MAX_ITERS=3"], "mean SOLVER.MAX_ITER"),

@@ -75,11 +75,11 @@ def test_the_error_of_a_process_is_shown_and_not_that_it_is_gone(tmp_path):
 @pytest.mark.parametrize(
     ("world", "said"),
     [
-        ((0,), "--num-gpus is 0, of 1 machines. Set it to 1 or more"),
+        ((0,), "--num-gpus is 0. Set it to 1 or more"),
         ((-1,), "--num-gpus is -1"),
         ((1, 0), "--num-machines is 0"),
-        ((1, 2, 2, "tcp://h:1"), "--machine-rank is 2, of 2 machines. Set it to 0 to 1"),
-        ((1, 2, 0, "auto"), "--dist-url is auto, of 2 machines. Set it to tcp://"),
+        ((1, 2, 2, "tcp://h:1"), "--machine-rank is 2. Set it to 0 to 1 for --num-machines 2"),
+        ((1, 2, 0, "auto"), "--dist-url is auto. Set it to tcp://"),
     ],
 )
 def test_processes_that_cannot_be_are_refused_by_their_flag(world, said):
