@@ -55,12 +55,9 @@ class Parser(argparse.ArgumentParser):
     def refuse(self, flag: str) -> NoReturn:
         """Name what sets what an unknown ``flag`` was meant to."""
         own = [word for word in self._option_string_actions if word.startswith("--")]
-        takes_opts = any(action.dest == "opts" for action in self._actions)
-        fixes = {
-            word: f"Write {'--opts ' * ('--opts' in own)}{key} after all flags"
-            for word, key in KEYS.items()
-            if takes_opts
-        }
+        keys = KEYS if any(action.dest == "opts" for action in self._actions) else {}
+        opts = "--opts " * ("--opts" in own)
+        fixes = {word: f"Write {opts}{key} after all flags" for word, key in keys.items()}
         same = [*FLAGS.items(), *zip(own, own, strict=True)]
         fixes |= {word: f"Did you mean {flag}?" for word, flag in same if flag in own}
         near = difflib.get_close_matches(flag.partition("=")[0], fixes, n=1)
