@@ -85,7 +85,8 @@ def annotations(rng: random.Random, folder: Path) -> str:
     if not is_dropped and member != "iscrowd" and member != "area" and rng.random() < 0.2:
         del chosen[member]
     found.append(chosen)
-    mapped = use(write(folder, content))
+    with accepted(is_dropped or None):
+        mapped = use(write(folder, content))
     return compare(mapped, without) if is_dropped else f"accepted: {chosen}"[:300]
 
 
@@ -153,7 +154,7 @@ def encodings(rng: random.Random, folder: Path) -> str:
     image, chosen = rng.choice(content["images"]), rng.choice(content["annotations"])
     entry = rng.choice((image, chosen))
     encoding, old, new = "utf-8", "", ""
-    match rng.randrange(7):
+    match rng.randrange(6):
         case 0:
             encoding = rng.choice(("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-7"))
         case 1:  # of two members of one name, the last is wrong
@@ -176,12 +177,6 @@ def encodings(rng: random.Random, folder: Path) -> str:
             right = (f"../images/{path.name}", str(path), f"./{path.name}")
             wrong = ("", ".", "\0.png", "../mine.json", "/dev/zero", "/proc/self/mem", "\ud800")
             image["file_name"] = rng.choice(rng.choice((right, wrong)))
-        case 6:
-            for entry in [*content["images"], *content["annotations"]]:
-                entry["id"] *= 7
-            for annotation in content["annotations"]:
-                annotation["image_id"] *= 7
-            rng.shuffle(content["images"])
     file = folder / "mine.json"
     file.write_bytes(json.dumps(content).replace(old, new, 1).encode(encoding))
     return compare(use(file), expected)
