@@ -202,7 +202,8 @@ def evaluate_best(trainer: Trainer, cfg: CfgNode) -> None:
         evaluated.defrost()
         evaluated.DATASETS.TEST = tuple(names)
         evaluators = [Trainer.build_evaluator(cfg, name) for name in names]
-        results |= _by_dataset(Trainer.test(evaluated, trainer.model, evaluators), names)
+        found = Trainer.test(evaluated, trainer.model, evaluators)
+        results = {**results, **_by_dataset(found, names)}
     if (threshold := conclude(cfg, str(weights), results)) is not None:
         store_threshold(weights, threshold)
 
