@@ -93,8 +93,9 @@ class Checkpointer(DetectionCheckpointer):
         self.resumed_from: Path | None = None
         self._loading = ""  # the path that load() was given, for messages
         standardized = StandardizationReport.of(self.model).standardized
-        known = cfg is not None
-        self._own = Provenance.of(cfg, standardized) if known else Provenance(None, standardized)
+        self._own = Provenance(standardized=standardized)
+        if cfg is not None:
+            self._own = Provenance.of(cfg, standardized)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder.
@@ -240,12 +241,16 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _check_input(self, found: Provenance) -> None:
-        others = []
-        for key in ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-            name = key.partition(".")[2].lower().replace("format", "input_format")
-            theirs, own = getattr(found, name), getattr(self._own, name)
-            if None not in (theirs, own) and theirs != own:
-                others.append(f"{key} {theirs} (the config has {own})")
+        of_file = {
+            "INPUT.FORMAT": (found.input_format, self._own.input_format),
+            "MODEL.PIXEL_MEAN": (found.pixel_mean, self._own.pixel_mean),
+            "MODEL.PIXEL_STD": (found.pixel_std, self._own.pixel_std),
+        }
+        others = [
+            f"{key} {theirs} (the config has {own})"
+            for key, (theirs, own) in of_file.items()
+            if None not in (theirs, own) and theirs != own
+        ]
         if others:
             logger.warning(
                 "%s was trained with %s. Set them as there, unless you train the model further.",
@@ -378,13 +383,15 @@ def _refusal(file: str, differences: Differences) -> str:
     classes = bool(misshaped) and all(name.startswith(PREDICTORS) for name in misshaped)
     also = f"; also, {remake}" if classes else ""
     for head, key in SWITCHES.items() if classes or not misshaped else ():
-        if missing | unexpected == {head} and not (missing and unexpected):
-            found, other, then = ("no", "one", "train it from its initial values")
-            if unexpected:
-                found, other, then = ("a", "none", "leave it out")
+        if unexpected == {head} and not missing:
             return (
-                f"{file} has {found} {head}, and the model has {other}. Set {key} "
-                f"{bool(unexpected)}, or {anyway} to {then}{also}."
+                f"{file} has a {head}, and the model has none. Set {key} True, or {anyway} to "
+                f"leave it out{also}."
+            )
+        if missing == {head} and not unexpected:
+            return (
+                f"{file} has no {head}, and the model has one. Set {key} False, or {anyway} to "
+                f"train it from its initial values{also}."
             )
     norms = {**differences.missing, **differences.unexpected}
     if norms and not misshaped and all(".running_" in name for name in norms):

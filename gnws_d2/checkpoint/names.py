@@ -172,9 +172,11 @@ def _hint(state_dict: Mapping[str, torch.Tensor], one_config: bool, to_detectron
     if not one_config:
         return " To convert a model of your own, name its config."
     name, _, differences = _closest_packaged(state_dict, to_detectron2)
-    classes = f", with MODEL.ROI_HEADS.NUM_CLASSES {_num_classes(state_dict)}"
-    fits = f" It fits {name}{'' if _is_backbone(state_dict) else classes}."
-    return "" if differences else fits
+    if differences:
+        return ""
+    if _is_backbone(state_dict):
+        return f" It fits {name}."
+    return f" It fits {name}, with MODEL.ROI_HEADS.NUM_CLASSES {_num_classes(state_dict)}."
 
 
 def _closest_packaged(
