@@ -235,7 +235,7 @@ def own_settings(file: str | Path) -> tuple[set[str], str]:
         return set(), ""
     reader = _read(resolve_config_file(str(file)))
     packaged = [name for name in reader.merged if is_packaged(Path(name))]
-    own = [CfgNode(reader.alone[name]) for name in reader.merged if name not in packaged]
+    own = [CfgNode(_parsed(reader.texts[name])) for name in reader.merged if name not in packaged]
     keys = {key for content in own for key, _ in leaves(content)}
     return keys - {"_BASE_"}, packaged[-1] if packaged else ""
 
@@ -251,7 +251,7 @@ def _read(file: str) -> type[_ConfigFile]:
             f"{file} is a LazyConfig, a Python program: `gnws train` and `gnws eval` take it, and "
             "gnws_d2.model_zoo.get_config. Name a YAML config here."
         )
-    reader = cast(type[_ConfigFile], type("OneConfig", (_ConfigFile,), {"alone": {}, "merged": {}}))
+    reader = cast(type[_ConfigFile], type("OneConfig", (_ConfigFile,), {"texts": {}, "merged": {}}))
     try:
         if isinstance(reader.load_yaml_with_base(file), dict):
             return reader
@@ -310,17 +310,19 @@ class _ConfigFile(CfgNode):
     file that several others are based on once.
 
     Attributes:
-        alone, merged: what each file holds, and that in its bases; each after its own bases.
+        texts, merged: what each file holds, and that merged into its bases; each after its bases.
     """
 
-    alone: dict[str, Any]
+    texts: dict[str, str]
     merged: dict[str, Any]
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
         with super()._open_cfg(filename) as stream:
-            cls.alone[filename] = _parsed(stream.read())
-        return io.StringIO(yaml.safe_dump(cls.alone[filename]))
+            text = cls.texts[filename] = stream.read()
+        # Most files are plain YAML, which CfgNode parses itself.
+        is_plain = "!!python" not in text and _COMMENT not in text
+        return io.StringIO(text if is_plain else yaml.safe_dump(_parsed(text)))
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
