@@ -48,6 +48,13 @@ def shorten(value: object, *, quote: bool = True) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def missing_package(error: ModuleNotFoundError) -> tuple[str, str]:
+    """The name of the package that did not import, and a sentence without its period on how to
+    install it."""
+    package = str(error.name).partition(".")[0]
+    return package, f"Install it: pip install {package}"
+
+
 def is_debugging() -> bool:
     """Whether errors show their traceback."""
     return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")

@@ -15,7 +15,7 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from torch.utils.data import Dataset
 
 from ..config import built_architecture
-from ..errors import DatasetError
+from ..errors import DatasetError, missing_package
 from .filter import MIN_IMAGE_SIDE, filter_dataset, is_usable
 from .images import image_size
 
@@ -47,9 +47,9 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
     kept = dicts if by_detectron2 else filter_dataset(dicts, empty_too)
     if by_detectron2 and not empty_too and "annotations" in dicts[0]:
         kept = filter_images_with_only_crowd_annotations(dicts)
-    objects = [(a, d) for d in kept for a in d.get("annotations", ()) if not a.get("iscrowd")]
-    highest = max((annotation["category_id"] for annotation, _ in objects), default=-1)
-    if all("annotations" in d for d in dicts) and not any(is_usable(*entry) for entry in objects):
+    highest = max((annotation["category_id"] for annotation, _ in _objects(kept)), default=-1)
+    is_empty = not any(is_usable(annotation, record) for annotation, record in _objects(kept))
+    if is_empty and all("annotations" in record for record in dicts):
         crowds = sum(bool(a.get("iscrowd")) for d in dicts for a in d["annotations"])
         raise DatasetError(
             f"dataset {', '.join(cfg.DATASETS.TRAIN)}: none of {len(dicts)} images has an object "
@@ -59,6 +59,14 @@ def load_train_dataset(cfg: CfgNode) -> list[dict[str, Any]] | Dataset:
         )
     _check_classes(cfg, highest)
     return kept
+
+
+def _objects(dicts: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each annotation that is no crowd, and its image."""
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            if not annotation.get("iscrowd"):
+                yield annotation, record
 
 
 def _check_classes(cfg: CfgNode, highest: int) -> None:
@@ -115,8 +123,7 @@ def dataset_errors(names: Sequence[str]) -> Iterator[None]:
             "the folder that holds the datasets."
         ) from error
     except ModuleNotFoundError as error:  # such as lvis
-        package = str(error.name).partition(".")[0]
-        fix = f"Install it: pip install {package}"
+        package, fix = missing_package(error)
         raise DatasetError(f"{what} needs {package}, which is not installed. {fix}") from error
     except AssertionError as error:
         failed = str(error) or traceback.extract_tb(error.__traceback__)[-1].line

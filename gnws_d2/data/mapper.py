@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import (
     transform_proposals,
 )
 
-from ..errors import DatasetError
+from ..errors import DatasetError, missing_package
 from .images import RESTORE, is_misread, read_image, read_labels
 
 
@@ -86,8 +86,7 @@ class NamingMapper:
         except DatasetError:
             raise
         except ModuleNotFoundError as error:
-            package = str(error.name).partition(".")[0]
-            fix = f"Install it: pip install {package}"
+            package, fix = missing_package(error)
             if package == "shapely":  # whatever the format of masks, Detectron2 crops polygons
                 fix += ", or leave out the cropping, such as by INPUT.CROP.ENABLED False"
             raise DatasetError(
