@@ -40,10 +40,9 @@ class Predictor(gnws_d2.Predictor):
 
 
 def make_predictor(args: argparse.Namespace) -> Predictor:
-    config, weights, opts = args.config_file, args.weights, list(args.opts)
-    if config is None and not weights and "MODEL.WEIGHTS" in opts[:-1]:
-        weights = opts[opts.index("MODEL.WEIGHTS") + 1]
-    predictor = Predictor(config, weights, opts=opts, add_configs=[add_acceleration_config])
+    predictor = Predictor(
+        args.config_file, args.weights, opts=args.opts, add_configs=[add_acceleration_config]
+    )
     threshold = args.confidence_threshold
     predictor.set_score_threshold(first_threshold(predictor) if threshold is None else threshold)
     return predictor

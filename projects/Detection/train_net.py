@@ -247,20 +247,20 @@ def _by_dataset(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 def run(args: argparse.Namespace) -> None:
     """What each process does."""
-    cfg, file, opts = read_config(args)
-    run_folder = cfg.OUTPUT_DIR
-    if args.eval_only:
-        is_chosen = bool(file) or "OUTPUT_DIR" in opts[::2]
-        cfg.OUTPUT_DIR = evaluation_folder(run_folder, is_chosen)
-        pointer = Path(run_folder, "last_checkpoint")
-        if args.resume and pointer.is_file():  # so that the saved config names what is evaluated
-            cfg.MODEL.WEIGHTS = str(pointer.with_name(pointer.read_text().strip()))
-    with (
-        contextlib.nullcontext() if args.eval_only else locked_output(cfg.OUTPUT_DIR),
-        # A run that is refused before it trains leaves the config of the one before it.
-        restored(Path(cfg.OUTPUT_DIR, "config.yaml")) as undo,
-    ):
+    with contextlib.ExitStack() as held:
         with own_data.kept_files():  # each annotation file is read once
+            cfg, file, opts = read_config(args)
+            run_folder = cfg.OUTPUT_DIR
+            if args.eval_only:
+                is_chosen = bool(file) or "OUTPUT_DIR" in opts[::2]
+                cfg.OUTPUT_DIR = evaluation_folder(run_folder, is_chosen)
+                pointer = Path(run_folder, "last_checkpoint")
+                if args.resume and pointer.is_file():  # the saved config names what is evaluated
+                    cfg.MODEL.WEIGHTS = str(pointer.with_name(pointer.read_text().strip()))
+            else:
+                held.enter_context(locked_output(cfg.OUTPUT_DIR))
+            # A run that is refused before it trains leaves the config of the one before it.
+            undo = held.enter_context(restored(Path(cfg.OUTPUT_DIR, "config.yaml")))
             cfg = setup(args, cfg, file, opts)
             trainer = None if args.eval_only else Trainer(cfg)
         if trainer is None:
