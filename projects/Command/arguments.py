@@ -14,9 +14,9 @@ import os
 import re
 import sys
 from argparse import REMAINDER
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gnws.upstream import silence_upstream
 
@@ -30,18 +30,64 @@ FORMATS = (
     *("openvino", "openvino-bfloat16", "openvino-int8"),
 )
 
-# Flags of other programs -> what sets the same here.
+
+def positive_number(text: str) -> str:
+    """``text``, unchanged; argparse names this function where it is wrong."""
+    if not 0 < float(text) < math.inf:
+        raise ValueError
+    return text
+
+
+def positive_whole_number(text: str) -> str:
+    return positive_number(str(int(text)))
+
+
+def folder_name(text: str) -> str:
+    if Path(text).name != text:  # empty, or a path
+        raise ValueError
+    return text
+
+
+# A flag of training -> the key that it is short for, that of a LazyConfig ("": it has none), what
+# argparse is told, and a comment.
+SHORT: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "--weights": ("MODEL.WEIGHTS", "train.init_checkpoint", {"metavar": "FILE"}, ""),
+    "--output": ("OUTPUT_DIR", "train.output_dir", {"metavar": "FOLDER"}, ""),
+    "--epochs": ("SOLVER.EPOCHS", "", {"metavar": "N", "type": positive_number}, ""),
+    "--batch-size": (
+        *("SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size"),
+        *({"metavar": "N", "type": positive_whole_number}, "; images a step, in all processes"),
+    ),
+    "--lr": ("SOLVER.BASE_LR", "optimizer.lr", {"metavar": "N", "type": positive_number}, ""),
+    "--device": ("MODEL.DEVICE", "train.device", {"metavar": "NAME"}, "; cpu, cuda, cuda:1"),
+    "--classes": (
+        *("DATASETS.CLASSES", "", {"metavar": "NAME", "nargs": "+"}),
+        "; those to learn, in this order. Another flag has to follow, or the end",
+    ),
+    "--seed": (
+        "SEED",
+        "+train.seed",
+        {"metavar": "N", "type": int},
+        "; a run that can be repeated",
+    ),
+}
+IN_EVALUATION = ("--weights", "--output", "--device")
+
+# Words that people type out of habit -> what sets the same here: keys, and flags where a command
+# has them.
 KEYS = {
-    **dict.fromkeys(("--output", "--output-dir", "--out"), "OUTPUT_DIR FOLDER"),
-    **dict.fromkeys(("--lr", "--learning-rate"), "SOLVER.BASE_LR N"),
-    **dict.fromkeys(("--batch", "--batch-size"), "SOLVER.IMS_PER_BATCH N"),
-    **{"--workers": "DATALOADER.NUM_WORKERS N", "--device": "MODEL.DEVICE NAME"},
-    **{"--max-iter": "SOLVER.MAX_ITER N", "--seed": "SEED N"},
+    **{"--workers": "DATALOADER.NUM_WORKERS N", "--max-iter": "SOLVER.MAX_ITER N"},
+    **{"--imgsz": 'INPUT.MIN_SIZE_TRAIN "(N,)" INPUT.MIN_SIZE_TEST N'},
+    **{"--device": "MODEL.DEVICE NAME", "--seed": "SEED N"},
 }
 FLAGS = {
-    **{"--config": "--config-file", "--model": "--weights", "--checkpoint": "--weights"},
+    **dict.fromkeys(("--cfg", "--config", "--yaml"), "--config-file"),
+    **dict.fromkeys(("--model", "--checkpoint"), "--weights"),
     **{"--output": "--output-dir", "--output-dir": "--output", "--out": "--output"},
+    **{"--project": "--output", "--lr0": "--lr", "--learning-rate": "--lr"},
     **{"--source": "--input", "--dataset": "--data", "--gpus": "--num-gpus"},
+    **{"--batch": "--batch-size", "--resume-from": "--resume"},
+    **dict.fromkeys(("--conf", "--threshold"), "--confidence-threshold"),
 }
 
 
@@ -103,6 +149,8 @@ def parse(name: str = "", words: Sequence[str] | None = None) -> argparse.Namesp
         command.error(f"{late[0]} comes after overrides of the config. Put it before {opts[0]}")
     if opts and not str(getattr(args, "config_file", "")).endswith(".py"):
         args.opts = _in_pairs(opts, command)
+    if args.command in ("train", "eval"):
+        _lengthen(args, command)
     if hasattr(args, "weights"):
         _find_weights(args, command)
     if args.debug:
@@ -120,6 +168,42 @@ def _in_pairs(opts: Sequence[str], command: Parser) -> list[str]:
         lacks = "flag before it, such as --data" if os.path.exists(pairs[-1]) else "value after it"
         command.error(f"{pairs[-1]} has no {lacks}")
     return pairs
+
+
+def _lengthen(args: argparse.Namespace, command: Parser) -> None:
+    """Put the KEY VALUE pairs (of a LazyConfig, key=value) before the overrides that flags are
+    short for."""
+    is_lazy = args.config_file.endswith(".py")
+    words = [part for w in args.opts for part in w.lstrip("+").partition("=")[::2]]
+    words = words if is_lazy else args.opts
+    typed = dict(zip(words[::2], words[1::2], strict=True))
+    if name := getattr(args, "name", None):
+        if args.num_machines > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+            command.error("--name counts the folders of one machine. Use --output FOLDER")
+        args.output = run_folder(name, args.resume)
+    for flag, (key, lazy_key, _, _) in SHORT.items():
+        value = getattr(args, flag[2:].replace("-", "_"), None)
+        if value is None:
+            continue
+        if is_lazy and not lazy_key:
+            command.error(f"{flag} is for YAML configs. Set a key, such as train.max_iter=N")
+        key, value = lazy_key if is_lazy else key, str(value)
+        other = typed.get(known := key.lstrip("+"))
+        if other not in (None, value):
+            of = f"--name {name}" if name and flag == "--output" else f"{flag} {value}"
+            command.error(f"{of} and {known} {other} contradict. Remove one of them")
+        if other is None:
+            args.opts = [*([f"{key}={value}"] if is_lazy else [key, value]), *args.opts]
+
+
+def run_folder(name: str, resume: bool) -> str:
+    """output/NAME, or where there is one the first free of output/NAME-2, output/NAME-3, ...: one
+    above the highest. To ``resume``, the highest that exists."""
+    numbered = re.compile(re.escape(name) + r"(?:-([1-9]\d*))?")
+    found = (numbered.fullmatch(path.name) for path in Path("output").glob("*"))
+    last = max((int(match[1] or 1) for match in found if match), default=0)
+    number = max(last, 1) if resume else last + 1
+    return str(Path("output", name if number == 1 else f"{name}-{number}"))
 
 
 def _find_weights(args: argparse.Namespace, command: Parser) -> None:
@@ -183,14 +267,7 @@ def _add_output(parser: Parser, default: str) -> None:
     parser.add_argument("--output", type=Path, default=Path(default), metavar="FOLDER")
 
 
-def positive_number(text: str) -> str:
-    """``text``, unchanged; argparse names this function where it is wrong."""
-    if not 0 < float(text) < math.inf:
-        raise ValueError
-    return text
-
-
-def _train(parser: Parser) -> None:
+def _train(parser: Parser, flags: Iterable[str] = SHORT) -> None:
     """Train a detector, on GPUs or on the CPU; evaluate it; write a report.
 
         gnws train --data FOLDER
@@ -207,10 +284,14 @@ def _train(parser: Parser) -> None:
     parser.add_argument("--config-file", default="", metavar="FILE", help=CONFIG)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--eval-only", action="store_true", help="evaluate, and do not train")
-    parser.add_argument("--weights", metavar="FILE", help="short for MODEL.WEIGHTS FILE")
-    parser.add_argument(
-        "--epochs", type=positive_number, metavar="N", help="short for SOLVER.EPOCHS N"
-    )
+    folder = parser.add_mutually_exclusive_group()
+    for flag in flags:
+        key, _, how, comment = SHORT[flag]
+        group = folder if flag == "--output" else parser
+        group.add_argument(flag, help=f"short for {key} {how['metavar']}{comment}", **how)
+    if flags is SHORT:
+        text = "output/NAME, or the first free of output/NAME-2, ...; with --resume the latest"
+        folder.add_argument("--name", type=folder_name, metavar="NAME", help=text)
     add_data_arguments(parser)
     group = parser.add_argument_group("processes", "as those of Detectron2's tools/train_net.py")
     group.add_argument("--num-gpus", type=int, default=1, help="or CPU processes, per machine")
@@ -232,7 +313,7 @@ def _eval(parser: Parser) -> None:
 
     The config is that of the checkpoint, unless one is named.
     """
-    _train(parser)
+    _train(parser, IN_EVALUATION)
     parser.set_defaults(eval_only=True)
 
 

@@ -42,7 +42,6 @@ from gnws_d2.engine import (
     save_final,
     seek_data,
 )
-from gnws_d2.errors import ConfigError
 from gnws_d2.files import restored
 from gnws_d2.projects.detection.defaults import (
     FirstIterations,
@@ -129,10 +128,6 @@ def train(cfg: Any, resume: bool, undo: ExitStack | None = None) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """What each process does."""
-    if args.epochs:
-        raise ConfigError("--epochs is for YAML configs. Set train.max_iter=N.")
-    if args.weights:
-        args.opts.append(f"train.init_checkpoint={args.weights}")
     args.config_file = resolve_config_file(args.config_file)
     cfg = load_lazy_config(args.config_file, args.opts)
     name_data(cfg, data_splits(args), args.eval_only)

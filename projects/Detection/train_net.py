@@ -87,9 +87,6 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
     """
     splits = own_data.data_splits(args)
     opts = [*own_data.data_opts(args, splits, eval_only=args.eval_only), *args.opts]
-    for key, value in (("MODEL.WEIGHTS", args.weights), ("SOLVER.EPOCHS", args.epochs)):
-        if value is not None:
-            opts = [key, value, *opts]
     if args.config_file.endswith(".py"):
         raise ConfigError(f"{args.config_file} is a LazyConfig. Use lazyconfig_train_net.py.")
     file = resolve_config_file(args.config_file)

@@ -59,7 +59,18 @@ EPOCHS = ("0", "-1", "many", "nan", "inf")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("train --data d --output x", "no --output. Write OUTPUT_DIR FOLDER after all flags"),
+        ("train --data d --project x", "no --project. Did you mean --output?"),
+        ("train --lr0 1", "Did you mean --lr?"),
+        ("train --imgsz 640", 'Write INPUT.MIN_SIZE_TRAIN "(N,)" INPUT.MIN_SIZE_TEST N after'),
+        ("eval --weights w --epochs 3", "there is no --epochs"),
+        ("train --output a OUTPUT_DIR b", "--output a and OUTPUT_DIR b contradict"),
+        ("train --name a OUTPUT_DIR=b", "--name a and OUTPUT_DIR b contradict"),
+        ("train --name a --output b", "--output: not allowed with argument --name"),
+        ("train --name a/b", "invalid folder_name value: 'a/b'"),
+        ("train --name a --num-machines 2", "Use --output FOLDER"),
+        ("train --batch-size 2.5", "invalid positive_whole_number value: '2.5'"),
+        ("train --config-file a.py --seed 1 +train.seed=2", "--seed 1 and train.seed 2 contradict"),
+        ("train --config-file a.py --epochs 1", "--epochs is for YAML configs"),
         ("predict --input x --weights y --output-dir z", "no --output-dir. Did you mean --output?"),
         ("predict --input x --weights y --device cpu", "Write --opts MODEL.DEVICE NAME"),
         ("train --num_gpus 2", "Did you mean --num-gpus?"),
@@ -84,6 +95,50 @@ def test_overrides_are_taken_in_both_forms():
     args = arguments.parse(words=words)
     assert args.opts == ["MODEL.WEIGHTS", "a=b", "TEST.AUG.FLIP", "c=d"]
     assert args.weights == "a=b"
+
+
+LAZY = "train --config-file a.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "opts"),
+    [
+        (
+            "train --batch-size 4 --lr 0.1 SEED 3",
+            "SOLVER.BASE_LR 0.1 SOLVER.IMS_PER_BATCH 4 SEED 3",
+        ),
+        ("train --output a --seed 3 OUTPUT_DIR=a", "SEED 3 OUTPUT_DIR a"),
+        ("train --classes b a --device cpu", "DATASETS.CLASSES ['b',_'a'] MODEL.DEVICE cpu"),
+        ("eval --weights w --output a", "OUTPUT_DIR a MODEL.WEIGHTS w"),
+        (f"{LAZY} --weights w --lr 2 x=1", "optimizer.lr=2 train.init_checkpoint=w x=1"),
+        (
+            f"{LAZY} --seed 3 --output a --batch-size 4 train.seed=3",
+            "dataloader.train.total_batch_size=4 train.output_dir=a train.seed=3",
+        ),
+    ],
+)
+def test_a_flag_is_short_for_a_key(words, opts):
+    assert arguments.parse(words=words.split()).opts == [
+        w.replace("_'", " '") for w in opts.split()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("existing", "new", "resumed"),
+    [
+        ([], "x", "x"),
+        (["x"], "x-2", "x"),
+        (["x", "x-9", "x-10", "x-old", "x2"], "x-11", "x-10"),
+        (["x-3", "y"], "x-4", "x-3"),
+    ],
+)
+def test_a_name_numbers_its_folders(existing, new, resumed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in existing:
+        (tmp_path / "output" / name).mkdir(parents=True)
+    for flags, expected in (([], new), (["--resume"], resumed)):
+        args = arguments.parse(words=["train", "--name", "x", *flags])
+        assert args.opts == ["OUTPUT_DIR", f"output/{expected}"]
 
 
 @pytest.mark.parametrize(
