@@ -39,12 +39,12 @@ _SHORT.maxlevel = 3
 
 def shorten(value: object, *, quote: bool = True) -> str:
     """The ``repr`` of a value for an error message, or with ``quote=False`` a text itself: in one
-    line, without control characters, of at most 800 characters before escaping."""
+    line, without control characters, of at most 500 characters before escaping."""
     if quote or not isinstance(value, str):
         text = _SHORT.repr(value)
     else:
         text = " ".join(value[:1000].split())
-    text = text if len(text) <= 800 else f"{text[:800]}..."
+    text = text if len(text) <= 500 else f"{text[:500]}..."
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

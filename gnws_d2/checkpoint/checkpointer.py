@@ -24,7 +24,7 @@ from ..files import atomic_write
 from ..modeling import StandardizationReport, part_of
 from .contents import Tensors, contents_of
 from .names import detectron2_names
-from .provenance import KEY, Provenance
+from .provenance import ANCHORS, KEY, Provenance
 from .read import read_checkpoint
 from .resume import check_resumable, from_main_process, last_checkpoint
 from .structure import Differences, Shapes, check_values
@@ -100,12 +100,14 @@ class Checkpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder.
 
-        A run resumes from the last checkpoint saved, unless it is ``model_best``.
+        A run resumes from the last one saved, but not from ``model_best``, which is without the
+        checkpointables.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         file = Path(self.save_dir) / f"{name}.pth"
-        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        parts = self.checkpointables.items() if name != BEST else ()
+        states = {key: part.state_dict() for key, part in parts}
         logger.info("Saving checkpoint to %s", file)
         own = self._own.as_dict() | ({"values": self._values} if self._values else {})
         write_checkpoint({"model": self.model.state_dict(), KEY: own, **states, **kwargs}, file)
@@ -246,6 +248,8 @@ class Checkpointer(DetectionCheckpointer):
             "MODEL.PIXEL_MEAN": (found.pixel_mean, self._own.pixel_mean),
             "MODEL.PIXEL_STD": (found.pixel_std, self._own.pixel_std),
         }
+        theirs, own = found.anchors or {}, self._own.anchors or {}
+        of_file |= {key: (theirs.get(key), own.get(key)) for key in ANCHORS}
         others = [
             f"{key} {theirs} (the config has {own})"
             for key, (theirs, own) in of_file.items()

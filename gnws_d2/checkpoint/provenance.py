@@ -14,9 +14,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..config import portable_config
+from ..config import get_key, portable_config
 from .write import write_checkpoint
 
+ANCHORS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
 KEY = "gnws_d2"  # under which a checkpoint has it, beside "model"
 
 
@@ -42,6 +43,7 @@ class Provenance:
         category_ids: their ids in the annotations, in the same order.
         input_format: order of the channels, such as "RGB".
         pixel_mean, pixel_std: what is subtracted from a pixel and what it is divided by.
+        anchors: the keys of the config with the sizes and aspect ratios of the anchors.
         score_threshold: the lowest score with which F1 was highest in validation; the report
             suggests it.
         source: the published file that it was converted from.
@@ -55,6 +57,7 @@ class Provenance:
     input_format: str | None = None
     pixel_mean: list[float] | None = None
     pixel_std: list[float] | None = None
+    anchors: dict[str, Any] | None = None
     score_threshold: float | None = None
     source: str | None = None
     versions: dict[str, str] = field(default_factory=_versions)
@@ -73,13 +76,14 @@ class Provenance:
             input_format=cfg.INPUT.FORMAT,
             pixel_mean=[float(value) for value in cfg.MODEL.PIXEL_MEAN],
             pixel_std=[float(value) for value in cfg.MODEL.PIXEL_STD],
+            anchors={key: get_key(cfg, key) for key in ANCHORS},
             source=source,
         )
 
     def of_backbone(self) -> Provenance:
         """The provenance of its backbone alone, before any detector was trained."""
         parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
-        mine: dict[str, Any] = dict.fromkeys(("config", "classes", "category_ids"))
+        mine: dict[str, Any] = dict.fromkeys(("config", "classes", "category_ids", "anchors"))
         return replace(self, **mine, score_threshold=None, standardized=parts)
 
     @classmethod
@@ -129,7 +133,7 @@ def _has_type(name: str, value: object) -> bool:
         return isinstance(value, list) and all(isinstance(element, kind) for element in value)
     if name == "score_threshold":
         return isinstance(value, float) and 0 <= value <= 1
-    return isinstance(value, dict if name == "versions" else str)
+    return isinstance(value, dict if name in ("versions", "anchors") else str)
 
 
 def _of_openmmlab(meta: Mapping[str, Any]) -> dict[str, Any]:

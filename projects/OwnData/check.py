@@ -98,7 +98,7 @@ def check_coco(
             by_id[number] = None if reason else image
         if reason:
             name = image.get("file_name", len(good) + len(problems))
-            line = f"image {name!r:.300} (id {number!r}): {reason}"
+            line = f"image {name!r:.260} (id {number!r}): {reason}"
             problems.append(Problem(shorten(line, quote=False), number))
         else:
             good.append(image)
@@ -118,7 +118,7 @@ def check_coco(
     for annotation, image, reason in sorted(checked, key=lambda entry: not entry[-1]):
         if reason := reason or other_form:
             number = annotation.get("id")
-            of = f" of {image['file_name']!r:.300}" if image else ""
+            of = f" of {image['file_name']!r:.260}" if image else ""
             line = shorten(f"annotation {number!r:.60}{of}: {reason}", quote=False)
             problems.append(Problem(line, annotation.get("image_id"), number))
     sound = [annotation for annotation, _, reason in checked if not (reason or other_form)]

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gnws_d2.config import DATASET_KEYS, built_architecture, dataset_names, get_
 from gnws_d2.errors import ConfigError, DatasetError, shorten
 from gnws_d2.files import atomic_write
 
+from .anchors import anchor_settings
 from .check import Problem, check_coco
 from .coco_file import CocoFile, class_ids, kept_files, read_coco
 from .image_files import ImageFiles
@@ -32,17 +33,25 @@ SKIPPED_FILE = "skipped_annotations.json"
 Files = Mapping[str, CocoFile]  # by dataset name
 
 
-def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) -> CfgNode:
+def fit_to_data(
+    cfg: CfgNode,
+    check: Callable[[CfgNode], None] | None = None,
+    explicit: Collection[str] | None = None,
+    weights: str = "",
+) -> CfgNode:
     """Register the COCO files among ``cfg``'s datasets, check them, and fit ``cfg`` to them.
 
     Sets DATASETS.CLASSES and CATEGORY_IDS, NUM_CLASSES of every head, MODEL.REMAKE_PREDICTORS, and
-    what depends on masks and keypoints: MODEL.MASK_ON, INPUT.MASK_FORMAT, NUM_KEYPOINTS. Each
+    what depends on masks and keypoints: MODEL.MASK_ON, INPUT.MASK_FORMAT, NUM_KEYPOINTS; for
+    training from other weights than those of a detector also MODEL.ANCHOR_GENERATOR. Each
     change is logged with its reason. Where DATASETS.CLASSES is set, as in a saved config, the
     files' classes are matched to it by name.
 
     Args:
         check: called with the new config before anything is logged, so that an error which it
             raises does not follow a long log.
+        explicit: the keys that the user of a training set; None where nothing is trained.
+        weights: what training starts from, if that is not MODEL.WEIGHTS.
 
     Returns:
         a new config, as frozen as ``cfg``; ``cfg`` itself if no dataset is a file.
@@ -71,7 +80,10 @@ def fit_to_data(cfg: CfgNode, check: Callable[[CfgNode], None] | None = None) ->
         }
         classes = _classes(cfg, files)
         used = _register(cfg, sources, files, classes)
-        fitted, said = _fitted(cfg, used, classes)
+        settings = [*_settings(cfg, used, classes)]
+        if explicit is not None:
+            settings += anchor_settings(cfg, explicit, weights or cfg.MODEL.WEIGHTS)
+        fitted, said = _fitted(cfg, settings)
         if check:
             check(fitted)
         for change in said:
@@ -203,11 +215,13 @@ def _why_no_object(coco: CocoFile, sound: CocoFile, part: str) -> str:
     return f"{reason}. {SPLIT_FIX}" if part and objects else reason
 
 
-def _fitted(cfg: CfgNode, used: Files, classes: Mapping[str, int]) -> tuple[CfgNode, list[str]]:
+def _fitted(
+    cfg: CfgNode, settings: Iterable[tuple[str, dict[str, Any]]]
+) -> tuple[CfgNode, list[str]]:
     """``cfg`` with what follows from the data, and a sentence on each change."""
     fitted, said = cfg.clone(), []
     fitted.defrost()
-    for reason, values in _settings(cfg, used, classes):
+    for reason, values in settings:
         new = {key: value for key, value in values.items() if get_key(cfg, key) != value}
         for key, value in new.items():
             set_key(fitted, key, value)

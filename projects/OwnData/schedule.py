@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+from gnws_d2.checkpoint import read_checkpoint
+from gnws_d2.checkpoint.contents import contents_of
 from gnws_d2.config import CONFIG_ROOT, EPOCH_KEYS, get_key, load_config, own_settings, set_key
 from gnws_d2.engine.schedule import scaled, scaled_from
 from gnws_d2.errors import ConfigError
@@ -22,13 +26,17 @@ logger = logging.getLogger(__name__)
 KEYS = (
     *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.STEPS"),
     *("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
+    "SOLVER.CHECKPOINTS_KEPT",
 )
 IMAGES_PER_PROCESS = 2
 # Target images seen on a custom dataset, and the allowed range of epochs.
 IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS = 24_000, 12, 60
-# All three are multiplied by this, according to what training starts from.
-FACTORS = {"a trained detector": 1, "an ImageNet backbone": 2, "random weights": 3}
+# What training starts from, and the factor of all three.
+DETECTOR, BACKBONE, RANDOM = "a trained detector", "an ImageNet backbone", "random weights"
+FACTORS = {DETECTOR: 1, BACKBONE: 2, RANDOM: 3}
+HEADS = re.compile("rpn|proposal_generator|roi_head|bbox_head|cls_subnet|cls_score")
 PARTS = 10  # evaluations and checkpoints in a run
+KEPT = 2  # checkpoints: should the newest be damaged, there is another
 WARMUP = 0.1  # of the run, at most
 AS_WRITTEN, EXPLICIT = "as in the config", "set explicitly"
 
@@ -116,6 +124,7 @@ def schedule_for(
     ):
         reason = f"every {wanted:g} epochs of {images} images" if wanted else default
         put(key, max(1, round((wanted or part) * epoch)), reason)
+    put("SOLVER.CHECKPOINTS_KEPT", KEPT, "the newest, beside model_best.pth; 0 keeps all")
 
     if new == cfg:
         return cfg
@@ -174,11 +183,21 @@ def _batch(cfg: CfgNode, world_size: int, explicit: Collection[str], asked: str)
     return IMAGES_PER_PROCESS * world_size, f"{IMAGES_PER_PROCESS} for {each}"
 
 
+def start_of(weights: str) -> str:
+    """What ``weights``, a value of MODEL.WEIGHTS, are: one of :data:`FACTORS`. A file with the name
+    of no detector's head is a backbone."""
+    if not weights:
+        return RANDOM
+    if "imagenet" in weights.lower():
+        return BACKBONE
+    file = weights.partition("?")[0]
+    names = contents_of(read_checkpoint(file), file)["model"] if os.path.isfile(file) else ["rpn"]
+    return DETECTOR if any(map(HEADS.search, names)) else BACKBONE
+
+
 def _default_epochs(images: int, weights: str) -> tuple[float, str]:
     """The length of a run in epochs, and why."""
-    kind = "a trained detector" if weights else "random weights"
-    if "imagenet" in weights.lower():
-        kind = "an ImageNet backbone"
+    kind = start_of(weights)
     seen, least, most = (FACTORS[kind] * n for n in (IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS))
     epochs = min(max(round(seen / images), least), most)
     return epochs, (

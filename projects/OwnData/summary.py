@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -48,12 +48,11 @@ def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
     counts = list(map(len, objects))
     flat = list(chain.from_iterable(objects))
     labels = [a["category_id"] for a in flat]
-    listed = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in flat]
-    boxes = np.array(listed, np.float64).reshape(-1, 4)
+    boxes = _boxes(flat)
     images = np.repeat(np.arange(len(records)), counts).tolist()
     places = set(zip(images, labels, *np.rint(boxes.T).tolist(), strict=True))
     sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
-    resized = sides * np.repeat([_scale(record, cfg) for record in records], counts)
+    resized = np.sqrt(object_sizes(name, cfg).prod(axis=1))
     anchors = [size for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in level]
     per_class, classes = Counter(labels), MetadataCatalog.get(name).get("thing_classes") or []
     return {
@@ -71,6 +70,22 @@ def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
         "below_smallest_anchor": float((resized < min(anchors)).mean()) if len(boxes) else None,
         "above_largest_anchor": float((resized > max(anchors)).mean()) if len(boxes) else None,
     }
+
+
+def object_sizes(name: str, cfg: CfgNode) -> np.ndarray:
+    """The width and height of each object, no crowd, of a registered dataset in the model's input
+    in evaluation, (N, 2)."""
+    of_images = []
+    for record in DatasetCatalog.get(name):
+        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd")]
+        of_images.append(_boxes(objects)[:, 2:] * _scale(record, cfg))
+    return np.concatenate([*of_images, np.zeros((0, 2))])
+
+
+def _boxes(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Their boxes as x, y, width and height, (N, 4)."""
+    listed = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations]
+    return np.array(listed, np.float64).reshape(-1, 4)
 
 
 def summary_table(names: Sequence[str], cfg: CfgNode) -> str:
