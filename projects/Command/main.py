@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+import gnws.openmp  # noqa: F401  before torch
 from gnws.arguments import COMMANDS, parse
 
 

@@ -8,6 +8,9 @@ lr_multiplier and train. The arguments are those of ``gnws train --help``.
 
 from __future__ import annotations
 
+from gnws import openmp  # noqa: F401  before torch
+
+# isort: split
 import argparse
 import functools
 import logging

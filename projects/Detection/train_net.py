@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from gnws import openmp  # before torch
+
+# isort: split
 import argparse
 import contextlib
 import functools
@@ -108,6 +111,12 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
 def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) -> CfgNode:
     """Fit the config to the data and its schedule to both, and set up Detectron2."""
     setup_loggers(cfg.OUTPUT_DIR)
+    if cfg.MODEL.DEVICE == "cpu" and openmp.is_set_here:
+        logger.info(
+            "%s is %s: on a CPU that other programs use, too, a step waits less. Set it, or %s, "
+            "to choose another value.",
+            *(openmp.VARIABLES[0], openmp.SPINS, openmp.VARIABLES[1]),
+        )
     if args.eval_only:
         logger.info("The results of this evaluation are written to %s.", cfg.OUTPUT_DIR)
     explicit = own_data.explicit_keys(file, opts)
@@ -117,7 +126,9 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
         own_data.start_from_detector(cfg, file, explicit)
     args.config_file = file
     check = functools.partial(check_weights, for_inference=args.eval_only)
-    cfg = own_data.fit_to_data(cfg, check=None if args.resume else check)
+    resumed = last_checkpoint(cfg.OUTPUT_DIR) if args.resume else ""
+    keys = None if args.eval_only else explicit
+    cfg = own_data.fit_to_data(cfg, None if args.resume else check, keys, resumed)
     if not args.eval_only:
         processes = comm.get_world_size()
         if any(map(own_data.is_source, cfg.DATASETS.TRAIN)):
@@ -129,6 +140,13 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
     cfg.freeze()
     default_setup(portable_config(cfg), args)
     return cfg
+
+
+def last_checkpoint(folder: str) -> str:
+    """The file that the ``last_checkpoint`` of a run names; "" without one."""
+    pointer = Path(folder, "last_checkpoint")
+    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    return str(pointer.with_name(name)) if name and pointer.with_name(name).is_file() else ""
 
 
 def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
@@ -251,9 +269,8 @@ def run(args: argparse.Namespace) -> None:
             if args.eval_only:
                 is_chosen = bool(file) or "OUTPUT_DIR" in opts[::2]
                 cfg.OUTPUT_DIR = evaluation_folder(run_folder, is_chosen)
-                pointer = Path(run_folder, "last_checkpoint")
-                if args.resume and pointer.is_file():  # the saved config names what is evaluated
-                    cfg.MODEL.WEIGHTS = str(pointer.with_name(pointer.read_text().strip()))
+                if args.resume:  # the saved config names what is evaluated
+                    cfg.MODEL.WEIGHTS = last_checkpoint(run_folder) or cfg.MODEL.WEIGHTS
             else:
                 held.enter_context(locked_output(cfg.OUTPUT_DIR))
             # A run that is refused before it trains leaves the config of the one before it.
