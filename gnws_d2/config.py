@@ -63,6 +63,7 @@ _LEAST = {
     **dict.fromkeys(EPOCH_KEYS, 0),
     **{"SOLVER.ACCUMULATION_STEPS": 1, "SOLVER.SCALE_TO_BATCH": 0},
     **{"SOLVER.EARLY_STOPPING": 0, "SOLVER.PROCESS_TIMEOUT": 1},
+    "SOLVER.CHECKPOINTS_KEPT": 0,
 }
 # Projects that come with Detectron2: their keys are known where a config sets one of them.
 _PROJECTS = {
@@ -142,6 +143,9 @@ def add_gnws_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EPOCHS = 0.0
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0.0
     cfg.TEST.EVAL_EPOCHS = 0.0
+    # How many checkpoints are kept beside model_best.pth, the newest ones. 0 keeps all, as
+    # Detectron2 does; training on files of one's own keeps 2.
+    cfg.SOLVER.CHECKPOINTS_KEPT = 0
     # The metric whose best evaluation is kept as model_best.pth, such as "bbox/AP50"; "auto"
     # chooses the AP or mIoU of the model's main task, "" keeps none. With several test sets,
     # "auto" takes the first; a name then begins with that of the set: "my_val/bbox/AP50".

@@ -1,5 +1,5 @@
-"""Hooks of training: the best checkpoint, early stopping, how fast estimated batch statistics
-follow the batches, and ending on a signal, with a checkpoint to resume from."""
+"""Hooks of training: which checkpoints are kept, early stopping, how fast estimated batch
+statistics follow the batches, and ending on a signal, with a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -40,6 +41,28 @@ SAME_SIGNAL = 1.0  # seconds
 
 class TrainingEnded(BaseException):
     """Raised by a hook to leave the training loop, which reports any Exception as a failure."""
+
+
+class NewestCheckpointer(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, which keeps the ``kept`` newest checkpoints (0 keeps all): also of those
+    before a resume, and with model_final.pth as the last one. One is deleted when the next is
+    complete. What an earlier run left in the folder stays."""
+
+    def __init__(self, checkpointer: Checkpointer, period: int, kept: int) -> None:
+        super().__init__(checkpointer, period, max_to_keep=kept or None)
+
+    def before_train(self) -> None:
+        super().before_train()
+        files = Path(self.checkpointer.save_dir).glob("model_*.pth")
+        named = ((re.fullmatch(r"model_(\d+)\.pth", file.name), file) for file in files)
+        found = {int(match[1]): str(file) for match, file in named if match}
+        self.recent_checkpoints = [found[i] for i in sorted(found) if i < self.trainer.start_iter]
+
+    def step(self, iteration: int, **kwargs: Any) -> None:
+        super().step(iteration, **kwargs)
+        if self.max_to_keep and iteration >= self.trainer.max_iter - 1:
+            for file in self.recent_checkpoints[self.max_to_keep - 1 :]:
+                Path(file).unlink(missing_ok=True)
 
 
 class BestCheckpointer(hooks.BestCheckpointer):

@@ -13,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -38,7 +38,7 @@ from .data_order import (
     start_worker,
 )
 from .evaluation import build_evaluator
-from .hooks import BestCheckpointer, MovingSpeed, StopOnSignal, TrainingEnded
+from .hooks import BestCheckpointer, MovingSpeed, NewestCheckpointer, StopOnSignal, TrainingEnded
 from .launch import create_ddp_model
 from .schedule import in_iterations, scale_schedule
 
@@ -104,6 +104,10 @@ class Trainer(DefaultTrainer):
                 f"TEST.EVAL_PERIOD is {period}, TEST.BEST_METRIC {metric!r}, DATASETS.TEST "
                 f"{tests}. Set all three."
             )
+        for i, hook in enumerate(hooks):  # in the main process
+            if isinstance(hook, PeriodicCheckpointer):
+                kept = cfg.SOLVER.CHECKPOINTS_KEPT
+                hooks[i] = NewestCheckpointer(self.checkpointer, hook.period, kept)
         if metric and tests:
             first = tests[0] if len(tests) > 1 else ""
             best = BestCheckpointer(period, self.checkpointer, metric, first, patience)

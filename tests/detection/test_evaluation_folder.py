@@ -101,6 +101,7 @@ def test_the_end_of_a_training(tiny_config, tiny_digits, monkeypatch, caplog, va
     assert evaluated == [("tiny_digits_val",)] * (2 if values[1] > values[0] else 3)
     best = torch.load(output / "model_best.pth", weights_only=True)
     assert best["iteration"] == values.index(2.0)
+    assert best.keys() == {"model", "gnws_d2", "iteration"}  # it is not resumed
     summary = json.loads((output / "report" / "report.json").read_text())
     threshold = best["gnws_d2"].pop("score_threshold")
     assert 0 < threshold == summary["score_threshold"] < 1

@@ -16,7 +16,7 @@ from torch import nn
 
 from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.engine import Trainer
-from gnws_d2.engine.hooks import BestCheckpointer, MovingSpeed
+from gnws_d2.engine.hooks import BestCheckpointer, MovingSpeed, NewestCheckpointer
 from gnws_d2.errors import ConfigError
 from gnws_d2.layers import EstimatedBatchNorm2d
 
@@ -90,6 +90,41 @@ def test_a_metric_that_does_not_exist_is_named_with_those_that_do(tmp_path, capl
     assert "'box/AP', which no evaluation yields" in caplog.text
     assert "bbox/AP" in caplog.text and "segm/AP" in caplog.text
     assert not (tmp_path / "model_best.pth").exists()
+
+
+class Saver(TrainerBase):
+    """Saves after each second iteration; ``seen`` are the files after each iteration."""
+
+    def __init__(self, folder, kept):
+        super().__init__()
+        folder.mkdir(exist_ok=True)
+        self.folder, self.seen = folder, []
+        checkpointer = Checkpointer(nn.Linear(1, 1), str(folder))
+        self.register_hooks([NewestCheckpointer(checkpointer, 2, kept)])
+
+    def run_step(self):
+        pass
+
+    def after_step(self):
+        super().after_step()
+        names = [file.stem.removeprefix("model_") for file in self.folder.glob("*.pth")]
+        self.seen.append({int(name) if name.isdigit() else name for name in names})
+
+
+def test_the_newest_checkpoints_are_kept_also_of_a_resumed_run(tmp_path):
+    for name in ("best", "0000099"):  # of an earlier run
+        (tmp_path / f"model_{name}.pth").touch()
+    whole, resumed, every = Saver(tmp_path, 2), Saver(tmp_path, 2), Saver(tmp_path / "all", 0)
+    whole.train(0, 8)
+    saved = [set(), {1}, {1}, {1, 3}, {1, 3}, {3, 5}, {3, 5}, {5, "final"}]
+    assert [seen - {"best", 99} for seen in whole.seen] == saved
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    resumed.train(6, 11)  # for longer
+    saved = [{5}, {5, 7}, {5, 7}, {7, 9}, {7, "final"}]
+    assert [seen - {"best", 99} for seen in resumed.seen] == [s | {"final"} for s in saved]
+    assert whole.seen[-1] & resumed.seen[-1] >= {"best", 99}
+    every.train(0, 8)
+    assert every.seen[-1] == {1, 3, 5, 7, "final"}
 
 
 @pytest.mark.slow
