@@ -48,6 +48,7 @@ def test_a_dataset_of_one_s_own_gets_a_schedule_of_its_size(images, processes):
     )
     assert cfg.TEST.EVAL_PERIOD == solver.CHECKPOINT_PERIOD
     assert cfg.TEST.EVAL_PERIOD >= round(images / batch)
+    assert solver.CHECKPOINTS_KEPT == 2
     assert 6 <= solver.MAX_ITER / cfg.TEST.EVAL_PERIOD <= 13
 
 
@@ -68,6 +69,7 @@ def test_what_is_set_explicitly_stays():
         "SOLVER.WARMUP_ITERS": 70,
         "SOLVER.CHECKPOINT_PERIOD": 5,
         "TEST.EVAL_PERIOD": 11,
+        "SOLVER.CHECKPOINTS_KEPT": 0,
     }
     for key, value in values.items():
         section, name = key.split(".")
