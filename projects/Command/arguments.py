@@ -48,33 +48,26 @@ def folder_name(text: str) -> str:
     return text
 
 
-# A flag of training -> the key that it is short for, that of a LazyConfig ("": it has none), what
-# argparse is told, and a comment.
-SHORT: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "--weights": ("MODEL.WEIGHTS", "train.init_checkpoint", {"metavar": "FILE"}, ""),
-    "--output": ("OUTPUT_DIR", "train.output_dir", {"metavar": "FOLDER"}, ""),
-    "--epochs": ("SOLVER.EPOCHS", "", {"metavar": "N", "type": positive_number}, ""),
-    "--batch-size": (
-        *("SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size"),
-        *({"metavar": "N", "type": positive_whole_number}, "; images a step, in all processes"),
-    ),
-    "--lr": ("SOLVER.BASE_LR", "optimizer.lr", {"metavar": "N", "type": positive_number}, ""),
-    "--device": ("MODEL.DEVICE", "train.device", {"metavar": "NAME"}, "; cpu, cuda, cuda:1"),
-    "--classes": (
-        *("DATASETS.CLASSES", "", {"metavar": "NAME", "nargs": "+"}),
-        "; those to learn, in this order. Another flag has to follow, or the end",
-    ),
-    "--seed": (
-        "SEED",
-        "+train.seed",
-        {"metavar": "N", "type": int},
-        "; a run that can be repeated",
-    ),
+# A flag of training -> the key that it is short for, what argparse is told, and a comment.
+SHORT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "--weights": ("MODEL.WEIGHTS", {"metavar": "FILE"}, ""),
+    "--output": ("OUTPUT_DIR", {"metavar": "FOLDER"}, ""),
+    "--epochs": ("SOLVER.EPOCHS", {"metavar": "N", "type": positive_number}, ""),
+    "--batch-size": ("SOLVER.IMS_PER_BATCH", {"metavar": "N", "type": positive_whole_number}, ""),
+    "--lr": ("SOLVER.BASE_LR", {"metavar": "N", "type": positive_number}, ""),
+    "--device": ("MODEL.DEVICE", {"metavar": "NAME"}, ": cpu, cuda, cuda:1"),
+    "--classes": ("DATASETS.CLASSES", {"metavar": "NAME", "nargs": "+"}, ", in this order"),
+    "--seed": ("SEED", {"metavar": "N", "type": int}, ""),
+}
+# The key of a LazyConfig, for those that have one.
+LAZY = {
+    **{"--weights": "train.init_checkpoint", "--output": "train.output_dir"},
+    **{"--batch-size": "dataloader.train.total_batch_size", "--lr": "optimizer.lr"},
+    **{"--device": "train.device", "--seed": "+train.seed"},
 }
 IN_EVALUATION = ("--weights", "--output", "--device")
 
-# Words that people type out of habit -> what sets the same here: keys, and flags where a command
-# has them.
+# Flags of other programs -> what sets the same here: keys, or where a command has it, a flag.
 KEYS = {
     **{"--workers": "DATALOADER.NUM_WORKERS N", "--max-iter": "SOLVER.MAX_ITER N"},
     **{"--imgsz": 'INPUT.MIN_SIZE_TRAIN "(N,)" INPUT.MIN_SIZE_TEST N'},
@@ -171,34 +164,33 @@ def _in_pairs(opts: Sequence[str], command: Parser) -> list[str]:
 
 
 def _lengthen(args: argparse.Namespace, command: Parser) -> None:
-    """Put the KEY VALUE pairs (of a LazyConfig, key=value) before the overrides that flags are
-    short for."""
-    is_lazy = args.config_file.endswith(".py")
-    words = [part for w in args.opts for part in w.lstrip("+").partition("=")[::2]]
-    words = words if is_lazy else args.opts
+    """Put what the flags of training are short for before the overrides of the config."""
+    is_lazy, words = args.config_file.endswith(".py"), args.opts
+    if is_lazy:
+        words = [part for word in words for part in word.lstrip("+").partition("=")[::2]]
     typed = dict(zip(words[::2], words[1::2], strict=True))
-    if name := getattr(args, "name", None):
+    name = getattr(args, "name", None)
+    if name:
         if args.num_machines > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
             command.error("--name counts the folders of one machine. Use --output FOLDER")
         args.output = run_folder(name, args.resume)
-    for flag, (key, lazy_key, _, _) in SHORT.items():
+    for flag, (key, *_) in SHORT.items():
         value = getattr(args, flag[2:].replace("-", "_"), None)
         if value is None:
             continue
-        if is_lazy and not lazy_key:
+        if is_lazy and flag not in LAZY:
             command.error(f"{flag} is for YAML configs. Set a key, such as train.max_iter=N")
-        key, value = lazy_key if is_lazy else key, str(value)
+        key, value = LAZY[flag] if is_lazy else key, str(value)
         other = typed.get(known := key.lstrip("+"))
-        if other not in (None, value):
-            of = f"--name {name}" if name and flag == "--output" else f"{flag} {value}"
-            command.error(f"{of} and {known} {other} contradict. Remove one of them")
         if other is None:
             args.opts = [*([f"{key}={value}"] if is_lazy else [key, value]), *args.opts]
+        elif other != value:
+            of = f"--name {name}" if name and flag == "--output" else f"{flag} {value}"
+            command.error(f"{of} and {known} {other} contradict. Remove one of them")
 
 
 def run_folder(name: str, resume: bool) -> str:
-    """output/NAME, or where there is one the first free of output/NAME-2, output/NAME-3, ...: one
-    above the highest. To ``resume``, the highest that exists."""
+    """output/NAME; output/NAME-2 and so on, above the highest that exists; to ``resume``, that."""
     numbered = re.compile(re.escape(name) + r"(?:-([1-9]\d*))?")
     found = (numbered.fullmatch(path.name) for path in Path("output").glob("*"))
     last = max((int(match[1] or 1) for match in found if match), default=0)
@@ -286,7 +278,7 @@ def _train(parser: Parser, flags: Iterable[str] = SHORT) -> None:
     parser.add_argument("--eval-only", action="store_true", help="evaluate, and do not train")
     folder = parser.add_mutually_exclusive_group()
     for flag in flags:
-        key, _, how, comment = SHORT[flag]
+        key, how, comment = SHORT[flag]
         group = folder if flag == "--output" else parser
         group.add_argument(flag, help=f"short for {key} {how['metavar']}{comment}", **how)
     if flags is SHORT:
