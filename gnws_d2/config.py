@@ -37,9 +37,10 @@ META_ARCHITECTURE = "WeightStandardizedModel"  # a wrapper around another one
 # Names of datasets: one, or a tuple of them.
 DATASET_KEYS = ("DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.FINAL_TEST")
 
-# Lengths in epochs -> what they determine, in iterations.
+# Lengths in epochs or minutes -> what they determine, in iterations.
 EPOCH_KEYS = {
     "SOLVER.EPOCHS": {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
+    "SOLVER.MINUTES": {"SOLVER.MAX_ITER", "SOLVER.STEPS"},
     "SOLVER.CHECKPOINT_EPOCHS": {"SOLVER.CHECKPOINT_PERIOD"},
     "TEST.EVAL_EPOCHS": {"TEST.EVAL_PERIOD"},
 }
@@ -146,6 +147,9 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # How many checkpoints are kept beside model_best.pth, the newest ones. 0 keeps all, as
     # Detectron2 does; training on files of one's own keeps 2.
     cfg.SOLVER.CHECKPOINTS_KEPT = 0
+    # Minutes that a training on COCO files of one's own takes, where more than 0: a few iterations
+    # are timed before it, and MAX_ITER follows.
+    cfg.SOLVER.MINUTES = 0.0
     # The metric whose best evaluation is kept as model_best.pth, such as "bbox/AP50"; "auto"
     # chooses the AP or mIoU of the model's main task, "" keeps none. With several test sets,
     # "auto" takes the first; a name then begins with that of the set: "my_val/bbox/AP50".

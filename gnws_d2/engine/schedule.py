@@ -87,6 +87,11 @@ def in_iterations(cfg: CfgNode, explicit: Collection[str] = ()) -> CfgNode:
     their values. ``cfg`` itself where there are none."""
     if not any(get_key(cfg, key) for key in EPOCH_KEYS):
         return cfg
+    if cfg.SOLVER.MINUTES:
+        raise ConfigError(
+            "SOLVER.MINUTES is a length of training on files of one's own (--data, --train). Set "
+            "SOLVER.EPOCHS or SOLVER.MAX_ITER."
+        )
     new = cfg.clone()
     new.defrost()
     images = len(load_train_dataset(cfg))  # type: ignore[arg-type]

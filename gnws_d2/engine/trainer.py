@@ -52,7 +52,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         # Not DefaultTrainer's, which wraps the model for GPUs alone and has its own checkpointer.
         TrainerBase.__init__(self)
-        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+        if logging.getLogger("detectron2").getEffectiveLevel() > logging.INFO:
             setup_logger()
         self.cfg = cfg = in_iterations(scale_schedule(cfg, comm.get_world_size()))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER

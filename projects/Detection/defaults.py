@@ -6,10 +6,12 @@ import argparse
 import logging
 import re
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from detectron2 import engine
 from detectron2.config import CfgNode
@@ -29,18 +31,40 @@ IN_LOG_FILE_ONLY = (
     *("Full config saved to", "Model:", "Auto-scaling the config"),
 )
 FIRST = (1, 2, 5, 10)  # iterations whose losses are printed
+EVALUATION = 0.4  # of the time of an image in training, as measured with configs/Small
 
 
 class FirstIterations(engine.HookBase):
-    """Prints the losses of the first iterations; Detectron2's writer begins with the 20th."""
+    """Prints the losses of the first iterations, with which Detectron2's writer begins at the 20th,
+    and after the last of them how long the run takes.
+
+    Args:
+        images: of which there are evaluations: their number, by that of images in a training step.
+        period: iterations from one evaluation to the next.
+    """
+
+    def __init__(self, images: float = 0, period: int = 0) -> None:
+        self._images, self._period = images, period
+        self._ended: list[float] = []  # when an iteration has ended
 
     def before_train(self) -> None:
         self._printer = CommonMetricPrinter(self.trainer.max_iter)
 
     def after_step(self) -> None:
-        following = self.trainer.iter + 1
-        if following - self.trainer.start_iter in FIRST and following < self.trainer.max_iter:
-            self._printer.write()
+        done, left = self.trainer.iter + 1, self.trainer.max_iter - self.trainer.iter - 1
+        self._ended.append(time.perf_counter())
+        if done - self.trainer.start_iter not in FIRST or not left:
+            return
+        self._printer.write()
+        if done - self.trainer.start_iter == FIRST[-1]:
+            step = float(np.median(np.diff(self._ended)))
+            count = left // self._period + 1 if self._period and self._images else 0
+            seconds = left * step + count * self._images * step * EVALUATION
+            logger.info(
+                "About %.2g minutes to go: %d iterations of %.2g s%s. Ctrl-C saves a checkpoint, "
+                "from which --resume goes on.",
+                *(seconds / 60, left, step, f", {count} evaluations" if count else ""),
+            )
 
 
 def evaluation_folder(folder: str, is_chosen: bool = True) -> str:

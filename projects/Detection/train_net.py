@@ -12,14 +12,17 @@ import functools
 import logging
 import math
 import shlex
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import hooks
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
@@ -53,6 +56,26 @@ from gnws_d2.projects.detection.defaults import (
 logger = logging.getLogger("gnws_d2")
 
 ADD_CONFIGS = [add_acceleration_config]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training or an evaluation ends with.
+
+    Attributes:
+        weights: the checkpoint that the results are of; after training the best one, or the last.
+        results: metrics by dataset, such as ``results["valid/mine.json"]["bbox/AP"]``, in percent;
+            a dataset has the name that the log shows.
+        reports: the pages.
+        threshold: the score threshold that the reports suggest; None without one.
+        output: OUTPUT_DIR.
+    """
+
+    weights: str
+    results: dict[str, dict[str, float]]
+    reports: list[Path]
+    threshold: float | None
+    output: Path
 
 
 class Trainer(engine.Trainer):
@@ -132,6 +155,8 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
     if not args.eval_only:
         processes = comm.get_world_size()
         if any(map(own_data.is_source, cfg.DATASETS.TRAIN)):
+            if cfg.SOLVER.MINUTES and resumed:
+                explicit |= own_data.as_in(config_of(resumed, (), ADD_CONFIGS), cfg)
             images, packaged = len(load_train_dataset(cfg)), own_data.packaged_config(file)
             cfg = own_data.schedule_for(cfg, images, processes, explicit, packaged)
         else:
@@ -162,7 +187,7 @@ def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
         Checkpointer(model, cfg=cfg, for_inference=for_inference).load(cfg.MODEL.WEIGHTS)
 
 
-def evaluate_only(args: argparse.Namespace, cfg: CfgNode, run_folder: str) -> None:
+def evaluate_only(args: argparse.Namespace, cfg: CfgNode, run_folder: str) -> Outcome | None:
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, run_folder, cfg=cfg, for_inference=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -170,12 +195,13 @@ def evaluate_only(args: argparse.Namespace, cfg: CfgNode, run_folder: str) -> No
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))
-    conclude(cfg, weights, _by_dataset(results, cfg.DATASETS.TEST))
+    outcome = conclude(cfg, weights, _by_dataset(results, cfg.DATASETS.TEST))
     if comm.is_main_process():
         verify_results(cfg, results)
+    return outcome
 
 
-def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> None:
+def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> Outcome | None:
     if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT:
         logger.warning(
             "MODEL.WEIGHTS is empty, and MODEL.BACKBONE.FREEZE_AT %d keeps the first stages at "
@@ -184,16 +210,18 @@ def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> None:
         )
     trainer.resume_or_load(resume=args.resume)
     if comm.is_main_process():
-        trainer.register_hooks([FirstIterations()])
+        images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST)
+        images /= cfg.SOLVER.IMS_PER_BATCH
+        trainer.register_hooks([FirstIterations(images, cfg.TEST.EVAL_PERIOD)])
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks(
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
         )
     trainer.train()
-    evaluate_best(trainer, cfg)
+    return evaluate_best(trainer, cfg)
 
 
-def evaluate_best(trainer: Trainer, cfg: CfgNode) -> None:
+def evaluate_best(trainer: Trainer, cfg: CfgNode) -> Outcome | None:
     """Evaluate the best checkpoint: on DATASETS.TEST if it is not the last one, which has been
     evaluated, and on DATASETS.FINAL_TEST. Then write the report."""
     weights = Path(cfg.OUTPUT_DIR, "model_final.pth")
@@ -219,35 +247,39 @@ def evaluate_best(trainer: Trainer, cfg: CfgNode) -> None:
         evaluators = [Trainer.build_evaluator(cfg, name) for name in names]
         found = Trainer.test(evaluated, trainer.model, evaluators)
         results = {**results, **_by_dataset(found, names)}
-    if (threshold := conclude(cfg, str(weights), results)) is not None:
-        store_threshold(weights, threshold)
+    outcome = conclude(cfg, str(weights), results)
+    if outcome and outcome.threshold is not None:
+        store_threshold(weights, outcome.threshold)
+    return outcome
 
 
-def conclude(cfg: CfgNode, weights: str, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+def conclude(
+    cfg: CfgNode, weights: str, results: Mapping[str, Mapping[str, Any]]
+) -> Outcome | None:
     """Write the reports, and log what a person wants to know at the end: the results of ``weights``
-    in percent, by dataset, the reports, and the command to go on with.
-
-    Returns:
-        The score threshold that the reports suggest; None without one, and in other processes.
-    """
+    in percent, by dataset, the reports, and the command to go on with. In other processes than the
+    main one, do nothing, and return None."""
     if not comm.is_main_process():
         return None
     pages = report.try_report(cfg, weights)
     lines = [f"Results of {weights}, in percent:"] if results else []
-    for name, found in results.items():
-        parts = ((metric, *metric.split("/")) for metric in MAIN_METRICS)
-        values = {m: found[task][key] for m, task, key in parts if key in found.get(task, {})}
+    shared, flat = Counter(map(own_data.short_name, results)), {}
+    for full, found in results.items():
+        short = own_data.short_name(full)
+        name = short if shared[short] == 1 else full
+        flat[name] = {key: float(value) for key, value in flatten_results_dict(found).items()}
+        values = {metric: flat[name][metric] for metric in MAIN_METRICS if metric in flat[name]}
         shown = ", ".join(f"{metric} {value:.1f}" for metric, value in values.items())
         if any(map(math.isnan, values.values())):
             shown += " (undefined: no detections, or no annotations)"
-        lines.append(f"  {own_data.short_name(name)}: {shown or 'nothing was detected'}")
+        lines.append(f"  {name}: {shown or 'nothing was detected'}")
     lines += [f"Report: {page}" for page in pages]
     threshold = report.suggested_threshold(cfg, pages)
     if threshold is not None:
         lines.append(f"Suggested score threshold, with the highest F1: {threshold:.2f}")
     lines.append(f"To detect: gnws predict --weights {shlex.quote(weights)} --input FOLDER")
     logger.info("\n".join(lines))
-    return threshold
+    return Outcome(weights, flat, pages, threshold, Path(cfg.OUTPUT_DIR))
 
 
 def _weights_of(file: Path) -> dict[str, Any]:
@@ -260,8 +292,8 @@ def _by_dataset(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
     return {names[0]: results} if len(names) == 1 else results
 
 
-def run(args: argparse.Namespace) -> None:
-    """What each process does."""
+def run(args: argparse.Namespace) -> Outcome | None:
+    """What each process does. The main process returns what it found."""
     with contextlib.ExitStack() as held:
         with own_data.kept_files():  # each annotation file is read once
             cfg, file, opts = read_config(args)
@@ -279,10 +311,9 @@ def run(args: argparse.Namespace) -> None:
             trainer = None if args.eval_only else Trainer(cfg)
         if trainer is None:
             undo.pop_all()
-            evaluate_only(args, cfg, run_folder)
-        else:
-            trainer.register_hooks([hooks.CallbackHook(before_train=lambda _: undo.pop_all())])
-            train(args, cfg, trainer)
+            return evaluate_only(args, cfg, run_folder)
+        trainer.register_hooks([hooks.CallbackHook(before_train=lambda _: undo.pop_all())])
+        return train(args, cfg, trainer)
 
 
 def main(args: argparse.Namespace) -> None:

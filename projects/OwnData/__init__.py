@@ -11,6 +11,7 @@ from .fit import fit_to_data
 from .image_files import path_key
 from .lazy_data import fit_lazy_config, name_data
 from .schedule import (
+    as_in,
     check_lengths,
     explicit_keys,
     packaged_config,
@@ -21,6 +22,7 @@ from .source import is_source, short_name
 from .summary import data_summary, measure_label
 
 __all__ = [
+    "as_in",
     "check_lengths",
     "choose_config",
     "data_opts",

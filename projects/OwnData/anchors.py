@@ -20,9 +20,8 @@ from .summary import object_sizes
 
 SIZES, RATIOS = ANCHORS
 MOST_OBJECTS = 5000  # that are compared with anchors
-GAIN = 0.02  # of the mean IoU, for which the anchors of the config are left
-GROWTH = (1.25, 1.4, 1.6, 1.8, 2.0)  # from one level to the next
-SMALLEST, LARGEST = 1, 16  # strides, of the anchors of the first level
+GAIN = 0.03  # of the mean IoU, for which the anchors of the config are left
+SCALES = np.geomspace(1 / 4, 4, 17)  # of all sizes
 # Of three aspect ratios, height by width: that in the middle, and its factor to the others.
 MIDDLES, SPREADS = (0.25, 0.5, 1.0, 2.0, 4.0), (2.0, 3.0)
 
@@ -34,9 +33,10 @@ def anchor_settings(
     values of their keys, and the reason; nothing where those of the config stay.
 
     Weights of a detector keep the anchors that their checkpoint names, else those of the config.
-    For others, the new anchors have the highest mean IoU with the objects, in the model's input, of
-    all that grow by the same factor from level to level. The position counts: an anchor is off by a
-    quarter of its level's stride in both directions, the mean over all places.
+    For others, all sizes are scaled by the factor with the highest mean IoU with the objects in the
+    model's input. The levels keep their proportions: sizes that follow the objects more closely put
+    large ones on levels of small strides, which trained worse. The position counts: an anchor is
+    off by a quarter of its level's stride in both directions, the mean over all places.
 
     Args:
         explicit: the keys that the user set, which stay.
@@ -81,21 +81,15 @@ def _best(
     """
     sizes, (ratios,) = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
     now = _mean_iou(objects, sizes, ratios, strides)
-    octaves = [
-        size / sizes[0][0] for size in sizes[0]
-    ]  # several sizes of a level stay as far apart
-    firsts = np.geomspace(SMALLEST, LARGEST, 17) * strides[0] if SIZES in keys else ()
-    tried = [
-        [
-            [float(f"{first * growth**level * o:.3g}") for o in octaves]
-            for level in range(len(strides))
-        ]
-        for first, growth in product(firsts, GROWTH)
-    ]
-    best = max([*tried, sizes], key=lambda s: _mean_iou(objects, s, ratios, strides))
+    tried = [[[float(f"{scale * s:.3g}") for s in level] for level in sizes] for scale in SCALES]
+    ious = np.array([_mean_iou(objects, s, ratios, strides) for s in tried])
+    # A factor of one level's distance to the next fits about as well; the nearest to 1 is taken.
+    good = np.flatnonzero(ious > ious.max() - GAIN / 2)
+    nearest = good[np.abs(np.log(SCALES[good])).argmin()]
+    best = tried[nearest] if SIZES in keys else sizes
     shapes = [list(ratios)]
     if RATIOS in keys and len(ratios) == 3:
-        shapes += [[m / s, m, m * s] for m, s in product(MIDDLES, SPREADS)]
+        shapes += [[round(m / s, 3), m, m * s] for m, s in product(MIDDLES, SPREADS)]
     shape = max(shapes, key=lambda r: _mean_iou(objects, best, r, strides))
     # Other ratios only where they matter by themselves.
     if _mean_iou(objects, best, shape, strides) < _mean_iou(objects, best, ratios, strides) + GAIN:

@@ -19,6 +19,7 @@ from gnws_d2.engine.schedule import scaled, scaled_from
 from gnws_d2.errors import ConfigError
 from gnws_d2.model_zoo.published import published
 
+from .minutes import within_minutes
 from .source import is_source
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,12 @@ def schedule_for(
     epochs, reason = solver.EPOCHS, f"{solver.EPOCHS:g} epochs of {images} images"
     if not epochs:
         epochs, reason = _default_epochs(images, cfg.MODEL.WEIGHTS)
-    put("SOLVER.MAX_ITER", math.ceil(epochs * epoch - 1e-6), reason)
+    length, parts = math.ceil(epochs * epoch - 1e-6), PARTS
+    if solver.MINUTES:
+        new.SOLVER.MINUTES = solver.MINUTES
+        length, parts, reason = within_minutes(new)
+        new.SOLVER.MINUTES = 0.0
+    put("SOLVER.MAX_ITER", length, reason)
     length = new.SOLVER.MAX_ITER
     of = packaged if "SOLVER.MAX_ITER" in explicit else cfg
     if fractions := [step / of.SOLVER.MAX_ITER for step in of.SOLVER.STEPS]:
@@ -116,8 +122,8 @@ def schedule_for(
     if new.SOLVER.WARMUP_ITERS > WARMUP * length:
         put("SOLVER.WARMUP_ITERS", int(WARMUP * length), "at most a tenth of the run")
 
-    part = max(1, round(length / epoch / PARTS))  # epochs
-    default = "once an epoch" if part == 1 else f"every {part} epochs, {PARTS} times a run"
+    part = max(1, round(length / epoch / parts))  # epochs
+    default = "once an epoch" if part == 1 else f"every {part} epochs, {parts} times a run"
     for key, wanted in (
         ("SOLVER.CHECKPOINT_PERIOD", solver.CHECKPOINT_EPOCHS),
         ("TEST.EVAL_PERIOD", cfg.TEST.EVAL_EPOCHS),
@@ -159,8 +165,22 @@ def packaged_config(file: str) -> CfgNode:
     return load_config(own_settings(file)[1])
 
 
+def as_in(former: CfgNode, cfg: CfgNode) -> set[str]:
+    """Give ``cfg``, whose length is in minutes, the schedule of a run that it resumes, and return
+    the keys that are then set explicitly."""
+    for key in KEYS:
+        set_key(cfg, key, get_key(former, key))
+    cfg.SOLVER.MINUTES = 0.0
+    return set(KEYS)
+
+
 def check_lengths(cfg: CfgNode, explicit: Collection[str]) -> None:
     """Raise ConfigError where the same length is explicit in epochs and in iterations."""
+    if cfg.SOLVER.MINUTES and cfg.SOLVER.EPOCHS:
+        raise ConfigError(
+            f"SOLVER.MINUTES is {cfg.SOLVER.MINUTES:g} and SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS:g}, "
+            "which set the same length twice. Remove one of them."
+        )
     for epochs, iterations in EPOCH_KEYS.items():
         for key in sorted(iterations & set(explicit) - {"SOLVER.STEPS"}):
             if epochs in explicit and get_key(cfg, epochs):

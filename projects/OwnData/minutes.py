@@ -1,0 +1,78 @@
+"""How much training fits into a number of minutes, by running a few iterations before it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from itertools import islice
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from gnws.upstream import quiet
+from gnws_d2.checkpoint.resume import from_main_process
+from gnws_d2.engine import Trainer
+from gnws_d2.errors import ConfigError
+
+MEASURED, WARM_UP = 8, 2  # iterations, of which the first are slower
+LEAST = 10  # iterations that a training has
+EVALUATIONS, SHARE = 10, 0.2  # in a run, and of its time, at most
+AROUND = 20.0  # seconds that a command takes to start and to write its report, about
+
+
+def within_minutes(cfg: CfgNode) -> tuple[int, int, str]:
+    """The number of iterations and of evaluations that take SOLVER.MINUTES, and why.
+
+    Raises:
+        ConfigError: that is too short.
+    """
+    paces = seconds_of(cfg)  # in all processes, which wait for each other
+    iteration, image = from_main_process(lambda: paces)
+    world = comm.get_world_size()
+    once, final = (
+        image * sum(len(DatasetCatalog.get(name)) for name in names) / world
+        for names in (cfg.DATASETS.TEST, cfg.DATASETS.FINAL_TEST)
+    )
+    left = 60 * cfg.SOLVER.MINUTES - AROUND - final
+    evaluations = int(min(max(SHARE * left / (once or 1), 1), EVALUATIONS))
+    # The best checkpoint may be evaluated once more.
+    iterations = int((left - (evaluations + 1) * once) / iteration)
+    if iterations < LEAST:
+        least = (AROUND + final + 2 * once + LEAST * iteration) / 60
+        raise ConfigError(
+            f"SOLVER.MINUTES is {cfg.SOLVER.MINUTES:g}, but {LEAST} iterations of {iteration:.2g} "
+            f"s and one evaluation take {least:.1f} minutes. Allow more, or use a smaller model."
+        )
+    minutes, paces = f"{cfg.SOLVER.MINUTES:g} minutes", f"{iteration:.2g} s an iteration"
+    return iterations, evaluations, f"{minutes}, at {paces} and {once:.2g} s an evaluation"
+
+
+def seconds_of(cfg: CfgNode) -> tuple[float, float]:
+    """How long an iteration takes, and an image in evaluation: of an untrained model, on the
+    registered data."""
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR, cfg.SOLVER.MINUTES = folder, 0.0
+        trainer = Trainer(cfg)
+        with EventStorage() as trainer.storage:
+            iterations = []
+            for trainer.iter in range(MEASURED):
+                start = time.perf_counter()
+                trainer.run_step()
+                iterations.append(time.perf_counter() - start)
+        images = []
+        model = trainer.model.eval()
+        loaders = [Trainer.build_test_loader(cfg, name) for name in cfg.DATASETS.TEST[:1]]
+        for batch in islice(loaders[0] if loaders else (), MEASURED):
+            start = time.perf_counter()
+            with torch.no_grad():
+                model(batch)
+            images.append(time.perf_counter() - start)
+    return float(np.median(iterations[WARM_UP:])), float(
+        np.median(images[WARM_UP:] or images or [0])
+    )
