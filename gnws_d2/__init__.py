@@ -38,6 +38,8 @@ else:
 # the package to one.
 _LAZY = {"Predictor": ".predictor", "ExportedModel": ".projects.export"}
 _LAZY["load_lazy_config"] = ".projects.detection.lazy_config"
+_FUNCTIONS = ("train", "evaluate", "predict", "export")  # the commands
+_LAZY |= dict.fromkeys(_FUNCTIONS, ".projects.detection.python_api")
 
 
 def __getattr__(name: str) -> Any:

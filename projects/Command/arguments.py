@@ -48,15 +48,17 @@ def folder_name(text: str) -> str:
     return text
 
 
+MANY = {"nargs": "+", "action": "extend"}  # also each behind a flag of its own
 # A flag of training -> the key that it is short for, what argparse is told, and a comment.
 SHORT: dict[str, tuple[str, dict[str, Any], str]] = {
     "--weights": ("MODEL.WEIGHTS", {"metavar": "FILE"}, ""),
     "--output": ("OUTPUT_DIR", {"metavar": "FOLDER"}, ""),
     "--epochs": ("SOLVER.EPOCHS", {"metavar": "N", "type": positive_number}, ""),
+    "--minutes": ("SOLVER.MINUTES", {"metavar": "N", "type": positive_number}, ", of own data"),
     "--batch-size": ("SOLVER.IMS_PER_BATCH", {"metavar": "N", "type": positive_whole_number}, ""),
     "--lr": ("SOLVER.BASE_LR", {"metavar": "N", "type": positive_number}, ""),
     "--device": ("MODEL.DEVICE", {"metavar": "NAME"}, ": cpu, cuda, cuda:1"),
-    "--classes": ("DATASETS.CLASSES", {"metavar": "NAME", "nargs": "+"}, ", in this order"),
+    "--classes": ("DATASETS.CLASSES", {"metavar": "NAME", **MANY}, ", in this order"),
     "--seed": ("SEED", {"metavar": "N", "type": int}, ""),
 }
 # The key of a LazyConfig, for those that have one.
@@ -282,6 +284,8 @@ def _train(parser: Parser, flags: Iterable[str] = SHORT) -> None:
         group = folder if flag == "--output" else parser
         group.add_argument(flag, help=f"short for {key} {how['metavar']}{comment}", **how)
     if flags is SHORT:
+        text = "a first look at the data and the model: --minutes 5"
+        parser.add_argument("--quick", action="store_const", const="5", dest="minutes", help=text)
         text = "output/NAME, or the first free of output/NAME-2, ...; with --resume the latest"
         folder.add_argument("--name", type=folder_name, metavar="NAME", help=text)
     add_data_arguments(parser)
@@ -328,7 +332,7 @@ def _predict(parser: Parser) -> None:
     """
     _add_model(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, globs")
+    source.add_argument("--input", **MANY, metavar="PATH", help="files, folders, globs")
     source.add_argument("--video-input", metavar="FILE", help="a video")
     source.add_argument(
         "--webcam", nargs="?", const="0", metavar="N", help="a camera's number or address"
@@ -362,9 +366,9 @@ def _export(parser: Parser) -> None:
     1.
     """
     _add_model(parser)
-    parser.add_argument("--format", nargs="+", choices=FORMATS, default=list(FORMATS[:4]))
+    parser.add_argument("--format", **MANY, choices=FORMATS, help="the first four by default")
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="IMAGE", help="real images, to compare on"
+        "--input", required=True, **MANY, metavar="IMAGE", help="real images, to compare on"
     )
     _add_output(parser, "output/exported")
     parser.add_argument(

@@ -61,11 +61,14 @@ class CocoDetections:
             result["area"] = float(rle.area(mask)) if mask else box[2] * box[3]
             self.annotations.append(result)
 
+    def content(self) -> dict[str, list[dict[str, Any]]]:
+        """What :meth:`write` writes."""
+        return {n: getattr(self, n) for n in ("images", "annotations", "categories")}
+
     def write(self, file: Path) -> None:
         """Write ``file``, unless no image has been added."""
         if self.images:
-            names = ("images", "annotations", "categories")
-            write_json({name: getattr(self, name) for name in names}, file)
+            write_json(self.content(), file)
 
 
 class PanopticSegments:

@@ -98,8 +98,8 @@ def run_on_video(source: str, is_live: bool, results: Results, interrupted: Inte
         raise DatasetError(f"{source} has no frame that can be read.")
 
 
-@one_line_errors(OSError)
-def main(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> tuple[Results, int]:
+    """Detect and write. Returns what was found, and the exit code of the program."""
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
     files = find_files(args.input or [])
@@ -118,10 +118,15 @@ def main(args: argparse.Namespace) -> int:
         results.write()
     if interrupted:
         logger.error("Stopped. The detections so far are written.")
-        return 128 + signal.SIGINT
+        return results, 128 + signal.SIGINT
     if skipped:
         logger.error("%d files could not be used", skipped)
-    return 1 if skipped else 0
+    return results, 1 if skipped else 0
+
+
+@one_line_errors(OSError)
+def main(args: argparse.Namespace) -> int:
+    return run(args)[1]
 
 
 if __name__ == "__main__":

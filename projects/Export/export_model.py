@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ from gnws_d2.projects.export.runtime import INPUT_FACTS
 COLUMNS = ["file", "MiB", "images", "same detections", "their largest difference"]
 
 
-@one_line_errors()
-def main(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> tuple[dict[str, Path], list[GnwsError]]:
+    """Export. Returns the file of each format, and why others were refused."""
     for name in ("gnws_d2", "fvcore"):
         setup_logger(name=name)
     if args.config_file and args.config_file.endswith(".py"):
@@ -47,8 +48,8 @@ def main(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     exporter = Exporter(predictor.model, images, facts(predictor))
 
-    rows, refused, compared = [], 0, 0
-    for name in args.format:
+    rows, written, refused, compared = [], {}, [], 0
+    for name in args.format or list(FORMATS)[:4]:
         file, tolerance = args.output / FORMATS[name].file, FORMATS[name].tolerance
         if args.tolerance is not None:
             tolerance = replace(tolerance, difference=args.tolerance)
@@ -56,8 +57,9 @@ def main(args: argparse.Namespace) -> int:
             results = exporter.export(name, file, tolerance)
         except GnwsError as error:
             print(error, file=sys.stderr)
-            refused += 1
+            refused.append(error)
             continue
+        written[name] = file
         same, expected = (sum(getattr(r, n) for r in results) for n in ("same", "expected"))
         difference = max(result.difference for result in results)
         parts = [file, file.with_suffix(".bin")]
@@ -67,7 +69,12 @@ def main(args: argparse.Namespace) -> int:
     print(tabulate(rows, COLUMNS, tablefmt="github", floatfmt=("", ".1f", "", "", ".1e")))
     if rows and not compared:
         print("Nothing was detected, so nothing was compared: use other images.", file=sys.stderr)
-    return 1 if refused else 0
+    return written, refused
+
+
+@one_line_errors()
+def main(args: argparse.Namespace) -> int:
+    return 1 if run(args)[1] else 0
 
 
 def at_two_sizes(image: torch.Tensor) -> list[torch.Tensor]:
