@@ -38,16 +38,6 @@ def positive_number(text: str) -> str:
     return text
 
 
-def positive_whole_number(text: str) -> str:
-    return positive_number(str(int(text)))
-
-
-def folder_name(text: str) -> str:
-    if Path(text).name != text:  # empty, or a path
-        raise ValueError
-    return text
-
-
 MANY = {"nargs": "+", "action": "extend"}  # also each behind a flag of its own
 # A flag of training -> the key that it is short for, what argparse is told, and a comment.
 SHORT: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -55,7 +45,7 @@ SHORT: dict[str, tuple[str, dict[str, Any], str]] = {
     "--output": ("OUTPUT_DIR", {"metavar": "FOLDER"}, ""),
     "--epochs": ("SOLVER.EPOCHS", {"metavar": "N", "type": positive_number}, ""),
     "--minutes": ("SOLVER.MINUTES", {"metavar": "N", "type": positive_number}, ", of own data"),
-    "--batch-size": ("SOLVER.IMS_PER_BATCH", {"metavar": "N", "type": positive_whole_number}, ""),
+    "--batch-size": ("SOLVER.IMS_PER_BATCH", {"metavar": "N", "type": positive_number}, ""),
     "--lr": ("SOLVER.BASE_LR", {"metavar": "N", "type": positive_number}, ""),
     "--device": ("MODEL.DEVICE", {"metavar": "NAME"}, ": cpu, cuda, cuda:1"),
     "--classes": ("DATASETS.CLASSES", {"metavar": "NAME", **MANY}, ", in this order"),
@@ -171,8 +161,7 @@ def _lengthen(args: argparse.Namespace, command: Parser) -> None:
     if is_lazy:
         words = [part for word in words for part in word.lstrip("+").partition("=")[::2]]
     typed = dict(zip(words[::2], words[1::2], strict=True))
-    name = getattr(args, "name", None)
-    if name:
+    if name := getattr(args, "name", None):
         if args.num_machines > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
             command.error("--name counts the folders of one machine. Use --output FOLDER")
         args.output = run_folder(name, args.resume)
@@ -193,11 +182,12 @@ def _lengthen(args: argparse.Namespace, command: Parser) -> None:
 
 def run_folder(name: str, resume: bool) -> str:
     """output/NAME; output/NAME-2 and so on, above the highest that exists; to ``resume``, that."""
-    numbered = re.compile(re.escape(name) + r"(?:-([1-9]\d*))?")
-    found = (numbered.fullmatch(path.name) for path in Path("output").glob("*"))
+    first = Path("output", name)
+    numbered = re.compile(re.escape(first.name) + r"(?:-([1-9]\d*))?")
+    found = (numbered.fullmatch(path.name) for path in first.parent.glob("*"))
     last = max((int(match[1] or 1) for match in found if match), default=0)
     number = max(last, 1) if resume else last + 1
-    return str(Path("output", name if number == 1 else f"{name}-{number}"))
+    return str(first if number == 1 else f"{first}-{number}")
 
 
 def _find_weights(args: argparse.Namespace, command: Parser) -> None:
@@ -287,7 +277,7 @@ def _train(parser: Parser, flags: Iterable[str] = SHORT) -> None:
         text = "a first look at the data and the model: --minutes 5"
         parser.add_argument("--quick", action="store_const", const="5", dest="minutes", help=text)
         text = "output/NAME, or the first free of output/NAME-2, ...; with --resume the latest"
-        folder.add_argument("--name", type=folder_name, metavar="NAME", help=text)
+        folder.add_argument("--name", metavar="NAME", help=text)
     add_data_arguments(parser)
     group = parser.add_argument_group("processes", "as those of Detectron2's tools/train_net.py")
     group.add_argument("--num-gpus", type=int, default=1, help="or CPU processes, per machine")

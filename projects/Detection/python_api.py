@@ -103,8 +103,9 @@ def _command(
     for flag, value in flags.items():
         values = value if isinstance(value, (list, tuple)) else [value]
         word = f"--{flag.replace('_', '-')}"
-        values = [v for v in values if v is not None and v is not False]
-        words += [word if v is True else f"{word}={v}" for v in values]
+        words += [
+            word if v is True else f"{word}={v}" for v in values if not (v is None or v is False)
+        ]
     words += ["--opts"] * (name in ("predict", "export") and bool(overrides))
     words += [str(word) for pair in (overrides or {}).items() for word in pair]
     try:
@@ -120,9 +121,8 @@ def _command(
     except SystemExit as end:
         if isinstance(end.code, int):  # 128 and the signal
             raise KeyboardInterrupt from None
-        if isinstance(end.__context__, (GnwsError, OSError)):
-            raise end.__context__ from None
-        raise GnwsError(str(end.code).removeprefix("error: ")) from None  # of another process
+        known = isinstance(cause := end.__context__, (GnwsError, OSError))  # or of another process
+        raise cause if known else GnwsError(str(end.code).removeprefix("error: ")) from None
     finally:
         if signal.getsignal(signal.SIGINT) is not former:  # the program's
             signal.signal(signal.SIGINT, former)

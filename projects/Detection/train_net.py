@@ -60,22 +60,13 @@ ADD_CONFIGS = [add_acceleration_config]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training or an evaluation ends with.
+    """What a training or an evaluation ends with."""
 
-    Attributes:
-        weights: the checkpoint that the results are of; after training the best one, or the last.
-        results: metrics by dataset, such as ``results["valid/mine.json"]["bbox/AP"]``, in percent;
-            a dataset has the name that the log shows.
-        reports: the pages.
-        threshold: the score threshold that the reports suggest; None without one.
-        output: OUTPUT_DIR.
-    """
-
-    weights: str
-    results: dict[str, dict[str, float]]
+    weights: str  # the checkpoint that the results are of; after training the best, else the last
+    results: dict[str, dict[str, float]]  # in percent: results["valid/mine.json"]["bbox/AP"]
     reports: list[Path]
-    threshold: float | None
-    output: Path
+    threshold: float | None  # the score that the reports suggest
+    output: Path  # OUTPUT_DIR
 
 
 class Trainer(engine.Trainer):
