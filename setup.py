@@ -13,6 +13,7 @@ PROJECTS = {
     "gnws_d2.projects.digits": "projects/Digits",
     "gnws_d2.projects.export": "projects/Export",
     "gnws_d2.projects.own_data": "projects/OwnData",
+    "gnws_d2.projects.own_data.formats": "projects/OwnData/formats",
     "gnws_d2.projects.report": "projects/Report",
     # Not in gnws_d2, which imports torch and Detectron2: `gnws --help` needs neither.
     "gnws": "projects/Command",

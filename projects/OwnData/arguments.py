@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,8 +15,12 @@ from detectron2.data import DatasetCatalog
 
 from gnws_d2.errors import DatasetError
 
+from . import formats
 from .coco_file import read_coco
+from .formats import yolo
 from .source import source_of, split_names, split_of
+
+logger = logging.getLogger(__name__)
 
 # Two configs each, for boxes and for boxes with masks. A CPU trains the small ones in minutes.
 ON_GPU = (
@@ -23,6 +29,7 @@ ON_GPU = (
 )
 ON_CPU = ("Small/faster_rcnn_R_18_FPN_gn_ws.yaml", "Small/mask_rcnn_R_18_FPN_gn_ws.yaml")
 ROBOFLOW_FILE = "_annotations.coco.json"
+FEW = 4  # names in an error
 
 
 def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
@@ -51,7 +58,7 @@ def _split(names: Sequence[str]) -> tuple[list[str], list[str]]:
         parted = {
             name: source
             for name, source in parted.items()
-            if source.part or split_names(read_coco(source.file).file_names, "train")
+            if source.part or split_names(read_coco(source.file, source.folder).file_names, "train")
         } or parted
     train = [str(replace(parted[n], part="train")) if n in parted else n for n in names]
     return train, [str(replace(source, part="val")) for source in parted.values()]
@@ -80,13 +87,13 @@ def data_opts(
 
 def choose_config(names: Sequence[str]) -> str:
     """The packaged config for the training data ``names`` and the device."""
-    has_masks = any(read_coco(s.file).has_masks for s in map(source_of, names) if s)
+    has_masks = any(read_coco(s.file, s.folder).has_masks for s in map(source_of, names) if s)
     return (ON_GPU if torch.cuda.is_available() else ON_CPU)[has_masks]
 
 
 def resolve(word: str) -> str:
     """The dataset name for a word on the command line: a registered name stays, a file gets
-    absolute paths, and a folder stands for its only annotation file.
+    absolute paths, and a folder stands for the only annotations in it.
 
     Raises:
         DatasetError: no such file or dataset.
@@ -96,16 +103,17 @@ def resolve(word: str) -> str:
         return word
     path = Path(word).expanduser().absolute()
     if path.is_dir():
-        files = _annotation_files(path)
-        if len(files) != 1:
-            raise DatasetError(
-                f"{word} has {len(files)} annotation files. Name one: {word}/FILE.json, or use "
-                "--data for a folder with several splits."
-            )
-        return str(files[0])
+        names = [name for names in _find(path).values() for name in names]
+        if len(names) == 1:
+            return names[0]
+        raise DatasetError(
+            f"{word} has {len(names)} annotation files or folders of them ({_few(names, path)}). "
+            "Name one, or use --data for a folder with several splits."
+        )
     if source is None:
         raise DatasetError(
-            f"{word!r} is neither a registered dataset nor a COCO annotation file (*.json)."
+            f"{word!r} is neither a registered dataset nor a COCO annotation file (*.json), "
+            f"nor another file or folder of annotations: {formats.KNOWN}."
         )
     folder = source.folder and source.folder.expanduser().absolute()
     source = replace(source, file=source.file.expanduser().absolute(), folder=folder)
@@ -115,7 +123,8 @@ def resolve(word: str) -> str:
 
 
 def find_export(folder: Path) -> dict[str, list[str]]:
-    """The datasets in a folder that Roboflow, FiftyOne, CVAT or COCO's site exported.
+    """The datasets in a folder, in the layout of a tool that exports them, or of one annotation
+    file or YAML file of YOLO.
 
     Returns:
         names by split: "train", and "val" and "test" if they exist.
@@ -124,24 +133,58 @@ def find_export(folder: Path) -> dict[str, list[str]]:
         DatasetError: the folder has no training annotations, or several files could be.
     """
     folder = folder.expanduser().absolute()
-    if not folder.is_dir():
+    if folder.is_file() and folder.suffix not in (".yaml", ".yml"):
+        return {"train": [resolve(str(folder))]}
+    if not folder.exists():
         raise DatasetError(f"--data {folder}: no such folder. Name the folder of the export.")
-    files = _annotation_files(folder)
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        split = split_of(file.stem) or split_of(str(file.parent.relative_to(folder)))
-        by_split.setdefault(split or "", []).append(file)
+    by_split = _find(folder)
     unnamed = by_split.pop("", [])
     if "train" not in by_split and len(unnamed) == 1:
         by_split["train"] = unnamed
+    elif "train" in by_split and unnamed:
+        logger.warning("%s: %s is in no split and not used.", folder, _few(unnamed, folder))
     if "train" not in by_split:
-        found = ", ".join(str(f.relative_to(folder)) for f in files) or "no *.json"
+        names = [*unnamed, *(name for names in by_split.values() for name in names)]
+        found = _few(names, folder) or f"no annotations, but {formats.contents(folder)}"
         raise DatasetError(
-            f"--data {folder}: found {found}, but none of train/{ROBOFLOW_FILE}, "
-            "annotations/instances_train*.json or a single *.json. Name the files with --train "
-            "and --val."
+            f"--data {folder}: found {found}. Needed are {formats.KNOWN}: train/ and val/, or one "
+            "file or folder of annotations. Name them with --train and --val."
         )
-    return {split: list(map(str, files)) for split, files in by_split.items()}
+    return by_split
+
+
+def _few(names: Sequence[str], folder: Path) -> str:
+    """The first names, relative to ``folder``."""
+    inside = [name.removeprefix(f"{folder}/") for name in names[:FEW]]
+    return ", ".join(inside + ["..."] * (len(names) > FEW))
+
+
+def _find(folder: Path) -> dict[str, list[str]]:
+    """The datasets in a folder, or that a YAML file names, by split or "": those of COCO, or else
+    of the format with most annotations."""
+    if folder.is_file():
+        return yolo.listed_splits(folder.parent, folder)
+    others = formats.find(folder)
+    in_others = set(chain(*(n for k in formats.JSON_KINDS for n in others.get(k, {}).values())))
+    coco: dict[str, list[str]] = {}
+    for file in _annotation_files(folder):
+        if not {str(file), f"{file.parent}/"} & in_others and (not others or _objects([str(file)])):
+            split = split_of(file.stem) or split_of(str(file.parent.relative_to(folder)))
+            coco.setdefault(split or "", []).append(str(file))
+    if coco or not others:
+        return coco
+    if len(others) == 1:
+        return next(iter(others.values()))
+    return max(others.values(), key=lambda splits: _objects(chain(*splits.values())))
+
+
+def _objects(names: Iterable[str]) -> int:
+    """How many annotations the files have that can be read, and 1."""
+    count = 0
+    for source in map(source_of, names):
+        with suppress(DatasetError):
+            count += len(read_coco(source.file).annotations or ()) + 1
+    return count
 
 
 def _annotation_files(folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ MOST_LISTED = 10  # problems of a file; --output has all
 def check(name: str, by_content: defaultdict[str, set[str]]) -> list[Problem]:
     """The problems of a dataset's file. ``by_content`` collects its images by their SHA-256."""
     if source := source_of(name):
-        coco = read_coco(source.file)
+        coco = read_coco(source.file, source.folder)
         images = source.images(coco.file_names)
     else:
         metadata = MetadataCatalog.get(name)

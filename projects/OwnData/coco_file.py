@@ -1,4 +1,4 @@
-"""Read a COCO annotation file: valid JSON with the members and categories that COCO defines."""
+"""Read annotations: COCO files, and what :mod:`~.formats` converts to their members."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ from detectron2.utils.file_io import PathManager
 
 from gnws_d2.errors import DatasetError
 
+from .source import Source
+
 
 @dataclass
 class CocoFile:
     """The members of a COCO annotation file that detection uses.
 
     Attributes:
-        file: the path that it was read from.
+        file: the path of the file or folder that it was read from.
         images, annotations, categories: as in the file. ``annotations`` is None where the file
             lacks them, as those of test sets do.
+        format: that of the file; "COCO" also for a changed copy.
     """
 
     file: str
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]] | None
     categories: list[dict[str, Any]]
+    format: str = "COCO"
 
     @functools.cached_property
     def class_names(self) -> dict[Any, str]:
@@ -107,7 +111,7 @@ def class_ids(
     return found
 
 
-_kept: dict[str, CocoFile] | None = None
+_kept: dict[Source, CocoFile] | None = None
 
 
 @contextmanager
@@ -122,26 +126,40 @@ def kept_files() -> Iterator[None]:
         _kept = outer
 
 
-def read_coco(file: str | os.PathLike) -> CocoFile:
-    """Read a COCO annotation file. Images and annotations are only checked to be dicts.
+def read_coco(file: str | os.PathLike, folder: Path | None = None) -> CocoFile:
+    """Read a COCO annotation file, or a file or folder of another format. Images and annotations
+    are only checked to be dicts.
+
+    Args:
+        folder: that of the images, see :class:`~.source.Source`; some formats need their sizes.
 
     Raises:
-        DatasetError: it is not a regular file or not JSON, lacks a member, or its categories
-            cannot be used.
+        DatasetError: it is not a regular file or folder, or damaged, lacks a member, or its
+            categories cannot be used.
     """
-    path = os.fspath(file)
-    if _kept is not None and path in _kept:
-        return _kept[path]
-    content = _read_json(path)
-    if fault := _fault(content):
-        raise DatasetError(
-            f"{path} is not a COCO annotation file: {fault}. Correct it, or export it again as "
-            "COCO JSON."
-        )
-    coco = CocoFile(path, content["images"], content.get("annotations"), content["categories"])
+    source = Source(Path(file), folder)
+    if _kept is not None and source in _kept:
+        return _kept[source]
+    coco = _read(os.fspath(file), source)
     if _kept is not None:
-        _kept[path] = coco
+        _kept[source] = coco
     return coco
+
+
+def _read(path: str, source: Source) -> CocoFile:
+    from . import formats  # which import this module
+
+    if source.file.suffix.lower() in (".xml", ".csv", ".txt") or source.file.is_dir():
+        return formats.read(source)
+    content = read_json(path)
+    if not (fault := _fault(content)):
+        return CocoFile(path, content["images"], content.get("annotations"), content["categories"])
+    if coco := formats.read_other_json(source, content):
+        return coco
+    raise DatasetError(
+        f"{path} is not a COCO annotation file: {fault}. Correct it, or export it again as "
+        "COCO JSON."
+    )
 
 
 def _fault(content: Any) -> str:
@@ -173,9 +191,10 @@ def _fault(content: Any) -> str:
     return ""
 
 
-def _read_json(file: str) -> Any:
+def read_json(file: str | os.PathLike) -> Any:
+    """The content of a JSON file. A DatasetError says what is wrong with it."""
     try:
-        path = PathManager.get_local_path(file)
+        path = PathManager.get_local_path(os.fspath(file))
         if stat.S_ISREG(os.stat(path).st_mode):  # reading a FIFO would block
             return json.loads(Path(path).read_bytes(), object_pairs_hook=_members)
     except FileNotFoundError as error:

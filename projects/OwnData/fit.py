@@ -74,7 +74,7 @@ def fit_to_data(
     with kept_files():
         # A saved config also serves for prediction, where its files may be missing.
         files = {
-            name: read_coco(source.file)
+            name: read_coco(source.file, source.folder)
             for name, source in sources.items()
             if source.file.exists() or not cfg.DATASETS.CLASSES
         }

@@ -1,6 +1,7 @@
-"""Dataset names that are COCO files: ``ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val]``.
+"""Dataset names that are annotations: ``ANNOTATIONS[=IMAGE_FOLDER][#train|#val]``.
 
-Without ``=IMAGE_FOLDER`` the images are looked for beside the file. ``#train`` and ``#val`` are the
+``ANNOTATIONS`` is a file whose name ends in one of SUFFIXES, or a folder whose name ends in "/".
+Without ``=IMAGE_FOLDER`` the images are looked for beside it. ``#train`` and ``#val`` are the
 two parts of a fixed split, see :func:`split_names`.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,8 +22,9 @@ from gnws_d2.errors import DatasetError, shorten
 from .image_files import ImageFiles, find_images
 
 PARTS = ("train", "val")
-SUFFIX = ".json"
+SUFFIXES = (".json", ".xml", ".csv", ".txt")
 VALIDATION_SHARE = 0.2
+ANNOTATION_FOLDERS = ("labels", "annotations", "masks")  # beside "images"
 SPLIT_FIX = (
     "It is one part of the automatic split of a file. Add images, or name a file for validation "
     "(--val, DATASETS.TEST) and train on the whole of this one"
@@ -32,10 +35,10 @@ SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 @dataclass(frozen=True)
 class Source:
-    """A COCO annotation file, the folder of its images, and the part of it that is used.
+    """Annotations, the folder of their images, and the part of them that is used.
 
     Attributes:
-        file: the annotation file.
+        file: the annotation file, or a folder of them.
         folder: the folder of the images; None: beside the file, see :meth:`images`.
         part: "train" or "val" of the fixed split; "": the whole file.
     """
@@ -50,14 +53,25 @@ class Source:
         body, _, part = name.rpartition("#")
         if part not in PARTS:
             body, part = name, ""
-        file, separator, folder = body.partition(f"{SUFFIX}=")
-        if separator:
-            return cls(Path(file + SUFFIX), Path(folder), part)
-        return cls(Path(body), None, part) if body.lower().endswith(SUFFIX) else None
+        if with_folder := re.fullmatch(
+            r"(.*?(?:\.json|\.xml|\.csv|\.txt|/))=(.*)", body, re.I | re.S
+        ):
+            return cls(Path(with_folder[1]), Path(with_folder[2]), part)
+        return cls(Path(body), None, part) if body.lower().endswith((*SUFFIXES, "/")) else None
 
     def __str__(self) -> str:
         folder = f"={self.folder}" if self.folder else ""
-        return f"{self.file}{folder}{f'#{self.part}' if self.part else ''}"
+        return f"{self.path}{folder}{f'#{self.part}' if self.part else ''}"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the annotations are a folder, as the name says."""
+        return self.file.suffix.lower() not in SUFFIXES
+
+    @property
+    def path(self) -> str:
+        """The file, or the folder with "/"."""
+        return f"{self.file}{'/' if self.is_folder else ''}"
 
     def images(self, file_names: Sequence[str]) -> ImageFiles:
         """Find the images, see :func:`find_images`: in ``folder``, or else in the file's own
@@ -72,14 +86,14 @@ class Source:
         """
         if not file_names:
             raise DatasetError(f"{self.file}: none of its images has a file_name. Add them.")
-        folders = self._candidates() if self.folder is None else [self.folder]
+        folders = self.folders()
         try:
             found = find_images(file_names, folders)
         except DatasetError as error:
-            raise DatasetError(f"{self.file}: {error}: {self.file}=FOLDER.") from None
+            raise DatasetError(f"{self.file}: {error}: {self.path}=FOLDER.") from None
         if found is not None:
             return found
-        own = self.folder or self.file.parent
+        own = self.folder or (self.file if self.is_folder else self.file.parent)
         places = own, own / "images", own.parent
         entries = [entry for place in places for entry in sorted(place.glob("*"))]
         names = [entry.name for entry in entries]
@@ -89,17 +103,39 @@ class Source:
         raise DatasetError(
             f"{self.file}: the images, such as {shorten(file_names[0])}, are in none of "
             f"{', '.join(map(str, folders))}{there}. Name their folder: "
-            f"{self.file}={next(inside, 'FOLDER')}."
+            f"{self.path}={next(inside, 'FOLDER')}."
         )
 
-    def _candidates(self) -> list[Path]:
-        own = self.file.parent
+    def folders(self) -> list[Path]:
+        """The folders that may hold the images, the likeliest first."""
+        if self.folder is not None:
+            return [self.folder]
+        own = self.file if self.is_folder else self.file.parent
         split = self.file.stem.removeprefix("instances_")
         words = [split, *(word for word in SPLIT_WORDS if SPLIT_WORDS[word] == split_of(split))]
         roots = [own, own / "images", own.parent / "images"]
         named = [root / word for root in (own, *roots[1:], own.parent) for word in words]
-        folders = [*roots, *named, own.parent, own / "data"]
+        other = [swapped(own, ANNOTATION_FOLDERS, "images")]
+        if self.file.suffix.lower() != SUFFIXES[0]:  # such as JPEGImages of VOC
+            near = own.parents[1] if own.parent.name == "ImageSets" else own.parent
+            other += sorted(f for f in near.glob("*") if "image" in f.name.lower())
+        folders = [*roots, *named, *other, own.parent, own / "data"]
+        if self.is_folder and is_mask_folder(own):  # masks may have the names of their images
+            folders.sort(key=own.__eq__)
         return [f for f in dict.fromkeys(folders) if f.is_dir()]
+
+
+def is_mask_folder(folder: Path) -> bool:
+    """Whether a folder, or that above one of a split, has "mask" in its name."""
+    named = folder.parent if folder.name.lower() in SPLIT_WORDS else folder
+    return "mask" in named.name.lower()
+
+
+def swapped(path: Path, words: Collection[str], new: str) -> Path:
+    """``path`` with the last part that is one of ``words`` replaced by ``new``."""
+    parts = list(path.parts)
+    at = [index for index, part in enumerate(parts) if part.lower() in words]
+    return Path(*parts[: at[-1]], new, *parts[at[-1] + 1 :]) if at else path
 
 
 def source_of(name: str) -> Source | None:
@@ -110,7 +146,7 @@ def source_of(name: str) -> Source | None:
 
 
 def is_source(name: str) -> bool:
-    """Whether ``name`` names a COCO file, not a dataset that was registered elsewhere."""
+    """Whether ``name`` names annotations, not a dataset that was registered elsewhere."""
     return source_of(name) is not None
 
 

@@ -340,8 +340,8 @@ def test_label_images_are_needed_to_train_panoptic_and_semantic_models(file):
 
 def test_a_file_is_read_once(file, monkeypatch):
     reads = []
-    read_json = coco_file._read_json
-    monkeypatch.setattr(coco_file, "_read_json", lambda f: reads.append(f) or read_json(f))
+    read_json = coco_file.read_json
+    monkeypatch.setattr(coco_file, "read_json", lambda f: reads.append(f) or read_json(f))
     train, val = f"{file}#train", f"{file}#val"
     with kept_files():
         choose_config([train])

@@ -37,6 +37,10 @@ def named(*words):
         ("b.json#val", Source(Path("b.json"), None, "val")),
         ("x=1/b.json=im#ages#train", Source(Path("x=1/b.json"), Path("im#ages"), "train")),
         ("B.JSON", Source(Path("B.JSON"))),
+        ("a/b.xml#train", Source(Path("a/b.xml"), None, "train")),
+        ("x.csv=images", Source(Path("x.csv"), Path("images"))),
+        ("a/labels/=a/b#val", Source(Path("a/labels"), Path("a/b"), "val")),
+        ("Main/train.txt", Source(Path("Main/train.txt"))),
         *((name, None) for name in ("coco_2017_train", "digits_train", "mine", "mine#train", "")),
     ],
 )
@@ -250,7 +254,7 @@ def test_one_file_is_split(tmp_path, file):
 def test_folders_that_are_no_export(tmp_path):
     with pytest.raises(DatasetError, match="no such folder"):
         find_export(tmp_path / "nothing")
-    with pytest.raises(DatasetError, match=r"found no \*\.json, but none of train/_annotations"):
+    with pytest.raises(DatasetError, match="found no annotations, but no files. Needed are COCO"):
         find_export(tmp_path)
     for name in ("a.json", "b.json"):
         make_coco(tmp_path, name)

@@ -1,0 +1,138 @@
+"""Readers of annotation formats other than COCO, and how a file or folder is recognized.
+
+Each reader is a function from a source to a :class:`~..coco_file.CocoFile`, a module a family.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gnws_d2.errors import DatasetError
+
+from ..coco_file import CocoFile, read_json
+from ..source import Source, split_of
+from . import csv_files, label_studio, labelme, masks, via, xml_files, yolo
+from .common import images_below
+
+KNOWN = (
+    "COCO, LabelMe, VIA or Label Studio JSON, Pascal VOC or CVAT XML, CSV, YOLO, or instance masks"
+)
+JSON_KINDS = (labelme.NAME, via.NAME, label_studio.NAME)
+FOLDERS = {  # formats that have a file an image: their readers
+    **{xml_files.VOC: xml_files.read_voc, labelme.NAME: labelme.read},
+    **{yolo.NAME: yolo.read, masks.NAME: masks.read},
+}
+DEPTH = 4  # folders in folders that are looked into
+# A large COCO file is not read to find out what it is: one that starts as no other does is COCO.
+HEAD, OTHER_WORDS = 4096, (b'"shapes"', b'"imageData"', b'"_via_', b'"regions"')
+
+
+def read(source: Source) -> CocoFile:
+    """The content of a folder, or of a file that is not JSON.
+
+    Raises:
+        DatasetError: it is damaged, or of no known format.
+    """
+    file, suffix = source.file, source.file.suffix.lower()
+    if file.is_dir():
+        counts = folder_kinds(file)
+        if not counts and not images_below(source.folder or file, "**/*"):
+            raise DatasetError(f"{source} holds {contents(file)}, which is none of {KNOWN}.")
+        return FOLDERS[max(counts, key=counts.__getitem__, default=yolo.NAME)](source)
+    if suffix == ".txt":
+        return (xml_files.read_voc if "ImageSets" in file.parts else yolo.read)(source)
+    return (xml_files.read if suffix == ".xml" else csv_files.read)(source)
+
+
+def read_other_json(source: Source, content: Any) -> CocoFile | None:
+    """The content of a JSON file that is not COCO; None if its format is not known."""
+    if labelme.is_labelme(content):
+        return labelme.read(source)
+    if via.is_via(content):
+        return via.read(source, content)
+    return label_studio.read(source, content) if label_studio.is_label_studio(content) else None
+
+
+def folder_kinds(folder: Path) -> dict[str, int]:
+    """How many files there are in a folder of each format that has a file an image."""
+    xml, jsons, texts = (sorted(folder.glob(f"*{suffix}")) for suffix in (".xml", ".json", ".txt"))
+    labels = [file for file in texts if file.name not in yolo.NAME_FILES]
+    counts = {
+        xml_files.VOC: len(xml) * any(map(xml_files.is_voc, xml[:1])),
+        labelme.NAME: len(jsons) * (_json_kinds(jsons[:1]) == [labelme.NAME]),
+        yolo.NAME: len(labels) * any(map(yolo.is_label, labels)),
+        masks.NAME: len(masks.bowl_images(folder) or masks.mask_files(folder)),
+    }
+    return {kind: count for kind, count in counts.items() if count}
+
+
+def find(folder: Path, listing: Path | None = None) -> dict[str, dict[str, list[str]]]:
+    """The sources below a folder that are not COCO: by format, then by split or "".
+
+    Args:
+        listing: the YAML file of YOLO that names the splits; by default any in ``folder``.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+
+    def add(kind: str, path: Path) -> None:
+        inside = path.relative_to(folder)
+        split = split_of(inside.stem) or split_of(str(inside.parent)) or ""
+        found.setdefault(kind, {}).setdefault(split, []).append(str(Source(path)))
+
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(place)
+        if len(here.relative_to(folder).parts) >= DEPTH:
+            folders.clear()
+        kinds = folder_kinds(here)
+        for kind in kinds:
+            add(kind, here)
+        if masks.NAME in kinds and masks.bowl_images(here):
+            folders.clear()
+        for file in (here / name for name in sorted(names)):
+            suffix = file.suffix.lower()
+            if suffix == ".csv" and csv_files.is_csv(file):
+                add(csv_files.NAME, file)
+            elif suffix == ".xml" and xml_files.VOC not in kinds and xml_files.is_cvat(file):
+                add(xml_files.CVAT, file)
+            elif suffix == ".json" and labelme.NAME not in kinds:
+                for kind in _json_kinds([file]):
+                    add(kind, file)
+    for kind, splits in (
+        (yolo.NAME, yolo.listed_splits(folder, listing)),
+        (xml_files.VOC, xml_files.listed_splits(folder)),
+    ):
+        if splits:
+            found[kind] = splits
+    if not found and any(map(yolo.label_file, map(folder.joinpath, images_below(folder, "**/*")))):
+        found[yolo.NAME] = {"": [str(Source(folder))]}
+    return found
+
+
+def contents(folder: Path) -> str:
+    """The files below a folder, counted by their suffix."""
+    files = (name for _, _, names in os.walk(folder) for name in names)
+    counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in files)
+    return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common(6)) or "no files"
+
+
+def _json_kinds(files: Sequence[Path]) -> list[str]:
+    """The formats of JSON files that are not COCO."""
+    tests = (
+        *((labelme.NAME, labelme.is_labelme), (via.NAME, via.is_via)),
+        (label_studio.NAME, label_studio.is_label_studio),
+    )
+    found = []
+    for file in files:
+        with suppress(DatasetError, OSError):
+            with open(file, "rb") as opened:
+                head = opened.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+            if head.startswith(b"[") or any(word in head for word in OTHER_WORDS):
+                content = read_json(file)
+                found += [kind for kind, is_kind in tests if is_kind(content)][:1]
+    return found

@@ -1,0 +1,108 @@
+"""CSV files with a box a row: Open Images, and those of TensorFlow, Roboflow and others; VIA's."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from gnws_d2.errors import DatasetError
+
+from ..coco_file import CocoFile
+from ..source import Source
+from . import via
+from .common import ONLY_CLASS, Picture, box, make_coco, names_on_disk, read_text, reading, sizes
+
+NAME = "CSV"
+# What columns are called, in small letters without "_" and "#".
+COLUMNS = {
+    "image": ("filename", "image", "imageid", "imagename", "imagepath", "path", "file", "frame"),
+    "class": ("class", "labelname", "label", "classname", "category", "name", "classid"),
+    "left": ("xmin", "x1", "left"),
+    "top": ("ymin", "y1", "top"),
+    "right": ("xmax", "x2", "right"),
+    "bottom": ("ymax", "y2", "bottom"),
+    "x": ("x", "xmin", "x1", "left"),
+    "y": ("y", "ymin", "y1", "top"),
+    "width": ("width", "w"),
+    "height": ("height", "h"),
+    "box": ("bbox",),
+}
+CORNERS, SIDES = ("left", "top", "right", "bottom"), ("x", "y", "width", "height")
+
+
+def columns_of(header: list[str]) -> dict[str, str]:
+    """The column of each thing that is known; {} if the header is not that of boxes."""
+    plain = {name.lower().strip().strip("#").replace("_", ""): name for name in header if name}
+    found = {
+        thing: next((plain[word] for word in words if word in plain), "")
+        for thing, words in COLUMNS.items()
+    }
+    has_box = found["box"] or any(all(found[s] for s in sides) for sides in (CORNERS, SIDES))
+    return found if found["image"] and has_box else {}
+
+
+def is_csv(file: Path) -> bool:
+    """Whether the header of a file is known."""
+    with reading(file), file.open(encoding="utf-8-sig", newline="") as opened:
+        header = next(csv.reader(opened), [])
+    return "region_shape_attributes" in header or bool(columns_of(header))
+
+
+def read(source: Source) -> CocoFile:
+    """The rows of a file. One without box is an image without objects. Boxes are corners in pixels,
+    of Open Images in fractions of the image's sides, or ``x, y, width, height``."""
+    reader = csv.DictReader(io.StringIO(read_text(source.file), newline=""), strict=True)
+    with reading(source.file):
+        rows = [{(k or "").strip().lstrip("#"): v or "" for k, v in row.items()} for row in reader]
+        header = [name.strip().lstrip("#") for name in reader.fieldnames or ()]
+    if "region_shape_attributes" in header:
+        return via.read_rows(source, rows)
+    if not (columns := columns_of(header)):
+        raise DatasetError(
+            f"{source.file}: its columns are {', '.join(header) or 'none'}. Needed are filename, "
+            "class, xmin, ymin, xmax and ymax, or those of Open Images or VIA."
+        )
+    is_open_images = {"ImageID", "XMin", "LabelName"} <= set(header)
+    labels = _class_names(source.file) if is_open_images else {}
+    listed = list(dict.fromkeys(row[columns["image"]] for row in rows))
+    names = dict(
+        zip(listed, names_on_disk(source, [(n, Path(n).name) for n in listed]), strict=True)
+    )
+    true = sizes(source, list(names.values())) if is_open_images and names else {}
+    pictures = {name: Picture(name, true.get(name)) for name in names.values()}
+    for number, row in enumerate(rows, 2):
+        picture = pictures[names[row[columns["image"]]]]
+        with reading(f"{source.file}: row {number}"):
+            if (found := _box(row, columns)) is None:
+                continue
+            if is_open_images:
+                found = [v * picture.size[i % 2] for i, v in enumerate(found)]
+            label = row[columns["class"]].strip() if columns["class"] else ONLY_CLASS
+        crowd = {"iscrowd": 1} if row.get("IsGroupOf") == "1" else {}
+        picture.objects.append({"class": labels.get(label, label), "bbox": found, **crowd})
+    kind = "Open Images CSV" if is_open_images else NAME
+    return make_coco(source, kind, list(pictures.values()), classes=list(labels.values()))
+
+
+def _box(row: Mapping[str, str], columns: Mapping[str, str]) -> list[float] | None:
+    """The box of a row as in COCO; None if it has none."""
+    if columns["box"]:
+        words = row[columns["box"]].strip(" []()").replace(",", " ").split()
+        return list(map(float, words)) or None
+    sides = CORNERS if all(columns[side] for side in CORNERS) else SIDES
+    texts = [row[columns[side]].strip() for side in sides]
+    if not any(texts):
+        return None
+    values = [float(text) for text in texts]
+    return box(*values) if sides == CORNERS else values
+
+
+def _class_names(file: Path) -> dict[str, str]:
+    """The names of Open Images' labels, in the order of their list."""
+    for folder in (file.parent, file.parent / "metadata", file.parent.parent / "metadata"):
+        for names in sorted(folder.glob("*class*.csv")):
+            rows = csv.reader(read_text(names).splitlines())
+            return {row[0]: row[1] for row in rows if len(row) > 1 and row[0].startswith("/")}
+    return {}

@@ -1,0 +1,129 @@
+"""VGG Image Annotator, versions 1 and 2: a project, exported annotations, and their CSV."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gnws_d2.errors import DatasetError
+
+from ..coco_file import CocoFile
+from ..source import Source
+from .common import ONLY_CLASS, Picture, box, ellipse, make_coco, polygon, reading
+
+NAME = "VIA"
+CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category")
+Region = tuple[Mapping[str, Any], Mapping[str, Any]]  # shape and attributes
+
+
+def is_via(content: Any) -> bool:
+    """Whether JSON is of this format."""
+    if not isinstance(content, dict) or not content:
+        return False
+    entries = content.get("_via_img_metadata", content)
+    values = entries.values() if isinstance(entries, dict) else ()
+    return all(isinstance(v, dict) and {"filename", "regions"} <= v.keys() for v in values)
+
+
+def read(source: Source, content: Mapping[str, Any]) -> CocoFile:
+    """A project or its exported annotations. An image without regions is background."""
+    images: dict[str, list[Region]] = {}
+    for key, image in content.get("_via_img_metadata", content).items():
+        with reading(f"{source.file}: {key!r}"):
+            regions = image["regions"]
+            regions = regions.values() if isinstance(regions, dict) else regions
+            images[image["filename"]] = [
+                (region["shape_attributes"], region["region_attributes"]) for region in regions
+            ]
+    attributes = content.get("_via_attributes", {})
+    listed = attributes.get("region", {}) if isinstance(attributes, dict) else {}
+    return _made(source, images, listed)
+
+
+def read_rows(source: Source, rows: Iterable[Mapping[str, str]]) -> CocoFile:
+    """The rows of an exported CSV, one a region."""
+    images: dict[str, list[Region]] = {}
+    for number, row in enumerate(rows, 2):
+        with reading(f"{source.file}: row {number}"):
+            regions = images.setdefault(row["filename"], [])
+            # VIA writes "undefined" where an attribute was never set.
+            texts = (row[f"region_{kind}attributes"] for kind in ("shape_", ""))
+            shape, values = (json.loads(t.replace(":undefined", ":null")) for t in texts)
+            regions += [(shape, values)] if shape else []
+    return _made(source, images, {})
+
+
+def _made(
+    source: Source, images: Mapping[str, Sequence[Region]], listed: Mapping[str, Any]
+) -> CocoFile:
+    name = _class_attribute(source, [values for r in images.values() for _, values in r])
+    left_out: Counter[str] = Counter()
+    pictures = []
+    for file_name, regions in images.items():
+        picture = Picture(file_name)
+        for number, (shape, values) in enumerate(regions):
+            with reading(f"{source.file}: {file_name!r}, region {number}"):
+                if made := _shape(shape):
+                    label = ONLY_CLASS if name is None else _label(values[name])
+                    picture.objects.append({"class": label, **made})
+                else:
+                    left_out[f"shapes {shape['name']!r}"] += 1
+        pictures.append(picture)
+    with reading(f"{source.file}: _via_attributes"):
+        options = list((listed.get(name) or {}).get("options") or ())
+    return make_coco(source, NAME, pictures, left_out, options)
+
+
+def _class_attribute(source: Source, every: Sequence[Mapping[str, Any]]) -> str | None:
+    """The attribute that is the class; None if regions have no attributes.
+
+    Raises:
+        DatasetError: several could be.
+    """
+    counts = Counter(name for values in every for name, value in values.items() if value)
+    common = [name for name, count in counts.items() if count == len(every)]
+    named = sorted(
+        (name for name in common if name.lower() in CLASS_ATTRIBUTES),
+        key=lambda name: CLASS_ATTRIBUTES.index(name.lower()),
+    )
+    if named or len(common) == 1:
+        return (named or common)[0]
+    if counts:
+        found = ", ".join(f"{name!r} of {count}" for name, count in counts.items())
+        raise DatasetError(
+            f"{source.file}: the class is unknown: {len(every)} regions have the attributes "
+            f"{found}. Give all regions one named 'class'."
+        )
+    return None
+
+
+def _label(value: Any) -> str:
+    """A class; a checkbox has it as a key."""
+    if isinstance(value, dict):
+        (value,) = (key for key, is_set in value.items() if is_set)
+    return str(value).strip()
+
+
+def _shape(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A shape as bbox and segmentation; {} if it cannot be."""
+    kind = shape["name"]
+
+    def numbers(*names: str) -> list[float]:
+        return [float(shape[name]) for name in names]
+
+    if kind == "rect":
+        x, y, width, height = numbers("x", "y", "width", "height")
+        return {"bbox": box(x, y, x + width, y + height)}
+    if kind == "polygon":
+        pairs = zip(shape["all_points_x"], shape["all_points_y"], strict=True)
+        return polygon(value for pair in pairs for value in pair)
+    if kind == "circle":
+        x, y, radius = numbers("cx", "cy", "r")
+        return ellipse(x, y, radius, radius)
+    if kind == "ellipse":
+        x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
+        return ellipse(x, y, rx, ry, math.degrees(float(shape.get("theta", 0))))
+    return {}

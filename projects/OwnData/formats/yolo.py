@@ -1,0 +1,193 @@
+"""YOLO: a text file an image, with the lines ``class x y w h``, ``class x y x y x y ...`` (polygon)
+or ``class x y w h`` and keypoints, in fractions of the image's width and height.
+
+A source is a folder of images or labels, or a text file that lists images. Classes come from the
+nearest YAML file with ``names``, ``classes.txt`` or ``obj.names``. Source: the documents of
+Ultralytics and darknet.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gnws_d2.errors import DatasetError, shorten
+
+from ..coco_file import CocoFile
+from ..keypoints import flip_pairs
+from ..source import Source, split_of, swapped
+from .common import (
+    IMAGES,
+    Picture,
+    images_below,
+    log,
+    make_coco,
+    polygon,
+    read_text,
+    reading,
+    sizes,
+)
+
+NAME = "YOLO"
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")
+YAMLS = ("data.yaml", "*.yaml", "*.yml")
+LEVELS = 4  # folders upwards in which classes are looked for
+
+
+def read(source: Source) -> CocoFile:
+    """The images of a folder, or those that a file lists. One without a text file is background,
+    as in Ultralytics. Class indices are the ids of the categories."""
+    file, (names, points, shape) = source.file, _read_info(source.file)
+    if file.is_dir():
+        listed = next(filter(None, (images_below(f, "**/*") for f in source.folders())), [])
+    else:
+        listed = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    files, true = source.images(listed), sizes(source, listed)
+    labels = [label_file(files.path(name), file / name) for name in listed]
+    if not any(labels):
+        raise DatasetError(f"{source}: none of its {len(listed)} images has a YOLO label file.")
+    pictures = [
+        Picture(name, true[name], _objects(label, true[name], shape) if label else [])
+        for name, label in zip(listed, labels, strict=True)
+    ]
+    used = {label for label in labels if label}
+    there = {f for folder in {label.parent for label in used} for f in folder.glob("*.txt")}
+    unused = [f for f in there - used if f.name not in NAME_FILES and is_label(f)]
+    left_out = {"label files without an image": len(unused) * file.is_dir()}
+    if not names:
+        log(logging.WARNING, f"{source}: no data.yaml or classes.txt: classes are named 0, 1, ...")
+        highest = max((o["class"] for picture in pictures for o in picture.objects), default=-1)
+        names = list(map(str, range(highest + 1)))
+    return make_coco(source, NAME, pictures, left_out, names, first=0, keypoints=points)
+
+
+def label_file(image: Path, beside: Path | None = None) -> Path | None:
+    """The label file of an image: in ``labels`` for ``images`` in its path, or beside it or
+    ``beside``."""
+    own = image.with_suffix(".txt")
+    tried = [swapped(own, ("images",), "labels"), own, own.parent.parent / "labels" / own.name]
+    tried += [beside.with_suffix(".txt")] if beside else []
+    return next((label for label in tried if label.is_file()), None)
+
+
+def is_label(file: Path) -> bool:
+    """Whether the first line of a text file is that of a YOLO file."""
+    with reading(file), file.open(errors="replace") as opened:
+        words = next(filter(str.strip, opened), "").split()
+    return len(words) >= 5 and all(re.fullmatch(r"[-+.\deE]+|nan|inf", word) for word in words)
+
+
+def _read_info(path: Path) -> tuple[list[str], list[str], tuple[int, int]]:
+    """What is said near ``path``: names of classes and of keypoints, and how many keypoints there
+    are, with how many values."""
+    for place in [path, *path.parents][:LEVELS]:
+        for file in (file for pattern in YAMLS for file in sorted(place.glob(pattern))):
+            content = read_yaml(file)
+            if content.get("names"):
+                with reading(file):
+                    return _info(content)
+        for file in (place / name for name in NAME_FILES):
+            if file.is_file() and not is_label(file):
+                return read_text(file).rstrip().splitlines(), [], (0, 0)
+    return [], [], (0, 0)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; {} if it holds something else."""
+    try:
+        content = yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        said = shorten(str(error), quote=False)
+        raise DatasetError(f"{file} is not valid YAML: {said}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _info(content: Mapping[str, Any]) -> tuple[list[str], list[str], tuple[int, int]]:
+    names = content["names"]
+    if isinstance(names, dict):
+        ordered = {int(index): name for index, name in names.items()}
+        names = [ordered.get(index, index) for index in range(max(ordered) + 1)]
+    count, values = content.get("kpt_shape") or (0, 0)
+    points = content.get("kpt_names") or range(count)
+    points = list(map(str, next(iter(points.values())) if isinstance(points, dict) else points))
+    flip = content.get("flip_idx") or range(count)
+    pairs = {frozenset((points[i], points[j])) for i, j in enumerate(flip) if i != j}
+    if set(map(frozenset, flip_pairs(points))) != pairs:  # which decide what a flip exchanges
+        sides = [(i > j) - (i < j) for i, j in enumerate(flip)]
+        words = {-1: "left", 0: "point", 1: "right"}
+        points = [f"{words[side]}_{min(i, flip[i])}" for i, side in enumerate(sides)]
+    return list(map(str, names)), points, (count, values)
+
+
+def _objects(file: Path, size: tuple[int, int], shape: tuple[int, int]) -> list[dict[str, Any]]:
+    found, (count, values) = [], shape
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        with reading(f"{file}: line {number}"):
+            words = list(map(float, line.split()))
+            is_polygon = not count and len(words) >= 7 and len(words) % 2
+            if words and not (is_polygon or len(words) in (5, 5 + count * values)):
+                raise ValueError(f"it has {len(words)} numbers, not those of a box or polygon")
+            if words and words[0] not in range(1 << 31):
+                raise ValueError(f"its class is {words[0]:g}, not an index")
+        if words:
+            made = polygon(v * size[i % 2] for i, v in enumerate(words[1:])) if is_polygon else {}
+            made = made or _box(words[1:], size, values)
+            found.append({"class": int(words[0]), **made})
+    return found
+
+
+def _box(numbers: Sequence[float], size: tuple[int, int], values: int) -> dict[str, Any]:
+    (x, y, w, h), points, (width, height) = numbers[:4], numbers[4:], size
+    triples: list[float] = []
+    for i in range(0, len(points), values or 1):
+        px, py = points[i : i + 2]
+        # Without a third value, points at 0, 0 are not labelled, as in COCO.
+        seen = points[i + 2] if values == 3 else 2 * (px > 0 or py > 0)
+        triples += [px * width, py * height, int(seen) if seen in (0, 1, 2) else seen]
+    box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+    return {"bbox": box, **({"keypoints": triples} if triples else {})}
+
+
+def listed_splits(folder: Path, listing: Path | None = None) -> dict[str, list[str]]:
+    """The sources of each split that a YAML file in ``folder``, or ``listing``, names, or lists of
+    images such as train.txt.
+
+    Raises:
+        DatasetError: nothing of what is named for training exists.
+    """
+    yamls = [listing] if listing else [f for pattern in YAMLS for f in sorted(folder.glob(pattern))]
+    found: dict[str, list[str]] = {}
+    for file in yamls:
+        content = read_yaml(file)
+        if not (content.get("train") and "names" in content):
+            continue
+        for split in ("train", "val", "test"):
+            entries = content.get(split) or []
+            for entry in entries if isinstance(entries, list) else [entries]:
+                if place := _place(file, content, str(entry)):
+                    found.setdefault(split, []).append(str(Source(place)))
+                elif split == "train":
+                    raise DatasetError(f"{file}: train names {entry}, which does not exist.")
+                else:
+                    log(logging.WARNING, f"{file}: {split} names {entry}, which does not exist.")
+        return found
+    for file in sorted(folder.glob("*.txt")):
+        first = read_text(file).partition("\n")[0].strip()
+        if (split := split_of(file.stem)) and Path(first).suffix.lower() in IMAGES:
+            found.setdefault(split, []).append(str(Source(file)))
+    return found if "train" in found else {}
+
+
+def _place(file: Path, content: Mapping[str, Any], entry: str) -> Path | None:
+    """What an entry of a YAML file names. The folder of another computer, and Roboflow's ``../``,
+    are left out where they lead nowhere."""
+    root, parts = file.parent, [part for part in Path(entry).parts if part not in ("..", "/")]
+    ends = range(len(parts) if Path(entry).is_absolute() else 1)
+    tried = [root / str(content.get("path") or "") / entry, root / entry]
+    tried += [root.joinpath(*parts[start:]) for start in ends]
+    return next((place.resolve() for place in tried if place.exists()), None)
