@@ -393,6 +393,25 @@ def _check_data(parser: Parser) -> None:
     _add_overrides(parser, "--opts")
 
 
+def _convert(parser: Parser) -> None:
+    """Convert annotations of any known format to COCO JSON, YOLO, Pascal VOC or CVAT XML.
+
+        gnws convert export/annotations.xml --output mine.json
+        gnws convert --data FOLDER --output OUT --to yolo    # every split
+        gnws convert found/detections.json --to cvat --output labels.xml
+
+    The output is a file for COCO and CVAT, and a folder for YOLO, VOC and --data. Images stay where
+    they are. What the format cannot hold is counted in a warning.
+    """
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("source", nargs="?", metavar="SOURCE", help=SOURCE)
+    data.add_argument("--data", type=Path, metavar="FOLDER", help="a folder, as train has it")
+    parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="a new one")
+    parser.add_argument("--to", choices=["coco", "yolo", "voc", "cvat"], default="coco")
+    parser.add_argument("--skip-bad-annotations", action="store_true", help="leave them out")
+    parser.set_defaults(train=[], val=[], test=[])
+
+
 def _browse(parser: Parser) -> None:
     """Draw images with their annotations as training sees them, after augmentation.
 
@@ -485,6 +504,7 @@ COMMANDS = {
     "predict": ("gnws_d2.projects.detection.demo", _predict),
     "export": ("gnws_d2.projects.export.export_model", _export),
     "check-data": ("gnws_d2.projects.own_data.check_data", _check_data),
+    "convert": ("gnws_d2.projects.own_data.convert", _convert),
     "browse": ("gnws_d2.projects.report.browse", _browse),
     "report": ("gnws_d2.projects.report.report", _report),
     "app": ("gnws_d2.projects.detection.app", _app),

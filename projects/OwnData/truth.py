@@ -56,7 +56,7 @@ def register_source(
     spare = {c: number for c, number in classes.items() if number not in coco.class_names}
     # Detectron2's evaluation requires a category for every class.
     ids = class_ids(classes, coco.category_ids, spare, taken=coco.class_names)
-    used = _used(coco, sound, images, part, ids)
+    used = used_part(coco, sound, images, part, ids)
     if not used.images:
         raise DatasetError(f"{name}: no image is left. {SPLIT_FIX if part else 'Repair the file'}.")
     for catalog in (DatasetCatalog, MetadataCatalog):
@@ -114,7 +114,7 @@ def _to_detectron2(annotation: dict[str, Any], to_class: dict[int, int]) -> dict
     return made
 
 
-def _used(
+def used_part(
     coco: CocoFile, sound: CocoFile, files: ImageFiles, part: str, ids: Mapping[str, int]
 ) -> CocoFile:
     """The images, annotations and categories that are used, with all members that pycocotools
