@@ -17,6 +17,7 @@ from torch import nn
 
 import gnws_d2
 from gnws_d2.files import CACHE_VARIABLE
+from gnws_d2.model_zoo.fetch import MIRROR_VARIABLE
 from gnws_d2.projects import digits as digits_package
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 
@@ -38,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     made = digits_package.make_digits(folder, num_train=16, num_val=4)
     made.rename(folder / digits_package.make.NAME)
     os.environ[CACHE_VARIABLE] = str(folder)
+    os.environ[MIRROR_VARIABLE] = str(folder)  # no test depends on the network
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
     digits_package.register()
 

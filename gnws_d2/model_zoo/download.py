@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 4
 _CHUNK = 1 << 20  # bytes
 _LARGEST = 2 << 30  # bytes: several times the largest published file
+_HEADERS = {"User-Agent": "gnws_d2"}
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # HTTP status codes
 
 
@@ -94,6 +95,16 @@ def download(
     )
 
 
+def answers(url: str, timeout: float = 5.0) -> bool:
+    """Whether a server has ``url``, by its answer within ``timeout`` seconds."""
+    request = urllib.request.Request(url, headers=_HEADERS)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout):
+            return True
+    except (http.client.HTTPException, OSError, ValueError):
+        return False
+
+
 def _receive(url: str, part: Path, have: int, timeout: float, largest: int) -> None:
     """Append to ``part``, which has ``have`` bytes, what is missing of ``url``.
 
@@ -101,7 +112,7 @@ def _receive(url: str, part: Path, have: int, timeout: float, largest: int) -> N
         FileError, ValueError: another attempt would end in the same error.
         HTTPException, OSError: it may not.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": "gnws_d2"})
+    request = urllib.request.Request(url, headers=_HEADERS)
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:

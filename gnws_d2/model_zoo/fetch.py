@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathHandler, PathManager
 from ..checkpoint.convert import convert_file
 from ..errors import FileError
 from ..files import cache_dir, cache_path, locked
-from .download import download, sha256_of
+from .download import answers, download, sha256_of
 from .published import PREFIX, Published, find
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,16 @@ def fetch(entry: Published) -> Path:
     return converted
 
 
+def is_available(entry: Published) -> bool:
+    """Whether :func:`fetch` is likely to succeed: the file is in the cache or the mirror's folder,
+    or its address answers."""
+    file = cached(entry).with_name(entry.file_name)
+    source = _source(entry)
+    if cached(entry).is_file() or file.is_file():
+        return True
+    return source.is_file() if isinstance(source, Path) else answers(source)
+
+
 class PublishedCheckpointHandler(PathHandler):
     """``gnws://NAME`` in Detectron2's path manager: the file that :func:`fetch` returns."""
 
@@ -86,17 +96,23 @@ def _original(entry: Published, folder: Path) -> Path:
     file = folder / entry.file_name
     if _is_intact(file, entry):
         return file
-    mirror = os.environ.get(MIRROR_VARIABLE, "")
-    if mirror and not mirror.startswith(("http://", "https://")):
-        copy = Path(os.path.expanduser(mirror), entry.file_name)
-        if not _is_intact(copy, entry):
+    source = _source(entry)
+    if isinstance(source, Path):
+        if not _is_intact(source, entry):
             raise FileError(
-                f"{copy} does not exist, or its SHA-256 does not begin with {entry.sha256}. Put "
+                f"{source} does not exist, or its SHA-256 does not begin with {entry.sha256}. Put "
                 f"the file there, set ${MIRROR_VARIABLE} to another folder or to an address that "
                 "begins with http:// or https://, or unset it to use the official address."
             )
-        return copy
-    url = f"{mirror.rstrip('/')}/{quote(entry.file_name)}" if mirror else entry.url
-    logger.info("Downloading %s from %s to %s", entry.name, url, folder)
-    download(url, file, entry.sha256)
+        return source
+    logger.info("Downloading %s from %s to %s", entry.name, source, folder)
+    download(source, file, entry.sha256)
     return file
+
+
+def _source(entry: Published) -> Path | str:
+    """The file in the mirror's folder, or the address."""
+    mirror = os.environ.get(MIRROR_VARIABLE, "")
+    if mirror and not mirror.startswith(("http://", "https://")):
+        return Path(os.path.expanduser(mirror), entry.file_name)
+    return f"{mirror.rstrip('/')}/{quote(entry.file_name)}" if mirror else entry.url

@@ -118,7 +118,10 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
             "neither a config nor data is named. Add --data FOLDER to train on your own images, or "
             "--config-file; `gnws zoo list` shows the packaged configs."
         )
-    file = file or resolve_config_file(own_data.choose_config(splits["train"]))
+    if not file:
+        given = dict(zip(opts[::2], opts[1::2], strict=False))
+        chosen = given.get("MODEL.DEVICE", "cuda"), given.get("MODEL.WEIGHTS")
+        file = resolve_config_file(own_data.choose_config(splits["train"], *chosen))
     return gnws_d2.load_config(file, opts, ADD_CONFIGS), file, opts
 
 
@@ -201,7 +204,8 @@ def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> Outcome |
         )
     trainer.resume_or_load(resume=args.resume)
     if comm.is_main_process():
-        images = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST)
+        own = filter(own_data.is_source, cfg.DATASETS.TEST)
+        images = sum(len(DatasetCatalog.get(name)) for name in own)
         images /= cfg.SOLVER.IMS_PER_BATCH
         trainer.register_hooks([FirstIterations(images, cfg.TEST.EVAL_PERIOD)])
     if cfg.TEST.AUG.ENABLED:

@@ -5,19 +5,13 @@ The name of a dataset may be a file, ``ANNOTATIONS.json[=IMAGE_FOLDER][#train|#v
 README.md for the other functions.
 """
 
-from .arguments import choose_config, data_opts, data_splits
+from .arguments import data_opts, data_splits
+from .choose import choose_config, start_from_detector
 from .coco_file import kept_files
 from .fit import fit_to_data
 from .image_files import path_key
 from .lazy_data import fit_lazy_config, name_data
-from .schedule import (
-    as_in,
-    check_lengths,
-    explicit_keys,
-    packaged_config,
-    schedule_for,
-    start_from_detector,
-)
+from .schedule import as_in, check_lengths, explicit_keys, packaged_config, schedule_for
 from .source import is_source, short_name
 from .summary import data_summary, measure_label
 

@@ -14,7 +14,7 @@ from gnws_d2.checkpoint import Provenance, local_path, read_checkpoint
 from gnws_d2.checkpoint.provenance import ANCHORS
 from gnws_d2.checkpoint.structure import build_on_meta
 
-from .schedule import DETECTOR, start_of
+from .choose import DETECTOR, start_of
 from .source import is_source
 from .summary import object_sizes
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import torch
 from detectron2.data import DatasetCatalog
 
 from gnws_d2.errors import DatasetError
@@ -21,13 +20,6 @@ from .formats import yolo
 from .source import source_of, split_names, split_of
 
 logger = logging.getLogger(__name__)
-
-# Two configs each, for boxes and for boxes with masks. A CPU trains the small ones in minutes.
-ON_GPU = (
-    "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml",
-    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml",
-)
-ON_CPU = ("Small/faster_rcnn_R_18_FPN_gn_ws.yaml", "Small/mask_rcnn_R_18_FPN_gn_ws.yaml")
 ROBOFLOW_FILE = "_annotations.coco.json"
 FEW = 4  # names in an error
 
@@ -83,12 +75,6 @@ def data_opts(
     if args.skip_bad_annotations:
         opts += ["DATALOADER.SKIP_BAD_ANNOTATIONS", "True"]
     return opts
-
-
-def choose_config(names: Sequence[str]) -> str:
-    """The packaged config for the training data ``names`` and the device."""
-    has_masks = any(read_coco(s.file, s.folder).has_masks for s in map(source_of, names) if s)
-    return (ON_GPU if torch.cuda.is_available() else ON_CPU)[has_masks]
 
 
 def resolve(word: str) -> str:

@@ -1,26 +1,20 @@
-"""The weights and the schedule of a training on custom data, with the reason for each value."""
+"""The schedule of a training on custom data, with the reason for each value."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import re
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from gnws_d2.checkpoint import read_checkpoint
-from gnws_d2.checkpoint.contents import contents_of
-from gnws_d2.config import CONFIG_ROOT, EPOCH_KEYS, get_key, load_config, own_settings, set_key
+from gnws_d2.config import EPOCH_KEYS, get_key, load_config, own_settings, set_key
 from gnws_d2.engine.schedule import scaled, scaled_from
 from gnws_d2.errors import ConfigError
-from gnws_d2.model_zoo.published import published
 
+from .choose import BACKBONE, DETECTOR, RANDOM, start_of
 from .minutes import within_minutes
-from .source import is_source
 
 logger = logging.getLogger(__name__)
 
@@ -32,26 +26,13 @@ KEYS = (
 IMAGES_PER_PROCESS = 2
 # Target images seen on a custom dataset, and the allowed range of epochs.
 IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS = 24_000, 12, 60
-# What training starts from, and the factor of all three.
-DETECTOR, BACKBONE, RANDOM = "a trained detector", "an ImageNet backbone", "random weights"
+# The factor of all three, by what training starts from, and on a CPU.
 FACTORS = {DETECTOR: 1, BACKBONE: 2, RANDOM: 3}
-HEADS = re.compile("rpn|proposal_generator|roi_head|bbox_head|cls_subnet|cls_score")
+ON_CPU = 0.25
 PARTS = 10  # evaluations and checkpoints in a run
 KEPT = 2  # checkpoints: should the newest be damaged, there is another
 WARMUP = 0.1  # of the run, at most
 AS_WRITTEN, EXPLICIT = "as in the config", "set explicitly"
-
-
-def start_from_detector(cfg: CfgNode, file: str, explicit: Collection[str]) -> None:
-    """Start training on COCO files from the published detector of the config ``file``, if there is
-    one and MODEL.WEIGHTS is not among the ``explicit`` keys. Changes ``cfg``."""
-    if "MODEL.WEIGHTS" in explicit or not any(map(is_source, cfg.DATASETS.TRAIN)):
-        return
-    for entry in published():
-        is_of_config = (CONFIG_ROOT / entry.config).resolve() == Path(file).resolve()
-        if is_of_config and not entry.is_backbone:
-            logger.info("Training starts from %s. MODEL.WEIGHTS chooses other weights.", entry.uri)
-            cfg.MODEL.WEIGHTS = entry.uri
 
 
 def schedule_for(
@@ -106,7 +87,7 @@ def schedule_for(
     epoch = images / batch  # iterations
     epochs, reason = solver.EPOCHS, f"{solver.EPOCHS:g} epochs of {images} images"
     if not epochs:
-        epochs, reason = _default_epochs(images, cfg.MODEL.WEIGHTS)
+        epochs, reason = _default_epochs(images, cfg)
     length, parts = math.ceil(epochs * epoch - 1e-6), PARTS
     if solver.MINUTES:
         new.SOLVER.MINUTES = solver.MINUTES
@@ -203,24 +184,13 @@ def _batch(cfg: CfgNode, world_size: int, explicit: Collection[str], asked: str)
     return IMAGES_PER_PROCESS * world_size, f"{IMAGES_PER_PROCESS} for {each}"
 
 
-def start_of(weights: str) -> str:
-    """What ``weights``, a value of MODEL.WEIGHTS, are: one of :data:`FACTORS`. A file with the name
-    of no detector's head is a backbone."""
-    if not weights:
-        return RANDOM
-    if "imagenet" in weights.lower():
-        return BACKBONE
-    file = weights.partition("?")[0]
-    names = contents_of(read_checkpoint(file), file)["model"] if os.path.isfile(file) else ["rpn"]
-    return DETECTOR if any(map(HEADS.search, names)) else BACKBONE
-
-
-def _default_epochs(images: int, weights: str) -> tuple[float, str]:
+def _default_epochs(images: int, cfg: CfgNode) -> tuple[float, str]:
     """The length of a run in epochs, and why."""
-    kind = start_of(weights)
-    seen, least, most = (FACTORS[kind] * n for n in (IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS))
+    kind, is_cpu = start_of(cfg.MODEL.WEIGHTS), cfg.MODEL.DEVICE == "cpu"
+    factor = FACTORS[kind] * (ON_CPU if is_cpu else 1)
+    seen, least, most = (round(factor * n) for n in (IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS))
     epochs = min(max(round(seen / images), least), most)
     return epochs, (
-        f"{epochs:g} epochs of {images} images, from {kind}: {seen:,} images, in {least} to {most} "
-        "epochs"
+        f"{epochs:g} epochs of {images} images, from {kind}{' on a CPU' * is_cpu}: {seen:,} "
+        f"images, in {least} to {most} epochs"
     )

@@ -15,10 +15,11 @@ COCO = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 OWN = ["DATASETS.TRAIN", "('mine.json=images',)", "MODEL.WEIGHTS", "gnws://some_detector"]
 
 
-def schedule(images, *opts, processes=1, file=COCO):
+def schedule(images, *opts, processes=1, file=COCO, device="cuda"):
     opts = list(map(str, opts))
     explicit = explicit_keys(file, opts)
     cfg = load_config(file, opts)
+    cfg.MODEL.DEVICE = device
     return schedule_for(cfg, images, processes, explicit, packaged_config(file))
 
 
@@ -58,6 +59,7 @@ def test_weights_that_know_less_train_longer():
         for weights in ("model_final.pth", "gnws://imagenet/resnet50_gn_ws", "")
     ]
     assert lengths == [12_000, 24_000, 36_000]
+    assert schedule(500, *OWN, device="cpu").SOLVER.MAX_ITER == 3_000
 
 
 def test_what_is_set_explicitly_stays():

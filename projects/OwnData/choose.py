@@ -1,0 +1,88 @@
+"""The config and the weights of a training on one's own data, where the user has chosen none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+from gnws_d2.checkpoint import read_checkpoint
+from gnws_d2.checkpoint.contents import contents_of
+from gnws_d2.checkpoint.resume import from_main_process
+from gnws_d2.config import CONFIG_ROOT, load_config
+from gnws_d2.model_zoo.fetch import is_available
+from gnws_d2.model_zoo.published import find, published
+
+from .coco_file import read_coco
+from .source import is_source, source_of
+
+logger = logging.getLogger(__name__)
+
+# Two configs each, for boxes and for boxes with masks.
+ON_GPU = (
+    "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml",
+)
+# Of the published detectors too, on small images and with the first stages frozen.
+FINE_TUNED = ("Small/faster_rcnn_R_50_FPN_gn_ws.yaml", "Small/mask_rcnn_R_50_FPN_gn_ws.yaml")
+FROM_RANDOM = ("Small/faster_rcnn_R_18_FPN_gn_ws.yaml", "Small/mask_rcnn_R_18_FPN_gn_ws.yaml")
+# What training starts from.
+DETECTOR, BACKBONE, RANDOM = "a trained detector", "an ImageNet backbone", "random weights"
+HEADS = re.compile("rpn|proposal_generator|roi_head|bbox_head|cls_subnet|cls_score")
+
+
+def choose_config(names: Sequence[str], device: str = "cuda", weights: str | None = None) -> str:
+    """The packaged config for the training data ``names``: one that fine-tunes a published detector
+    wherever that can be had, and for a CPU one of few operations.
+
+    Args:
+        device: MODEL.DEVICE.
+        weights: MODEL.WEIGHTS, if the user has set it.
+    """
+    sources = filter(None, map(source_of, names))
+    has_masks = any(read_coco(source.file, source.folder).has_masks for source in sources)
+    if torch.cuda.is_available() and device != "cpu":
+        return ON_GPU[has_masks]
+    if weights is not None:
+        return FROM_RANDOM[has_masks]
+    config = FINE_TUNED[has_masks]
+    detector = find(load_config(config, ["MODEL.DEVICE", "cpu"]).MODEL.WEIGHTS)
+    if from_main_process(lambda: is_available(detector)):
+        return config
+    logger.warning(
+        "The published detector %s is in no cache or mirror, and its address does not answer. A "
+        "small model is trained from random weights, which finds less. To fine-tune the detector, "
+        "get it where there is a network: gnws zoo prefetch %s.",
+        *(detector.name, detector.name),
+    )
+    return FROM_RANDOM[has_masks]
+
+
+def start_from_detector(cfg: CfgNode, file: str, explicit: Collection[str]) -> None:
+    """Start training on COCO files from the published detector of the config ``file``, if there is
+    one and MODEL.WEIGHTS is not among the ``explicit`` keys. Changes ``cfg``."""
+    if "MODEL.WEIGHTS" in explicit or not any(map(is_source, cfg.DATASETS.TRAIN)):
+        return
+    for entry in published():
+        is_of_config = (CONFIG_ROOT / entry.config).resolve() == Path(file).resolve()
+        if is_of_config and not entry.is_backbone:
+            cfg.MODEL.WEIGHTS = entry.uri
+    if start_of(cfg.MODEL.WEIGHTS) == DETECTOR:
+        logger.info("Training starts from %s. --weights chooses others.", cfg.MODEL.WEIGHTS)
+
+
+def start_of(weights: str) -> str:
+    """What ``weights``, a value of MODEL.WEIGHTS, are: DETECTOR, BACKBONE or RANDOM. A file without
+    the name of a detector's head is a backbone."""
+    if not weights:
+        return RANDOM
+    if "imagenet" in weights.lower():
+        return BACKBONE
+    file = weights.partition("?")[0]
+    names = contents_of(read_checkpoint(file), file)["model"] if os.path.isfile(file) else ["rpn"]
+    return DETECTOR if any(map(HEADS.search, names)) else BACKBONE
