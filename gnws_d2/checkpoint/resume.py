@@ -79,7 +79,8 @@ def last_checkpoint(folder: Path, resume: bool) -> Path | None:
         return folder / name
     if name or others:
         found = f"names {name!r}, which does not exist" if name else "is missing"
-        instead = f" Write one of {', '.join(others)} into it" if others else " Restore the file"
+        whole = [other for other in others if other != "model_best.pth"]  # which has weights alone
+        instead = f" Write one of {', '.join(whole)} into it" if whole else " Restore the file"
         raise CheckpointError(
             f"Cannot resume: {pointer} {found}.{instead}, or start again without --resume."
         )
