@@ -17,7 +17,7 @@ from gnws_d2.errors import DatasetError
 from . import formats
 from .coco_file import read_coco
 from .formats import yolo
-from .source import source_of, split_names, split_of
+from .source import Source, source_of, split_names, split_of
 
 logger = logging.getLogger(__name__)
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -157,6 +157,8 @@ def _find(folder: Path) -> dict[str, list[str]]:
         if not {str(file), f"{file.parent}/"} & in_others and (not others or _objects([str(file)])):
             split = split_of(file.stem) or split_of(str(file.parent.relative_to(folder)))
             coco.setdefault(split or "", []).append(str(file))
+    if not others and not coco and yolo.has_labels(folder):
+        return {"": [str(Source(folder))]}
     if coco or not others:
         return coco
     if len(others) == 1:

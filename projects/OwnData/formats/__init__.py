@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gnws_d2.errors import DatasetError
 from ..coco_file import CocoFile, read_json
 from ..source import Source, split_of
 from . import csv_files, label_studio, labelme, masks, via, xml_files, yolo
-from .common import images_below
+from .common import images_below, reading
 
 KNOWN = (
     "COCO, LabelMe, VIA or Label Studio JSON, Pascal VOC or CVAT XML, CSV, YOLO, or instance masks"
@@ -27,6 +27,7 @@ FOLDERS = {  # formats that have a file an image: their readers
     **{xml_files.VOC: xml_files.read_voc, labelme.NAME: labelme.read},
     **{yolo.NAME: yolo.read, masks.NAME: masks.read},
 }
+MOST_PROBED = 1000  # text files of a folder
 DEPTH = 4  # folders in folders that are looked into
 # A large COCO file is not read to find out what it is: one that starts as no other does is COCO.
 HEAD, OTHER_WORDS = 4096, (b'"shapes"', b'"imageData"', b'"_via_', b'"regions"')
@@ -38,24 +39,31 @@ def read(source: Source) -> CocoFile:
     Raises:
         DatasetError: it is damaged, or of no known format.
     """
+    with reading(source):
+        return _reader(source)(source)
+
+
+def read_other_json(source: Source, content: Any) -> CocoFile | None:
+    """The content of a JSON file that is not COCO; None if its format is not known."""
+    with reading(source):
+        if labelme.is_labelme(content):
+            return labelme.read(source)
+        if via.is_via(content):
+            return via.read(source, content)
+        is_tasks = label_studio.is_label_studio(content)
+        return label_studio.read(source, content) if is_tasks else None
+
+
+def _reader(source: Source) -> Callable[[Source], CocoFile]:
     file, suffix = source.file, source.file.suffix.lower()
     if file.is_dir():
         counts = folder_kinds(file)
         if not counts and not images_below(source.folder or file, "**/*"):
             raise DatasetError(f"{source} holds {contents(file)}, which is none of {KNOWN}.")
-        return FOLDERS[max(counts, key=counts.__getitem__, default=yolo.NAME)](source)
+        return FOLDERS[max(counts, key=counts.__getitem__, default=yolo.NAME)]
     if suffix == ".txt":
-        return (xml_files.read_voc if "ImageSets" in file.parts else yolo.read)(source)
-    return (xml_files.read if suffix == ".xml" else csv_files.read)(source)
-
-
-def read_other_json(source: Source, content: Any) -> CocoFile | None:
-    """The content of a JSON file that is not COCO; None if its format is not known."""
-    if labelme.is_labelme(content):
-        return labelme.read(source)
-    if via.is_via(content):
-        return via.read(source, content)
-    return label_studio.read(source, content) if label_studio.is_label_studio(content) else None
+        return xml_files.read_voc if "ImageSets" in file.parts else yolo.read
+    return xml_files.read if suffix == ".xml" else csv_files.read
 
 
 def folder_kinds(folder: Path) -> dict[str, int]:
@@ -65,7 +73,7 @@ def folder_kinds(folder: Path) -> dict[str, int]:
     counts = {
         xml_files.VOC: len(xml) * any(map(xml_files.is_voc, xml[:1])),
         labelme.NAME: len(jsons) * (_json_kinds(jsons[:1]) == [labelme.NAME]),
-        yolo.NAME: len(labels) * any(map(yolo.is_label, labels)),
+        yolo.NAME: len(labels) * any(map(yolo.is_label, labels[:MOST_PROBED])),
         masks.NAME: len(masks.bowl_images(folder) or masks.mask_files(folder)),
     }
     return {kind: count for kind, count in counts.items() if count}
@@ -109,8 +117,6 @@ def find(folder: Path, listing: Path | None = None) -> dict[str, dict[str, list[
     ):
         if splits:
             found[kind] = splits
-    if not found and any(map(yolo.label_file, map(folder.joinpath, images_below(folder, "**/*")))):
-        found[yolo.NAME] = {"": [str(Source(folder))]}
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 from collections import Counter, defaultdict
@@ -26,7 +25,6 @@ from ..source import Source
 IMAGES = frozenset(
     (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-FAULTS = ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError, csv.Error
 ONLY_CLASS = "object"  # where a format has no classes
 
 
@@ -51,10 +49,10 @@ def reading(place: object) -> Iterator[None]:
     """Errors while a part of a file is converted name that ``place``."""
     try:
         yield
-    except FAULTS as error:
-        if isinstance(error, DatasetError):
-            raise
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+    except DatasetError:
+        raise
+    except Exception as error:  # as damage makes nearly anything of what is converted
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error) or repr(error)
         raise DatasetError(
             f"{place} cannot be used: {shorten(said, quote=False)}. Correct it, or export it again."
         ) from error
@@ -209,7 +207,7 @@ def _joined(objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         group = entry.pop("group", None)
         whole = entry
         if group is not None and isinstance(entry.get("segmentation"), list):
-            whole = groups.setdefault((entry["class"], group), entry)
+            whole = groups.setdefault((entry["class"], str(group)), entry)
         if whole is entry:
             made.append(entry)
         else:

@@ -35,8 +35,9 @@ def read(source: Source, content: Mapping[str, Any]) -> CocoFile:
         with reading(f"{source.file}: {key!r}"):
             regions = image["regions"]
             regions = regions.values() if isinstance(regions, dict) else regions
-            images[image["filename"]] = [
-                (region["shape_attributes"], region["region_attributes"]) for region in regions
+            images[str(image["filename"])] = [
+                (region["shape_attributes"], dict(region["region_attributes"]))
+                for region in regions
             ]
     attributes = content.get("_via_attributes", {})
     listed = attributes.get("region", {}) if isinstance(attributes, dict) else {}

@@ -75,6 +75,11 @@ def label_file(image: Path, beside: Path | None = None) -> Path | None:
     return next((label for label in tried if label.is_file()), None)
 
 
+def has_labels(folder: Path) -> bool:
+    """Whether an image in a folder has a label file."""
+    return any(label_file(folder / name) for name in images_below(folder, "**/*"))
+
+
 def is_label(file: Path) -> bool:
     """Whether the first line of a text file is that of a YOLO file."""
     with reading(file), file.open(errors="replace") as opened:
