@@ -473,6 +473,13 @@ def test_coco_comes_first_then_the_format_with_most_annotations(tmp_path):
     assert read_coco(find_export(tmp_path)["train"][0]).format == "YOLO"
 
 
+def test_two_images_of_one_name_in_via_are_not_one(tmp_path):
+    put(tmp_path, {"a.json": {**VIA, "a.png98": VIA["a.png99"]}, "a.png": None})
+    coco = read_coco(tmp_path / "a.json")
+    _, problems = check_coco(coco, Source(tmp_path / "a.json").images(coco.file_names))
+    assert len(coco.annotations) == 2 and "the file is listed 2 times" in problems[0].reason
+
+
 def test_several_attributes_of_via_could_be_the_class(tmp_path):
     regions = [{"shape_attributes": RECT, "region_attributes": {"colour": "x", "kind": "y"}}]
     put(tmp_path, {"a.json": {"a": {"filename": "a.png", "regions": regions}}, "a.png": None})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ def is_label_studio(content: Any) -> bool:
     """Whether JSON is of this format."""
     if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
         return False
-    return any("data" in task or any(_regions(task)) for task in content)
+    return any("data" in task or _regions(task) for task in content)
 
 
 def read(source: Source, content: Sequence[Mapping[str, Any]]) -> CocoFile:
@@ -30,17 +30,15 @@ def read(source: Source, content: Sequence[Mapping[str, Any]]) -> CocoFile:
     pictures = []
     for number, task in enumerate(content):
         with reading(f"{source.file}: task {task.get('id', number)}"):
-            data, regions = task, [region for _, found in _regions(task) for region in found]
+            data, regions = task, _regions(task)
             if "data" in task:
                 done = [a for a in task["annotations"] if not a.get("was_cancelled")]
                 if not done:
                     left_out["tasks without annotation"] += 1
                     continue
                 last = max(done, key=lambda annotation: str(annotation.get("created_at", "")))
-                data, regions = (
-                    task["data"],
-                    [{**entry, **entry["value"]} for entry in last["result"] if "value" in entry],
-                )
+                entries = [entry for entry in last["result"] if "value" in entry]
+                data, regions = task["data"], [{**entry, **entry["value"]} for entry in entries]
             size, objects = None, []
             for region in regions:
                 if "original_width" in region:
@@ -51,12 +49,10 @@ def read(source: Source, content: Sequence[Mapping[str, Any]]) -> CocoFile:
     return make_coco(source, NAME, pictures, left_out)
 
 
-def _regions(task: Mapping[str, Any]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """The regions of a task of JSON-MIN, by the name of their control."""
-    for name, value in task.items():
-        is_list = isinstance(value, list) and value and all(isinstance(v, dict) for v in value)
-        if is_list and "original_width" in value[0]:
-            yield name, value
+def _regions(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The regions of a task of JSON-MIN, of all controls."""
+    entries = [entry for value in task.values() if isinstance(value, list) for entry in value]
+    return [entry for entry in entries if isinstance(entry, dict) and "original_width" in entry]
 
 
 def _image(data: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> str:

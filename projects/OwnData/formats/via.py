@@ -16,7 +16,8 @@ from .common import ONLY_CLASS, Picture, box, ellipse, make_coco, polygon, readi
 
 NAME = "VIA"
 CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category")
-Region = tuple[Mapping[str, Any], Mapping[str, Any]]  # shape and attributes
+# By VIA's key: the name of an image, and the shape and the attributes of each region.
+Images = dict[str, tuple[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]]
 
 
 def is_via(content: Any) -> bool:
@@ -30,15 +31,13 @@ def is_via(content: Any) -> bool:
 
 def read(source: Source, content: Mapping[str, Any]) -> CocoFile:
     """A project or its exported annotations. An image without regions is background."""
-    images: dict[str, list[Region]] = {}
+    images: Images = {}
     for key, image in content.get("_via_img_metadata", content).items():
         with reading(f"{source.file}: {key!r}"):
             regions = image["regions"]
             regions = regions.values() if isinstance(regions, dict) else regions
-            images[str(image["filename"])] = [
-                (region["shape_attributes"], dict(region["region_attributes"]))
-                for region in regions
-            ]
+            pairs = [(r["shape_attributes"], dict(r["region_attributes"])) for r in regions]
+            images[key] = str(image["filename"]), pairs
     attributes = content.get("_via_attributes", {})
     listed = attributes.get("region", {}) if isinstance(attributes, dict) else {}
     return _made(source, images, listed)
@@ -46,10 +45,11 @@ def read(source: Source, content: Mapping[str, Any]) -> CocoFile:
 
 def read_rows(source: Source, rows: Iterable[Mapping[str, str]]) -> CocoFile:
     """The rows of an exported CSV, one a region."""
-    images: dict[str, list[Region]] = {}
+    images: Images = {}
     for number, row in enumerate(rows, 2):
         with reading(f"{source.file}: row {number}"):
-            regions = images.setdefault(row["filename"], [])
+            key = row["filename"] + row.get("file_size", "")
+            regions = images.setdefault(key, (row["filename"], []))[1]
             # VIA writes "undefined" where an attribute was never set.
             texts = (row[f"region_{kind}attributes"] for kind in ("shape_", ""))
             shape, values = (json.loads(t.replace(":undefined", ":null")) for t in texts)
@@ -57,13 +57,12 @@ def read_rows(source: Source, rows: Iterable[Mapping[str, str]]) -> CocoFile:
     return _made(source, images, {})
 
 
-def _made(
-    source: Source, images: Mapping[str, Sequence[Region]], listed: Mapping[str, Any]
-) -> CocoFile:
-    name = _class_attribute(source, [values for r in images.values() for _, values in r])
+def _made(source: Source, images: Images, listed: Mapping[str, Any]) -> CocoFile:
+    every = [values for _, regions in images.values() for _, values in regions]
+    name = _class_attribute(source, every)
     left_out: Counter[str] = Counter()
     pictures = []
-    for file_name, regions in images.items():
+    for file_name, regions in images.values():
         picture = Picture(file_name)
         for number, (shape, values) in enumerate(regions):
             with reading(f"{source.file}: {file_name!r}, region {number}"):
