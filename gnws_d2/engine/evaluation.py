@@ -85,7 +85,9 @@ class COCOEvaluator(evaluation.COCOEvaluator):
                 self._logger.info(
                     f"AP counts {limit} detections of an image; COCO's, {COCO_LIMIT}."
                 )
-        super()._eval_predictions(predictions, img_ids)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:  # once more what is logged
+            super()._eval_predictions(predictions, img_ids)
+        self._logger.info("pycocotools:\n%s", printed.getvalue().rstrip())
 
     def _tasks_from_predictions(self, predictions: list[dict[str, Any]]) -> list[str]:
         tasks = super()._tasks_from_predictions(predictions)

@@ -28,7 +28,10 @@ logger = logging.getLogger("gnws_d2")
 # Long and the same in every run; the scaling is shown by a table of ours.
 IN_LOG_FILE_ONLY = (
     *("Environment info:", "Contents of args.config_file", "Running with full config:"),
-    *("Full config saved to", "Model:", "Auto-scaling the config"),
+    *("Full config saved to", "Model:", "Auto-scaling the config", "Command line arguments:"),
+    *("Serializ", "[DatasetMapper]", "Distribution of instances", "Fast COCO eval"),
+    *("Start inference", "Total inference", "Preparing results", "Saving results to"),
+    *("Evaluating predictions", "pycocotools:", "copypaste:"),
 )
 FIRST = (1, 2, 5, 10)  # iterations whose losses are printed
 EVALUATION = 0.4  # of the time of an image in training, as measured with configs/Small
@@ -130,7 +133,8 @@ def setup_loggers(output: str) -> None:
 
 
 def _is_short(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(IN_LOG_FILE_ONLY)
+    text = record.getMessage()
+    return not text.startswith(IN_LOG_FILE_ONLY) and not text.endswith("in csv format:")
 
 
 def _uncolored(record: logging.LogRecord) -> bool:

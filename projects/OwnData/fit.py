@@ -354,9 +354,11 @@ def _warn_of_shared_images(cfg: CfgNode, used: Files) -> None:
     }
     for one, other in itertools.combinations(images, 2):
         together = any({one, other} <= set(get_key(cfg, key)) for key in DATASET_KEYS)
-        if not together and (shared := images[one] & images[other]):
+        if shared := images[one] & images[other]:
+            meaning = "scores on them are not meaningful"
+            if together:
+                meaning = "both annotations are used. Name one of them if they say the same"
             logger.warning(
-                "%d images of %s are also in %s, such as %s: these images are in both sets, so "
-                "scores on them are not meaningful.",
-                *(len(shared), one, other, min(shared)),
+                "%d images of %s are also in %s, such as %s: %s.",
+                *(len(shared), one, other, min(shared), meaning),
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from itertools import islice
 
 import numpy as np
 import torch
@@ -39,10 +38,10 @@ def within_minutes(cfg: CfgNode) -> tuple[int, int, str]:
     )
     left = 60 * cfg.SOLVER.MINUTES - AROUND - final
     evaluations = int(min(max(SHARE * left / (once or 1), 1), EVALUATIONS))
-    # The best checkpoint may be evaluated once more.
-    iterations = int((left - (evaluations + 1) * once) / iteration)
+    again = once if evaluations > 1 else 0  # the best checkpoint, if it is not the last
+    iterations = int((left - evaluations * once - again) / iteration)
     if iterations < LEAST:
-        least = (AROUND + final + 2 * once + LEAST * iteration) / 60
+        least = (AROUND + final + once + LEAST * iteration) / 60
         raise ConfigError(
             f"SOLVER.MINUTES is {cfg.SOLVER.MINUTES:g}, but {LEAST} iterations of {iteration:.2g} "
             f"s and one evaluation take {least:.1f} minutes. Allow more, or use a smaller model."
@@ -65,14 +64,15 @@ def seconds_of(cfg: CfgNode) -> tuple[float, float]:
                 start = time.perf_counter()
                 trainer.run_step()
                 iterations.append(time.perf_counter() - start)
-        images = []
-        model = trainer.model.eval()
-        loaders = [Trainer.build_test_loader(cfg, name) for name in cfg.DATASETS.TEST[:1]]
-        for batch in islice(loaders[0] if loaders else (), MEASURED):
-            start = time.perf_counter()
-            with torch.no_grad():
-                model(batch)
-            images.append(time.perf_counter() - start)
-    return float(np.median(iterations[WARM_UP:])), float(
-        np.median(images[WARM_UP:] or images or [0])
-    )
+        trainer._trainer._data_loader_iter_obj = None  # ends the loader's workers
+        cfg.DATALOADER.NUM_WORKERS = 0
+        model, images = trainer.model.eval(), []
+        for name in cfg.DATASETS.TEST[:1]:
+            loader = iter(Trainer.build_test_loader(cfg, name))
+            for _ in range(min(MEASURED, len(loader))):
+                start = time.perf_counter()
+                with torch.no_grad():
+                    model(next(loader))
+                images.append(time.perf_counter() - start)
+    later = [times[WARM_UP:] or times or [0] for times in (iterations, images)]
+    return float(np.median(later[0])), float(np.median(later[1]))
