@@ -55,6 +55,7 @@ _PRECISIONS = ("float32", "bfloat16", "float16")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "INPUT.RESIZE_TRAIN": ("pil", "cv2"),
     "INPUT.RESIZE_TEST": ("pil", "cv2"),
+    "INPUT.AUGMENTATION": ("", "light", "medium", "strong"),
     "DATALOADER.FILTER": ("mmdetection", "detectron2"),
     "SOLVER.AMP.DTYPE": _PRECISIONS[1:],
     "TEST.PRECISION": _PRECISIONS,
@@ -110,6 +111,10 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # The same for training. The two differ where images shrink, and by at most one level where they
     # grow, as most of COCO does.
     cfg.INPUT.RESIZE_TRAIN = "pil"
+    # How strongly training changes colors, sizes and crops: "", "light", "medium" or "strong".
+    cfg.INPUT.AUGMENTATION = ""
+    # Also turn training images by quarters, for data without an up.
+    cfg.INPUT.ANY_WAY_UP = False
     # The names of the classes in the predictor's order, and their ids in annotation files and
     # results. Where a dataset is a COCO file (docs/own-data.md), they are taken from it.
     cfg.DATASETS.CLASSES = []

@@ -18,12 +18,13 @@ from detectron2.data.detection_utils import (
 )
 
 from ..errors import DatasetError, missing_package
+from .augmentation import augment, drop_slivers, tightened
 from .images import RESTORE, is_misread, read_image, read_labels
 
 
 class Mapper(DatasetMapper):
     """``detectron2.data.DatasetMapper`` that reads images with :func:`read_image` and label images
-    with :func:`read_labels`, and resizes as INPUT.RESIZE_TRAIN and INPUT.RESIZE_TEST say.
+    with :func:`read_labels`, and resizes and augments as this package's keys of INPUT say.
 
     Its output is that of Detectron2's, from a dict in Detectron2's dataset format.
     """
@@ -32,7 +33,8 @@ class Mapper(DatasetMapper):
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         arguments = super().from_config(cfg, is_train)
         mode = cfg.INPUT.RESIZE_TRAIN if is_train else cfg.INPUT.RESIZE_TEST
-        arguments["augmentations"] = resizing(mode, arguments["augmentations"])
+        augmentations = resizing(mode, arguments["augmentations"])
+        arguments["augmentations"] = augment(cfg, augmentations) if is_train else augmentations
         return arguments
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +55,11 @@ class Mapper(DatasetMapper):
         if not self.is_train:
             mapped.pop("annotations", None)
         elif "annotations" in mapped:
+            if is_cut := any(isinstance(t, T.ExtentTransform) for t in transforms.transforms):
+                drop_slivers(mapped["annotations"], transforms, size)
             self._transform_annotations(mapped, transforms, size)
+            if is_cut:
+                mapped["instances"] = tightened(mapped["instances"])
         return mapped
 
 
