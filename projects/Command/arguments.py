@@ -48,6 +48,7 @@ SHORT: dict[str, tuple[str, dict[str, Any], str]] = {
     "--batch-size": ("SOLVER.IMS_PER_BATCH", {"metavar": "N", "type": positive_number}, ""),
     "--lr": ("SOLVER.BASE_LR", {"metavar": "N", "type": positive_number}, ""),
     "--device": ("MODEL.DEVICE", {"metavar": "NAME"}, ": cpu, cuda, cuda:1"),
+    "--augmentation": ("INPUT.AUGMENTATION", {"metavar": "light|medium|strong"}, ""),
     "--classes": ("DATASETS.CLASSES", {"metavar": "NAME", **MANY}, ", in this order"),
     "--seed": ("SEED", {"metavar": "N", "type": int}, ""),
 }
