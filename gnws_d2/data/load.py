@@ -111,8 +111,8 @@ def dataset_errors(names: Sequence[str]) -> Iterator[None]:
             known = sorted(DatasetCatalog.list())
             near = " or ".join(difflib.get_close_matches(name, known, n=3) or known[:3])
             fix = f"Did you mean {near}? Register a dataset before training starts."
-            if ".json" in name:
-                fix = "Register the file first: gnws_d2.projects.own_data.fit_to_data(cfg)."
+            if "/" in name or ".json" in name:
+                fix = "Register files first: gnws_d2.projects.own_data.fit_to_data(cfg)."
             raise DatasetError(f"DATASETS names {name!r}, which is not registered. {fix}")
     what = f"dataset {', '.join(names)}"
     try:

@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from gnws.upstream import silence_upstream
 
 SOURCE = (
-    "ANNOTATIONS.json[=IMAGE_FOLDER][#train|#val], a folder with one annotation file, or the name "
-    "of a registered dataset"
+    "ANNOTATIONS[=IMAGE_FOLDER][#train|#val], a file or folder of annotations, or the name of a "
+    "registered dataset"
 )
 CONFIG = "a path, or a packaged config's name"
 FORMATS = (
@@ -205,15 +205,15 @@ def add_data_arguments(parser: Parser) -> None:
     """Add ``--data``, ``--train``, ``--val``, ``--test`` and ``--skip-bad-annotations``."""
     group = parser.add_argument_group(
         "data",
-        "COCO annotation files and their images. Without --val, a fixed fifth of the training "
-        "images validates.",
+        "Annotations of COCO, YOLO, Pascal VOC, CVAT, LabelMe, VIA, Label Studio, Open Images, CSV "
+        "or as masks, and their images. Without --val, a fixed fifth of the training images "
+        "validates.",
     )
     group.add_argument(
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="an export of Roboflow, CVAT or COCO: train/_annotations.coco.json and valid/, "
-        "annotations/instances_*.json and images/, or one *.json and its images",
+        help="what an annotation tool exports, with its images: docs/own-data.md",
     )
     for split, use in (
         ("train", "train on"),
@@ -260,11 +260,11 @@ def _train(parser: Parser, flags: Iterable[str] = SHORT) -> None:
         gnws train --config-file Digits/fcos_R_18_FPN_gn_ws.py train.max_iter=100
         torchrun --nproc_per_node 8 projects/Detection/train_net.py --config-file ...
 
-    The first trains on your own images, annotated as COCO JSON: docs/own-data.md. A config is a
-    path or the name of a packaged one; KEY VALUE pairs at the end override it. Its schedule is
-    scaled from the number of processes that it was published for to the actual number. A config in
-    Python is a LazyConfig: a program, which runs; key=value overrides it, and +key=value adds a
-    key.
+    The first trains on your own images, as any annotation tool exports them: docs/own-data.md. A
+    config is a path or the name of a packaged one; KEY VALUE pairs at the end override it. Its
+    schedule is scaled from the number of processes that it was published for to the actual number.
+    A config in Python is a LazyConfig: a program, which runs; key=value overrides it, and
+    +key=value adds a key.
     """
     parser.add_argument("--config-file", default="", metavar="FILE", help=CONFIG)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")

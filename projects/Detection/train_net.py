@@ -128,18 +128,13 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
 def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) -> CfgNode:
     """Fit the config to the data and its schedule to both, and set up Detectron2."""
     setup_loggers(cfg.OUTPUT_DIR)
-    if cfg.MODEL.DEVICE == "cpu" and openmp.is_set_here:
-        logger.info(
-            "%s is %s: on a CPU that other programs use, too, a step waits less. Set it, or %s, "
-            "to choose another value.",
-            *(openmp.VARIABLES[0], openmp.SPINS, openmp.VARIABLES[1]),
-        )
     if args.eval_only:
         logger.info("The results of this evaluation are written to %s.", cfg.OUTPUT_DIR)
     explicit = own_data.explicit_keys(file, opts)
     if not args.eval_only:
         if not args.config_file:
-            logger.info("No config was named. For this data and device: %s", file)
+            why = "" if "MODEL.WEIGHTS" in explicit else own_data.why_chosen(file)
+            logger.info("No config was named. For this data and device: %s%s.", file, why)
         own_data.start_from_detector(cfg, file, explicit)
     args.config_file = file
     check = functools.partial(check_weights, for_inference=args.eval_only)
@@ -156,6 +151,12 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
         else:
             own_data.check_lengths(cfg, opts[::2])
             cfg = in_iterations(scale_schedule(cfg, processes), opts[::2])
+    if cfg.MODEL.DEVICE == "cpu" and openmp.is_set_here:
+        logger.info(
+            "%s is %s: on a CPU that other programs use, too, a step waits less. Set it, or %s, "
+            "to choose another value.",
+            *(openmp.VARIABLES[0], openmp.SPINS, openmp.VARIABLES[1]),
+        )
     cfg.freeze()
     default_setup(portable_config(cfg), args)
     return cfg

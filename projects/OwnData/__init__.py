@@ -6,7 +6,7 @@ README.md for the other functions.
 """
 
 from .arguments import data_opts, data_splits
-from .choose import choose_config, start_from_detector
+from .choose import choose_config, start_from_detector, why_chosen
 from .coco_file import kept_files
 from .fit import fit_to_data
 from .image_files import path_key
@@ -34,4 +34,5 @@ __all__ = [
     "schedule_for",
     "short_name",
     "start_from_detector",
+    "why_chosen",
 ]

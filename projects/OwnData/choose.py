@@ -16,7 +16,7 @@ from gnws_d2.checkpoint.contents import contents_of
 from gnws_d2.checkpoint.resume import from_main_process
 from gnws_d2.config import CONFIG_ROOT, load_config
 from gnws_d2.model_zoo.fetch import is_available
-from gnws_d2.model_zoo.published import find, published
+from gnws_d2.model_zoo.published import Published, find, published
 
 from .coco_file import read_coco
 from .source import is_source, source_of
@@ -50,17 +50,26 @@ def choose_config(names: Sequence[str], device: str = "cuda", weights: str | Non
         return ON_GPU[has_masks]
     if weights is not None:
         return FROM_RANDOM[has_masks]
-    config = FINE_TUNED[has_masks]
-    detector = find(load_config(config, ["MODEL.DEVICE", "cpu"]).MODEL.WEIGHTS)
-    if from_main_process(lambda: is_available(detector)):
-        return config
-    logger.warning(
-        "The published detector %s is in no cache or mirror, and its address does not answer. A "
-        "small model is trained from random weights, which finds less. To fine-tune the detector, "
-        "get it where there is a network: gnws zoo prefetch %s.",
-        *(detector.name, detector.name),
-    )
-    return FROM_RANDOM[has_masks]
+    is_had = from_main_process(lambda: is_available(_detector(has_masks)))
+    return (FINE_TUNED if is_had else FROM_RANDOM)[has_masks]
+
+
+def why_chosen(file: str) -> str:
+    """A sentence on a model that :func:`choose_config` took because the detector is not to be had;
+    "" for others."""
+    for has_masks, config in enumerate(FROM_RANDOM):
+        if (CONFIG_ROOT / config).resolve() == Path(file).resolve():
+            name = _detector(has_masks).name
+            return (
+                f". The published detector {name} is in no cache or mirror, and its address does "
+                "not answer: this small model starts from random weights, and finds less. To "
+                f"fine-tune the detector, get it where there is a network: gnws zoo prefetch {name}"
+            )
+    return ""
+
+
+def _detector(has_masks: int) -> Published:
+    return find(load_config(FINE_TUNED[has_masks], ["MODEL.DEVICE", "cpu"]).MODEL.WEIGHTS)
 
 
 def start_from_detector(cfg: CfgNode, file: str, explicit: Collection[str]) -> None:

@@ -8,9 +8,10 @@ from server import running, send
 
 from gnws_d2 import load_config
 from gnws_d2.checkpoint import Checkpointer
+from gnws_d2.config import CONFIG_ROOT
 from gnws_d2.model_zoo.fetch import MIRROR_VARIABLE, cached
 from gnws_d2.model_zoo.published import find
-from gnws_d2.projects.own_data import choose_config
+from gnws_d2.projects.own_data import choose_config, why_chosen
 from gnws_d2.projects.own_data.choose import BACKBONE, DETECTOR, RANDOM, start_of
 
 NAMES = {
@@ -22,7 +23,7 @@ NAMES = {
 @pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("where", ["nowhere", "folder", "converted", "address", "no server"])
 def test_a_published_detector_is_fine_tuned_where_it_can_be_had(
-    tmp_path, monkeypatch, caplog, masks, where
+    tmp_path, monkeypatch, masks, where
 ):
     file, detector = str(make_coco(tmp_path, masks=masks)), find(NAMES[masks])
     mirror = tmp_path / "mirror"
@@ -45,7 +46,8 @@ def test_a_published_detector_is_fine_tuned_where_it_can_be_had(
     cfg = load_config(chosen, ["MODEL.DEVICE", "cpu"])
     assert (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.MASK_ON) == (depth, masks)
     assert cfg.MODEL.WEIGHTS == ("" if not is_had else detector.uri)
-    assert (f"gnws zoo prefetch {detector.name}" in caplog.text) is not is_had
+    said = why_chosen(str(CONFIG_ROOT / chosen))
+    assert said.endswith(f"gnws zoo prefetch {detector.name}") if not is_had else not said
     # Weights of one's own are those of the small model.
     assert "R_18" in choose_config([file], "cpu", "model_final.pth")
 

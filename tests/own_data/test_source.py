@@ -254,7 +254,7 @@ def test_one_file_is_split(tmp_path, file):
 def test_folders_that_are_no_export(tmp_path):
     with pytest.raises(DatasetError, match="no such folder"):
         find_export(tmp_path / "nothing")
-    with pytest.raises(DatasetError, match="found no annotations, but no files. Needed are COCO"):
+    with pytest.raises(DatasetError, match=r"found no annotations, but no files\. Needed are COCO"):
         find_export(tmp_path)
     for name in ("a.json", "b.json"):
         make_coco(tmp_path, name)
