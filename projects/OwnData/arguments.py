@@ -37,6 +37,9 @@ def data_splits(args: argparse.Namespace) -> dict[str, list[str]]:
             raise DatasetError("--data and --train both name training data. Use one of them.")
         for split, names in find_export(args.data).items():
             splits[split] = splits[split] or names
+    if both := [name for name in splits["val"] if name in splits["train"]]:
+        logger.warning("%s is named to train and to validate: a part of it validates.", both[0])
+        splits["val"] = [name for name in splits["val"] if name not in both]
     if not splits["val"]:
         splits["train"], splits["val"] = _split(splits["train"])
     return splits
@@ -159,6 +162,8 @@ def _find(folder: Path) -> dict[str, list[str]]:
             coco.setdefault(split or "", []).append(str(file))
     if not others and not coco and yolo.has_labels(folder):
         return {"": [str(Source(folder))]}
+    if coco and others:
+        logger.warning("%s: COCO JSON is used, and not %s.", folder, ", ".join(others))
     if coco or not others:
         return coco
     if len(others) == 1:

@@ -59,12 +59,15 @@ class ImageFiles:
         return ""
 
 
-def find_images(file_names: Sequence[str], folders: Sequence[Path]) -> ImageFiles | None:
+def find_images(
+    file_names: Sequence[str], folders: Sequence[Path], own: Path | None = None
+) -> ImageFiles | None:
     """Find the folder of the images, and the files that ``file_names`` stand for.
 
-    It is the folder that contains most of the first images under their names, and the first of
-    several. If no folder contains one, it is the folder in which most are found under another
-    spelling, or without the first parts of their path: the longest part that is found counts.
+    It is the first folder that contains more than half of the first images under their names, or
+    the one that contains most. If no folder contains one, it is the folder in which most are found
+    under another spelling, or without the first parts of their path: the longest part that is found
+    counts. Folders in ``own`` that have more than half then come before all others.
 
     Returns:
         None if no image is found.
@@ -75,9 +78,14 @@ def find_images(file_names: Sequence[str], folders: Sequence[Path]) -> ImageFile
     probes = file_names[:PROBED_IMAGES]
     listing = functools.cache(_listing)
     exact = [sum(os.path.exists(folder / name) for name in probes) for folder in folders]
-    if max(exact, default=0):
-        folder, find = folders[exact.index(max(exact))], _spelled
+    if most := max(exact, default=0):
+        enough = min(most, len(probes) // 2 + 1)
+        folder, find = folders[next(i for i, n in enumerate(exact) if n >= enough)], _spelled
     else:
+        inside = [folder for folder in folders if own in (folder, *folder.parents)]
+        there = find_images(file_names, inside) if inside and own else None
+        if there and 2 * sum(map(bool, there.candidates.values())) > len(file_names):
+            return there
         ranks: defaultdict[tuple[int, int], dict[str, Path]] = defaultdict(dict)
         for folder in folders:
             every = [_without_prefix(folder, _parts(name), listing) for name in probes]

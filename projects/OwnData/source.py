@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ SPLIT_FIX = (
     "(--val, DATASETS.TEST) and train on the whole of this one"
 )
 # Words in the names of files and folders, and the split that they stand for.
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_WORDS = {
+    **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class Source:
             raise DatasetError(f"{self.file}: none of its images has a file_name. Add them.")
         folders = self.folders()
         try:
-            found = find_images(file_names, folders)
+            own = self.file if self.is_folder else self.file.parent
+            found = find_images(file_names, folders, own)
         except DatasetError as error:
             raise DatasetError(f"{self.file}: {error}: {self.path}=FOLDER.") from None
         if found is not None:
@@ -120,8 +125,9 @@ class Source:
             near = own.parents[1] if own.parent.name == "ImageSets" else own.parent
             other += sorted(f for f in near.glob("*") if "image" in f.name.lower())
         folders = [*roots, *named, *other, own.parent, own / "data"]
-        if self.is_folder and is_mask_folder(own):  # masks may have the names of their images
-            folders.sort(key=own.__eq__)
+        if self.is_folder and is_mask_folder(own):
+            # Masks may have the names of their images, which annotations have beside them.
+            folders.sort(key=lambda f: f == own and not any(map(Source.parse, os.listdir(own))))
         return [f for f in dict.fromkeys(folders) if f.is_dir()]
 
 

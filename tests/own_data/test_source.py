@@ -282,3 +282,33 @@ def test_arguments_become_config_keys(tmp_path, monkeypatch):
     words = ["--val", str(one), "--test", "digits_val"]
     expected = ["DATASETS.TEST", "('digits_val',)", "DATASETS.FINAL_TEST", "()"]
     assert arguments(*words, eval_only=True) == expected
+
+
+def test_images_beside_the_annotations_come_before_those_of_a_neighbor(tmp_path):
+    """A neighbor with the same names is another data set, also where one image is missing here."""
+    make_coco(tmp_path, "other.json", image_folder="images")
+    file = make_coco(tmp_path / "mine", image_folder=".")
+    names = [f"{number}.png" for number in range(4)]
+    assert Source(file).images(names).folder == file.parent
+    (file.parent / "0.png").unlink()
+    with pytest.raises(DatasetError, match=r"0\.png does not exist"):
+        fit(file)
+    elsewhere = [f"/home/me/x/{name}" for name in names]  # in a list of another computer
+    found = Source(file).images(elsewhere)
+    assert found.path(elsewhere[1]) == file.parent / "1.png"
+
+
+def test_a_folder_named_mask_that_has_annotations_holds_their_images(tmp_path):
+    make_coco(tmp_path, image_folder="images")
+    own = tmp_path / "face_mask"
+    shutil.copytree(tmp_path / "images", own)
+    assert Source(own).images(["0.png"]).folder == tmp_path / "images"  # of masks
+    (own / "0.xml").touch()
+    assert Source(own).images(["0.png"]).folder == own
+
+
+def test_a_split_that_is_named_twice_is_divided(tmp_path, caplog):
+    file = str(make_coco(tmp_path))
+    train, val, _ = named("--train", file, "--val", file)
+    assert (train, val) == ((f"{file}#train",), (f"{file}#val",))
+    assert f"{file} is named to train and to validate" in caplog.text
