@@ -24,6 +24,7 @@ from gnws_d2.projects.own_data import rle
 from gnws_d2.projects.own_data.arguments import data_splits, resolve
 from gnws_d2.projects.own_data.check import check_coco
 from gnws_d2.projects.own_data.coco_file import CocoFile, kept_files, read_coco
+from gnws_d2.projects.own_data.fit import refuse
 from gnws_d2.projects.own_data.keypoints import flip_pairs, keypoint_names
 from gnws_d2.projects.own_data.source import source_of
 from gnws_d2.projects.own_data.truth import used_part
@@ -41,10 +42,8 @@ def read_part(name: str, skip_bad: bool = False) -> tuple[CocoFile, Path]:
     coco = read_coco(source.file, source.folder)
     files = source.images(coco.file_names)
     sound, problems = check_coco(coco, files)
-    if problems and not skip_bad:
-        more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
-        found = f"{coco.file}: {problems[0].reason.rstrip('.')}.{more}"
-        raise DatasetError(f"{found} Correct it, or leave it out: --skip-bad-annotations.")
+    if not skip_bad:
+        refuse(coco.file, problems)
     used = used_part(coco, sound, files, source.part, coco.category_ids)
     paths = [os.path.normpath(files.path(listed)) for listed in coco.file_names]
     root = Path(os.path.commonpath(map(os.path.dirname, paths)))

@@ -160,7 +160,7 @@ def _register(
             images = sources[name].images(coco.file_names)
             found[key] = images, *check_coco(coco, images, needs_masks=needs_masks)
             if not cfg.DATALOADER.SKIP_BAD_ANNOTATIONS:
-                _refuse(coco.file, found[key][-1])
+                refuse(coco.file, found[key][-1])
             for listed, path in itertools.islice(images.renamed.items(), 1):
                 logger.warning(
                     "%s: images found under other names in %s: %d, such as %s for %s.",
@@ -190,7 +190,8 @@ def _register(
     return used
 
 
-def _refuse(file: str, problems: Sequence[Problem]) -> None:
+def refuse(file: str, problems: Sequence[Problem]) -> None:
+    """Raise DatasetError with the first of the problems of a file, and their number."""
     if problems:
         more = f" There are {len(problems) - 1} more." if len(problems) > 1 else ""
         raise DatasetError(

@@ -157,7 +157,7 @@ def test_yolo_as_ultralytics_reads_it(file, tmp_path, caplog):
         ("{file} --output {file}", {}, "mine.json exists. Name another"),
         ("{file} --output x.xml", {}, "x.xml does not end in .json"),
         ("{file} --output x.xml --to cvat", {"bbox": [1, 2, float("nan"), 4]}, "There are 5 more"),
-        ("{file} --output x --to voc", {"image_id": 99}, "or leave it out"),
+        ("{file} --output x --to voc", {"image_id": 99}, "or go on without these"),
         ("digits_train --output x.json", {}, "Name its annotation file"),
         ("--data {folder} --output x --to yolo", None, "Rename one"),
     ],
