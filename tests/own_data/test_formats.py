@@ -485,3 +485,85 @@ def test_several_attributes_of_via_could_be_the_class(tmp_path):
     put(tmp_path, {"a.json": {"a": {"filename": "a.png", "regions": regions}}, "a.png": None})
     with pytest.raises(DatasetError, match=r"1 regions have the attributes 'colour' of 1, 'kind'"):
         read_coco(tmp_path / "a.json")
+
+
+def voc_with(lists):
+    files = {f"ImageSets/Main/{name}": text for name, text in lists.items()}
+    return {"Annotations/a.xml": VOC.format("a.png"), "JPEGImages/a.png": None, **files}
+
+
+YOLO_FILES = {"a.png": None, "a.txt": YOLO_LINE}
+SEMICOLONS = "filename;class;xmin;ymin;xmax;ymax;Split\na.png;cat;10;4;30.5;24;{}\n"
+SPLIT_CSV = SEMICOLONS.format("train") + SEMICOLONS.format("test").splitlines()[1]
+CHECKBOX = {"shape_attributes": RECT, "region_attributes": {"class": {"a": True, "b": True}}}
+CVAT_SUBSETS = CVAT.format("").replace("id=", 'subset="x" id=', 1).replace('"1"', '"1" subset="y"')
+
+
+@pytest.mark.parametrize(
+    ("files", "source"),
+    [
+        (voc_with({"trainval.txt": "a", "val.txt": "a"}), "ImageSets/Main/trainval.txt"),
+        (voc_with({"Train.txt": "a.JPG"}), "ImageSets/Main/Train.txt"),
+        (voc_with({"default.txt": "a", "cat_default.txt": "a 1"}), "ImageSets/Main/default.txt"),
+        ({"a.XML": VOC.format("a.png"), "._a.xml": "x", "a.png": None}, ""),
+        ({"a.json": LABELME, "._a.json": "x", "a.png": None}, ""),
+        ({**YOLO_FILES, "._a.txt": "x", "._data.yaml": "\0", "classes.txt": "dog\ncat\n\n"}, ""),
+        ({"a.csv": SEMICOLONS.format(""), "a.png": None}, "a.csv"),
+        ({"a.csv": SEMICOLONS.format("").replace(";", "\t"), "a.png": None}, "a.csv"),
+    ],
+)
+def test_layouts_of_newcomers(tmp_path, files, source):
+    put(tmp_path, files)
+    splits = find_export(tmp_path)
+    assert splits == {"train": [f"{tmp_path}/{source}"]}
+    ((name, objects),) = found(Source.parse(splits["train"][0]).file).items()
+    assert name.endswith("a.png") and objects == [("cat", pytest.approx([10, 4, 20.5, 20]))]
+
+
+def test_masks_are_never_their_own_images(tmp_path):
+    labels = np.eye(HEIGHT, WIDTH, dtype=np.uint8)
+    put(tmp_path, {"images/a.jpg": None, "masks/a.png": labels, "masks/b.png": labels})
+    assert list(found(tmp_path / "masks")) == ["a.jpg", "b"]
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        ({"in/data.yaml": "nc: 2\nnames: [1, no]"}, ["1", "no"]),
+        ({"data.yaml": "path: C:\\x\ntrain: in\\images\nnames: [on, off]"}, ["on", "off"]),
+        ({"other.yaml": "names: [a, b]"}, ["0", "1"]),
+        ({"in/classes.txt": "a\nb"}, ["a", "b"]),
+        ({"classes.txt": "a\nb"}, ["0", "1"]),
+    ],
+)
+def test_only_files_of_the_data_set_name_the_classes_of_yolo(tmp_path, files, classes):
+    put(tmp_path, {"in/images/a.png": None, "in/labels/a.txt": YOLO_LINE, **files})
+    coco = read_coco(tmp_path / "in/images")
+    assert [category["name"] for category in coco.categories] == classes
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (voc_with({"train.txt": "a\nb"}), "1 listed images without an XML file are left out"),
+        (voc_with({"test.txt": "a"}), "Main: none of its lists can be used to train"),
+        ({"a.csv": SPLIT_CSV, "a.png": None}, "its splits, test, train, are not used"),
+        ({"a.xml": CVAT_SUBSETS, "a.png": None, "b.png": None}, "its splits, x, y, are not used"),
+        ({**YOLO_FILES, "data.yaml": "nc: 2"}, "data.yaml has no names"),
+        ({**YOLO_FILES, "classes.txt": "a\n\nb"}, "classes.txt: line 2 is blank"),
+        ({"a.zip": ""}, "1 .zip (unzip it)"),
+        ({"images/a.png": None, "masks/a.jpg": None}, "these must be lossless, such as PNG"),
+        (
+            {"a.json": {"a": {"filename": "a.png", "regions": [CHECKBOX]}}, "a.png": None},
+            "its class is a and b, but needs one",
+        ),
+    ],
+)
+def test_what_a_newcomer_is_told(tmp_path, files, said, caplog):
+    put(tmp_path, files)
+    try:
+        read_coco(find_export(tmp_path)["train"][0])
+    except DatasetError as error:
+        assert said in str(error)
+    else:
+        assert said in caplog.text

@@ -15,9 +15,9 @@ from typing import Any
 from gnws_d2.errors import DatasetError
 
 from ..coco_file import CocoFile, read_json
-from ..source import Source, split_of
+from ..source import Source, is_mask_folder, split_of
 from . import csv_files, label_studio, labelme, masks, via, xml_files, yolo
-from .common import images_below, reading
+from .common import images_below, reading, visible
 
 KNOWN = (
     "COCO, LabelMe, VIA or Label Studio JSON, Pascal VOC or CVAT XML, CSV, YOLO, or instance masks"
@@ -68,7 +68,7 @@ def _reader(source: Source) -> Callable[[Source], CocoFile]:
 
 def folder_kinds(folder: Path) -> dict[str, int]:
     """How many files there are in a folder of each format that has a file an image."""
-    xml, jsons, texts = (sorted(folder.glob(f"*{suffix}")) for suffix in (".xml", ".json", ".txt"))
+    xml, jsons, texts = (visible(folder, end) for end in (".xml", ".json", ".txt"))
     labels = [file for file in texts if file.name not in yolo.NAME_FILES]
     counts = {
         xml_files.VOC: len(xml) * any(map(xml_files.is_voc, xml[:1])),
@@ -102,7 +102,7 @@ def find(folder: Path, listing: Path | None = None) -> dict[str, dict[str, list[
             add(kind, here)
         if masks.NAME in kinds and masks.bowl_images(here):
             folders.clear()
-        for file in (here / name for name in sorted(names)):
+        for file in (here / name for name in sorted(names) if not name.startswith(".")):
             suffix = file.suffix.lower()
             if suffix == ".csv" and csv_files.is_csv(file):
                 add(csv_files.NAME, file)
@@ -121,10 +121,14 @@ def find(folder: Path, listing: Path | None = None) -> dict[str, dict[str, list[
 
 
 def contents(folder: Path) -> str:
-    """The files below a folder, counted by their suffix."""
+    """The files below a folder, counted by their suffix, and what to do with some."""
     files = (name for _, _, names in os.walk(folder) for name in names)
     counts = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name in files)
-    return ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common(6)) or "no files"
+    advice = {".zip": " (unzip it)", ".jpg": " (no masks: these must be lossless, such as PNG)"}
+    if not any(map(is_mask_folder, folder.glob("**/"))):
+        del advice[".jpg"]
+    found = (f"{n} {end}{advice.get(end, '')}" for end, n in counts.most_common(6))
+    return ", ".join(found) or "no files"
 
 
 def _json_kinds(files: Sequence[Path]) -> list[str]:

@@ -64,23 +64,31 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
 
 
+def visible(folder: Path, *suffixes: str, pattern: str = "*") -> list[Path]:
+    """The files in a folder that end in a suffix, in letters of any case, sorted and without hidden
+    ones, such as macOS's ``._a.jpg``; with the pattern ``**/*`` also deeper."""
+    found = (path for path in folder.glob(pattern) if path.suffix.lower() in suffixes)
+    return sorted(path for path in found if "/." not in f"/{path.relative_to(folder).as_posix()}")
+
+
 def images_below(folder: Path, pattern: str = "*") -> list[str]:
     """The images in a folder, relative to it and sorted; with the pattern ``**/*`` also deeper."""
-    found = (path for path in folder.glob(pattern) if path.suffix.lower() in IMAGES)
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    found = visible(folder, *IMAGES, pattern=pattern)
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def names_on_disk(
-    source: Source, listed: Sequence[tuple[str, str]], left_out: Counter[str] | None = None
+    places: Iterable[Path], listed: Sequence[tuple[str, str]], left_out: Counter[str] | None = None
 ) -> list[str]:
     """The file_name of each image: the listed one where it exists, else that of the only image with
     the stem, which is more often right where images were renamed or converted.
 
     Args:
+        places: the folders that the images may be in.
         listed: the name of each image, and the stem of its annotation.
         left_out: counts the images beside them that have no annotation.
     """
-    folders = {f: images_below(f) for f in source.folders()}
+    folders = {f: images_below(f) for f in places}
     with_stem: defaultdict[str, set[str]] = defaultdict(set)
     for name in chain.from_iterable(folders.values()):
         with_stem[os.path.splitext(name)[0]].add(name)
@@ -158,6 +166,7 @@ def make_coco(
     *,
     first: int = 1,
     keypoints: Sequence[str] = (),
+    splits: Iterable[str] = (),
 ) -> CocoFile:
     """The content of a file or folder, images and classes in a fixed order.
 
@@ -167,6 +176,7 @@ def make_coco(
         classes: those that the format lists, in its order; others follow by name.
         first: the id of the first class.
         keypoints: the names of the points of each class.
+        splits: what the file states as that of each image, which is not used.
     """
     if not pictures:
         raise DatasetError(f"{source} is {kind}, but has no annotated image. Name the right one.")
@@ -192,6 +202,9 @@ def make_coco(
     for what, count in (left_out or {}).items():
         if count:
             log(logging.WARNING, f"{source}: {count} {what} are left out.")
+    if len(stated := sorted({*splits} - {""})) > 1:
+        said = f"its splits, {shorten(', '.join(stated), quote=False)}, are not used"
+        log(logging.WARNING, f"{source}: {said}. Write a file for each: --train, --val, --test.")
     return CocoFile(str(source.file), images, objects, categories, kind)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gnws_d2.errors import DatasetError
@@ -43,17 +43,29 @@ def columns_of(header: list[str]) -> dict[str, str]:
     return found if found["image"] and has_box else {}
 
 
+def delimiter_of(lines: Iterable[str]) -> str:
+    """The delimiter with which the header of a file is known; "" if there is none."""
+    first = next(iter(lines), "")
+    for delimiter in ",;\t":
+        header = next(csv.reader([first], delimiter=delimiter), [])
+        if "region_shape_attributes" in header or columns_of(header):
+            return delimiter
+    return ""
+
+
 def is_csv(file: Path) -> bool:
     """Whether the header of a file is known."""
     with reading(file), file.open(encoding="utf-8-sig", newline="") as opened:
-        header = next(csv.reader(opened), [])
-    return "region_shape_attributes" in header or bool(columns_of(header))
+        return bool(delimiter_of(opened))
 
 
 def read(source: Source) -> CocoFile:
     """The rows of a file. One without box is an image without objects. Boxes are corners in pixels,
     of Open Images in fractions of the image's sides, or ``x, y, width, height``."""
-    reader = csv.DictReader(io.StringIO(read_text(source.file), newline=""), strict=True)
+    text = io.StringIO(read_text(source.file), newline="")
+    delimiter = delimiter_of(text) or ","
+    text.seek(0)
+    reader = csv.DictReader(text, strict=True, delimiter=delimiter)
     with reading(source.file):
         rows = [{(k or "").strip().lstrip("#"): v or "" for k, v in row.items()} for row in reader]
         header = [name.strip().lstrip("#") for name in reader.fieldnames or ()]
@@ -67,9 +79,8 @@ def read(source: Source) -> CocoFile:
     is_open_images = {"ImageID", "XMin", "LabelName"} <= set(header)
     labels = _class_names(source.file) if is_open_images else {}
     listed = list(dict.fromkeys(row[columns["image"]] for row in rows))
-    names = dict(
-        zip(listed, names_on_disk(source, [(n, Path(n).name) for n in listed]), strict=True)
-    )
+    on_disk = names_on_disk(source.folders(), [(n, Path(n).name) for n in listed])
+    names = dict(zip(listed, on_disk, strict=True))
     true = sizes(source, list(names.values())) if is_open_images and names else {}
     pictures = {name: Picture(name, true.get(name)) for name in names.values()}
     for number, row in enumerate(rows, 2):
@@ -83,7 +94,9 @@ def read(source: Source) -> CocoFile:
         crowd = {"iscrowd": 1} if row.get("IsGroupOf") == "1" else {}
         picture.objects.append({"class": labels.get(label, label), "bbox": found, **crowd})
     kind = "Open Images CSV" if is_open_images else NAME
-    return make_coco(source, kind, list(pictures.values()), classes=list(labels.values()))
+    column = next((name for name in header if name.lower() in ("split", "set", "subset")), "")
+    splits, classes = {row.get(column, "") for row in rows}, list(labels.values())
+    return make_coco(source, kind, list(pictures.values()), classes=classes, splits=splits)
 
 
 def _box(row: Mapping[str, str], columns: Mapping[str, str]) -> list[float] | None:

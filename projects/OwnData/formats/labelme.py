@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..coco_file import CocoFile, read_json
 from ..source import Source
-from .common import Picture, box, ellipse, make_coco, mask, names_on_disk, polygon, reading
+from .common import Picture, box, ellipse, make_coco, mask, names_on_disk, polygon, reading, visible
 
 NAME = "LabelMe"
 
@@ -30,7 +30,7 @@ def read(source: Source) -> CocoFile:
     annotated yet."""
     left_out: Counter[str] = Counter()
     pictures, listed = [], []
-    for file in sorted(source.file.glob("*.json")) if source.file.is_dir() else [source.file]:
+    for file in visible(source.file, ".json") if source.file.is_dir() else [source.file]:
         content = read_json(file)
         if not is_labelme(content):
             left_out["JSON files of another kind"] += 1
@@ -45,7 +45,8 @@ def read(source: Source) -> CocoFile:
                     found.append(_object(shape, size, left_out))
         listed.append((str(name), file.stem))
         pictures.append(Picture("", size, [entry for entry in found if entry]))
-    for picture, name in zip(pictures, names_on_disk(source, listed, left_out), strict=True):
+    names = names_on_disk(source.folders(), listed, left_out)
+    for picture, name in zip(pictures, names, strict=True):
         picture.name = name
     return make_coco(source, NAME, pictures, left_out)
 

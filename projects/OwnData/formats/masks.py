@@ -53,7 +53,9 @@ def read(source: Source) -> CocoFile:
     stems = [
         re.sub(r"[-_. ]?(mask|instance|label)s?$", "", Path(f).stem, flags=re.I) for f in files
     ]
-    names = names_on_disk(source, [(f"{stem}.png", stem) for stem in stems])
+    # Without suffix, a name is never that of the mask itself.
+    places = [place for place in source.folders() if place != folder]
+    names = names_on_disk(places, [(stem, stem) for stem in stems])
     for file, name in zip(files, names, strict=True):
         labels = read_labels(folder / file)
         objects = [labels == value for value in np.unique(labels) if value]

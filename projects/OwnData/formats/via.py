@@ -103,7 +103,10 @@ def _class_attribute(source: Source, every: Sequence[Mapping[str, Any]]) -> str 
 def _label(value: Any) -> str:
     """A class; a checkbox has it as a key."""
     if isinstance(value, dict):
-        (value,) = (key for key, is_set in value.items() if is_set)
+        checked = [key for key, is_set in value.items() if is_set]
+        if len(checked) != 1:
+            raise ValueError(f"its class is {' and '.join(checked) or 'not set'}, but needs one")
+        value = checked[0]
     return str(value).strip()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +15,23 @@ import numpy as np
 from gnws_d2.errors import DatasetError
 
 from ..coco_file import CocoFile
-from ..source import Source
+from ..source import SPLIT_WORDS, Source
 from .common import (
     Picture,
     box,
     ellipse,
+    log,
     make_coco,
     mask,
     names_on_disk,
     polygon,
     read_text,
     reading,
+    visible,
 )
 
 VOC, CVAT = "Pascal VOC", "CVAT XML"
+SPLITS = ("train", "val", "test")
 
 
 def root_of(file: Path) -> ElementTree.Element:
@@ -77,7 +82,8 @@ def read(source: Source) -> CocoFile:
             size = int(image.attrib["width"]), int(image.attrib["height"])
             found = [_cvat_shape(shape, size, left_out) for shape in image]
             pictures.append(Picture(image.attrib["name"], size, [o for o in found if o]))
-    return make_coco(source, CVAT, pictures, left_out, listed)
+    splits = [image.get("subset", "") for image in root.iterfind("image")]
+    return make_coco(source, CVAT, pictures, left_out, listed, splits=splits)
 
 
 def _cvat_shape(
@@ -120,6 +126,9 @@ def read_voc(source: Source) -> CocoFile:
     left_out: Counter[str] = Counter()
     pictures, listed = [], []
     for file in _voc_files(source):
+        if source.file.suffix.lower() == ".txt" and not file.is_file():
+            left_out["listed images without an XML file"] += 1
+            continue
         root = root_of(file)
         with reading(file):
             if root.tag != "annotation":
@@ -130,7 +139,8 @@ def read_voc(source: Source) -> CocoFile:
         listed.append(((root.findtext("filename") or file.stem).strip(), file.stem))
         pictures.append(Picture("", size if all(size) else None, [o for o in found if o]))
     beside = left_out if source.file.is_dir() else None
-    for picture, name in zip(pictures, names_on_disk(source, listed, beside), strict=True):
+    names = names_on_disk(source.folders(), listed, beside)
+    for picture, name in zip(pictures, names, strict=True):
         picture.name = name
     return make_coco(source, VOC, pictures, left_out)
 
@@ -139,11 +149,18 @@ def _voc_files(source: Source) -> Sequence[Path]:
     if source.file.suffix.lower() == ".xml":
         return [source.file]
     if source.file.is_dir():
-        return sorted(source.file.glob("*.xml"))
+        return visible(source.file, ".xml")
     folder = source.file.parents[2] / "Annotations"
-    lines = [line.split() for line in read_text(source.file).splitlines()]
+    there = {file.stem: file for file in visible(folder, ".xml")}
     # In the list of one class, -1 says that it is not in the image.
-    return [folder / f"{words[0]}.xml" for words in lines if words and words[-1] != "-1"]
+    names = [line[0] for line in _lines(source.file) if line[-1] != "-1"]
+    stems = [re.sub(r"\.(jpe?g|png|bmp|tiff?|webp|xml)$", "", name, flags=re.I) for name in names]
+    return [there.get(stem, folder / f"{stem}.xml") for stem in stems]
+
+
+def _lines(file: Path) -> list[list[str]]:
+    """The words of the lines of a file that are not blank."""
+    return [words for line in read_text(file).splitlines() if (words := line.split())]
 
 
 def _voc_object(entry: ElementTree.Element, left_out: Counter[str]) -> dict[str, Any]:
@@ -161,11 +178,25 @@ def _voc_object(entry: ElementTree.Element, left_out: Counter[str]) -> dict[str,
 
 
 def listed_splits(folder: Path) -> dict[str, list[str]]:
-    """The lists of VOC in ``ImageSets/Main`` below a folder, by split."""
-    lists = sorted(folder.glob("**/ImageSets/Main/*.txt"))
+    """The lists of VOC in ``ImageSets/Main`` below a folder, by split. Without ``train.txt``,
+    ``trainval.txt`` or the only list of another name, such as CVAT's ``default.txt``, is to train.
+    """
     found: dict[str, list[str]] = {}
-    for file in lists:
-        is_split = file.stem in ("train", "val", "test")
-        if is_split and any(xml.is_file() for xml in _voc_files(Source(file))):
-            found.setdefault(file.stem, []).append(str(Source(file)))
+    mains = sorted(folder.glob("**/ImageSets/Main"))
+    for main in mains:
+        lists = {}
+        for file in visible(main, ".txt"):
+            name = SPLIT_WORDS.get(file.stem.lower(), file.stem.lower())
+            of_class = name not in SPLITS and any(len(words) > 1 for words in _lines(file))
+            if not of_class and any(xml.is_file() for xml in _voc_files(Source(file))):
+                lists[name] = str(Source(file))
+        others = [name for name in lists if name not in SPLITS]
+        if "train" not in lists and (len(others) == 1 or "trainval" in lists):
+            lists["train"] = lists["trainval" if "trainval" in lists else others[0]]
+            lists.pop("val", None)  # of which images are in trainval
+        for split in filter(lists.__contains__, SPLITS):
+            found.setdefault(split, []).append(lists[split])
+    if mains and "train" not in found:
+        message = f"{mains[0]}: none of its lists can be used to train, such as train.txt."
+        log(logging.WARNING, f"{message} All XML files are used.")
     return found if "train" in found else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gnws_d2.errors import DatasetError, shorten
 
 from ..coco_file import CocoFile
 from ..keypoints import flip_pairs
-from ..source import Source, split_of, swapped
+from ..source import SPLIT_WORDS, Source, split_of, swapped
 from .common import (
     IMAGES,
     Picture,
@@ -31,12 +32,14 @@ from .common import (
     read_text,
     reading,
     sizes,
+    visible,
 )
 
-NAME = "YOLO"
+NAME, SPLITS = "YOLO", ("train", "val", "test")
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")
-YAMLS = ("data.yaml", "*.yaml", "*.yml")
-LEVELS = 4  # folders upwards in which classes are looked for
+# Folders of a data set: classes are looked for in these, and in the first folder above them.
+INNER = re.compile(rf"images|labels|obj(_\w+_data)?|({'|'.join(SPLIT_WORDS)})[\d_-]*", re.I)
+LEVELS = 4  # folders upwards in which a YAML file may name the source
 
 
 def read(source: Source) -> CocoFile:
@@ -56,11 +59,12 @@ def read(source: Source) -> CocoFile:
         for name, label in zip(listed, labels, strict=True)
     ]
     used = {label for label in labels if label}
-    there = {f for folder in {label.parent for label in used} for f in folder.glob("*.txt")}
+    folders = {label.parent for label in used}
+    there = {f for folder in folders for f in visible(folder, ".txt")}
     unused = [f for f in there - used if f.name not in NAME_FILES and is_label(f)]
     left_out = {"label files without an image": len(unused) * file.is_dir()}
     if not names:
-        log(logging.WARNING, f"{source}: no data.yaml or classes.txt: classes are named 0, 1, ...")
+        log(logging.WARNING, f"{source}: no file names the classes, which are named 0, 1, ... now.")
         highest = max((o["class"] for picture in pictures for o in picture.objects), default=-1)
         names = list(map(str, range(highest + 1)))
     return make_coco(source, NAME, pictures, left_out, names, first=0, keypoints=points)
@@ -70,7 +74,8 @@ def label_file(image: Path, beside: Path | None = None) -> Path | None:
     """The label file of an image: in ``labels`` for ``images`` in its path, or beside it or
     ``beside``."""
     own = image.with_suffix(".txt")
-    tried = [swapped(own, ("images",), "labels"), own, own.parent.parent / "labels" / own.name]
+    tried = [swapped(own, ("images",), name) for name in ("labels", "Labels")]
+    tried += [own, own.parent.parent / "labels" / own.name]
     tried += [beside.with_suffix(".txt")] if beside else []
     return next((label for label in tried if label.is_file()), None)
 
@@ -90,22 +95,49 @@ def is_label(file: Path) -> bool:
 def _read_info(path: Path) -> tuple[list[str], list[str], tuple[int, int]]:
     """What is said near ``path``: names of classes and of keypoints, and how many keypoints there
     are, with how many values."""
-    for place in [path, *path.parents][:LEVELS]:
-        for file in (file for pattern in YAMLS for file in sorted(place.glob(pattern))):
-            content = read_yaml(file)
-            if content.get("names"):
-                with reading(file):
-                    return _info(content)
-        for file in (place / name for name in NAME_FILES):
+    start, near = path if path.is_dir() else path.parent, True
+    for place in [start, *start.parents][:LEVELS]:
+        for file in _yamls(place):
+            with nullcontext() if near else suppress(DatasetError):  # another project's
+                content = read_yaml(file)
+                named = [_place(file, content, e) for s in SPLITS for e in _entries(content, s)]
+                is_known = near and content.keys() & {*SPLITS, "path", "nc"}
+                if is_known or path.resolve() in named:
+                    if content.get("names"):
+                        log(logging.INFO, f"{path}: {file} names the classes.")
+                        with reading(file):
+                            return _info(content)
+                    log(logging.WARNING, f"{file} has no names. Add the classes: names: [a, b].")
+        for file in (place / name for name in NAME_FILES if near):
             if file.is_file() and not is_label(file):
-                return read_text(file).rstrip().splitlines(), [], (0, 0)
+                log(logging.INFO, f"{path}: {file} names the classes.")
+                names = [name.strip() for name in read_text(file).rstrip().splitlines()]
+                if "" in names:
+                    line = f"{file}: line {names.index('') + 1}"
+                    raise DatasetError(f"{line} is blank. Write a class, or remove it.")
+                return names, [], (0, 0)
+        near = near and bool(INNER.fullmatch(place.name))
     return [], [], (0, 0)
 
 
+def _yamls(folder: Path) -> list[Path]:
+    """The YAML files of a folder, ``data.yaml`` first."""
+    return sorted(visible(folder, ".yaml", ".yml"), key=lambda file: file.name != "data.yaml")
+
+
+def _entries(content: Mapping[str, Any], split: str) -> list[str]:
+    """What a YAML file names for a split."""
+    entries = content.get(split) or []
+    return list(map(str, entries if isinstance(entries, list) else [entries]))
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; {} if it holds something else."""
+    """The mapping that a YAML file holds, with the names as they are written, such as no and 1;
+    {} if it holds something else."""
     try:
-        content = yaml.safe_load(read_text(file))
+        content = yaml.safe_load(text := read_text(file))
+        if isinstance(content, dict) and content.get("names"):
+            content["names"] = yaml.load(text, yaml.BaseLoader)["names"]
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         said = shorten(str(error), quote=False)
         raise DatasetError(f"{file} is not valid YAML: {said}") from error
@@ -165,23 +197,21 @@ def listed_splits(folder: Path, listing: Path | None = None) -> dict[str, list[s
     Raises:
         DatasetError: nothing of what is named for training exists.
     """
-    yamls = [listing] if listing else [f for pattern in YAMLS for f in sorted(folder.glob(pattern))]
     found: dict[str, list[str]] = {}
-    for file in yamls:
+    for file in [listing] if listing else _yamls(folder):
         content = read_yaml(file)
-        if not (content.get("train") and "names" in content):
+        if not (content.get("train") and content.keys() & {"names", "nc"}):
             continue
-        for split in ("train", "val", "test"):
-            entries = content.get(split) or []
-            for entry in entries if isinstance(entries, list) else [entries]:
-                if place := _place(file, content, str(entry)):
+        for split in SPLITS:
+            for entry in _entries(content, split):
+                if place := _place(file, content, entry):
                     found.setdefault(split, []).append(str(Source(place)))
                 elif split == "train":
                     raise DatasetError(f"{file}: train names {entry}, which does not exist.")
                 else:
                     log(logging.WARNING, f"{file}: {split} names {entry}, which does not exist.")
         return found
-    for file in sorted(folder.glob("*.txt")):
+    for file in visible(folder, ".txt"):
         first = read_text(file).partition("\n")[0].strip()
         if (split := split_of(file.stem)) and Path(first).suffix.lower() in IMAGES:
             found.setdefault(split, []).append(str(Source(file)))
@@ -191,8 +221,9 @@ def listed_splits(folder: Path, listing: Path | None = None) -> dict[str, list[s
 def _place(file: Path, content: Mapping[str, Any], entry: str) -> Path | None:
     """What an entry of a YAML file names. The folder of another computer, and Roboflow's ``../``,
     are left out where they lead nowhere."""
-    root, parts = file.parent, [part for part in Path(entry).parts if part not in ("..", "/")]
-    ends = range(len(parts) if Path(entry).is_absolute() else 1)
-    tried = [root / str(content.get("path") or "") / entry, root / entry]
+    root, entry = file.parent, entry.replace("\\", "/")
+    parts = [part for part in Path(entry).parts if part not in ("..", "/")]
+    ends = range(len(parts) if re.match("/|[A-Za-z]:", entry) else 1)
+    tried = [root / str(content.get("path") or "").replace("\\", "/") / entry, root / entry]
     tried += [root.joinpath(*parts[start:]) for start in ends]
     return next((place.resolve() for place in tried if place.exists()), None)
