@@ -8,6 +8,7 @@ its own, as OpenMP reads the variables once.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -18,13 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from results import machine
 from tabulate import tabulate
 
 from gnws.marked_text import update_marked
 from gnws.openmp import SPINS, VARIABLES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-ITERATIONS, ROUNDS = 40, 3
+ITERATIONS = 40
 COMMAND = "import sys; from gnws.main import main; sys.exit(main())"
 TRAIN = ("train", "--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "DATASETS.TEST", "()")
 SETTINGS: dict[str, dict[str, str]] = {
@@ -60,8 +62,11 @@ def busy_process() -> Iterator[None]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
     times: dict[str, list[list[float]]] = {name: [[], []] for name in SETTINGS}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, setting in SETTINGS.items():
             times[name][0].append(step_seconds(setting))
             with busy_process():
@@ -72,8 +77,10 @@ def main() -> None:
     rows = [[name, *s, *r] for name, s, r in zip(times, seconds, ratios, strict=True)]
     header = ["setting", "idle (s)", "beside one (s)", "idle / best", "beside one / best"]
     table = tabulate(rows, header, tablefmt="github", floatfmt=".2f")
+    about = machine("cpu")
+    note = f"{about['machine']}, {os.cpu_count()} cores, {about['date']}, {about['commit']}"
     print(table)
-    update_marked(DOCUMENT, {"shared": table})
+    update_marked(DOCUMENT, {"shared": f"{table}\n\nMedians of {rounds} runs; {note}."})
 
 
 if __name__ == "__main__":
