@@ -80,7 +80,7 @@ def main() -> None:
     about = machine("cpu")
     note = f"{about['machine']}, {os.cpu_count()} cores, {about['date']}, {about['commit']}"
     print(table)
-    update_marked(DOCUMENT, {"shared": f"{table}\n\nMedians of {rounds} runs; {note}."})
+    update_marked(DOCUMENT, {"shared": f"{table}\n\nRounds: {rounds}; {note}."})
 
 
 if __name__ == "__main__":
