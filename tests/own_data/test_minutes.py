@@ -43,6 +43,7 @@ def test_a_step_and_an_evaluation_are_timed_without_a_trace(tmp_path, caplog, ca
     file = make_coco(tmp_path)
     cfg = fit_to_data(config(file, file, "SOLVER.MINUTES", "9", *TINY, name=SMALL))
     caplog.set_level("INFO", "detectron2")  # as set up
+    caplog.clear()
     handlers = [*logging.getLogger("detectron2").handlers]
     iteration, image = minutes.seconds_of(cfg)
     assert 0.005 < image < iteration < 20
