@@ -57,6 +57,13 @@ def from_main_process(read: Callable[[], Any]) -> Any:
     return found[0]
 
 
+def named_checkpoint(folder: Path) -> tuple[str, Path | None]:
+    """The name in the ``last_checkpoint`` of a run, "" without one, and the file if it exists."""
+    pointer = folder / "last_checkpoint"
+    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    return name, folder / name if name and (folder / name).is_file() else None
+
+
 def last_checkpoint(folder: Path, resume: bool) -> Path | None:
     """The file to resume from; None to start from the beginning, with a warning if ``resume`` or
     the folder suggests otherwise.
@@ -74,9 +81,9 @@ def last_checkpoint(folder: Path, resume: bool) -> Path | None:
                 *(folder, ", ".join(others[-3:]) or pointer.name),
             )
         return None
-    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    if name and (folder / name).is_file():
-        return folder / name
+    name, file = named_checkpoint(folder)
+    if file:
+        return file
     if name or others:
         found = f"names {name!r}, which does not exist" if name else "is missing"
         whole = [other for other in others if other != "model_best.pth"]  # which has weights alone

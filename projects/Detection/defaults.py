@@ -54,12 +54,15 @@ class FirstIterations(engine.HookBase):
         self._printer = CommonMetricPrinter(self.trainer.max_iter)
 
     def after_step(self) -> None:
-        done, left = self.trainer.iter + 1, self.trainer.max_iter - self.trainer.iter - 1
+        done = self.trainer.iter + 1 - self.trainer.start_iter
+        left = self.trainer.max_iter - self.trainer.iter - 1
+        if done > FIRST[-1]:
+            return
         self._ended.append(time.perf_counter())
-        if done - self.trainer.start_iter not in FIRST or not left:
+        if done not in FIRST or not left:
             return
         self._printer.write()
-        if done - self.trainer.start_iter == FIRST[-1]:
+        if done == FIRST[-1]:
             step = float(np.median(np.diff(self._ended)))
             count = left // self._period + 1 if self._period and self._images else 0
             seconds = left * step + count * self._images * step * EVALUATION

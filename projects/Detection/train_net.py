@@ -34,7 +34,7 @@ from gnws.upstream import quiet
 from gnws_d2 import engine
 from gnws_d2.checkpoint import Checkpointer, local_path, read_checkpoint
 from gnws_d2.checkpoint.provenance import store_threshold
-from gnws_d2.checkpoint.resume import from_main_process
+from gnws_d2.checkpoint.resume import from_main_process, named_checkpoint
 from gnws_d2.checkpoint.structure import build_on_meta
 from gnws_d2.config import portable_config, resolve_config_file
 from gnws_d2.data import load_train_dataset
@@ -138,14 +138,14 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
         own_data.start_from_detector(cfg, file, explicit)
     args.config_file = file
     check = functools.partial(check_weights, for_inference=args.eval_only)
-    resumed = last_checkpoint(cfg.OUTPUT_DIR) if args.resume else ""
+    resumed = named_checkpoint(Path(cfg.OUTPUT_DIR))[1] if args.resume else None
     keys = None if args.eval_only else explicit
-    cfg = own_data.fit_to_data(cfg, None if args.resume else check, keys, resumed)
+    cfg = own_data.fit_to_data(cfg, None if args.resume else check, keys, str(resumed or ""))
     if not args.eval_only:
         processes = comm.get_world_size()
         if any(map(own_data.is_source, cfg.DATASETS.TRAIN)):
             if cfg.SOLVER.MINUTES and resumed:
-                explicit |= own_data.as_in(config_of(resumed, (), ADD_CONFIGS), cfg)
+                explicit |= own_data.as_in(config_of(str(resumed), (), ADD_CONFIGS), cfg)
             images, packaged = len(load_train_dataset(cfg)), own_data.packaged_config(file)
             cfg = own_data.schedule_for(cfg, images, processes, explicit, packaged)
         else:
@@ -160,13 +160,6 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
     cfg.freeze()
     default_setup(portable_config(cfg), args)
     return cfg
-
-
-def last_checkpoint(folder: str) -> str:
-    """The file that the ``last_checkpoint`` of a run names; "" without one."""
-    pointer = Path(folder, "last_checkpoint")
-    name = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    return str(pointer.with_name(name)) if name and pointer.with_name(name).is_file() else ""
 
 
 def check_weights(cfg: CfgNode, for_inference: bool = False) -> None:
@@ -298,7 +291,8 @@ def run(args: argparse.Namespace) -> Outcome | None:
                 is_chosen = bool(file) or "OUTPUT_DIR" in opts[::2]
                 cfg.OUTPUT_DIR = evaluation_folder(run_folder, is_chosen)
                 if args.resume:  # the saved config names what is evaluated
-                    cfg.MODEL.WEIGHTS = last_checkpoint(run_folder) or cfg.MODEL.WEIGHTS
+                    newest = named_checkpoint(Path(run_folder))[1]
+                    cfg.MODEL.WEIGHTS = str(newest or cfg.MODEL.WEIGHTS)
             else:
                 held.enter_context(locked_output(cfg.OUTPUT_DIR))
             # A run that is refused before it trains leaves the config of the one before it.

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
-from gnws_d2.checkpoint import Provenance, local_path, read_checkpoint
+from gnws_d2.checkpoint import local_path
 from gnws_d2.checkpoint.provenance import ANCHORS
 from gnws_d2.checkpoint.structure import build_on_meta
 
-from .choose import DETECTOR, start_of
+from .choose import DETECTOR, provenance_of, start_of
 from .source import is_source
 from .summary import object_sizes
 
@@ -48,11 +49,11 @@ def anchor_settings(
     if not names or not keys or not is_default:
         return
     if start_of(weights) == DETECTOR:
-        found = Provenance.read(read_checkpoint(local_path(weights))).anchors or {}
+        found = provenance_of(local_path(weights)).anchors or {}
         reason = "The weights were trained with these anchors"
     else:
         strides = _strides(cfg)
-        objects = np.concatenate([object_sizes(name, cfg) for name in names])
+        objects = np.concatenate([object_sizes(DatasetCatalog.get(n), cfg) for n in names])
         if len(generator.SIZES) != len(strides) or not len(objects):
             return
         found, reason = _best(cfg, objects[:: -(-len(objects) // MOST_OBJECTS)], strides, keys)
@@ -81,20 +82,20 @@ def _best(
     """
     sizes, (ratios,) = cfg.MODEL.ANCHOR_GENERATOR.SIZES, cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
     now = _mean_iou(objects, sizes, ratios, strides)
-    tried = [[[float(f"{scale * s:.3g}") for s in level] for level in sizes] for scale in SCALES]
-    ious = np.array([_mean_iou(objects, s, ratios, strides) for s in tried])
-    # A factor of one level's distance to the next fits about as well; the nearest to 1 is taken.
-    good = np.flatnonzero(ious > ious.max() - GAIN / 2)
-    nearest = good[np.abs(np.log(SCALES[good])).argmin()]
-    best = tried[nearest] if SIZES in keys else sizes
+    best = sizes
+    if SIZES in keys:
+        tried = [[[float(f"{n * s:.3g}") for s in level] for level in sizes] for n in SCALES]
+        ious = np.array([_mean_iou(objects, s, ratios, strides) for s in tried])
+        # A factor of one level's distance to the next fits about as well: that nearest to 1.
+        good = np.flatnonzero(ious > ious.max() - GAIN / 2)
+        best = tried[good[np.abs(np.log(SCALES[good])).argmin()]]
     shapes = [list(ratios)]
     if RATIOS in keys and len(ratios) == 3:
         shapes += [[round(m / s, 3), m, m * s] for m, s in product(MIDDLES, SPREADS)]
-    shape = max(shapes, key=lambda r: _mean_iou(objects, best, r, strides))
+    ious = np.array([_mean_iou(objects, best, shape, strides) for shape in shapes])
     # Other ratios only where they matter by themselves.
-    if _mean_iou(objects, best, shape, strides) < _mean_iou(objects, best, ratios, strides) + GAIN:
-        shape = list(ratios)
-    found = _mean_iou(objects, best, shape, strides)
+    chosen = ious.argmax() if ious.max() >= ious[0] + GAIN else 0
+    found, shape = ious[chosen], shapes[chosen]
     if found < now + GAIN:
         return {}, ""
     reason = (

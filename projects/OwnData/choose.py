@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
-from gnws_d2.checkpoint import read_checkpoint
+from gnws_d2.checkpoint import Provenance, read_checkpoint
 from gnws_d2.checkpoint.contents import contents_of
 from gnws_d2.checkpoint.resume import from_main_process
 from gnws_d2.config import CONFIG_ROOT, load_config
@@ -93,5 +94,22 @@ def start_of(weights: str) -> str:
     if "imagenet" in weights.lower():
         return BACKBONE
     file = weights.partition("?")[0]
-    names = contents_of(read_checkpoint(file), file)["model"] if os.path.isfile(file) else ["rpn"]
-    return DETECTOR if any(map(HEADS.search, names)) else BACKBONE
+    return DETECTOR if not os.path.isfile(file) or _facts(file)[0] else BACKBONE
+
+
+def provenance_of(file: str) -> Provenance:
+    """The provenance in a checkpoint file."""
+    return _facts(file)[1]
+
+
+def _facts(file: str) -> tuple[bool, Provenance]:
+    return _read_facts(file, os.stat(file).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_facts(file: str, _: int) -> tuple[bool, Provenance]:
+    """Whether a checkpoint is of a detector, and its provenance. A start asks several times, and
+    the file takes seconds to read."""
+    checkpoint = read_checkpoint(file)
+    names = contents_of(checkpoint, file)["model"]
+    return any(map(HEADS.search, names)), Provenance.read(checkpoint)

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from gnws_d2.errors import DatasetError
 
-from .source import Source
+from .source import SUFFIXES, Source
 
 
 @dataclass
@@ -149,7 +149,7 @@ def read_coco(file: str | os.PathLike, folder: Path | None = None) -> CocoFile:
 def _read(path: str, source: Source) -> CocoFile:
     from . import formats  # which import this module
 
-    if source.file.suffix.lower() in (".xml", ".csv", ".txt") or source.file.is_dir():
+    if source.file.suffix.lower() in SUFFIXES[1:] or source.file.is_dir():
         return formats.read(source)
     content = read_json(path)
     if not (fault := _fault(content)):

@@ -30,6 +30,7 @@ SPLIT_FIX = (
     "It is one part of the automatic split of a file. Add images, or name a file for validation "
     "(--val, DATASETS.TEST) and train on the whole of this one"
 )
+SPLITS = ("train", "val", "test")
 # Words in the names of files and folders, and the split that they stand for.
 SPLIT_WORDS = {
     **{"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"},
@@ -57,9 +58,8 @@ class Source:
         body, _, part = name.rpartition("#")
         if part not in PARTS:
             body, part = name, ""
-        if with_folder := re.fullmatch(
-            r"(.*?(?:\.json|\.xml|\.csv|\.txt|/))=(.*)", body, re.I | re.S
-        ):
+        ends = "|".join(map(re.escape, (*SUFFIXES, "/")))
+        if with_folder := re.fullmatch(rf"(.*?(?:{ends}))=(.*)", body, re.I | re.S):
             return cls(Path(with_folder[1]), Path(with_folder[2]), part)
         return cls(Path(body), None, part) if body.lower().endswith((*SUFFIXES, "/")) else None
 
@@ -71,6 +71,11 @@ class Source:
     def is_folder(self) -> bool:
         """Whether the annotations are a folder, as the name says."""
         return self.file.suffix.lower() not in SUFFIXES
+
+    @property
+    def home(self) -> Path:
+        """The folder that the annotations are, or are in."""
+        return self.file if self.is_folder else self.file.parent
 
     @property
     def path(self) -> str:
@@ -92,13 +97,12 @@ class Source:
             raise DatasetError(f"{self.file}: none of its images has a file_name. Add them.")
         folders = self.folders()
         try:
-            own = self.file if self.is_folder else self.file.parent
-            found = find_images(file_names, folders, own)
+            found = find_images(file_names, folders, self.home)
         except DatasetError as error:
             raise DatasetError(f"{self.file}: {error}: {self.path}=FOLDER.") from None
         if found is not None:
             return found
-        own = self.folder or (self.file if self.is_folder else self.file.parent)
+        own = self.folder or self.home
         places = own, own / "images", own.parent
         entries = [entry for place in places for entry in sorted(place.glob("*"))]
         names = [entry.name for entry in entries]
@@ -115,7 +119,7 @@ class Source:
         """The folders that may hold the images, the likeliest first."""
         if self.folder is not None:
             return [self.folder]
-        own = self.file if self.is_folder else self.file.parent
+        own = self.home
         split = self.file.stem.removeprefix("instances_")
         words = [split, *(word for word in SPLIT_WORDS if SPLIT_WORDS[word] == split_of(split))]
         roots = [own, own / "images", own.parent / "images"]

@@ -52,7 +52,7 @@ def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
     images = np.repeat(np.arange(len(records)), counts).tolist()
     places = set(zip(images, labels, *np.rint(boxes.T).tolist(), strict=True))
     sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
-    resized = np.sqrt(object_sizes(name, cfg).prod(axis=1))
+    resized = np.sqrt(object_sizes(records, cfg).prod(axis=1))
     anchors = [size for level in cfg.MODEL.ANCHOR_GENERATOR.SIZES for size in level]
     per_class, classes = Counter(labels), MetadataCatalog.get(name).get("thing_classes") or []
     return {
@@ -72,11 +72,11 @@ def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def object_sizes(name: str, cfg: CfgNode) -> np.ndarray:
-    """The width and height of each object, no crowd, of a registered dataset in the model's input
-    in evaluation, (N, 2)."""
+def object_sizes(records: Sequence[Mapping[str, Any]], cfg: CfgNode) -> np.ndarray:
+    """The width and height of each object, no crowd, of a dataset's ``records`` in the model's
+    input in evaluation, (N, 2)."""
     of_images = []
-    for record in DatasetCatalog.get(name):
+    for record in records:
         objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd")]
         of_images.append(_boxes(objects)[:, 2:] * _scale(record, cfg))
     return np.concatenate([*of_images, np.zeros((0, 2))])
@@ -118,7 +118,7 @@ def _shown(measure: str, value: Any) -> str:
     return "" if value is None else format(value, form)
 
 
-def _scale(record: dict[str, Any], cfg: CfgNode) -> float:
+def _scale(record: Mapping[str, Any], cfg: CfgNode) -> float:
     if not cfg.INPUT.MIN_SIZE_TEST:  # Detectron2 then leaves images as they are
         return 1.0
     height, width = record["height"], record["width"]

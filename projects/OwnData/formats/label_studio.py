@@ -124,7 +124,7 @@ def decode(encoded: Sequence[int], count: int) -> np.ndarray:
         raise ValueError(f"its RLE is of {total} values of {word} bits, not of {count} of 8")
     values, at = np.zeros(count, np.uint8), 0
     while at < count:
-        is_run, length = read(1), 0
+        is_run = read(1)
         length = read(widths[read(2)]) + 1
         if at + length > count:
             raise ValueError("its RLE is too long")

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.utils.logger import log_first_n
 
 from gnws_d2.data import read_labels
 from gnws_d2.errors import DatasetError
 
 from ..coco_file import CocoFile
 from ..source import Source, is_mask_folder
-from .common import ONLY_CLASS, Picture, images_below, make_coco, mask, names_on_disk
+from .common import ONLY_CLASS, Picture, images_below, log, make_coco, mask, names_on_disk
 
 NAME = "instance masks"
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -62,7 +61,7 @@ def read(source: Source) -> CocoFile:
         pictures.append(_picture(folder / file, name, objects or [labels]))
     if pictures and all(len(picture.objects) < 2 for picture in pictures):
         message = f"{folder}: no mask has two objects. Number the objects of an image 1, 2, 3, ..."
-        log_first_n(logging.WARNING, message, key="message")
+        log(logging.WARNING, message)
     return make_coco(source, NAME, pictures)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from gnws_d2.errors import DatasetError
 
 from ..coco_file import CocoFile
-from ..source import SPLIT_WORDS, Source
+from ..source import SPLIT_WORDS, SPLITS, Source
 from .common import (
     Picture,
     box,
@@ -31,7 +31,6 @@ from .common import (
 )
 
 VOC, CVAT = "Pascal VOC", "CVAT XML"
-SPLITS = ("train", "val", "test")
 
 
 def root_of(file: Path) -> ElementTree.Element:

@@ -21,7 +21,7 @@ from gnws_d2.errors import DatasetError, shorten
 
 from ..coco_file import CocoFile
 from ..keypoints import flip_pairs
-from ..source import SPLIT_WORDS, Source, split_of, swapped
+from ..source import SPLIT_WORDS, SPLITS, Source, split_of, swapped
 from .common import (
     IMAGES,
     Picture,
@@ -35,11 +35,13 @@ from .common import (
     visible,
 )
 
-NAME, SPLITS = "YOLO", ("train", "val", "test")
+NAME = "YOLO"
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt")
 # Folders of a data set: classes are looked for in these, and in the first folder above them.
 INNER = re.compile(rf"images|labels|obj(_\w+_data)?|({'|'.join(SPLIT_WORDS)})[\d_-]*", re.I)
 LEVELS = 4  # folders upwards in which a YAML file may name the source
+# Names of classes and of keypoints, and how many keypoints there are, with how many values.
+Info = tuple[list[str], list[str], tuple[int, int]]
 
 
 def read(source: Source) -> CocoFile:
@@ -92,32 +94,43 @@ def is_label(file: Path) -> bool:
     return len(words) >= 5 and all(re.fullmatch(r"[-+.\deE]+|nan|inf", word) for word in words)
 
 
-def _read_info(path: Path) -> tuple[list[str], list[str], tuple[int, int]]:
-    """What is said near ``path``: names of classes and of keypoints, and how many keypoints there
-    are, with how many values."""
+def _read_info(path: Path) -> Info:
+    """What is said near ``path``."""
     start, near = path if path.is_dir() else path.parent, True
     for place in [start, *start.parents][:LEVELS]:
         for file in _yamls(place):
             with nullcontext() if near else suppress(DatasetError):  # another project's
-                content = read_yaml(file)
-                named = [_place(file, content, e) for s in SPLITS for e in _entries(content, s)]
-                is_known = near and content.keys() & {*SPLITS, "path", "nc"}
-                if is_known or path.resolve() in named:
-                    if content.get("names"):
-                        log(logging.INFO, f"{path}: {file} names the classes.")
-                        with reading(file):
-                            return _info(content)
-                    log(logging.WARNING, f"{file} has no names. Add the classes: names: [a, b].")
+                if info := _of_yaml(file, path, near):
+                    return info
         for file in (place / name for name in NAME_FILES if near):
             if file.is_file() and not is_label(file):
                 log(logging.INFO, f"{path}: {file} names the classes.")
-                names = [name.strip() for name in read_text(file).rstrip().splitlines()]
-                if "" in names:
-                    line = f"{file}: line {names.index('') + 1}"
-                    raise DatasetError(f"{line} is blank. Write a class, or remove it.")
-                return names, [], (0, 0)
+                return _listed_names(file), [], (0, 0)
         near = near and bool(INNER.fullmatch(place.name))
     return [], [], (0, 0)
+
+
+def _of_yaml(file: Path, path: Path, near: bool) -> Info | None:
+    """What a YAML file that names ``path``, or is ``near``, says of it; None if it says nothing."""
+    content = read_yaml(file)
+    named = [_place(file, content, e) for split in SPLITS for e in _entries(content, split)]
+    if not (near and content.keys() & {*SPLITS, "path", "nc"}) and path.resolve() not in named:
+        return None
+    if not content.get("names"):
+        log(logging.WARNING, f"{file} has no names. Add the classes: names: [a, b].")
+        return None
+    log(logging.INFO, f"{path}: {file} names the classes.")
+    with reading(file):
+        return _info(content)
+
+
+def _listed_names(file: Path) -> list[str]:
+    """The lines of a file of names."""
+    names = [name.strip() for name in read_text(file).rstrip().splitlines()]
+    if "" in names:
+        line = f"{file}: line {names.index('') + 1}"
+        raise DatasetError(f"{line} is blank. Write a class, or remove it.")
+    return names
 
 
 def _yamls(folder: Path) -> list[Path]:
@@ -144,7 +157,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _info(content: Mapping[str, Any]) -> tuple[list[str], list[str], tuple[int, int]]:
+def _info(content: Mapping[str, Any]) -> Info:
     names = content["names"]
     if isinstance(names, dict):
         ordered = {int(index): name for index, name in names.items()}
