@@ -19,20 +19,16 @@ MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 CHECKPOINTING = ["MODEL.BACKBONE.ACTIVATION_CHECKPOINTING", "['res4']"]
 
 
-def fingerprint(model: nn.Module) -> list[tuple[str, type, list[str]]]:
-    """What an acceleration may change of a module."""
-    return [
-        (name, type(m), sorted(m.__dict__), len(m._forward_pre_hooks))
-        for name, m in model.named_modules()
-    ]
-
-
 def test_defaults_and_configs_without_the_keys_change_nothing(tiny_config, accelerated_config):
     model = build_model(tiny_config(MASK_RCNN))
-    before = fingerprint(model)
+
+    def state():
+        return [(type(m), sorted(vars(m)), len(m._forward_pre_hooks)) for m in model.modules()]
+
+    before = state()
     for cfg in (get_cfg(), tiny_config(MASK_RCNN), accelerated_config(MASK_RCNN)):
         assert accelerate(model, cfg) is model
-        assert fingerprint(model) == before
+        assert state() == before
 
 
 def test_keys_that_contradict_each_other_are_refused(accelerated):
@@ -70,17 +66,10 @@ def test_the_config_and_the_machine_choose_what_is_fused(
     assert ("forward" in model.backbone.__dict__) is bool(recompute)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml",
-        "Digits/mask_rcnn_R_18_FPN_gn.yaml",  # Detectron2's own model
-        "Digits/retinanet_R_18_FPN_gn_ws.yaml",
-    ],
-)
-def test_any_model_computes_the_same(accelerated_config, caplog, name):
+@pytest.mark.parametrize("name", ["mask_rcnn_R_18_FPN_gn_ws", "mask_rcnn_R_18_FPN_gn"])
+def test_a_model_computes_the_same(accelerated_config, caplog, name):
     caplog.set_level("INFO")
-    cfg = accelerated_config(name, *ELSEHOW, *CHECKPOINTING)
+    cfg = accelerated_config(f"Digits/{name}.yaml", *ELSEHOW, *CHECKPOINTING)
     torch.manual_seed(0)
     plain = build_model(cfg).double()
     fast = accelerate(copy.deepcopy(plain), cfg)

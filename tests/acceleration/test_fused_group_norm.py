@@ -9,67 +9,48 @@ from torch import nn
 
 from gnws_d2.projects.acceleration import GroupNormReLU, group_norm_relu
 
-ADDED = pytest.mark.parametrize("added", [False, True])
 
-
-@pytest.fixture(autouse=True, scope="module")
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def inputs(shape, added=False):
-    """x, weight, bias, residual or None: leaves that ask for a gradient."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [shape, shape[1:2], shape[1:2], shape if added else None]
-    return [s and torch.randn(s, generator=generator).requires_grad_() for s in sizes]
-
-
-def fused(x, weight, bias, residual=None, num_groups=3):
-    return group_norm_relu(x, num_groups, weight, bias, 1e-5, residual)
+def fused(x, weight, bias, residual=None):
+    return group_norm_relu(x, 3, weight, bias, 1e-5, residual)
 
 
 def test_a_second_derivative_is_refused():
-    x, weight, bias, _ = inputs((2, 6, 3, 5))
+    x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((2, 6, 3, 5), (6,), (6,)))
     (grad,) = torch.autograd.grad(fused(x, weight, bias).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         grad.sum().backward()
 
 
 def test_the_module_is_a_group_norm_followed_by_relu():
+    """Traces and exported programs have the separate operations."""
     torch.manual_seed(0)
     plain, module = nn.GroupNorm(3, 6), GroupNormReLU(3, 6)
     nn.init.normal_(plain.weight)
     nn.init.normal_(plain.bias)
     module.load_state_dict(plain.state_dict())
     x, residual = torch.randn(2, 2, 6, 3, 3)
-    for copied in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        for enabled in (True, False):
-            with torch.set_grad_enabled(enabled):
-                torch.testing.assert_close(copied(x), plain(x).relu())
-                torch.testing.assert_close(copied(x, residual), (plain(x) + residual).relu())
-
-
-def test_traces_and_exported_programs_have_the_separate_operations():
-    module = GroupNormReLU(3, 6)
-    x, residual = torch.randn(2, 2, 6, 3, 3)
     traced = torch.jit.trace(module, (x, residual))
     program = torch.export.export(module, (x, residual))
     for code in (str(traced.inlined_graph), program.graph_module.code):
         assert "group_norm" in code and "gnws_d2::" not in code
-    for loaded in (traced, program.module()):
-        torch.testing.assert_close(loaded(x, residual), module(x, residual))
+    expected = (plain(x) + residual).relu()
+    for run in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        for enabled in (True, False):
+            with torch.set_grad_enabled(enabled):
+                torch.testing.assert_close(run(x), plain(x).relu())
+                torch.testing.assert_close(run(x, residual), expected)
+    for run in (traced, program.module()):
+        torch.testing.assert_close(run(x, residual), expected)
 
 
-@ADDED
+@pytest.mark.parametrize("added", [False, True])
 def test_no_more_is_kept_than_by_stock(added):
     """x, and for the addition y; never a third tensor of that size."""
     kept = []
-    leaves = inputs((2, 6, 9, 9), added)
+    x, residual = torch.randn(2, 2, 6, 9, 9).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        fused(*leaves)
-    assert sum(t.shape == leaves[0].shape for t in kept) == 1 + added
+        fused(x, torch.ones(6), torch.zeros(6), residual if added else None)
+    assert sum(t.shape == x.shape for t in kept) == 1 + added
 
 
 @pytest.mark.parametrize(

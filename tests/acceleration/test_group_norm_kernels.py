@@ -4,7 +4,6 @@ Triton's run on a GPU, and elsewhere through Triton's interpreter. That is chose
 variable when Triton is imported, so this file runs itself once more in a process of its own.
 """
 
-import copy
 import os
 import re
 import subprocess
@@ -12,14 +11,13 @@ import sys
 
 import pytest
 import torch
-from detectron2.modeling.backbone.resnet import BottleneckBlock
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from gnws_d2.projects.acceleration import fuse_norm_relu, fused_group_norm, group_norm_relu, kernels
+from gnws_d2.projects.acceleration import fused_group_norm, group_norm_relu, kernels
 
 triton = pytest.importorskip("triton")
+triton_kernels = pytest.importorskip("gnws_d2.projects.acceleration.kernels.triton_kernels")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = torch.cuda.is_available() and not INTERPRETED
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -70,13 +68,6 @@ def every_size():
         patch.setattr(kernels, "MIN_ELEMENTS", 1)
         patch.delenv(kernels.VARIABLE, raising=False)
         yield
-
-
-@pytest.fixture
-def triton_kernels():
-    from gnws_d2.projects.acceleration.kernels import triton_kernels
-
-    return triton_kernels
 
 
 def formula(x, num_groups, weight, bias, eps, residual):
@@ -164,16 +155,10 @@ def test_results_are_those_of_the_formula(shape, dtype, format, added):
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("format", FORMATS)
 def test_it_is_a_proper_operator(format, added):
-    for dtype in (torch.float32, torch.float64):
+    for dtype in (torch.float32, torch.float64)[: 1 if INTERPRETED else 2]:  # float64 is torch's
         x, *others, _ = inputs((2, 6, 3, 5), dtype, format, added)
         tensors = [t if t is None else t.requires_grad_() for t in (x, *others)]
         torch.library.opcheck(fused_group_norm._group_norm_relu, (*tensors, 3, EPS))
-        if INTERPRETED:  # float64 is torch's
-            return
-    assert torch.autograd.gradcheck(
-        lambda x, *others: group_norm_relu(x, 3, *others[:2], EPS, *others[2:]),
-        [t for t in tensors if t is not None],
-    )
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -261,31 +246,9 @@ def test_what_the_kernels_do_not_take_goes_to_torch(monkeypatch):
     assert not runs_on_triton(x)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_residual_block_has_the_gradients_of_separate_operations(format):
-    torch.manual_seed(0)
-    plain = nn.Sequential(
-        BottleneckBlock(32, 64, bottleneck_channels=32, norm="GN"),
-        BottleneckBlock(64, 64, bottleneck_channels=32, norm="GN"),
-    ).to(DEVICE, memory_format=format)
-    fused = fuse_norm_relu(copy.deepcopy(plain), recompute_activations=True)
-    x = torch.randn(1, 32, 4, 5, device=DEVICE).contiguous(memory_format=format)
-    grads = []
-    for block, dtype in ((plain.double(), torch.float64), (fused, torch.float32)):
-        y = block(x.to(dtype))
-        y.backward(torch.linspace(-1, 1, y.numel(), device=DEVICE).view(y.shape).to(dtype))
-        grads.append([p.grad for p in block.parameters()])
-    assert y.is_contiguous(memory_format=format)
-    for ours, theirs in zip(grads[1], grads[0], strict=True):
-        assert (ours - theirs).norm() < 1e-5 * theirs.norm()
-
-
 @only_from_outside
 def test_where_triton_does_not_run_torch_does(monkeypatch, caplog):
     """As on a GPU that Triton does not support, or without a C compiler."""
-    # Before TRITON_INTERPRET, which would make them run.
-    from gnws_d2.projects.acceleration.kernels import triton_kernels  # noqa: F401
-
     kernels._works.cache_clear()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert not runs_on_triton(torch.randn(4, 6, 3, 3))
@@ -295,7 +258,7 @@ def test_where_triton_does_not_run_torch_does(monkeypatch, caplog):
 
 
 @runs_triton
-def test_where_triton_computes_something_else_torch_does(triton_kernels, monkeypatch, caplog):
+def test_where_triton_computes_something_else_torch_does(monkeypatch, caplog):
     right = triton_kernels.forward
     monkeypatch.setattr(triton_kernels, "forward", lambda x, *args: right(x * 2 + 1, *args))
     kernels._works.cache_clear()
@@ -316,10 +279,8 @@ def test_where_triton_computes_something_else_torch_does(triton_kernels, monkeyp
     st.sampled_from(FORMATS),
 )
 def test_tiles_cover_every_element_once(n, groups, per_group, height, width, format):
-    from gnws_d2.projects.acceleration.kernels.tiles import Tiles
-
     x = torch.empty(n, groups * per_group, height, width, device="meta")
-    tiles = Tiles(x.contiguous(memory_format=format), groups)
+    tiles = triton_kernels.Tiles(x.contiguous(memory_format=format), groups)
     starts = [split * tiles.chunk for split in range(tiles.splits)]
     assert starts[-1] < tiles.pixels <= starts[-1] + tiles.chunk
     assert tiles.chunk % tiles.block_p == 0
@@ -358,7 +319,7 @@ def compile_for_h100(kernel, types, constants):
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_kernels_compile_for_a_gpu(triton_kernels, case, dtype, added):
+def test_the_kernels_compile_for_a_gpu(case, dtype, added):
     (block_c, block_p), ones = CASES[case]
     chosen = {"BLOCK_C": block_c, "BLOCK_P": block_p, "BLOCK": 256}
     chosen |= {"ADD": added, "ADDED": added, "MASKED": added} | dict.fromkeys(ones, 1)
