@@ -65,7 +65,7 @@ _LEAST = {
     **dict.fromkeys(EPOCH_KEYS, 0),
     **{"SOLVER.ACCUMULATION_STEPS": 1, "SOLVER.SCALE_TO_BATCH": 0},
     **{"SOLVER.EARLY_STOPPING": 0, "SOLVER.PROCESS_TIMEOUT": 1},
-    "SOLVER.CHECKPOINTS_KEPT": 0,
+    **{"SOLVER.CHECKPOINTS_KEPT": 0, "SOLVER.EMA_DECAY": 0, "TEST.LOSS_IMAGES": 0},
 }
 # Projects that come with Detectron2: their keys are known where a config sets one of them.
 _PROJECTS = {
@@ -155,6 +155,12 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Minutes that a training on COCO files of one's own takes, where more than 0: a few iterations
     # are timed before it, and MAX_ITER follows.
     cfg.SOLVER.MINUTES = 0.0
+    # Average the weights over the steps, by a decay such as 0.999 at each, and evaluate and save the
+    # average. 0 does not.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # At each evaluation during training, log the losses of so many images of DATASETS.TEST.
+    # Training on files of one's own takes 100.
+    cfg.TEST.LOSS_IMAGES = 0
     # The metric whose best evaluation is kept as model_best.pth, such as "bbox/AP50"; "auto"
     # chooses the AP or mIoU of the model's main task, "" keeps none. With several test sets,
     # "auto" takes the first; a name then begins with that of the set: "my_val/bbox/AP50".
@@ -385,6 +391,11 @@ def _check(cfg: CfgNode) -> None:
     for key, least in _LEAST.items():
         if not get_key(cfg, key) >= least:  # NaN is not
             raise ConfigError(f"{key} is {get_key(cfg, key)}. Set it to {least} or more.")
+    if cfg.SOLVER.EMA_DECAY >= 1:
+        raise ConfigError(
+            f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}, with which the average would keep the "
+            "initial weights. Set it to less than 1, such as 0.999."
+        )
     if cfg.MODEL.WS.PARTS and cfg.MODEL.META_ARCHITECTURE != META_ARCHITECTURE:
         raise ConfigError(
             f"MODEL.WS.PARTS is {shorten(list(cfg.MODEL.WS.PARTS))}, but MODEL.META_ARCHITECTURE "

@@ -87,5 +87,6 @@ train = dict(
     eval_period=750,
     log_period=20,
     process_timeout=1800,  # seconds, as SOLVER.PROCESS_TIMEOUT
+    ema_decay=0.0,  # as SOLVER.EMA_DECAY
     device="cuda" if torch.cuda.is_available() else "cpu",
 )

@@ -32,7 +32,7 @@ FREE = re.compile(
     r"OUTPUT_DIR|VERSION|VIS_PERIOD|CUDNN_BENCHMARK|GLOBAL\..*|TEST\..*|.*_TEST|DATASETS\.TEST"
     r"|MODEL\.(WEIGHTS|DEVICE)|DATALOADER\.NUM_WORKERS|SOLVER\.(REFERENCE_WORLD_SIZE|SCALE_TO_BATCH"
     r"|CHECKPOINT_PERIOD|CHECKPOINT_EPOCHS|CHECKPOINTS_KEPT|EARLY_STOPPING|PROCESS_TIMEOUT)"
-    r"|train\.(?!seed|max_iter|amp).*|dataloader\.(test|evaluator|train\.num_workers).*"
+    r"|train\.(?!seed|max_iter|amp|ema).*|dataloader\.(test|evaluator|train\.num_workers).*"
 )
 # What decides which images come when.
 DATA = ("solver.ims_per_batch", "datasets.", "dataloader.")

@@ -113,7 +113,8 @@ class BestCheckpointer(hooks.BestCheckpointer):
         latest = self.trainer.storage.latest()
         name = next((name for name in self._names if name in latest), None)
         if name is None:
-            found = ", ".join(key for key in latest if "/" in key and "-" not in key)
+            tasks = (key for key in latest if "/" in key and not key.startswith("validation/"))
+            found = ", ".join(key for key in tasks if "-" not in key)
             logger.warning(
                 "TEST.BEST_METRIC is %r, which no evaluation yields: no model_best.pth is kept. "
                 "Set it to one of %s.",

@@ -41,6 +41,8 @@ from .evaluation import build_evaluator
 from .hooks import BestCheckpointer, MovingSpeed, NewestCheckpointer, StopOnSignal, TrainingEnded
 from .launch import create_ddp_model
 from .schedule import in_iterations, scale_schedule
+from .validation_loss import ValidationLoss
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +110,18 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, PeriodicCheckpointer):
                 kept = cfg.SOLVER.CHECKPOINTS_KEPT
                 hooks[i] = NewestCheckpointer(self.checkpointer, hook.period, kept)
+        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         if metric and tests:
             first = tests[0] if len(tests) > 1 else ""
             best = BestCheckpointer(period, self.checkpointer, metric, first, patience)
-            evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
             hooks.insert(evaluation + 1, best)
-        if estimated := [m for m in self.model.modules() if isinstance(m, EstimatedBatchNorm2d)]:
+        model = self.checkpointer.model  # without a wrapper
+        if cfg.TEST.LOSS_IMAGES and tests:
+            hooks.insert(evaluation, EvalHook(period, ValidationLoss(cfg, model)))
+        if estimated := [m for m in model.modules() if isinstance(m, EstimatedBatchNorm2d)]:
             hooks.insert(0, MovingSpeed(cfg, estimated))
+        if cfg.SOLVER.EMA_DECAY:
+            hooks.insert(0, WeightAverage(model, cfg.SOLVER.EMA_DECAY))
         return [self._iteration_seed, *hooks, StopOnSignal(self.checkpointer)]
 
     @classmethod

@@ -45,6 +45,7 @@ from gnws_d2.engine import (
     save_final,
     seek_data,
 )
+from gnws_d2.engine.weight_average import WeightAverage
 from gnws_d2.files import restored
 from gnws_d2.projects.detection.defaults import (
     FirstIterations,
@@ -118,6 +119,8 @@ def train(cfg: Any, resume: bool, undo: ExitStack | None = None) -> None:
         writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
         train_hooks.append(hooks.PeriodicWriter(writers, period=cfg.train.log_period))
         train_hooks.append(FirstIterations())
+    if decay := cfg.train.get("ema_decay"):
+        train_hooks.insert(1, WeightAverage(checkpointer.model, decay))
     if undo is not None:
         train_hooks.append(hooks.CallbackHook(before_train=lambda _: undo.pop_all()))
     trainer.register_hooks([*train_hooks, StopOnSignal(checkpointer)])

@@ -200,8 +200,9 @@ def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> Outcome |
     if comm.is_main_process():
         own = filter(own_data.is_source, cfg.DATASETS.TEST)
         images = sum(len(DatasetCatalog.get(name)) for name in own)
-        images /= cfg.SOLVER.IMS_PER_BATCH
-        trainer.register_hooks([FirstIterations(images, cfg.TEST.EVAL_PERIOD)])
+        images += min(images, cfg.TEST.LOSS_IMAGES)  # the loss of one takes about as long
+        steps = images / cfg.SOLVER.IMS_PER_BATCH
+        trainer.register_hooks([FirstIterations(steps, cfg.TEST.EVAL_PERIOD)])
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks(
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]

@@ -20,6 +20,7 @@ from gnws_d2.errors import ConfigError
 MEASURED, WARM_UP = 8, 2  # iterations, of which the first are slower
 LEAST = 10  # iterations that a training has
 EVALUATIONS, SHARE = 10, 0.2  # in a run, and of its time, at most
+FORWARD = 0.35  # of the time of a training step, for the loss alone, as with configs/Small
 AROUND = 20.0  # seconds that a command takes to start and to write its report, about
 
 
@@ -36,9 +37,12 @@ def within_minutes(cfg: CfgNode) -> tuple[int, int, str]:
         image * sum(len(DatasetCatalog.get(name)) for name in names) / world
         for names in (cfg.DATASETS.TEST, cfg.DATASETS.FINAL_TEST)
     )
+    again = once  # the best checkpoint, if it is not the last
+    images = min(cfg.TEST.LOSS_IMAGES, sum(len(DatasetCatalog.get(n)) for n in cfg.DATASETS.TEST))
+    once += FORWARD * iteration * images / cfg.SOLVER.IMS_PER_BATCH
     left = 60 * cfg.SOLVER.MINUTES - AROUND - final
     evaluations = int(min(max(SHARE * left / (once or 1), 1), EVALUATIONS))
-    again = once if evaluations > 1 else 0  # the best checkpoint, if it is not the last
+    again *= evaluations > 1
     iterations = int((left - evaluations * once - again) / iteration)
     if iterations < LEAST:
         least = (AROUND + final + once + LEAST * iteration) / 60
@@ -56,7 +60,7 @@ def seconds_of(cfg: CfgNode) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder, quiet():
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.OUTPUT_DIR, cfg.SOLVER.MINUTES = folder, 0.0
+        cfg.OUTPUT_DIR, cfg.SOLVER.MINUTES, cfg.TEST.LOSS_IMAGES = folder, 0.0, 0
         trainer = Trainer(cfg)
         with EventStorage() as trainer.storage:
             iterations = []

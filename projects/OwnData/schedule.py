@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 KEYS = (
     *("SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.STEPS"),
     *("SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD"),
-    "SOLVER.CHECKPOINTS_KEPT",
+    *("TEST.LOSS_IMAGES", "SOLVER.CHECKPOINTS_KEPT"),
 )
 IMAGES_PER_PROCESS = 2
 # Target images seen on a custom dataset, and the allowed range of epochs.
@@ -30,6 +30,7 @@ IMAGES_SEEN, MIN_EPOCHS, MAX_EPOCHS = 24_000, 12, 60
 FACTORS = {DETECTOR: 1, BACKBONE: 2, RANDOM: 3}
 ON_CPU = 0.25
 PARTS = 10  # evaluations and checkpoints in a run
+LOSS_IMAGES = 100
 KEPT = 2  # checkpoints: should the newest be damaged, there is another
 WARMUP = 0.1  # of the run, at most
 AS_WRITTEN, EXPLICIT = "as in the config", "set explicitly"
@@ -84,6 +85,7 @@ def schedule_for(
     reason = f"{solver.BASE_LR:g} for a batch of {meant}, linear in the batch"
     put("SOLVER.BASE_LR", new.SOLVER.BASE_LR, reason)
 
+    put("TEST.LOSS_IMAGES", LOSS_IMAGES, "validation images of which the loss is logged, at most")
     epoch = images / batch  # iterations
     epochs, reason = solver.EPOCHS, f"{solver.EPOCHS:g} epochs of {images} images"
     if not epochs:

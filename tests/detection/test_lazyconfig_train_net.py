@@ -27,7 +27,8 @@ OPTS = [
 
 
 def test_it_ends_with_the_checkpoint_of_an_unbroken_one(digits, tmp_path):
-    cfg = load_lazy_config(MASK_RCNN, [*OPTS, f"train.output_dir={tmp_path}"])
+    opts = [*OPTS, "train.ema_decay=0.9", f"train.output_dir={tmp_path}"]
+    cfg = load_lazy_config(MASK_RCNN, opts)
     lazyconfig_train_net.train(cfg.copy(), resume=False)
     final = tmp_path / "model_final.pth"
     whole = torch.load(final, weights_only=True)
@@ -38,6 +39,9 @@ def test_it_ends_with_the_checkpoint_of_an_unbroken_one(digits, tmp_path):
         resumed = torch.load(final, weights_only=True)
         assert resumed["iteration"] == 3
         torch.testing.assert_close(resumed["model"], whole["model"], rtol=0, atol=0)
+        states = [c["trainer"]["hooks"]["WeightAverage"] for c in (resumed, whole)]
+        assert states[0]["steps"] == 4
+        torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 def test_a_resumed_run_says_what_differs(digits, tmp_path, caplog):
