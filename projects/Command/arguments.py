@@ -166,6 +166,8 @@ def _lengthen(args: argparse.Namespace, command: Parser) -> None:
         if args.num_machines > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
             command.error("--name counts the folders of one machine. Use --output FOLDER")
         args.output = run_folder(name, args.resume)
+    if is_lazy and getattr(args, "logger", None):
+        command.error("--logger is for YAML configs")
     for flag, (key, *_) in SHORT.items():
         value = getattr(args, flag[2:].replace("-", "_"), None)
         if value is None:
@@ -279,6 +281,9 @@ def _train(parser: Parser, flags: Iterable[str] = SHORT) -> None:
         parser.add_argument("--quick", action="store_const", const="5", dest="minutes", help=text)
         text = "output/NAME, or the first free of output/NAME-2, ...; with --resume the latest"
         folder.add_argument("--name", metavar="NAME", help=text)
+        text = "also write losses and AP to these: pip install wandb, mlflow-skinny"
+        choices = ["wandb", "mlflow"]
+        parser.add_argument("--logger", **MANY, default=[], choices=choices, help=text)
     add_data_arguments(parser)
     group = parser.add_argument_group("processes", "as those of Detectron2's tools/train_net.py")
     group.add_argument("--num-gpus", type=int, default=1, help="or CPU processes, per machine")

@@ -52,6 +52,7 @@ from gnws_d2.projects.detection.defaults import (
     evaluation_folder,
     setup_loggers,
 )
+from gnws_d2.projects.detection.trackers import WINDOW, open_tracker
 
 logger = logging.getLogger("gnws_d2")
 
@@ -203,6 +204,8 @@ def train(args: argparse.Namespace, cfg: CfgNode, trainer: Trainer) -> Outcome |
         images += min(images, cfg.TEST.LOSS_IMAGES)  # the loss of one takes about as long
         steps = images / cfg.SOLVER.IMS_PER_BATCH
         trainer.register_hooks([FirstIterations(steps, cfg.TEST.EVAL_PERIOD)])
+        writers = [open_tracker(name, cfg, args.resume) for name in args.logger]
+        trainer.register_hooks([hooks.PeriodicWriter(writers, period=WINDOW)])
     if cfg.TEST.AUG.ENABLED:
         trainer.register_hooks(
             [hooks.EvalHook(0, lambda: trainer.test_with_TTA(cfg, trainer.model))]
