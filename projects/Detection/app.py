@@ -71,13 +71,14 @@ def detect(predictor: Predictor, file: str | Path, threshold: float, folder: Pat
     """
     predictor.set_score_threshold(threshold)
     results = Results(predictor, folder)
-    drawn = results.add(replace(next(read_frames(Path(file), predictor)), number=None))
-    found = results.detections
-    found.images[0]["file_name"] = Path(file).name  # not the server's folder
+    frame = next(read_frames(Path(file), predictor))
+    frame = replace(frame, file=Path(frame.file.name), number=None)  # without the server's folder
+    drawn = results.add(frame)
     results.write()
-    names = {category["id"]: category["name"] for category in found.categories}
+    found = results.detections.content()
+    names = {category["id"]: category["name"] for category in found["categories"]}
     rows, masks = [], []
-    for one in found.annotations:
+    for one in found["annotations"]:
         name = names.get(one["category_id"], str(one["category_id"]))
         rows.append([name, round(one["score"], 3), *(round(side, 1) for side in one["bbox"])])
         if "segmentation" in one:

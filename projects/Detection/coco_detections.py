@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,50 +28,107 @@ from gnws_d2.projects.detection.inputs import Frame
 class CocoDetections:
     """Detections of many images, to be scored against annotations of the same dataset.
 
+    Until :meth:`write`, each is a line of a file, so that memory does not grow, and what a killed
+    program had found is there: ``{"images": {...}}`` or ``{"annotations": {...}}``.
+
     Args:
+        folder: gets the file of lines, and detections.json.
         classes: names, in the order of the predictor.
         category_ids: their ids in the annotations.
         image_ids: by default, images are numbered from 1.
+
+    Attributes:
+        lines: the file of lines, from the first image on.
+        size: its bytes.
     """
 
     def __init__(
-        self, classes: Sequence[str], category_ids: Sequence[int], image_ids: ImageIds | None = None
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        image_ids: ImageIds | None = None,
     ) -> None:
+        self.file = folder / "detections.json"
+        self.lines: Path | None = None
+        self.size = 0
         self.ids = dict(enumerate(category_ids))  # of classes; empty if their names are unknown
         self._image_ids = image_ids or ImageIds()
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
+        self.count: Counter[str] = Counter()  # of the lines, by kind
+        self._pending: list[str] = []
         named = zip(category_ids, classes, strict=True)
         self.categories = [{"id": id, "name": name} for id, name in named]
+
+    @property
+    def images(self) -> int:
+        """How many images have been added."""
+        return self.count["images"]
 
     def add_image(self, frame: Frame) -> Id:
         """Add an image and return its id."""
         height, width = frame.bgr.shape[:2]
         id = self._image_ids.of(frame)
         number = {} if frame.number is None else {"frame": frame.number}
-        self.images.append(
-            {"id": id, "file_name": str(frame.file), "width": width, "height": height, **number}
-        )
+        image = {"id": id, "file_name": str(frame.file), "width": width, "height": height}
+        self.append("images", {**image, **number})
         return id
 
     def add(self, image_id: Id, instances: Instances) -> None:
         """Add the detections in an image."""
         for result in instances_to_coco_json(instances, image_id):
             category, box, mask = result["category_id"], result["bbox"], result.get("segmentation")
-            result["id"] = len(self.annotations) + 1
+            result["id"] = self.count["annotations"] + 1
             result["category_id"] = self.ids.get(category, category)
             result["iscrowd"] = 0
             result["area"] = float(rle.area(mask)) if mask else box[2] * box[3]
-            self.annotations.append(result)
+            self.append("annotations", result)
+
+    def append(self, kind: str, member: dict[str, Any]) -> None:
+        """Add a line, which :meth:`flush` writes."""
+        self._pending.append(json.dumps({kind: member}) + "\n")
+        self.count[kind] += 1
+
+    def flush(self) -> None:
+        """Write the new lines: all, or on a full disk none, which stay new. Raises FileError."""
+        with _file_errors(self.lines or self.file):
+            if self.lines is None:
+                handle, name = tempfile.mkstemp(".jsonl", "detections_", self.file.parent)
+                os.close(handle)
+                self.lines = Path(name)
+            try:
+                with self.lines.open("a", encoding="ascii") as opened:
+                    opened.writelines(self._pending)
+            except OSError:
+                os.truncate(self.lines, self.size)
+                raise
+        self.size = self.lines.stat().st_size
+        self._pending.clear()
+
+    def write(self) -> None:
+        """Write detections.json, unless no image has been added. Raises FileError."""
+        if self.count["images"]:
+            self.flush()
+            self.write_coco(self.file, "annotations", self.categories)
 
     def content(self) -> dict[str, list[dict[str, Any]]]:
-        """What :meth:`write` writes."""
-        return {n: getattr(self, n) for n in ("images", "annotations", "categories")}
+        """What :meth:`write` has written."""
+        return json.loads(self.file.read_bytes())
 
-    def write(self, file: Path) -> None:
-        """Write ``file``, unless no image has been added."""
-        if self.images:
-            write_json(self.content(), file)
+    def write_coco(self, file: Path, kind: str, categories: Sequence[dict[str, Any]]) -> None:
+        """Write a COCO file whose annotations are the lines of ``kind``. Raises FileError."""
+        with _writing(file) as partial, partial.open("w", encoding="ascii") as out:
+            for start, member in (('{"images": [', "images"), ('], "annotations": [', kind)):
+                out.write(start)
+                out.writelines(self._joined(f'{{"{member}": '))
+            out.write(f'], "categories": {json.dumps(categories)}}}')
+
+    def _joined(self, head: str) -> Iterator[str]:
+        comma = ""
+        with open(self.lines or "", encoding="ascii") as opened:
+            for line in opened:
+                if line.startswith(head):
+                    yield comma + line[len(head) : -2]
+                    comma = ", "
 
 
 class PanopticSegments:
@@ -84,7 +144,6 @@ class PanopticSegments:
         by_id = metadata.get("stuff_dataset_id_to_contiguous_id") or {}
         self._stuff_ids = {index: id for id, index in by_id.items()}
         self._stuff_classes = list(metadata.get("stuff_classes") or [])
-        self.annotations: list[dict[str, Any]] = []
 
     def add(
         self, image_id: Id, file_name: str, segments: torch.Tensor, infos: Sequence[dict[str, Any]]
@@ -101,21 +160,19 @@ class PanopticSegments:
             category, isthing = info["category_id"], int(info["isthing"])
             facts = {"category_id": known.get(category, category), "isthing": isthing}
             described.append({**info, **facts, "area": int((ids == info["id"]).sum())})
-        self.annotations.append(
-            {"image_id": image_id, "file_name": file_name, "segments_info": described}
-        )
+        facts = {"image_id": image_id, "file_name": file_name, "segments_info": described}
+        self._detections.append("panoptic", facts)
         return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
 
     def write(self, file: Path) -> None:
         """Write ``file``, unless nothing has been added."""
-        if self.annotations:
+        if self._detections.count["panoptic"]:
             things = [{**category, "isthing": 1} for category in self._detections.categories]
             stuff = [
                 {"id": self._stuff_ids.get(index, index), "name": name, "isthing": 0}
                 for index, name in enumerate(self._stuff_classes)
             ]
-            content = {"images": self._detections.images, "annotations": self.annotations}
-            write_json({**content, "categories": [*things, *stuff]}, file)
+            self._detections.write_coco(file, "panoptic", [*things, *stuff])
 
 
 def labels_image(scores: torch.Tensor) -> np.ndarray:
@@ -128,12 +185,6 @@ def labels_image(scores: torch.Tensor) -> np.ndarray:
     return labels.astype(np.uint8 if len(scores) <= 256 else np.uint16)
 
 
-def write_json(content: object, file: Path) -> None:
-    """Write ``file`` atomically. Raises FileError."""
-    with _writing(file) as partial:
-        partial.write_text(json.dumps(content), encoding="utf-8")
-
-
 def write_png(pixels: np.ndarray, file: Path) -> None:
     """Write ``file`` atomically; make its folder if needed. Raises FileError."""
     with _writing(file) as partial:
@@ -142,10 +193,16 @@ def write_png(pixels: np.ndarray, file: Path) -> None:
 
 @contextmanager
 def _writing(file: Path) -> Iterator[Path]:
+    with _file_errors(file), atomic_write(file) as partial:
+        yield partial
+
+
+@contextmanager
+def _file_errors(file: Path) -> Iterator[None]:
+    """Make the folder of ``file``, and say that it cannot be written if the block raises."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as partial:
-            yield partial
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         message = f"{file} cannot be written ({reason}). Make room, or choose another folder"

@@ -84,8 +84,8 @@ def run_on_video(source: str, is_live: bool, results: Results, interrupted: Inte
     file = Path(f"webcam_{Path(source).name}" if is_live else source)
     visualizer, window = VideoVisualizer(results.predictor.metadata), video.Window()
     with video.opened(source) as capture:
-        name = f"{file.name}.mp4"
-        written = video.VideoFile(results.output / name, video.frames_per_second(capture))
+        name, rate = f"{file.name}.webm", video.frames_per_second(capture)
+        written = video.VideoFile(results.output / name, rate)
         try:
             for frame in tqdm(video.frames(capture, file), unit="frame", disable=None):
                 drawn = results.add(frame, visualizer)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +40,11 @@ class Results:
     ) -> None:
         self.predictor = predictor
         self.output = output
-        self.detections = CocoDetections(predictor.classes, predictor.category_ids, image_ids)
+        known = predictor.classes, predictor.category_ids
+        self.detections = CocoDetections(output, *known, image_ids)
         self._panoptic = PanopticSegments(self.detections, predictor.metadata)
         self._names = OutputNames()
-        self._images: list[Path] = []
+        self._images: deque[Path] = deque(maxlen=1000)  # the last ones
 
     def add(self, frame: Frame, visualizer: VideoVisualizer | None = None) -> np.ndarray:
         """Detect on ``frame``, and write the images that belong to it.
@@ -62,6 +65,7 @@ class Results:
             self._write(segments, Path("panoptic") / name)
         elif "sem_seg" in found:
             self._write(labels_image(found["sem_seg"]), Path("labels") / name)
+        self.detections.flush()
         if visualizer:
             return draw_frame(frame.bgr, found, visualizer)
         drawn = draw(frame.bgr, found, self.predictor.metadata)
@@ -79,21 +83,30 @@ class Results:
         Raises:
             FileError: they cannot be written.
         """
+        found = self.detections
         while True:
             try:
-                self.detections.write(self.output / "detections.json")
+                found.write()
                 self._panoptic.write(self.output / "panoptic.json")
                 break
             except FileError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._images:
+                    if found.size:
+                        logger.error("What was found stays in %s, line by line.", found.lines)
                     raise
-                removed = self._images.pop()
-                removed.unlink(missing_ok=True)
-                logger.warning("%s is removed to make room for the detections.", removed)
-        logger.info(
-            "%d detections in %d images, in %s",
-            *(len(self.detections.annotations), len(self.detections.images), self.output),
-        )
+                self._make_room(found.size)
+        if found.lines:
+            found.lines.unlink()
+        counts = found.count["annotations"], found.images, self.output
+        logger.info("%d detections in %d images, in %s", *counts)
+
+    def _make_room(self, size: int) -> None:
+        while size >= 0 and self._images:
+            removed = self._images.pop()
+            with suppress(FileNotFoundError):
+                size -= removed.stat().st_size
+                removed.unlink()
+            logger.warning("%s is removed to make room for the detections.", removed)
 
 
 class OutputNames:

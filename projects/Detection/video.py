@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,8 @@ def frames_per_second(capture: Any) -> float:
 
 
 class VideoFile:
-    """Writes frames of one size to an mp4 file, which appears with the first one."""
+    """Writes frames of one size to a WebM file, which appears with the first one and plays as far
+    as it is written. VP8 is the one codec that both browsers play and OpenCV writes fast."""
 
     def __init__(self, file: Path, frames_per_second: float) -> None:
         self.file = file
@@ -68,10 +70,9 @@ class VideoFile:
         height, width = rgb.shape[:2]
         if self._writer is None:
             self._size = width, height
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(
-                str(self.file), codec, self._frames_per_second, self._size
-            )
+            codec, rate = cv2.VideoWriter.fourcc(*"VP80"), self._frames_per_second
+            with _no_stderr():  # where OpenCV calls the codec's tag unsupported, but writes it
+                self._writer = cv2.VideoWriter(str(self.file), codec, rate, self._size)
             if not self._writer.isOpened():
                 raise FileError(f"{self.file} cannot be written. Choose another folder.")
         if (width, height) != self._size:  # OpenCV would leave the frame out in silence
@@ -81,6 +82,18 @@ class VideoFile:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.release()
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class Window:

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import resource
 import shutil
+import tracemalloc
+from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
@@ -19,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gnws_d2 import Predictor
 from gnws_d2.errors import FileError, GnwsError
-from gnws_d2.projects.detection import coco_detections, demo, video
+from gnws_d2.projects.detection import demo, results, video
 from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import Frame, find_files, read_frames
 from gnws_d2.projects.detection.results import OutputNames, Results
@@ -79,8 +82,10 @@ def test_models_of_one_and_four_channels(predictor, tmp_path, format, mean):
     results = Results(model, tmp_path / "found")
     for one in [*frames, frame(tmp_path / "video.mp4", 0)]:
         results.add(one)
+    results.write()
     scores = model(expected[1])["instances"].scores.tolist()
-    assert [a["score"] for a in results.detections.annotations if a["image_id"] == 2] == scores
+    found = results.detections.content()["annotations"]
+    assert [a["score"] for a in found if a["image_id"] == 2] == scores
 
 
 def test_names_say_which_input_and_never_collide(tmp_path):
@@ -236,18 +241,48 @@ def test_panoptic_results(detect):
         assert (segment["category_id"], segment["isthing"]) in known
 
 
+def test_what_was_found_waits_on_the_disk(tmp_path, monkeypatch):
+    """In lines, of which a killed program leaves all and a full disk whole ones; and not in
+    memory."""
+    monkeypatch.setattr(results, "draw_frame", lambda bgr, *_: bgr)
+    written, limits = Results(Stub(), tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number in range(400):
+        if number == 100:
+            tracemalloc.start()
+        written.add(frame(Path("clip.mp4"), number), visualizer=True)
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    [lines] = tmp_path.iterdir()
+    size = lines.stat().st_size
+    assert size > 80_000 > 5 * grown
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"jsonl cannot be written .*large"):
+            written.add(frame(Path("clip.mp4"), 400), visualizer=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    members = list(map(json.loads, lines.read_text().splitlines()))
+    assert [m["images"]["frame"] for m in members[::2]] == list(range(400))
+    written.write()
+    content = json.loads((tmp_path / "detections.json").read_text())
+    assert [a["image_id"] for a in content["annotations"]] == list(range(1, 402))
+    assert content["images"][:400] == [m["images"] for m in members[::2]]
+    assert content["annotations"][:400] == [m["annotations"] for m in members[1::2]]
+    assert content == written.detections.content() and not lines.exists()
+
+
 def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, monkeypatch):
     written, output = Results(Stub(), tmp_path / "found"), tmp_path / "found"
     for name in "abc":
         written.add(frame(tmp_path / f"{name}.png"))
-    write, full = coco_detections.json.dumps, OSError(errno.ENOSPC, "No space left on device")
+    opened, full = Path.open, OSError(errno.ENOSPC, "No space left on device")
 
-    def dumps(content):
+    def open_(file, *how, **options):
         if (output / "b.png.png").exists():
             raise full
-        return write(content)
+        return opened(file, *how, **options)
 
-    monkeypatch.setattr(coco_detections.json, "dumps", dumps)
+    monkeypatch.setattr(Path, "open", open_)
     written.write()
     assert sorted(f.name for f in output.iterdir()) == ["a.png.png", "detections.json"]
     assert len(json.loads((output / "detections.json").read_text())["images"]) == 3
@@ -258,7 +293,7 @@ def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, mo
     assert not (output / "d.png.png").exists()
     # A disk that is not full, but cannot be used.
     read_only = OSError(errno.EROFS, "Read-only file system")
-    monkeypatch.setattr(coco_detections.json, "dumps", Mock(side_effect=read_only))
+    monkeypatch.setattr(Path, "open", Mock(side_effect=read_only))
     with pytest.raises(FileError, match="Read-only"):
         written.write()
     assert (output / "a.png.png").exists()
@@ -277,14 +312,17 @@ def clip(tmp_path):
     return file
 
 
-def test_a_video(predictor, clip, tmp_path, monkeypatch):
+def test_a_video(predictor, clip, tmp_path, capfd):
     model, output = predictor(), tmp_path / "found"
     output.mkdir()
     written = Results(model, output)
     demo.run_on_video(str(clip), is_live=False, results=written, interrupted=[])
     written.write()
-    assert sorted(f.name for f in output.iterdir()) == ["clip.avi.mp4", "detections.json"]
-    with video.opened(str(output / "clip.avi.mp4")) as capture:
+    assert sorted(f.name for f in output.iterdir()) == ["clip.avi.webm", "detections.json"]
+    assert "OpenCV" not in capfd.readouterr().err
+    with video.opened(str(output / "clip.avi.webm")) as capture:
+        codec = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little")
+        assert codec == b"VP80"
         assert video.frames_per_second(capture) == pytest.approx(12)
         drawn = list(video.frames(capture, clip))
     assert [f.bgr.shape for f in drawn] == [(64, 96, 3)] * 8
@@ -296,6 +334,18 @@ def test_a_video(predictor, clip, tmp_path, monkeypatch):
     expected = model(fifth.bgr)["instances"]
     ours = [a["score"] for a in content["annotations"] if a["image_id"] == 6]
     assert ours == pytest.approx(expected.scores.tolist())
+
+
+def test_a_written_video_has_its_frames(tmp_path):
+    made = video.VideoFile(tmp_path / "made.webm", 12)
+    ramp = np.linspace(0, 255, 96).astype(np.uint8)
+    rgb = [np.stack(np.broadcast_arrays(ramp, ramp[:64, None], 30 * n), -1) for n in range(8)]
+    for pixels in rgb:
+        made.write(pixels.astype(np.uint8))
+    made.close()
+    with video.opened(str(made.file)) as capture:
+        for pixels, found in zip(rgb, video.frames(capture, made.file), strict=True):
+            assert np.abs(found.bgr[..., ::-1].astype(int) - pixels).mean() < 4
 
 
 def test_a_camera_is_shown_until_esc(clip, tmp_path, monkeypatch):
@@ -313,8 +363,8 @@ def test_a_camera_is_shown_until_esc(clip, tmp_path, monkeypatch):
     for expected in (3, 8):
         written = Results(Stub(), tmp_path / "found")
         demo.run_on_video(str(clip), is_live=True, results=written, interrupted=[])
-        assert len(written.detections.images) == expected and shown == [(64, 96, 3)] * 3
-        assert (tmp_path / "found" / "webcam_clip.avi.mp4").stat().st_size
+        assert written.detections.images == expected and shown == [(64, 96, 3)] * 3
+        assert (tmp_path / "found" / "webcam_clip.avi.webm").stat().st_size
 
 
 def test_a_video_that_cannot_be_read_is_named(tmp_path, clip):
@@ -327,7 +377,7 @@ def test_a_video_that_cannot_be_read_is_named(tmp_path, clip):
     shutil.copy(clip, cut)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
     demo.run_on_video(str(cut), is_live=False, results=written, interrupted=[])  # as far as it goes
-    assert 0 < len(written.detections.images) < 8
+    assert 0 < written.detections.images < 8
 
 
 def test_find_files(tmp_path, monkeypatch):
