@@ -55,7 +55,9 @@ def test_the_tutorial_runs(shell, tmp_path, monkeypatch):
             done = shell.run_cell(source)
             done.raise_error()
             shown.append(done.result)
-    assert commands == ["check-data", "browse", "train", "predict", "export"]
+    assert commands == [
+        *("convert", "check-data", "browse", "train", "predict", "convert", "export")
+    ]
     assert sum(isinstance(result, Image) for result in shown) == 3
     output = tmp_path / "tutorial" / "output"
     assert (output / "model_best.pth").is_file() and (output / "report" / "report.html").is_file()
