@@ -1,4 +1,4 @@
-"""Draw predictions into images, with Detectron2's visualizers."""
+"""Draw predictions into images, as ``gnws_d2.projects.report`` draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.video_visualizer import VideoVisualizer
-from detectron2.utils.visualizer import Visualizer
+
+from gnws_d2.projects.report import ALPHA, Painter
 
 MIN_DRAWN = 480  # pixels of the shorter side; smaller images are drawn larger, to be readable
 MAX_ENLARGED = 4096  # of the longer side of an image that is drawn larger
@@ -25,32 +26,28 @@ def draw(bgr: np.ndarray, found: dict[str, Any], metadata: Metadata) -> np.ndarr
         RGB, (H', W', 3) uint8. Small images are enlarged.
     """
     short, long = sorted(bgr.shape[:2])
-    scale = max(1.0, min(MIN_DRAWN / short, MAX_ENLARGED / long))
-    visualizer = Visualizer(bgr[:, :, ::-1], metadata, scale=scale)
-    if "panoptic_seg" in found:
-        visualizer.draw_panoptic_seg(*found["panoptic_seg"])
-    else:
-        if "sem_seg" in found:
-            visualizer.draw_sem_seg(found["sem_seg"].argmax(0))
-        if "instances" in found:
-            visualizer.draw_instance_predictions(found["instances"])
-    return visualizer.output.get_image()
+    return _draw(bgr, found, metadata, max(1.0, min(MIN_DRAWN / short, MAX_ENLARGED / long)))
 
 
 def draw_frame(bgr: np.ndarray, found: dict[str, Any], visualizer: VideoVisualizer) -> np.ndarray:
-    """The same for a frame of a video, in which an object keeps its color.
+    """The same for a frame of a video, in its size.
 
     Returns:
         RGB, (H, W, 3) uint8.
     """
-    rgb = np.ascontiguousarray(bgr[:, :, ::-1])
+    return _draw(bgr, found, visualizer.metadata, 1.0)
+
+
+def _draw(bgr: np.ndarray, found: dict[str, Any], metadata: Metadata, scale: float) -> np.ndarray:
+    painter = Painter(bgr[:, :, ::-1], metadata, scale)
     if "panoptic_seg" in found:
-        output = visualizer.draw_panoptic_seg_predictions(rgb, *found["panoptic_seg"])
-    elif "instances" in found:
-        output = visualizer.draw_instance_predictions(rgb, found["instances"])
+        painter.draw_panoptic_seg(*found["panoptic_seg"], alpha=ALPHA)
     else:
-        output = visualizer.draw_sem_seg(rgb, found["sem_seg"].argmax(0))
-    return output.get_image()
+        if "sem_seg" in found:
+            painter.draw_sem_seg(found["sem_seg"].argmax(0), alpha=ALPHA)
+        if "instances" in found:
+            painter.draw_instance_predictions(found["instances"])
+    return painter.output.get_image()
 
 
 def to_cpu(found: dict[str, Any]) -> dict[str, Any]:

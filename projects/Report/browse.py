@@ -15,7 +15,6 @@ from detectron2.data import Metadata, MetadataCatalog, get_detection_dataset_dic
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
@@ -32,8 +31,8 @@ from gnws_d2.data import (
 from gnws_d2.errors import one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_opts, data_splits, fit_to_data
-from gnws_d2.projects.report.curves import plain
-from gnws_d2.projects.report.images import class_colors, sheet
+from gnws_d2.projects.report.images import sheet
+from gnws_d2.projects.report.painter import ALPHA, Painter, class_colors
 
 logger = logging.getLogger("gnws_d2.browse")
 
@@ -56,21 +55,21 @@ def load(cfg: CfgNode, split: str) -> tuple[Sequence[dict[str, Any]], Any]:
 def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Metadata) -> Image.Image:
     """The image of ``mapped``, what a mapper returns, with its objects and labels."""
     rgb = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-    visualizer = Visualizer(rgb, metadata, scale=max(1.0, MIN_DRAWN / max(rgb.shape[:2])))
+    painter = Painter(rgb, metadata, max(1.0, MIN_DRAWN / max(rgb.shape[:2])))
     if "sem_seg" in mapped:
-        visualizer.draw_sem_seg(mapped["sem_seg"], 0, alpha=0.5)
+        painter.draw_sem_seg(mapped["sem_seg"], 0, ALPHA)
     if "instances" in mapped:
         fields = mapped["instances"].get_fields()
         names = metadata.get("thing_classes")
         classes = fields["gt_classes"].tolist()
-        visualizer.overlay_instances(
+        painter.overlay_instances(
             boxes=fields["gt_boxes"],
             masks=fields.get("gt_masks"),
             keypoints=fields.get("gt_keypoints"),
-            labels=[plain(names[k]) if names else str(k) for k in classes],
+            labels=[names[k] if names else str(k) for k in classes],
             assigned_colors=class_colors(classes),
         )
-    return Image.fromarray(visualizer.output.get_image())
+    return Image.fromarray(painter.output.get_image())
 
 
 @one_line_errors()

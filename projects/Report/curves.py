@@ -185,10 +185,14 @@ def _axes(title: str, size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _short(name: str, most: int = 22) -> str:
+def short(name: str, most: int = 22) -> str:
     """``name``, without its middle if it is long: similar names often differ at an end."""
     half = (most - 1) // 2
-    return plain(name if len(name) <= most else f"{name[:half]}…{name[-half:]}")
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+def _short(name: str, most: int = 22) -> str:
+    return plain(short(name, most))
 
 
 def _legend(axes: Axes, title: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Objects and detections drawn into their images with Detectron2's Visualizer."""
+"""Objects and detections drawn into their images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.data import Metadata
 from detectron2.data.detection_utils import transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import BoxMode
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import GenericMask, Visualizer
+from detectron2.utils.visualizer import GenericMask
 from PIL import Image, ImageOps
 
-from .curves import plain
 from .matching import Matches
+from .painter import Painter
 
 SIDE = 540  # pixels of the longer side of a drawn image; smaller ones are enlarged
 RIGHT, WRONG, LEFT_OUT = "#2E9BFF", "#FF5A1F", "#B0B0B0"
@@ -27,6 +27,7 @@ def draw(
     annotations: Sequence[Annotation],
     names: Mapping[int, str],
     colors: Sequence[Any],
+    metadata: Metadata | None = None,
     *,
     side: int = SIDE,
 ) -> np.ndarray:
@@ -35,10 +36,11 @@ def draw(
     Args:
         rgb: (H, W, 3) uint8.
         annotations: with ``category_id`` and ``bbox``, XYWH in pixels of ``rgb``; where they have
-            masks, ``segmentation`` as polygons or compressed RLE; ``keypoints`` are drawn if all
-            have them. A ``score`` is part of the label.
+            them, ``segmentation`` as polygons or compressed RLE, and ``keypoints``. A ``score`` is
+            part of the label.
         names: category id -> name.
         colors: one for each annotation, as matplotlib takes them.
+        metadata: of the dataset; it says which keypoints are connected.
 
     Returns:
         (H', W', 3) uint8.
@@ -51,27 +53,26 @@ def draw(
         transform_instance_annotations({**a, "bbox_mode": BoxMode.XYWH_ABS}, [resize], new)
         for a in annotations
     ]
-    visualizer = Visualizer(resize.apply_image(rgb))
+    painter = Painter(resize.apply_image(rgb), metadata)
     for annotation, color in zip(placed, colors, strict=True):
         if len(mask := annotation.get("segmentation", ())):
-            binary = GenericMask(mask, *new).mask
-            visualizer.draw_binary_mask(binary, color, alpha=0.3)  # holes stay free
-    if placed:
-        points = [a.get("keypoints") for a in placed]
-        visualizer.overlay_instances(
-            boxes=[a["bbox"] for a in placed],
-            labels=[_label(a, names) for a in annotations],
-            keypoints=None if any(p is None for p in points) else np.array(points),
-            assigned_colors=list(colors),
-        )
-    return visualizer.output.get_image()
+            painter.draw_binary_mask(GenericMask(mask, *new).mask, color, alpha=0.3)
+    painter.overlay_instances(
+        boxes=np.array([a["bbox"] for a in placed]).reshape(-1, 4),
+        labels=[_label(a, names) for a in annotations],
+        assigned_colors=list(colors),
+    )
+    for annotation in placed:
+        if "keypoints" in annotation:
+            painter.draw_and_connect_keypoints(annotation["keypoints"])
+    return painter.output.get_image()
 
 
 def _label(annotation: Annotation, names: Mapping[int, str]) -> str:
     category = annotation["category_id"]
-    score = f" {annotation['score']:.2f}" if "score" in annotation else ""
+    score = f" {annotation['score']:.0%}" if "score" in annotation else ""
     crowd = " (crowd)" if annotation.get("iscrowd") else ""
-    return plain(f"{names.get(category, category)}{score}{crowd}")
+    return f"{names.get(category, category)}{score}{crowd}"
 
 
 def truth_and_prediction(
@@ -81,6 +82,7 @@ def truth_and_prediction(
     names: Mapping[int, str],
     matches: Matches,
     threshold: float,
+    metadata: Metadata | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The objects of an image and what is detected in it, in colors that say what is right.
 
@@ -95,7 +97,8 @@ def truth_and_prediction(
 
     def drawn(annotations: Sequence[Annotation], verdicts: Mapping[int, bool]) -> np.ndarray:
         colors = {True: RIGHT, False: WRONG, None: LEFT_OUT}
-        return draw(rgb, annotations, names, [colors[verdicts.get(a["id"])] for a in annotations])
+        chosen = [colors[verdicts.get(a["id"])] for a in annotations]
+        return draw(rgb, annotations, names, chosen, metadata)
 
     kept = [d for d in detections if d["score"] >= threshold]
     return drawn(objects, is_found), drawn(kept, is_right)
@@ -115,12 +118,6 @@ def jpeg(rgb: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
-
-
-def class_colors(classes: Sequence[int]) -> list[np.ndarray]:
-    """A color for each class index, always the same."""
-    colors = colormap(rgb=True, maximum=1)
-    return [colors[k % len(colors)] for k in classes]
 
 
 def sheet(images: Sequence[Image.Image], columns: int, cell: int) -> Image.Image:

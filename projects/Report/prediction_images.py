@@ -17,7 +17,8 @@ from gnws_d2.data import read_image
 from gnws_d2.errors import GnwsError
 from gnws_d2.projects.own_data import short_name
 
-from .images import beside, class_colors, draw, without
+from .images import beside, draw, without
+from .painter import class_colors
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class PredictionImages(DatasetEvaluator):
         rgb = read_image(given["file_name"], format="RGB")
         objects = self._truth.imgToAnns[given["image_id"]]
         best = instances[instances.scores.argsort(descending=True)[: max(len(objects), 1)]]
-        class_of = MetadataCatalog.get(self._dataset_name).get("thing_dataset_id_to_contiguous_id")
+        metadata = MetadataCatalog.get(self._dataset_name)
+        class_of = metadata.get("thing_dataset_id_to_contiguous_id")
         index = {id_: (class_of or {}).get(id_, id_) for id_ in self._truth.cats}
         names = {index[id_]: category["name"] for id_, category in self._truth.cats.items()}
         fields = {"segmentation": "pred_masks", "keypoints": "pred_keypoints"}
@@ -71,10 +73,10 @@ class PredictionImages(DatasetEvaluator):
         truth = [
             {**a, "category_id": index[a["category_id"]]} for a in without(objects, unpredicted)
         ]
-        halves = (
-            draw(rgb, rows, names, class_colors([row["category_id"] for row in rows]))
-            for rows in (truth, instances_to_coco_json(best, given["image_id"]))
-        )
+        halves = []
+        for rows in (truth, instances_to_coco_json(best, given["image_id"])):
+            colors = class_colors(row["category_id"] for row in rows)
+            halves.append(draw(rgb, rows, names, colors, metadata))
         name = f"{short_name(self._dataset_name)}/{self._shown}"
         get_event_storage().put_image(name, beside(*halves).transpose(2, 0, 1))
         self._shown += 1

@@ -1,0 +1,133 @@
+"""Detectron2's Visualizer with colors that mean classes, and labels that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import ColorMode, GenericMask, VisImage, Visualizer
+from matplotlib.colors import to_rgb
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from .curves import short
+
+ALPHA = 0.5  # of masks: the image is seen through them
+_FONT = 8.0  # points, of the smallest labels
+_LINES = (0, 1, -1, 2, -2, 3, -3, 4, -4)  # by so many lines a label moves, to cover no other
+
+
+def class_colors(classes: Iterable[int]) -> list[np.ndarray]:
+    """The color of each class index, RGB from 0 to 1: the same in all images."""
+    colors = colormap(rgb=True, maximum=1)
+    return [colors[k % len(colors)] for k in classes]
+
+
+class Painter(Visualizer):
+    """Detectron2's Visualizer, but
+
+    - colors mean classes: :func:`class_colors` of things, then of stuff without colors of its own,
+    - labels are black or white on the color of their object, and whole within the image: of one
+      that is wider, the middle is left out, or the letters are smaller,
+    - lines and dots of keypoints are as thick as the person is large,
+    - the image is seen through masks, and unchanged in their holes.
+    """
+
+    def __init__(
+        self, rgb: np.ndarray, metadata: Metadata | None = None, scale: float = 1.0
+    ) -> None:
+        known = metadata.as_dict() if metadata else {}
+        things, stuff = (len(known.get(f"{kind}_classes") or ()) for kind in ("thing", "stuff"))
+        # More than named classes, because a model may have classes without names.
+        colors = [255 * color for color in class_colors(range(max(things + stuff, 2000)))]
+        known = {"stuff_colors": colors[things:], **known, "thing_colors": colors}
+        super().__init__(rgb, Metadata(**known), scale, ColorMode.SEGMENTATION)
+        # Detectron2's rounds to 0 at large scales.
+        self._default_font_size = max(np.sqrt(self.img[..., 0].size) / 90, 10 / scale)
+        self._labels: list[Any] = []  # where they are in the drawn image
+
+    def _jitter(self, color: Any) -> Any:
+        return color
+
+    def _change_color_brightness(self, color: Any, brightness_factor: float) -> Any:
+        return to_rgb(color)
+
+    def overlay_instances(self, *, boxes: Any = None, masks: Any = None, **rest: Any) -> VisImage:
+        if boxes is not None and masks is not None:
+            for mask, color in zip(
+                self._convert_masks(masks), rest["assigned_colors"], strict=True
+            ):
+                self.draw_binary_mask(mask.mask, color)
+            masks = None
+        return super().overlay_instances(boxes=boxes, masks=masks, **{**rest, "alpha": ALPHA})
+
+    def draw_binary_mask(
+        self, binary_mask: np.ndarray, color: Any = None, *, alpha: float = ALPHA, **rest: Any
+    ) -> VisImage:
+        outlines = GenericMask(binary_mask, self.output.height, self.output.width).polygons
+        # Outlines of holes run the other way round, so that one path of all leaves them free.
+        closed = [Path([*p.reshape(-1, 2), p[:2]], closed=True) for p in outlines]
+        if closed:
+            path, width = Path.make_compound_path(*closed), max(self._default_font_size / 15, 1)
+            fill, edge = (*to_rgb(color), alpha), rest.get("edge_color") or color
+            self.output.ax.add_patch(PathPatch(path, facecolor=fill, edgecolor=edge, lw=width))
+            if rest.get("text"):
+                self._draw_text_in_mask(binary_mask.astype(np.uint8), rest["text"], color)
+        return self.output
+
+    def draw_box(self, box_coord: Any, alpha: float = 0.8, **rest: Any) -> VisImage:
+        super().draw_box(box_coord, alpha, **rest)
+        # Detectron2's lines fill a small image that is enlarged.
+        self.output.ax.patches[-1].set_linewidth(self._default_font_size * self.output.scale / 4)
+        return self.output
+
+    def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
+        points = np.asarray(keypoints)
+        points = points[points[:, 2] > self.keypoint_threshold, :2]
+        size = np.hypot(*np.ptp(points, axis=0)) if len(points) else 0
+        thickness = max(size / 50, 1.5 / self.output.scale)  # in pixels of the image
+        axes = self.output.ax
+        lines, dots = len(axes.lines), len(axes.patches)
+        super().draw_and_connect_keypoints(keypoints)
+        for line in axes.lines[lines:]:
+            line.set_linewidth(thickness * self.output.scale * 72 / self.output.dpi)
+        for dot in axes.patches[dots:]:
+            dot.set_radius(0.75 * thickness)
+        return self.output
+
+    def draw_text(
+        self, text: str, position: Any, *, font_size: Any = None, color: Any = "g", **rest: Any
+    ) -> VisImage:
+        scale = self.output.scale
+        size = max(font_size or self._default_font_size, _FONT / scale)
+        super().draw_text(text, position, font_size=size, color=color, **rest)
+        label = self.output.ax.texts[-1]
+        # Above this luminance black has the higher contrast (WCAG 2).
+        is_bright = np.dot(np.power(to_rgb(color), 2.2), (0.2126, 0.7152, 0.0722)) > 0.18
+        label.set(parse_math=False, color="black" if is_bright else "white")
+        label.set_bbox({"facecolor": color, "edgecolor": "none", "pad": 1.2})
+        renderer = self.output.canvas.get_renderer()
+
+        def extent() -> Any:  # in pixels of the drawn image, from its lower left corner
+            label.update_bbox_position_size(renderer)
+            return label.get_bbox_patch().get_window_extent(renderer)
+
+        width, height = self.output.width * scale, self.output.height * scale
+        if (box := extent()).width > width:
+            label.set_text(short(text, max(int(len(text) * width / box.width), 12)))
+        while (box := extent()).width > width or box.height > height:
+            fit = 0.97 * min(width / box.width, height / box.height, 1)
+            if label.get_size() * fit < 0.5:  # nothing can be read, and letters get no smaller
+                break
+            label.set_size(label.get_size() * fit)
+        right = np.clip(0, -box.x0, width - box.x1)
+        ups = [np.clip(-n * box.height, -box.y0, height - box.y1) for n in _LINES]
+        places = [box.translated(right, up) for up in ups]
+        free = (i for i, place in enumerate(places) if not place.count_overlaps(self._labels))
+        chosen = next(free, 0)
+        self._labels.append(places[chosen])
+        label.set_position((position[0] + right / scale, position[1] - ups[chosen] / scale))
+        return self.output
