@@ -487,6 +487,14 @@ def test_several_attributes_of_via_could_be_the_class(tmp_path):
         read_coco(tmp_path / "a.json")
 
 
+def test_two_attributes_of_via_that_agree_are_one_class(tmp_path):
+    both = [{"region_attributes": {"inseto": c, "insect": c}} for c in "xyx"]
+    regions = [{"shape_attributes": RECT, **values} for values in both]
+    put(tmp_path, {"a.json": {"a": {"filename": "a.png", "regions": regions}}, "a.png": None})
+    coco = read_coco(tmp_path / "a.json")
+    assert [coco.class_names[a["category_id"]] for a in coco.annotations] == ["x", "y", "x"]
+
+
 def voc_with(lists):
     files = {f"ImageSets/Main/{name}": text for name, text in lists.items()}
     return {"Annotations/a.xml": VOC.format("a.png"), "JPEGImages/a.png": None, **files}

@@ -89,7 +89,7 @@ def _class_attribute(source: Source, every: Sequence[Mapping[str, Any]]) -> str 
         (name for name in common if name.lower() in CLASS_ATTRIBUTES),
         key=lambda name: CLASS_ATTRIBUTES.index(name.lower()),
     )
-    if named or len(common) == 1:
+    if named or len({repr([values[name] for values in every]) for name in common}) == 1:
         return (named or common)[0]
     if counts:
         found = ", ".join(f"{name!r} of {count}" for name, count in counts.items())
