@@ -5,8 +5,6 @@ FashionMNIST, which torchvision downloads into $GNWS_D2_CACHE.
     python projects/MicroBatch/classifier.py --output output/micro_batch
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -6,8 +6,6 @@
 The config, except for the norm and the schedule, is faster_rcnn_R_18_FPN.yaml.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

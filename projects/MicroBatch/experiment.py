@@ -3,8 +3,6 @@
 Each training writes one JSON file. A training that has one is not run again.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import multiprocessing

@@ -12,8 +12,6 @@ The stem and the first stage are frozen, as is Detectron2's default. It compares
 - GN+WS in the backbone, the FPN and the head.
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

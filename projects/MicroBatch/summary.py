@@ -8,13 +8,11 @@ The results of the experiments become CSV files in docs/micro-batch. The tables 
 document's marks and the plot are made from those.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +54,8 @@ STYLES = {
 }
 SETTINGS = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10}
 
+PER_STEP = {str(batch): f"{batch} per step" for batch in BATCHES}
+
 Rows = list[dict[str, str]]
 BySeed = dict[str, float]  # a number for each seed; NaN if its job diverged
 
@@ -84,11 +84,8 @@ def read(data: Path, name: str) -> Rows:
 
 def equal_steps(data: Path) -> Rows:
     """The rows of equally many steps: ``detector`` at 4 images has those of ``detector_steps``."""
-    return read(data, "detector_steps") + select(read(data, "detector"), batch=4)
-
-
-def select(rows: Rows, **where: str | int) -> Rows:
-    return [r for r in rows if all(r[name] == str(value) for name, value in where.items())]
+    four = [row for row in read(data, "detector") if row["batch"] == "4"]
+    return read(data, "detector_steps") + four
 
 
 def distinct(rows: Rows, column: str) -> list[str]:
@@ -96,22 +93,19 @@ def distinct(rows: Rows, column: str) -> list[str]:
     return sorted({row[column] for row in rows}, key=ORDER.index if column == "norm" else float)
 
 
-def by_seed(rows: Rows, column: str, **where: str | int) -> BySeed:
-    """A column of the selected rows, of which each seed has one."""
-    return {row["seed"]: float(row[column] or "nan") for row in select(rows, **where)}
+def by_norm(rows: Rows, column: str, of: str = "batch") -> dict[str, defaultdict[str, BySeed]]:
+    """The numbers in a column, by norm, by the value ``of`` another column, and by seed."""
+    found: dict[str, defaultdict[str, BySeed]] = {
+        norm: defaultdict(dict) for norm in distinct(rows, "norm")
+    }
+    for row in rows:
+        found[row["norm"]][row[of]][row["seed"]] = float(row[column] or "nan")
+    return found
 
 
-def each_batch(
-    rows: Rows, column: str, norm: str, batches: Iterable[int | str] = BATCHES
-) -> list[BySeed]:
-    """The numbers of a norm for each number of images per step."""
-    return [by_seed(rows, column, norm=norm, batch=batch) for batch in batches]
-
-
-def paired_differences(ours: Iterable[BySeed], theirs: Iterable[BySeed]) -> list[BySeed]:
+def difference(ours: BySeed, theirs: BySeed) -> BySeed:
     """Ours less theirs, for the seeds that both have."""
-    pairs = zip(ours, theirs, strict=True)
-    return [{seed: a[seed] - b[seed] for seed in a if seed in b} for a, b in pairs]
+    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
 
 
 def mean_and_std(numbers: BySeed) -> str:
@@ -132,35 +126,29 @@ def bold_if_agreed(differences: BySeed) -> str:
     return f"**{text}**" if len(signs) > 1 and abs(signs.sum()) == len(signs) else text
 
 
-def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     return tabulate(body, header, tablefmt="github", disable_numparse=True)
-
-
-def per_step(batches: Iterable[object]) -> list[str]:
-    return [f"{batch} per step" for batch in batches]
 
 
 def scores_table(rows: Rows, column: str) -> str:
     """A score for each norm (rows) and number of images per step (columns)."""
     batches = distinct(rows, "batch")
-    body = [
-        [norm, *map(mean_and_std, each_batch(rows, column, norm, batches))]
-        for norm in distinct(rows, "norm")
-    ]
-    return table(["norm", *per_step(batches)], body)
+    scores = by_norm(rows, column).items()
+    body = [[norm, *(mean_and_std(found[batch]) for batch in batches)] for norm, found in scores]
+    return table(["norm", *(f"{batch} per step" for batch in batches)], body)
 
 
 def rates_table(data: Path) -> str:
     """For each norm and experiment, the score at each learning rate; the chosen one in bold."""
     columns: dict[str, dict[str, str]] = {}
     for name, key in SCORES.items():
-        tried, chosen = read(data, f"{name}_lr"), read(data, name)
+        tried = read(data, f"{name}_lr")
+        best = {row["norm"]: row["reference_lr"] for row in read(data, name)}
         rates = distinct(tried, "reference_lr")
         column = columns[f"{name}, {key} at {', '.join(rates)}"] = {}
-        for norm in distinct(tried, "norm"):
-            cells = {r: mean_and_std(by_seed(tried, key, norm=norm, reference_lr=r)) for r in rates}
-            [best] = distinct(select(chosen, norm=norm), "reference_lr")
-            cells[best] = f"**{cells[best]}**"
+        for norm, found in by_norm(tried, key, "reference_lr").items():
+            cells = {rate: mean_and_std(found[rate]) for rate in rates}
+            cells[best[norm]] = f"**{cells[best[norm]]}**"
             column[norm] = ", ".join(cells.values())
     norms = [norm for norm in ORDER if any(norm in column for column in columns.values())]
     body = [[norm, *(column.get(norm, "") for column in columns.values())] for norm in norms]
@@ -172,12 +160,13 @@ def batch_statistics_table(data: Path) -> str:
     body = []
     for name, column in SCORES.items():
         rows = read(data, name)
-        running = each_batch(rows, column, "BN")
-        own = each_batch(rows, f"{column}_batch_statistics", "BN")
-        difference = paired_differences(own, running)
-        parts = {"running": running, "of the test batch": own, "difference": difference}
-        body += [[f"{name}, {part}", *map(mean_and_std, cells)] for part, cells in parts.items()]
-    return table(["BN's statistics", *per_step(BATCHES)], body)
+        running = by_norm(rows, column)["BN"]
+        own = by_norm(rows, f"{column}_batch_statistics")["BN"]
+        less = {batch: difference(own[batch], running[batch]) for batch in PER_STEP}
+        parts = {"running": running, "of the test batch": own, "difference": less}
+        for part, found in parts.items():
+            body.append([f"{name}, {part}", *(mean_and_std(found[batch]) for batch in PER_STEP)])
+    return table(["BN's statistics", *PER_STEP.values()], body)
 
 
 def differences_table(data: Path) -> str:
@@ -186,11 +175,12 @@ def differences_table(data: Path) -> str:
     experiments |= {name: read(data, name) for name in ("classifier", "fashion")}
     body = []
     for name, rows in experiments.items():
-        scores = {n: each_batch(rows, SCORES.get(name, "AP"), n) for n in distinct(rows, "norm")}
+        scores = by_norm(rows, SCORES.get(name, "AP"))
         for ours, theirs in PAIRS:
-            differences = paired_differences(scores[ours], scores[theirs])
-            body.append([f"{name}: {ours} - {theirs}", *map(bold_if_agreed, differences)])
-    return table(["difference", *per_step(BATCHES)], body)
+            pairs = ((scores[ours][batch], scores[theirs][batch]) for batch in PER_STEP)
+            cells = (bold_if_agreed(difference(*pair)) for pair in pairs)
+            body.append([f"{name}: {ours} - {theirs}", *cells])
+    return table(["difference", *PER_STEP.values()], body)
 
 
 def cost_table(data: Path) -> str:
@@ -227,10 +217,10 @@ def draw(data: Path) -> None:
     plt.switch_backend("Agg")
     figure, grid = plt.subplots(1, len(PANELS), figsize=(13, 3.8), layout="constrained")
     for axes, (name, title) in zip(grid, PANELS.items(), strict=True):
-        rows = read(data, name)
+        found = by_norm(read(data, name), SCORES[name])
         axes.set_xscale("log", base=2)
         for i, (norm, style) in enumerate(STYLES.items()):
-            scores = [[*seeds.values()] for seeds in each_batch(rows, SCORES[name], norm)]
+            scores = [[*found[norm][batch].values()] for batch in PER_STEP]
             means, stds = np.mean(scores, axis=1), np.std(scores, axis=1, ddof=1)
             places = np.multiply(BATCHES, 1.03 ** (i - 2))  # or bars would cover each other
             axes.errorbar(places, means, stds, **style, markersize=5, capsize=2, label=norm)
@@ -243,9 +233,8 @@ def draw(data: Path) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="the --output folder of the experiments")
-    args = parser.parse_args()
-    if args.results:
-        collect(args.results, DATA)
+    if results := parser.parse_args().results:
+        collect(results, DATA)
     update_marked(DOCUMENT, {name: f"\n{made}\n" for name, made in tables(DATA).items()})
     draw(DATA)
     print(DOCUMENT)

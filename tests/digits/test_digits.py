@@ -16,26 +16,19 @@ def read_coco(folder: Path, split: str) -> COCO:
     return COCO(str(make.json_file(folder, split)))
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digits.make_digits(tmp_path_factory.mktemp("digits"), num_train=100, num_val=20)
 
 
-def test_same_bytes_every_time(tmp_path):
-    first, again = (digits.make_digits(tmp_path / n, num_train=12, num_val=4) for n in "ab")
-    assert len(files(first)) == 3 * (12 + 4) + 2  # with the annotation files
-    assert files(first) == files(again)
-
-
-def test_smaller_set_is_the_start_of_a_larger_one(folder, tmp_path):
+def test_the_same_every_time_a_smaller_set_is_the_start_of_a_larger_one(folder, tmp_path):
     small = digits.make_digits(tmp_path, num_train=5, num_val=2)
-    images = {n: data for n, data in files(small).items() if n.endswith(".png")}
+    images = {path.relative_to(small): path.read_bytes() for path in small.rglob("*.png")}
     assert len(images) == 3 * 7
-    assert images.items() <= files(folder).items()
+    assert all((folder / path).read_bytes() == data for path, data in images.items())
+    for split in ("train", "val"):
+        few, more = (read_coco(each, split).dataset["annotations"] for each in (small, folder))
+        assert few == more[: len(few)]
 
 
 def test_splits_divide_every_class_alike():
