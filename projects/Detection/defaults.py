@@ -31,8 +31,10 @@ IN_LOG_FILE_ONLY = (
     *("Full config saved to", "Model:", "Auto-scaling the config", "Command line arguments:"),
     *("Serializ", "[DatasetMapper]", "Distribution of instances", "Fast COCO eval"),
     *("Start inference", "Total inference", "Preparing results", "Saving results to"),
-    *("Evaluating predictions", "pycocotools:", "copypaste:"),
+    *("Evaluating predictions", "pycocotools:", "copypaste:", "Per-category", "Saving checkpoint"),
+    *("Rank of current process", "Using training sampler", "Some metrics cannot"),
 )
+PROGRESS = 30.0  # seconds between two lines of an evaluation
 FIRST = (1, 2, 5, 10)  # iterations whose losses are printed
 EVALUATION = 0.4  # of the time of an image in training, as measured with configs/Small
 
@@ -131,13 +133,25 @@ def setup_loggers(output: str) -> None:
         logger = setup_logger(output, distributed_rank=comm.get_rank(), **more)
         for handler in logger.handlers:
             if getattr(handler, "stream", None) is sys.stdout:
-                handler.addFilter(_is_short)
+                handler.addFilter(_short)
     logging.getLogger("detectron2").addFilter(_uncolored)
 
 
-def _is_short(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not text.startswith(IN_LOG_FILE_ONLY) and not text.endswith("in csv format:")
+class _Short(logging.Filter):
+    """What is shown on the terminal."""
+
+    _shown = 0.0  # when a line of an evaluation was shown, or it began
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text.startswith(("Start inference", "Inference done")):
+            if text.startswith("Inference") and record.created - self._shown < PROGRESS:
+                return False
+            self._shown = record.created
+        return not text.startswith(IN_LOG_FILE_ONLY) and not text.endswith("in csv format:")
+
+
+_short = _Short()
 
 
 def _uncolored(record: logging.LogRecord) -> bool:

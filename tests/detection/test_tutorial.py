@@ -34,7 +34,7 @@ def shell(tmp_path, monkeypatch) -> InteractiveShell:
 def test_the_tutorial_runs(shell, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EPOCHS", "1")
-    commands = []
+    commands, shown_by = [], {}
 
     def system(line: str) -> None:  # what follows a "!"
         program, name, *words = shlex.split(shell.var_expand(line, depth=1))
@@ -46,6 +46,7 @@ def test_the_tutorial_runs(shell, tmp_path, monkeypatch):
         said = done.stdout + done.stderr
         assert done.returncode == 0 and "Traceback" not in said and "error: " not in said, said
         commands.append(name)
+        shown_by[name] = done.stdout
 
     shell.system = system
     shown = []
@@ -58,6 +59,12 @@ def test_the_tutorial_runs(shell, tmp_path, monkeypatch):
     assert commands == [
         *("convert", "check-data", "browse", "train", "predict", "convert", "export")
     ]
+    start, _, training = shown_by["train"].partition("Starting training")
+    assert 20 < start.count("\n") <= 60
+    evaluation = training.partition("The loss of 4 validation images")[2].partition("The best is")[
+        0
+    ]
+    assert "segm/AP" in evaluation and evaluation.count("\n") <= 10
     assert sum(isinstance(result, Image) for result in shown) == 3
     output = tmp_path / "tutorial" / "output"
     assert (output / "model_best.pth").is_file() and (output / "report" / "report.html").is_file()
