@@ -38,6 +38,13 @@ def positive_number(text: str) -> str:
     return text
 
 
+def tile_side(text: str) -> int:
+    """A whole number of pixels."""
+    if int(text) < 32:
+        raise ValueError
+    return int(text)
+
+
 MANY = {"nargs": "+", "action": "extend"}  # also each behind a flag of its own
 # A flag of training -> the key that it is short for, what argparse is told, and a comment.
 SHORT: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -250,6 +257,13 @@ def _add_model(parser: Parser) -> None:
     parser.add_argument("--weights", default="", metavar="FILE", help="a trained detector's file")
 
 
+def _add_tiles(parser: Parser, use: str) -> None:
+    parser.add_argument("--tile", type=tile_side, default=1 << 30, metavar="N", help=use)
+    parts, text = [n / 20 for n in range(19)], "what tiles share of their side; 0.2 by default"
+    how = {"type": float, "choices": parts, "default": 0.2, "metavar": "PART"}
+    parser.add_argument("--overlap", **how, help=text)
+
+
 def _add_output(parser: Parser, default: str) -> None:
     parser.add_argument("--output", type=Path, default=Path(default), metavar="FOLDER")
 
@@ -343,6 +357,7 @@ def _predict(parser: Parser) -> None:
     parser.add_argument(
         "--image-ids", metavar="ANNOTATIONS.json", help="take the ids of images from this file"
     )
+    _add_tiles(parser, "detect on squares of N pixels, for large images with small objects")
     _add_overrides(parser, "--opts")
 
 

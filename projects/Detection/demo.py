@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> tuple[Results, int]:
     ids = ImageIds(args.image_ids, files)
     predictor = make_predictor(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    results = Results(predictor, args.output, ids)
+    results = Results(predictor, args.output, ids, (args.tile, args.overlap))
     interrupted, skipped = Interrupted(), 0
     try:
         if args.input:

@@ -6,6 +6,7 @@ import errno
 import logging
 from collections import deque
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from gnws_d2.projects.detection.coco_detections import (
 from gnws_d2.projects.detection.drawing import draw, draw_frame, to_cpu
 from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import Frame
+from gnws_d2.projects.detection.tiles import detect_in_tiles
 
 logger = logging.getLogger("gnws_d2.demo")
 
@@ -33,12 +35,18 @@ class Results:
         predictor: of any kind of model.
         output: the folder to write to.
         image_ids: see :class:`CocoDetections`.
+        tiles: side and overlap, see :func:`detect_in_tiles`; by default, each image is one.
     """
 
     def __init__(
-        self, predictor: Predictor, output: Path, image_ids: ImageIds | None = None
+        self,
+        predictor: Predictor,
+        output: Path,
+        image_ids: ImageIds | None = None,
+        tiles: tuple[int, float] = (1 << 30, 0),
     ) -> None:
         self.predictor = predictor
+        self._tiles = tiles
         self.output = output
         known = predictor.classes, predictor.category_ids
         self.detections = CocoDetections(output, *known, image_ids)
@@ -55,21 +63,26 @@ class Results:
         Returns:
             The frame with the detections drawn, RGB, (H, W, 3) uint8.
         """
-        found = to_cpu(self.predictor(frame.bgr if frame.original is None else frame.original))
+        image = frame.bgr if frame.original is None else frame.original
         name = f"{self._names.of(frame)}.png"
-        image_id = self.detections.add_image(frame)
-        if "instances" in found:
-            self.detections.add(image_id, found["instances"])
-        if "panoptic_seg" in found:
-            segments = self._panoptic.add(image_id, name, *found["panoptic_seg"])
-            self._write(segments, Path("panoptic") / name)
-        elif "sem_seg" in found:
-            self._write(labels_image(found["sem_seg"]), Path("labels") / name)
+        parts = map(to_cpu, detect_in_tiles(self.predictor, image, *self._tiles))
+        first = next(parts)  # or the image is refused
+        image_id, drawn = self.detections.add_image(frame), frame.bgr[:, :, ::-1]
+        for found in chain([first], parts):
+            if "instances" in found:
+                self.detections.add(image_id, found["instances"])
+            if "panoptic_seg" in found:
+                segments = self._panoptic.add(image_id, name, *found["panoptic_seg"])
+                self._write(segments, Path("panoptic") / name)
+            elif "sem_seg" in found:
+                self._write(labels_image(found["sem_seg"]), Path("labels") / name)
+            if visualizer:
+                drawn = draw_frame(drawn[:, :, ::-1], found, visualizer)
+            else:
+                drawn = draw(drawn[:, :, ::-1], found, self.predictor.metadata)
         self.detections.flush()
-        if visualizer:
-            return draw_frame(frame.bgr, found, visualizer)
-        drawn = draw(frame.bgr, found, self.predictor.metadata)
-        self._write(drawn, Path(name))
+        if not visualizer:
+            self._write(drawn, Path(name))
         return drawn
 
     def _write(self, pixels: np.ndarray, name: Path) -> None:

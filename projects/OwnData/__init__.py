@@ -14,8 +14,10 @@ from .lazy_data import fit_lazy_config, name_data
 from .schedule import as_in, check_lengths, explicit_keys, packaged_config, schedule_for
 from .source import is_source, short_name
 from .summary import data_summary, measure_label
+from .tiles import Window, tile_windows
 
 __all__ = [
+    "Window",
     "as_in",
     "check_lengths",
     "choose_config",
@@ -34,5 +36,6 @@ __all__ = [
     "schedule_for",
     "short_name",
     "start_from_detector",
+    "tile_windows",
     "why_chosen",
 ]

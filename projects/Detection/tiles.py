@@ -1,0 +1,83 @@
+"""Detect on large images tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from pycocotools import mask as rle
+from torchvision.ops import batched_nms
+
+from gnws_d2 import Predictor
+from gnws_d2.errors import ConfigError
+from gnws_d2.projects.detection.drawing import MIN_DRAWN, to_cpu
+from gnws_d2.projects.own_data import tile_windows
+
+SAME = 0.5  # intersection over union from which two detections are of one object
+AT_EDGE = 0.01  # of a tile: so near an edge, an object is cut by it
+MOST_MASKS = 1 << 29  # pixels of the masks of a part; an image that is drawn enlarged is one part
+
+
+def detect_in_tiles(
+    predictor: Predictor, image: np.ndarray, side: int, overlap: float
+) -> Iterator[dict[str, Any]]:
+    """Detect on the tiles of an image, but for what they cut: objects up to the overlap are whole
+    in one. Larger ones are also looked for in the whole image, shrunk to the size of a tile. Of the
+    detections of an object, the best in a tile counts. An image no larger than a tile is one.
+
+    Args:
+        predictor: of boxes, with or without masks and keypoints.
+        side: of the tiles, in pixels.
+        overlap: of neighbors, in parts of their side.
+
+    Yields:
+        The output of a predictor of the whole image, in parts whose masks fit into memory.
+    """
+    size = height, width = image.shape[:2]
+    windows = tile_windows(width, height, side, overlap + 2 * AT_EDGE)
+    if len(windows) == 1:
+        yield predictor(image)
+        return
+    small = [max(1, n * side // max(size)) for n in (width, height)]
+    shrunk = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], -1)
+    views = [(image[y:y2, x:x2], (x, y, x2, y2), 0.0) for x, y, x2, y2 in windows]
+    parts, masks = [], []
+    for pixels, window, least in [*views, (shrunk, (0, 0, width, height), overlap * side)]:
+        output = to_cpu(predictor(pixels))
+        if set(output) != {"instances"}:
+            raise ConfigError("--tile needs a model that finds objects alone. Leave it out.")
+        found, corners = output["instances"], torch.tensor(window)
+        zoom = (corners[2:] - corners[:2]) / torch.tensor(pixels.shape[1::-1])
+        boxes = found.pred_boxes.tensor * zoom.repeat(2) + corners[:2].repeat(2)
+        inner = corners != torch.tensor([0, 0, width, height])
+        is_cut = (inner & ((boxes - corners).abs() < AT_EDGE * side)).any(1)
+        kept = ~is_cut & ((boxes[:, 2:] - boxes[:, :2]).amax(1) > least)
+        moved = Instances(size, **found[kept].get_fields())
+        moved.pred_boxes = Boxes(boxes[kept])
+        if moved.has("pred_keypoints"):
+            moved.pred_keypoints[..., :2] *= zoom
+            moved.pred_keypoints[..., :2] += corners[:2]
+        if moved.has("pred_masks"):
+            pixelwise = np.asarray(moved.pred_masks, np.uint8)
+            masks += [(rle.encode(np.asfortranarray(m)), window) for m in pixelwise]
+            moved.remove("pred_masks")
+        parts.append(moved)
+    found = Instances.cat(parts)
+    ranks = found.scores.clone()
+    ranks[: len(found) - len(parts[-1])] += 1  # before those of the shrunk image, which are coarse
+    best = batched_nms(found.pred_boxes.tensor, ranks, found.pred_classes, SAME)
+    most = len(best) if min(size) < MIN_DRAWN else MOST_MASKS // (height * width)
+    for some in best.split(most or 1):
+        part = found[some]
+        if masks:
+            placed = np.zeros((len(some), *size), bool)
+            for mask, k in zip(placed, some.tolist(), strict=True):
+                encoded, (x, y, x2, y2) = masks[k]
+                seen = rle.decode(encoded)
+                mask[y:y2, x:x2] = cv2.resize(seen, (x2 - x, y2 - y), None, 0, 0, cv2.INTER_NEAREST)
+            part.pred_masks = torch.from_numpy(placed)
+        yield {"instances": part}
