@@ -1,7 +1,5 @@
 """Errors that a user can fix, and how commands report them: in one line, without a traceback."""
 
-from __future__ import annotations
-
 import logging
 import os
 import reprlib

@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, locks between processes, and the cache folder."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -12,7 +10,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from detectron2.utils import comm
 from filelock import FileLock, Timeout
 
@@ -50,6 +50,22 @@ def publish(written: Path, file: Path) -> None:
     written.replace(file)
     with contextlib.suppress(OSError):  # some file systems cannot do this for a folder
         _sync(file.parent)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], file: Path) -> None:
+    """``torch.save``, by :func:`atomic_write`.
+
+    Raises:
+        FileError: the file cannot be written; what had this name before is untouched.
+    """
+    try:
+        # To a stream: torch.save would put the temporary name into the file, and no two were equal.
+        with atomic_write(file) as partial, partial.open("wb") as stream:
+            torch.save(checkpoint, stream)
+    except (RuntimeError, OSError) as error:  # torch reports a full disk as either
+        raise FileError(
+            f"{file} cannot be written ({error}). Make room, or choose another folder."
+        ) from error
 
 
 def restored(file: Path) -> contextlib.ExitStack:

@@ -1,7 +1,5 @@
 """Detect on images in a few lines: Detectron2's DefaultPredictor, loading strictly and by name."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -51,17 +49,14 @@ class Predictor(DefaultPredictor):
         folded: whether to store the standardized weights in plain convolutions.
 
     Attributes:
-        cfg: the config; with an exported file, what that stores of one.
-        model: the model, in evaluation mode.
-        metadata: names, and where they are known colors, of the classes, for ``Visualizer``.
+        cfg, model, metadata, aug, input_format: see ``DefaultPredictor``. With an exported file,
+            the config is what that stores of one.
         classes: the names of the classes, in the order of ``pred_classes``.
         category_ids: their ids in the annotation files that the model was trained on; where those
             are not known, their indices.
         suggested_threshold: the lowest score that the report of the training suggests, which the
             weights carry; None without one. Only ``score_threshold`` sets one.
-        aug: resizes an image for the model.
-        input_format: what the model takes, such as "RGB", "BGR", "L" or "RGBA".
-        channels: the number of values of a pixel in it.
+        channels: the number of values of a pixel in ``input_format``.
 
     Raises:
         ConfigError: see :func:`~gnws_d2.config.load_config`; or a config for an exported file.
@@ -189,11 +184,10 @@ class Predictor(DefaultPredictor):
         """
         if isinstance(original_image, np.ndarray):
             return self([original_image])[0]
-        if not len(original_image):
-            return []
         is_yacs = isinstance(self.cfg, CfgNode)
         with torch.no_grad(), evaluation_precision(self.cfg) if is_yacs else nullcontext():
-            return self.model([self.prepare(image) for image in original_image])
+            inputs = [self.prepare(image) for image in original_image]
+            return self.model(inputs) if inputs else []
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
         """The input of the model for an image as :meth:`__call__` takes it: the resized ``image``,

@@ -15,8 +15,7 @@ from PIL import Image
 from tiny import TINY
 
 from gnws_d2 import Predictor
-from gnws_d2.checkpoint import Checkpointer, Provenance
-from gnws_d2.checkpoint.convert import detectron2_checkpoint
+from gnws_d2.checkpoint import Checkpointer
 from gnws_d2.config import get_config_file
 from gnws_d2.data import read_image
 from gnws_d2.engine import Trainer
@@ -82,8 +81,6 @@ def test_images_of_one_and_four_channels(tiny_config, tmp_path, format, means):
     assert_same(predictor(read_image(file, format)), expected)
     if format == "L":
         assert_same(predictor(read_image(file, "BGR")), expected)
-    with pytest.raises(DatasetError, match=rf"\(H, W, {predictor.channels}\).*not \(4, 4, 2\)"):
-        predictor(np.zeros((4, 4, 2), np.uint8))
 
 
 def test_a_config_of_detectron2_alone(tmp_path):
@@ -173,11 +170,6 @@ def test_names_and_ids_come_with_the_weights(saved, tmp_path):
 
 def test_what_would_be_untrained_is_refused(saved, tmp_path):
     cfg = saved()
-    provenance = Provenance.of(cfg, ["stem", "backbone"]).of_backbone()
-    backbone = build_model(cfg).backbone.bottom_up.state_dict()
-    torch.save(detectron2_checkpoint(backbone, provenance), tmp_path / "backbone.pth")
-    with pytest.raises(CheckpointError, match="is a backbone alone"):
-        Predictor(cfg, tmp_path / "backbone.pth")
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(CheckpointError, match=r"MODEL\.WEIGHTS is empty"):
         Predictor(cfg)
@@ -199,7 +191,7 @@ def test_a_stored_config_that_is_not_understood_names_the_checkpoint(saved, tmp_
 def test_what_is_no_image_is_an_error(saved):
     predictor = Predictor(saved())
     for shape, message in (
-        ((4, 4), r"not \(4, 4\)"),
+        ((4, 4), r"\(H, W, 3\).*not \(4, 4\)"),
         ((4, 4, 4), r"not \(4, 4, 4\)"),
         ((2, 20000, 3), "20000 x 2 pixels cannot be resized"),
     ):

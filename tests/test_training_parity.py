@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.modeling.proposal_generator import proposal_utils, rpn
+from detectron2.modeling.proposal_generator import rpn
 from detectron2.modeling.roi_heads import roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -61,9 +61,9 @@ def default_float64():
     torch.set_default_dtype(torch.float32)
 
 
-def draw(kind, expected, counts, called):
-    """A stand-in for ``subsample_labels`` that draws what MMDetection drew, of the same
-    candidates."""
+def draw(kind, expected, counts, called, truths=(0, 0)):
+    """A stand-in for ``subsample_labels`` that draws what MMDetection drew, of the same candidates.
+    It puts the ground truth in front of the proposals, and Detectron2 behind them."""
 
     def subsample(labels, num_samples, positive_fraction, bg_label):
         i = called[kind]
@@ -75,7 +75,8 @@ def draw(kind, expected, counts, called):
         if kind == "rpn":
             assert positive == sorted(expected[f"rpn_positive_{i}"].tolist())
         drawn = [
-            torch.from_numpy(expected[f"{kind}_sampled_{side}_{i}"].astype(np.int64))
+            torch.from_numpy(expected[f"{kind}_sampled_{side}_{i}"].astype(np.int64) - truths[i])
+            % len(labels)
             for side in ("positive", "negative")
         ]
         assert set(drawn[0].tolist()) <= set(positive)
@@ -85,15 +86,6 @@ def draw(kind, expected, counts, called):
         return drawn
 
     return subsample
-
-
-add_ground_truth = proposal_utils.add_ground_truth_to_proposals_single_image
-
-
-def ground_truth_first(gt, proposals):
-    """MMDetection puts the ground truth in front of the proposals, Detectron2 behind them."""
-    both, n = add_ground_truth(gt, proposals), len(proposals)
-    return both[[*range(n, len(both)), *range(n)]]
 
 
 def batch_of(scene: str) -> list[dict]:
@@ -133,18 +125,15 @@ def test_a_training_step_in_float64(case, scene):
     with Float64(), EventStorage():
         model = model_of(case, facts["rois_per_picture"], facts["seed_of_weights"])
         model.zero_grad()
+        batch = batch_of(scene)
+        counts, truths = facts["counts"], [len(picture["instances"]) for picture in batch]
         with (
+            mock.patch.object(rpn, "subsample_labels", draw("rpn", expected, counts, called)),
             mock.patch.object(
-                rpn, "subsample_labels", draw("rpn", expected, facts["counts"], called)
-            ),
-            mock.patch.object(
-                roi_heads, "subsample_labels", draw("roi", expected, facts["counts"], called)
-            ),
-            mock.patch.object(
-                proposal_utils, "add_ground_truth_to_proposals_single_image", ground_truth_first
+                roi_heads, "subsample_labels", draw("roi", expected, counts, called, truths)
             ),
         ):
-            losses = model(batch_of(scene))
+            losses = model(batch)
         sum(losses.values()).backward()
     assert called == {"rpn": 2, "roi": 2}
 

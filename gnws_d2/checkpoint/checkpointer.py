@@ -1,11 +1,9 @@
 """Detectron2's checkpointer, strict: loading a file that does not fit the model is an error."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,14 @@ from torch import nn
 
 from ..config import with_gnws_keys
 from ..errors import CheckpointError, GnwsError
-from ..files import atomic_write
+from ..files import atomic_write, write_checkpoint
 from ..modeling import StandardizationReport, part_of
 from .contents import Tensors, contents_of
 from .names import detectron2_names
-from .provenance import ANCHORS, KEY, Provenance
+from .provenance import KEY, Provenance
 from .read import read_checkpoint
 from .resume import check_resumable, from_main_process, last_checkpoint
 from .structure import Differences, Shapes, check_values
-from .write import write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +84,12 @@ class Checkpointer(DetectionCheckpointer):
         model = getattr(model, "_orig_mod", model)  # of torch.compile
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._cfg = cfg = None if cfg is None else with_gnws_keys(cfg)
-        self._values = values
+        self._values = values or {}
         self._for_inference = for_inference
         self._remakes = bool(cfg and cfg.MODEL.REMAKE_PREDICTORS and not for_inference)
         self.resumed_from: Path | None = None
-        self._loading = ""  # the path that load() was given, for messages
-        standardized = StandardizationReport.of(self.model).standardized
-        self._own = Provenance(standardized=standardized)
-        if cfg is not None:
-            self._own = Provenance.of(cfg, standardized)
+        self._standardized = parts = StandardizationReport.of(self.model).standardized
+        self._own = Provenance.of(cfg, parts) if cfg else Provenance(standardized=parts)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save the model, the checkpointables and ``kwargs`` as ``name``.pth in the folder.
@@ -118,21 +112,24 @@ class Checkpointer(DetectionCheckpointer):
         with atomic_write(Path(self.save_dir) / "last_checkpoint") as partial:
             partial.write_text(last_filename_basename)
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        return contents_of(read_checkpoint(filename), self._loading)
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """As Detectron2's; ``path`` is a value of MODEL.WEIGHTS.
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if self._for_inference and not path:
+        Raises:
+            CheckpointError: the file cannot be had or read, or does not fit.
+        """
+        if path:
+            logger.info("Loading from %s", path)
+            checkpoint = contents_of(read_checkpoint(local_path(path)), path)
+            keys = self.checkpointables if checkpointables is None else checkpointables
+            return self._take(checkpoint, path, [key for key in keys if key in checkpoint])
+        if self._for_inference:
             raise CheckpointError(
                 "MODEL.WEIGHTS is empty (train.init_checkpoint, of a LazyConfig), and the model "
                 "would be untrained. Set it to a trained detector's file."
             )
-        self._loading = path
-        local_path(path)  # its errors are of one line
-        try:
-            return super().load(path, *args, **kwargs)
-        finally:
-            self._parsed_url_during_load = None  # an error leaves it set, which blocks later loads
+        logger.info("No checkpoint is named: the model keeps its initial values.")
+        return {}
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """As Detectron2's, except that only the main process reads what is resumed: all processes
@@ -143,38 +140,38 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: the run cannot be continued exactly.
         """
-        self.resumed_from, checkpoint = from_main_process(lambda: self._to_resume(resume))
+
+        def read() -> tuple[Path | None, dict[str, Any]]:
+            file = None
+            if self.save_dir and (resume or self.checkpointables):  # otherwise it only evaluates
+                file = last_checkpoint(Path(self.save_dir), resume)
+            checkpoint = contents_of(read_checkpoint(file), str(file)) if file else {}
+            if file and self.checkpointables:
+                check_resumable(checkpoint, file, self._cfg, self._values)
+            return file, checkpoint
+
+        self.resumed_from, checkpoint = from_main_process(read)
         if self.resumed_from is None:
             return self.load(path, checkpointables=[])
-        self._loading = str(self.resumed_from)
         logger.info("Resuming from %s", self.resumed_from)
-        self._load_model(checkpoint)
-        for key, part in self.checkpointables.items():
+        return self._take(checkpoint, str(self.resumed_from), self.checkpointables)
+
+    def _take(self, checkpoint: dict[str, Any], file: str, keys: Iterable[str]) -> dict[str, Any]:
+        """Load the model and the checkpointables that ``keys`` name, and return what is left."""
+        self._load_strictly(checkpoint, file)
+        for key in keys:
             try:
-                part.load_state_dict(checkpoint.pop(key))
+                self.checkpointables[key].load_state_dict(checkpoint.pop(key))
             except (ValueError, KeyError, TypeError, RuntimeError) as error:
                 raise CheckpointError(
-                    f"Cannot resume: the state of the {key} in {self.resumed_from} does not fit "
-                    f"({error}). Use the config of the run."
+                    f"Cannot resume: the state of the {key} in {file} does not fit ({error}). Use "
+                    "the config of the run."
                 ) from error
         return checkpoint
 
-    def _to_resume(self, resume: bool) -> tuple[Path | None, dict[str, Any]]:
-        file = None
-        if self.save_dir and (resume or self.checkpointables):  # otherwise it only evaluates
-            file = last_checkpoint(Path(self.save_dir), resume)
-        if file is None:
-            return None, {}
-        checkpoint = contents_of(read_checkpoint(file), str(file))
-        if self.checkpointables:
-            check_resumable(checkpoint, file, self._cfg, self._values or {})
-        return file, checkpoint
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        file = self._loading
+    def _load_strictly(self, checkpoint: dict[str, Any], file: str) -> None:
         own = {n: t for n, t in self.model.state_dict().items() if not _is_of_config(n)}
-        state = checkpoint["model"]
-        found = Provenance.read(checkpoint)
+        found, state = Provenance.read(checkpoint), checkpoint.pop("model")
         if {"bn1.weight", "fc.weight"} <= state.keys():
             found = replace(found, **_TORCHVISION)
         for name in filter(_is_of_config, list(state)):
@@ -188,28 +185,20 @@ class Checkpointer(DetectionCheckpointer):
         if lenient or len(own.keys() & tensors.keys()) < _HARDLY * min(len(own), len(tensors)):
             tensors = _matched(own, tensors, file, is_caffe2)
         if lenient:
-            return super()._load_model({"model": tensors})
+            self._log_incompatible_keys(self._load_model({"model": tensors}))
+            return
 
         expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
         backbone = _backbone(tensors, expected)
         if backbone:
             tensors = {n: t for n, t in tensors.items() if n in own or not _CLASSIFIER.match(n)}
-        is_plain = backbone and ("bn1.weight" in state or "__author__" in checkpoint)
-        if is_plain and self._own.standardized:
-            logger.warning(
-                "%s was trained without Weight Standardization as far as is known: standardized "
-                "convolutions compute something else. Train it further, or name another backbone.",
-                file,
-            )
-        else:
-            self._check_standardization(found, tensors)
-        self._check_input(found)
-        if is_renamed:
-            self._check_strides()
+        is_plain = bool(backbone) and ("bn1.weight" in state or "__author__" in checkpoint)
+        self._check_standardization(file, tensors, found.standardized, is_plain)
+        self._check_input(file, found, is_renamed)
         if backbone:
-            fresh = self._rest_of_backbone(expected, backbone)
+            fresh = self._rest_of_backbone(file, expected, backbone)
         else:
-            fresh = self._remade_predictors(found, tensors, expected)
+            fresh = self._remade_predictors(file, found, tensors, expected)
         if is_caffe2 and not any(name.endswith(".running_var") for name in tensors):
             # Its norms have the statistics within their weights.
             fresh |= {n for n in expected if n.endswith((".running_mean", ".running_var"))}
@@ -218,76 +207,78 @@ class Checkpointer(DetectionCheckpointer):
         differences = Differences(tensors, {n: s for n, s in expected.items() if n not in fresh})
         if differences:
             raise CheckpointError(_refusal(file, differences))
-        incompatible = super()._load_model({"model": tensors})
-        incompatible.missing_keys.clear()  # they have been logged, by part
-        incompatible.unexpected_keys.clear()
-        return incompatible
+        self._load_model({"model": tensors})
 
-    def _check_standardization(self, found: Provenance, tensors: Tensors) -> None:
-        if found.standardized is None:
-            if self._own.standardized:
-                logger.info(
-                    "%s does not say which parts were standardized in training; those of the model "
-                    "are assumed.",
-                    self._loading,
+    def _check_standardization(
+        self, file: str, tensors: Tensors, theirs: list[str] | None, is_plain: bool
+    ) -> None:
+        own = self._standardized
+        if is_plain and own:
+            logger.warning(
+                "%s was trained without Weight Standardization as far as is known: standardized "
+                "convolutions compute something else. Train it further, or name another backbone.",
+                file,
+            )
+        elif theirs is not None:
+            common = set(map(part_of, tensors)) & set(map(part_of, self.model.state_dict()))
+            if wrong := sorted(common & set(own).symmetric_difference(theirs)):
+                raise CheckpointError(
+                    f"{file} was trained with Weight Standardization of "
+                    f"{', '.join(theirs) or 'nothing'}, but the model is built with that of "
+                    f"{', '.join(own) or 'nothing'}: {', '.join(wrong)} would compute something "
+                    "else. Choose other weights, or the config that these were trained with."
                 )
-            return
-        own, theirs = self._own.standardized or [], found.standardized
-        common = set(map(part_of, tensors)) & set(map(part_of, self.model.state_dict()))
-        if wrong := sorted(common & set(own).symmetric_difference(theirs)):
-            raise CheckpointError(
-                f"{self._loading} was trained with Weight Standardization of "
-                f"{', '.join(theirs) or 'nothing'}, but the model is built with that of "
-                f"{', '.join(own) or 'nothing'}: {', '.join(wrong)} would compute something else. "
-                "Choose other weights, or the config that these were trained with."
+        elif own:
+            logger.info(
+                "%s does not say which parts were standardized in training; those of the model are "
+                "assumed.",
+                file,
             )
 
-    def _check_input(self, found: Provenance) -> None:
-        of_file = {
-            "INPUT.FORMAT": (found.input_format, self._own.input_format),
-            "MODEL.PIXEL_MEAN": (found.pixel_mean, self._own.pixel_mean),
-            "MODEL.PIXEL_STD": (found.pixel_std, self._own.pixel_std),
-        }
-        theirs, own = found.anchors or {}, self._own.anchors or {}
-        of_file |= {key: (theirs.get(key), own.get(key)) for key in ANCHORS}
+    def _check_input(self, file: str, found: Provenance, is_renamed: bool) -> None:
+        theirs = found.input
         others = [
-            f"{key} {theirs} (the config has {own})"
-            for key, (theirs, own) in of_file.items()
-            if None not in (theirs, own) and theirs != own
+            f"{key} {theirs[key]} (the config has {value})"
+            for key, value in self._own.input.items()
+            if None not in (value, theirs.get(key)) and theirs[key] != value
         ]
         if others:
             logger.warning(
                 "%s was trained with %s. Set them as there, unless you train the model further.",
-                *(self._loading, ", ".join(others)),
+                *(file, ", ".join(others)),
             )
-
-    def _check_strides(self) -> None:
         blocks = (m for m in self.model.modules() if isinstance(m, BottleneckBlock))
-        if any(max(block.conv1.stride) > 1 for block in blocks):
+        if is_renamed and any(max(block.conv1.stride) > 1 for block in blocks):
             logger.warning(
                 "%s has names of torchvision, whose ResNets have their strides in the 3x3 "
                 "convolutions, and the model has them in the 1x1. Set "
                 "MODEL.RESNETS.STRIDE_IN_1X1 False, unless the file is of Caffe's style.",
-                self._loading,
+                file,
             )
 
-    def _rest_of_backbone(self, expected: Shapes, backbone: tuple[str, ...]) -> set[str]:
+    def _rest_of_backbone(self, file: str, expected: Shapes, backbone: tuple[str, ...]) -> set[str]:
         """The tensors of ``expected`` outside the backbone, which keep their initial values."""
         fresh = [name for name in expected if not name.startswith(backbone)]
         parts = ", ".join(dict.fromkeys(map(part_of, fresh)))
         if fresh and self._for_inference:
             raise CheckpointError(
-                f"{self._loading} is a backbone alone: {parts} would be untrained. Name a trained "
+                f"{file} is a backbone alone: {parts} would be untrained. Name a trained "
                 "detector's file in MODEL.WEIGHTS."
             )
         if fresh:
-            logger.info("%s is a backbone: %s keep their initial values.", self._loading, parts)
+            logger.info("%s is a backbone: %s keep their initial values.", file, parts)
         return set(fresh)
 
-    def _remade_predictors(self, found: Provenance, tensors: Tensors, expected: Shapes) -> set[str]:
-        """The tensors of ``expected`` that keep their initial values because the classes differ."""
-        if self._remakes:
-            self._drop_unused_heads(tensors, expected)
+    def _remade_predictors(
+        self, file: str, found: Provenance, tensors: Tensors, expected: Shapes
+    ) -> set[str]:
+        """The tensors of ``expected`` that keep their initial values because the classes differ.
+        Then a head that the model lacks leaves ``tensors``."""
+        unused = set(map(part_of, tensors)) - set(map(part_of, expected))
+        for head in unused.intersection(SWITCHES) if self._remakes else ():
+            logger.warning("%s has a %s, which the model lacks; it is left out.", file, head)
+            for name in [name for name in tensors if part_of(name) == head]:
+                del tensors[name]
         predictors = [name for name in expected if name.startswith(PREDICTORS)]
         is_misshaped = any(n in tensors and tensors[n].shape != expected[n] for n in predictors)
         theirs, own = found.classes or [], self._own.classes or []
@@ -296,25 +287,16 @@ class Checkpointer(DetectionCheckpointer):
             modules = dict.fromkeys(name.rpartition(".")[0] for name in predictors)
             logger.warning(
                 "%s was trained on other classes: %s keep their initial values.",
-                *(self._loading, ", ".join(modules)),
+                *(file, ", ".join(modules)),
             )
             return set(predictors)
         if is_renamed and not is_misshaped:
             logger.warning(
                 "%s was trained on other classes (%s ...) than those of the dataset (%s ...). Set "
                 "MODEL.REMAKE_PREDICTORS True to train on these.",
-                *(self._loading, ", ".join(theirs[:3]), ", ".join(own[:3])),
+                *(file, ", ".join(theirs[:3]), ", ".join(own[:3])),
             )
         return set()
-
-    def _drop_unused_heads(self, tensors: Tensors, expected: Shapes) -> None:
-        unused = set(map(part_of, tensors)) - set(map(part_of, expected))
-        for head in unused.intersection(SWITCHES):
-            logger.warning(
-                "%s has a %s, which the model lacks; it is left out.", self._loading, head
-            )
-            for name in [name for name in tensors if part_of(name) == head]:
-                del tensors[name]
 
 
 def local_path(weights: str) -> str:
@@ -325,17 +307,17 @@ def local_path(weights: str) -> str:
     """
     try:
         local = PathManager.get_local_path(weights.partition("?")[0])
-        if os.path.isdir(local):
-            raise CheckpointError(f"{weights} is a folder. Name a file in it.")
-        if weights and not os.path.isfile(local):
-            raise CheckpointError(f"{weights} does not exist. Correct its path.")
-        return local
     except GnwsError:
         raise
     except OSError as error:
         raise CheckpointError(
             f"{weights} cannot be fetched ({error}). Name a file on this machine."
         ) from error
+    if os.path.isdir(local):
+        raise CheckpointError(f"{weights} is a folder. Name a file in it.")
+    if weights and not os.path.isfile(local):
+        raise CheckpointError(f"{weights} does not exist. Correct its path.")
+    return local
 
 
 def _matched(own: Tensors, tensors: Tensors, file: str, is_caffe2: bool) -> Tensors:
@@ -370,11 +352,8 @@ def _backbone(tensors: Tensors, expected: Shapes) -> tuple[str, ...]:
 def _is_of_config(name: str) -> bool:
     """Whether the config, not the file, sets this tensor: Detectron2 no longer saves some, training
     sets the moving speed, and frozen layers lack it."""
-    return (
-        name in ("pixel_mean", "pixel_std")
-        or "anchor_generator.cell_anchors" in name
-        or name.endswith(".estbn_moving_speed")
-    )
+    ends = name.endswith(".estbn_moving_speed")
+    return ends or name in ("pixel_mean", "pixel_std") or "anchor_generator.cell_anchors" in name
 
 
 def _refusal(file: str, differences: Differences) -> str:
@@ -385,17 +364,16 @@ def _refusal(file: str, differences: Differences) -> str:
     missing = set(map(part_of, differences.missing))
     unexpected = set(map(part_of, differences.unexpected))
     classes = bool(misshaped) and all(name.startswith(PREDICTORS) for name in misshaped)
-    also = f"; also, {remake}" if classes else ""
-    for head, key in SWITCHES.items() if classes or not misshaped else ():
-        if unexpected == {head} and not missing:
+    if (classes or not misshaped) and len(missing | unexpected) == 1 and missing != unexpected:
+        [head] = missing | unexpected
+        has, other, on, instead = "a", "none", True, "leave it out"
+        if missing:
+            has, other, on, instead = "no", "one", False, "train it from its initial values"
+        if head in SWITCHES:
+            also = f"; also, {remake}" if classes else ""
             return (
-                f"{file} has a {head}, and the model has none. Set {key} True, or {anyway} to "
-                f"leave it out{also}."
-            )
-        if missing == {head} and not unexpected:
-            return (
-                f"{file} has no {head}, and the model has one. Set {key} False, or {anyway} to "
-                f"train it from its initial values{also}."
+                f"{file} has {has} {head}, and the model has {other}. Set {SWITCHES[head]} {on}, "
+                f"or {anyway} to {instead}{also}."
             )
     norms = {**differences.missing, **differences.unexpected}
     if norms and not misshaped and all(".running_" in name for name in norms):

@@ -4,8 +4,7 @@ Sources: ``DetectionCheckpointer._load_file`` of Detectron2 (its own zoo, Caffe2
 ``Runner.save_checkpoint`` and ``EMAHook`` of MMEngine, ``torch.optim.swa_utils.AveragedModel``.
 """
 
-from __future__ import annotations
-
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -39,31 +38,21 @@ def contents_of(found: Any, file: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{file} holds no state dict, a dict of names and tensors. Save model.state_dict()."
         )
-    if not key:
-        others = {}
+    metadata = getattr(state, "_metadata", {})
+    others = others if key else {}
     is_caffe2 = bool(state) and not any("." in name for name in state)
     if key == "blobs" or (is_caffe2 and any(name.endswith("_w") for name in state)):
         others["__author__"] = "Caffe2"
         state = {n: v for n, v in state.items() if np.ndim(v) and not n.endswith("_momentum")}
-    return {**others, "model": _unwrapped(state)}
-
-
-def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
-    wrapped = any(name.startswith("module.") for name in state)
-    unwrapped: dict[str, Any] = OrderedDict(
+    if any(name.startswith("module.") for name in state):
+        state = {n: v for n, v in state.items() if n not in _COUNTERS}
+    tensors: Any = OrderedDict(
         (_bare(name), torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
         for name, value in state.items()
-        if not (wrapped and name in _COUNTERS)
     )
-    metadata = getattr(state, "_metadata", {})
-    unwrapped._metadata = {  # type: ignore[attr-defined]
-        _bare(f"{name}.").rstrip("."): value for name, value in metadata.items()
-    }
-    return unwrapped
+    tensors._metadata = {_bare(f"{name}.").rstrip("."): value for name, value in metadata.items()}
+    return {**others, "model": tensors}
 
 
 def _bare(name: str) -> str:
-    name = name.replace("_orig_mod.", "")  # also of a part that was compiled
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
+    return re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", ""))  # also of a compiled part

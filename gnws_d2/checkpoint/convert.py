@@ -1,7 +1,5 @@
 """Checkpoint files under MMDetection's names, and under Detectron2's."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +10,12 @@ from detectron2.config import get_cfg
 
 from ..config import load_config
 from ..errors import CheckpointError
+from ..files import write_checkpoint
 from ..modeling import StandardizationReport
 from .names import CPU, detectron2_to_mmdet, mmdet_to_detectron2
 from .provenance import KEY, Provenance
 from .read import read_checkpoint
 from .structure import build_on_meta
-from .write import write_checkpoint
 
 
 def detectron2_checkpoint(
@@ -26,16 +24,16 @@ def detectron2_checkpoint(
     """Tensors under Detectron2's names as a checkpoint that any Detectron2 program loads."""
     if "stem.conv1.weight" not in tensors:
         return {"model": dict(tensors), KEY: provenance.as_dict()}
-    # A bare backbone: Detectron2 then finds where in a model it belongs.
-    backbone = provenance.of_backbone().as_dict()
-    return {"model": dict(tensors), KEY: backbone, "matching_heuristics": True}
+    # A bare backbone, before any detector was trained: Detectron2 then finds where it belongs.
+    others: Any = dict.fromkeys(("config", "classes", "category_ids", "anchors", "score_threshold"))
+    parts = [part for part in provenance.standardized or () if part in ("stem", "backbone")]
+    backbone = replace(provenance, **others, standardized=parts)
+    return {"model": dict(tensors), KEY: backbone.as_dict(), "matching_heuristics": True}
 
 
 def convert_file(source: Path, target: Path, to: str, config: str | None = None) -> int:
-    """Convert ``source`` to ``to`` ("detectron2" or "mmdet") and write it as ``target``.
-
-    Returns:
-        The number of tensors.
+    """Convert ``source`` to ``to`` ("detectron2" or "mmdet") and write it as ``target``; return the
+    number of tensors.
 
     Raises:
         CheckpointError: see :func:`~gnws_d2.checkpoint.mmdet_to_detectron2`.
@@ -55,19 +53,16 @@ def convert_file(source: Path, target: Path, to: str, config: str | None = None)
         meta: dict[str, Any] = {KEY: trained.as_dict()}
         if trained.classes:
             meta["dataset_meta"] = {"classes": trained.classes}
-        write_checkpoint({"meta": meta, "state_dict": tensors}, target)
+        content: dict[str, Any] = {"meta": meta, "state_dict": tensors}
     else:
-        provenance = _provenance(source, config)
+        provenance = Provenance(source=source.name)
+        if config is not None:
+            cfg = load_config(config, CPU)
+            standardized = StandardizationReport.of(build_on_meta(cfg)).standardized
+            cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE  # the file may be used on another machine
+            provenance = Provenance.of(cfg, standardized, source.name)
         if trained.classes not in (None, provenance.classes):
             provenance = replace(provenance, classes=trained.classes, category_ids=None)
-        write_checkpoint(detectron2_checkpoint(tensors, provenance), target)
+        content = detectron2_checkpoint(tensors, provenance)
+    write_checkpoint(content, target)
     return len(tensors)
-
-
-def _provenance(source: Path, config: str | None) -> Provenance:
-    if config is None:
-        return Provenance(source=source.name)
-    cfg = load_config(config, CPU)
-    standardized = StandardizationReport.of(build_on_meta(cfg)).standardized
-    cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE  # the file may be used on another machine
-    return Provenance.of(cfg, standardized, source.name)

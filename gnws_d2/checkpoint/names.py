@@ -5,9 +5,6 @@ Names read from MMDetection 3.3.0 (``gn1`` .. ``gn3``, ``shared_convs.N.gn``, ..
 have the names of torchvision and timm (``bn1`` .. ``bn3``, whatever the norm is there).
 """
 
-from __future__ import annotations
-
-import contextlib
 import functools
 import re
 from collections.abc import Iterable, Mapping
@@ -80,17 +77,13 @@ def detectron2_names(state_dict: dict[str, Any], own: Iterable[str]) -> dict[str
     """Tensors of MMDetection, torchvision or timm under the names of a model of Detectron2, which
     are ``own``; those of a bare backbone begin with "stem" and "res2" to "res5". Others keep their
     names."""
-    bare = "conv1.weight" in state_dict
-    if not bare and "backbone.conv1.weight" not in state_dict:
+    if "conv1.weight" in state_dict:
+        own = [re.sub(r"^.*?(?=(stem|res\d)\.)", "", name) for name in own]
+        own += ["linear.weight", "linear.bias"]
+    elif "backbone.conv1.weight" not in state_dict:
         return state_dict
-    names, norm = {}, _norm(state_dict)
-    for name in own:
-        if bare:
-            name = re.sub(r"^.*?(?=(stem|res\d)\.)", "", name)
-        with contextlib.suppress(CheckpointError):  # what MMDetection's GN models lack
-            names[mmdet_name(name, norm)] = name
-    if bare:
-        names |= {"fc.weight": "linear.weight", "fc.bias": "linear.bias"}
+    norm = _norm(state_dict)
+    names = {theirs: name for name in own if (theirs := _renamed(name, norm))}
     return {names.get(name, name): tensor for name, tensor in state_dict.items()}
 
 
@@ -99,7 +92,6 @@ def _norm(names: Iterable[str]) -> str:
     return "bn" if any(re.fullmatch(bn, name) for name in names) else "gn"
 
 
-@functools.cache  # asked for each tensor in turn by the search, the checks and the renaming
 def mmdet_name(name: str, norm: str = "gn") -> str:
     """The name in MMDetection of the tensor that Detectron2 calls ``name``; ``norm`` is how norms
     are called there.
@@ -107,6 +99,16 @@ def mmdet_name(name: str, norm: str = "gn") -> str:
     Raises:
         CheckpointError: no GN or GN+WS Faster or Mask R-CNN has such a tensor.
     """
+    if renamed := _renamed(name, norm):
+        return renamed
+    raise CheckpointError(
+        f"{name} is not a tensor of a GN or GN+WS Faster or Mask R-CNN with FPN; other models "
+        "have no counterpart in MMDetection's configs/gn+ws."
+    )
+
+
+@functools.cache  # asked for each tensor in turn by the search, the checks and the renaming
+def _renamed(name: str, norm: str) -> str:
     module, _, parameter = name.removeprefix(_BOTTOM_UP).rpartition(".")
     conv = module.removesuffix(".norm")
     for pattern, target, index_offset in _MODULES:
@@ -119,10 +121,7 @@ def mmdet_name(name: str, norm: str = "gn") -> str:
                 renamed = re.sub(end, after.format(norm), renamed)
             prefix = "backbone." if name.startswith(_BOTTOM_UP) else ""
             return f"{prefix}{renamed}.{parameter}"
-    raise CheckpointError(
-        f"{name} is not a tensor of a GN or GN+WS Faster or Mask R-CNN with FPN; other models "
-        "have no counterpart in MMDetection's configs/gn+ws."
-    )
+    return ""
 
 
 def _convert(
@@ -151,10 +150,10 @@ def _match(
     what is ``expected`` of a model, under Detectron2's names."""
     expected = _relevant(expected, state_dict)
     norm = _norm(state_dict)
-    old = [mmdet_name(name, norm) if to_detectron2 else name for name in expected]
-    new = [name if to_detectron2 else mmdet_name(name, norm) for name in expected]
-    shapes = dict(zip(old, expected.values(), strict=True))
-    return dict(zip(old, new, strict=True)), Differences(state_dict, shapes)
+    names = {name: mmdet_name(name, norm) for name in expected}
+    if to_detectron2:
+        names = {theirs: name for name, theirs in names.items()}
+    return names, Differences(state_dict, dict(zip(names, expected.values(), strict=True)))
 
 
 def _hint(state_dict: Mapping[str, torch.Tensor], one_config: bool, to_detectron2: bool) -> str:
@@ -172,21 +171,18 @@ def _hint(state_dict: Mapping[str, torch.Tensor], one_config: bool, to_detectron
     if not one_config:
         return " To convert a model of your own, name its config."
     name, _, differences = _closest_packaged(state_dict, to_detectron2)
-    if differences:
-        return ""
-    if _is_backbone(state_dict):
-        return f" It fits {name}."
-    return f" It fits {name}, with MODEL.ROI_HEADS.NUM_CLASSES {_num_classes(state_dict)}."
+    classes = _num_classes(state_dict)
+    number = f", with MODEL.ROI_HEADS.NUM_CLASSES {classes}" if classes else ""
+    return "" if differences else f" It fits {name}{number}."
 
 
 def _closest_packaged(
     state_dict: Mapping[str, torch.Tensor], to_detectron2: bool
 ) -> tuple[str, dict[str, str], Differences]:
     """The packaged config with the fewest differences, and the result of :func:`_match`."""
-    bare = _is_backbone(state_dict)
+    bare, classes = _is_backbone(state_dict), _num_classes(state_dict)
     masks = any("mask_head." in name for name in state_dict)
     deep = any(".22." in name for name in state_dict)
-    classes = None if bare else _num_classes(state_dict)
     # One config of each set of shapes; all others have the shapes of one of these.
     one = r"/(faster|mask)_rcnn_\w+_FPN_gn_ws(_1x|_2x|)\.yaml$"
     names = [name for name in config_names() if re.search(one, name)]
@@ -200,10 +196,8 @@ def _closest_packaged(
 
 @functools.cache
 def _packaged_shapes(name: str, classes: int | None) -> Shapes:
-    cfg = load_config(name, CPU)
-    if classes is not None:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
-    return shapes_of(cfg)
+    opts = () if classes is None else ("MODEL.ROI_HEADS.NUM_CLASSES", str(classes))
+    return shapes_of(load_config(name, [*CPU, *opts]))
 
 
 def _relevant(expected: Shapes, state_dict: Mapping[str, torch.Tensor]) -> Shapes:

@@ -1,11 +1,9 @@
 """What produced a checkpoint, kept in the checkpoint itself."""
 
-from __future__ import annotations
-
 import pickle
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..config import get_key, portable_config
-from .write import write_checkpoint
+from ..files import write_checkpoint
 
 ANCHORS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
 KEY = "gnws_d2"  # under which a checkpoint has it, beside "model"
@@ -63,7 +61,7 @@ class Provenance:
     versions: dict[str, str] = field(default_factory=_versions)
 
     @classmethod
-    def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> Provenance:
+    def of(cls, cfg: CfgNode, standardized: list[str], source: str | None = None) -> "Provenance":
         """The provenance of the model that ``cfg`` describes."""
         classes = _of_datasets(cfg, "thing_classes", "stuff_classes")
         to_class = _of_datasets(cfg, "thing_dataset_id_to_contiguous_id") or {}
@@ -80,14 +78,8 @@ class Provenance:
             source=source,
         )
 
-    def of_backbone(self) -> Provenance:
-        """The provenance of its backbone alone, before any detector was trained."""
-        parts = [part for part in self.standardized or () if part in ("stem", "backbone")]
-        mine: dict[str, Any] = dict.fromkeys(("config", "classes", "category_ids", "anchors"))
-        return replace(self, **mine, score_threshold=None, standardized=parts)
-
     @classmethod
-    def read(cls, checkpoint: Mapping[str, Any]) -> Provenance:
+    def read(cls, checkpoint: Mapping[str, Any]) -> "Provenance":
         """The provenance in ``checkpoint``; of one that another program wrote, what is certain."""
         meta = checkpoint.get("meta")
         meta = meta if isinstance(meta, Mapping) else {}
@@ -99,8 +91,14 @@ class Provenance:
         known = {f.name: stored[f.name] for f in fields(cls) if f.name in stored}
         return cls(**{"versions": {}, **{n: v for n, v in known.items() if _has_type(n, v)}})
 
+    @property
+    def input(self) -> dict[str, Any]:
+        """What a config with the same input and anchors has, by key."""
+        pixels = {"MODEL.PIXEL_MEAN": self.pixel_mean, "MODEL.PIXEL_STD": self.pixel_std}
+        return {"INPUT.FORMAT": self.input_format, **pixels, **(self.anchors or {})}
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, to be put under :data:`KEY`."""
+        """Plain values, for :data:`KEY`."""
         return asdict(self)
 
 

@@ -6,8 +6,6 @@ an :class:`Unread`. Sources: PEP 3154 and pickletools (the opcodes), ``torch/ser
 two formats of ``torch.save``), ``numpy/_core/src/multiarray/methods.c`` (arrays).
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import math
@@ -230,7 +228,7 @@ class _Unpickler(_PythonUnpickler):
         stream: where the pickle begins.
         unread: gets the names of what becomes :class:`Unread`.
         copies: see :func:`_copies_of`.
-        storage: what holds the values of a tensor, 1-d, by dtype, key and number of values.
+        storage: gives the values of a tensor, 1-d, by dtype, key and number of values.
     """
 
     def __init__(
@@ -328,9 +326,9 @@ class _Unpickler(_PythonUnpickler):
             self.stack[-1].update(_pairs(items))
 
     def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
+        items = [self.stack.pop(-2), self.stack.pop()]
         if isinstance(self.stack[-1], dict):
-            self.stack[-1].update(_pairs([key, value]))
+            self.stack[-1].update(_pairs(items))
 
     def load_bytearray8(self) -> None:
         self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))

@@ -1,7 +1,5 @@
 """Check whether a run can continue from a checkpoint, before anything is loaded."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -105,8 +103,8 @@ def check_resumable(
     or the ``values`` of a LazyConfig; warn of the values that change it."""
     try:
         state = checkpoint["trainer"]
-        optimizer = state.get("_trainer", state)["optimizer"]
-        groups, buffers, _ = optimizer["param_groups"], optimizer["state"], state["iteration"]
+        optimizer, iteration = state.get("_trainer", state)["optimizer"], state["iteration"]
+        groups, buffers = optimizer["param_groups"], optimizer["state"]
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"Cannot resume: {file} has no trainer state (optimizer and iteration). Train from "
@@ -120,7 +118,7 @@ def check_resumable(
     stored, own = Provenance.read(checkpoint).config, checkpoint.get(KEY)
     if cfg is not None and stored:
         former, now = (_values(yaml.safe_load(text)) for text in (stored, cfg.dump()))
-        _compare(former, now, file, _rates(groups[0], cfg, state["iteration"] + 1))
+        _compare(former, now, file, _rates(groups[0], cfg, iteration + 1))
     elif values and isinstance(own, dict) and isinstance(own.get("values"), dict):
         _compare(own["values"], values, file)
 

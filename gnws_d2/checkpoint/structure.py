@@ -1,7 +1,5 @@
 """What a model expects of a state dict, and what is wrong with one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,19 +43,17 @@ def check_values(
             have them, and integers elsewhere. By default all must be floating-point.
     """
     for name, value in state_dict.items():
-        if not isinstance(value, torch.Tensor):
-            problem = f"is {shorten(value)}, not a tensor"
-        else:
-            problem = _problem(value, torch.empty(0) if like is None else like.get(name, value))
-        if problem:
+        if problem := _problem(value, None if like is None else like.get(name, value)):
             raise CheckpointError(
                 f"{source}: {name} {problem}. If the training diverged or the file is damaged, use "
                 "an earlier checkpoint; otherwise save model.state_dict()."
             )
 
 
-def _problem(tensor: torch.Tensor, like: torch.Tensor) -> str:
-    is_floating = like.is_floating_point() or like.is_complex()
+def _problem(tensor: object, like: torch.Tensor | None) -> str:
+    if not isinstance(tensor, torch.Tensor):
+        return f"is {shorten(tensor)}, not a tensor"
+    is_floating = like is None or like.is_floating_point() or like.is_complex()
     if (tensor.dtype in _FLOATING) != is_floating:
         kind = str(tensor.dtype).removeprefix("torch.")
         expected = "floating-point" if is_floating else "integer"
@@ -72,13 +68,7 @@ def _problem(tensor: torch.Tensor, like: torch.Tensor) -> str:
 
 class Differences:
     """How tensors differ in names and shapes from what is expected; false if they do not. The
-    number of batches that a BatchNorm has seen may be missing or left over: nothing reads it.
-
-    Attributes:
-        missing: the expected tensors that are not there.
-        unexpected: the tensors that are not expected.
-        misshaped: the tensors that have another shape, and both shapes in words.
-    """
+    number of batches that a BatchNorm has seen may be missing or left over: nothing reads it."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], expected: Shapes) -> None:
         found = {name: tuple(tensors[name].shape) for name in tensors if _is_read(name)}
@@ -94,14 +84,12 @@ class Differences:
         return sum(map(len, vars(self).values()))
 
     def __str__(self) -> str:
-        kinds = vars(self).items()
-        return "; ".join(f"{len(of)} {kind}: {_listed(of)}" for kind, of in kinds if of)
-
-
-def _listed(shapes: Mapping[str, object]) -> str:
-    lines = [f"{name} {shape}" for name, shape in shapes.items()]
-    more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    return ", ".join(lines[:_LISTED]) + more
+        said = []
+        for kind, shapes in vars(self).items():
+            listed = ", ".join(f"{n} {shape}" for n, shape in [*shapes.items()][:_LISTED])
+            more = f" and {len(shapes) - _LISTED} more" * (len(shapes) > _LISTED)
+            said += [f"{len(shapes)} {kind}: {listed}{more}"] * bool(shapes)
+        return "; ".join(said)
 
 
 def _is_read(name: str) -> bool:

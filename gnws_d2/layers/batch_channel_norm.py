@@ -5,8 +5,6 @@ The mathematics and the names in a state dict are those of ``BCNorm`` and ``EstB
 implementation, https://github.com/joe-siyuan-qiao/Batch-Channel-Normalization.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -62,16 +60,14 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
     @property
     def moving_speed(self) -> float:
         """The fraction of the way, from 0 (unset) to 1, that the estimates move to the statistics
-        of a batch. Saved in a state dict as ``estbn_moving_speed``. Reading it waits for the GPU.
-        """
+        of a batch; ``estbn_moving_speed`` in a state dict. Reading it waits for the GPU."""
         return float(self.estbn_moving_speed)
 
     @moving_speed.setter
     def moving_speed(self, value: float) -> None:
         if not 0 <= value <= 1:
             raise ValueError(
-                f"moving_speed is {value}, but it is a fraction. Set it to more than 0 and at most "
-                "1."
+                f"moving_speed is {value}, but it is a fraction. Set it to more than 0, at most 1."
             )
         self.estbn_moving_speed.fill_(value)
         self._can_move = value > 0
@@ -115,9 +111,6 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
         super()._load_from_state_dict(*args, **kwargs)
         self._can_move = self.moving_speed > 0
 
-    def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, sync={self.sync}"
-
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """``torch.nn.BatchNorm2d`` that in training normalizes by the statistics of all processes.
@@ -131,9 +124,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     plain_class = nn.BatchNorm2d  # which it is at inference
     momentum: float
-
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__(num_features, eps, momentum)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not (self.training and _is_distributed()):

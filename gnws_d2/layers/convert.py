@@ -4,8 +4,6 @@ A convolution is standardized when a norm follows it: its scale and offset then 
 the paper relies on.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -22,17 +20,16 @@ from .ws_conv import STANDARDIZED, StandardizedConv, WSConv2d
 Model = TypeVar("Model", bound=nn.Module)
 
 CONVOLUTIONS = tuple(STANDARDIZED)
-MAX_GROUPS = 32
 
 
 @dataclass(frozen=True)
 class Change:
     """What became of one module."""
 
-    name: str  # of the module in its model
+    name: str  # in its model
     kind: str  # its class before
-    became: str | None  # its class after; None if it was not changed
-    reason: str = ""  # why it was not
+    became: str  # its class after, or ""
+    reason: str  # why it was not changed, or ""
 
 
 @dataclass(frozen=True)
@@ -41,16 +38,9 @@ class ConversionReport:
 
     changes: tuple[Change, ...]
 
-    @property
-    def changed(self) -> tuple[Change, ...]:
-        return tuple(change for change in self.changes if change.became)
-
-    @property
-    def unchanged(self) -> tuple[Change, ...]:
-        return tuple(change for change in self.changes if not change.became)
-
     def __str__(self) -> str:
-        lines = [f"{len(self.changed)} changed, {len(self.unchanged)} not"]
+        changed = sum(bool(change.became) for change in self.changes)
+        lines = [f"{changed} changed, {len(self.changes) - changed} not"]
         for c in self.changes:
             outcome = f"-> {c.became}" if c.became else f"stays: {c.reason}"
             lines.append(f"{c.name} {c.kind} {outcome}")
@@ -63,14 +53,13 @@ def convert(
     """Standardize the convolutions of ``model`` that a norm follows, and turn BatchNorm into GN.
 
     A norm follows a convolution when it is the next module registered in the same parent and has
-    as many channels, or is the convolution's own attribute ``norm``. Parameters keep their names
-    and values; BatchNorm's running statistics have no counterpart and are dropped.
+    as many channels, or is the convolution's own attribute ``norm``. GroupNorm gets the largest
+    number of groups up to 32 that divides the channels. Parameters keep their names and values;
+    BatchNorm's running statistics have no counterpart and are dropped.
 
     Args:
         model: any module; 1d, 2d, 3d and transposed convolutions are known.
-        standardize: whether convolutions are standardized.
-        group_norm: whether BatchNorm becomes GroupNorm, with the largest number of groups up to 32
-            that divides the channels.
+        standardize, group_norm: False leaves one half out.
         inplace: change ``model`` itself instead of a copy.
 
     Returns:
@@ -90,17 +79,16 @@ def convert(
         if isinstance(parent, nn.GroupNorm):
             continue  # BatchChannelNorm2d, which contains a batch normalization
         for child_name, child in list(parent.named_children()):
-            kind, became = type(child).__name__, None
+            kind = type(child).__name__
             if standardize and isinstance(child, CONVOLUTIONS):
                 reason = make_standardized(child) if child in normed else "no norm follows it"
-                became = None if reason else type(child).__name__
             elif group_norm and _is_norm(child):
                 reason = _why_not_group_norm(child, child in normed.values())
                 if not reason:
-                    became = "GroupNorm"
                     setattr(parent, child_name, _group_norm(child))
             else:
                 continue
+            became = "" if reason else type(getattr(parent, child_name)).__name__
             changes.append(Change(f"{parent_name}.{child_name}".lstrip("."), kind, became, reason))
     return converted, ConversionReport(tuple(changes))
 
@@ -109,10 +97,12 @@ def followed_by_norm(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """Each convolution of ``model`` that a norm follows (see :func:`convert`), and that norm."""
     found: dict[nn.Module, nn.Module] = {}
     for parent in model.modules():
-        for conv, after in itertools.pairwise(parent.children()):
-            is_pair = isinstance(conv, CONVOLUTIONS) and _is_norm(after)
-            if is_pair and _channels(after) == conv.out_channels:
-                found[conv] = after
+        children: list[Any] = list(parent.children())
+        for conv, after in itertools.pairwise(children):
+            if isinstance(conv, CONVOLUTIONS) and _is_norm(after):
+                channels = getattr(after, "num_features", getattr(after, "num_channels", None))
+                if (channels or len(after.weight)) == conv.out_channels:
+                    found[conv] = after
         norm = getattr(parent, "norm", None)
         if isinstance(norm, nn.Module) and hasattr(parent, "kernel_size"):
             found[parent] = norm
@@ -122,18 +112,11 @@ def followed_by_norm(model: nn.Module) -> dict[nn.Module, nn.Module]:
 def make_standardized(
     conv: Any, classes: Mapping[type[nn.Module], type[StandardizedConv]] = STANDARDIZED
 ) -> str:
-    """Turn ``conv`` into a standardized convolution, in place.
+    """Turn ``conv`` into what ``classes`` has for its class, or for a parent with the same
+    ``forward``; return "", or the reason why it cannot be standardized and is unchanged.
 
     In place, as ``torch.nn.utils.parametrize`` does it: a model may also keep its convolutions in
     plain lists, which a replaced submodule would not reach.
-
-    Args:
-        conv: the convolution.
-        classes: a class, and what a module of it becomes; so does one of a subclass that has the
-            same ``forward``.
-
-    Returns:
-        "", or the reason why it cannot be standardized; ``conv`` is then unchanged.
     """
     kind = type(conv)
     if isinstance(conv, StandardizedConv):
@@ -161,13 +144,6 @@ def _is_norm(module: nn.Module) -> bool:
     )
 
 
-def _channels(norm: Any) -> int:
-    for attribute in ("num_features", "num_channels"):
-        if hasattr(norm, attribute):
-            return getattr(norm, attribute)
-    return norm.weight.numel()
-
-
 def _why_not_group_norm(norm: nn.Module, after_convolution: bool) -> str:
     if isinstance(norm, nn.GroupNorm):
         return "it is GroupNorm"
@@ -180,7 +156,7 @@ def _why_not_group_norm(norm: nn.Module, after_convolution: bool) -> str:
 
 def _group_norm(norm: Any) -> nn.GroupNorm:
     channels = norm.num_features
-    groups = next(g for g in range(MAX_GROUPS, 0, -1) if channels % g == 0)
+    groups = next(g for g in range(32, 0, -1) if channels % g == 0)
     new = nn.GroupNorm(groups, channels, eps=norm.eps, affine=norm.affine).train(norm.training)
     new.weight, new.bias = norm.weight, norm.bias  # on their device, frozen if they were
     return new

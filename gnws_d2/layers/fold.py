@@ -1,7 +1,5 @@
 """Plain layers in place of this package's own, for deployment."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, TypeVar
 

@@ -6,8 +6,6 @@ mmcv): unbiased standard deviation, epsilon added to it outside the root. timm's
 (biased, epsilon inside) is a different operation; those detectors do not work with it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Each is a drop-in for the torch class whose name it extends: the same arguments,
 names and shapes, so that checkpoints interchange.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -88,11 +86,11 @@ class StandardizedConv(nn.Module):
         # A forward of training that takes no gradients rounds as one that does.
         return weight.requires_grad and (self.training or torch.is_grad_enabled())
 
-    def train(self, mode: bool = True) -> StandardizedConv:
+    def train(self, mode: bool = True) -> "StandardizedConv":
         self._kept = None
         return super().train(mode)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> StandardizedConv:
+    def _apply(self, *args: Any, **kwargs: Any) -> "StandardizedConv":
         self._kept = None
         return super()._apply(*args, **kwargs)
 
@@ -125,8 +123,7 @@ class StandardizedConv(nn.Module):
     ) -> torch.Tensor:
         # torch's convolutions call this with their own weight.
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        # The meta device has no autocast.
-        plain = plain and x.dim() == weight.dim() and not x.is_meta
+        plain = plain and x.dim() == weight.dim() and not x.is_meta  # which has no autocast
         if plain and self._is_trained(weight) and not takes_plain_operations():
             geometry = (self.stride, self.padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self.eps)
@@ -138,14 +135,8 @@ class WSConv1d(StandardizedConv, nn.Conv1d):
 
 
 class WSConv2d(StandardizedConv, nn.Conv2d):
-    """``torch.nn.Conv2d`` and ``detectron2.layers.Conv2d`` with a standardized weight.
-
-    Takes and returns (N, C, H, W), N = 0 included.
-
-    Args:
-        norm: a module applied to the convolution's output.
-        activation: a callable applied after ``norm``.
-        *args, **kwargs: see :class:`StandardizedConv`.
+    """``torch.nn.Conv2d`` and ``detectron2.layers.Conv2d`` with a standardized weight. ``norm`` and
+    then ``activation`` are applied to its output. Takes and returns (N, C, H, W), N = 0 included.
     """
 
     def __init__(
@@ -163,9 +154,7 @@ class WSConv2d(StandardizedConv, nn.Conv2d):
         x = super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+        return x if self.activation is None else self.activation(x)
 
 
 class WSConv3d(StandardizedConv, nn.Conv3d):

@@ -3,8 +3,6 @@
 Importing this makes Detectron2's path manager understand ``gnws://NAME``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, instantiate
@@ -24,13 +22,8 @@ PathManager.register_handler(PublishedCheckpointHandler(), allow_override=True)
 
 
 def get_checkpoint_url(config_path: str) -> str:
-    """The address of the published detector that was trained with a config.
-
-    Args:
-        config_path: see :func:`~gnws_d2.config.get_config_file`.
-
-    Returns:
-        "gnws://...", for MODEL.WEIGHTS in any program that imports gnws_d2.
+    """The address of the published detector that was trained with a config, such as
+    :func:`get_config` takes: "gnws://...", for MODEL.WEIGHTS in any program that imports gnws_d2.
 
     Raises:
         ConfigError: there is no such config.
@@ -59,13 +52,8 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode | Any:
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """The model of that config, in training mode.
-
-    Args:
-        config_path: see :func:`~gnws_d2.config.get_config_file`.
-        trained: with the weights of the published detector; otherwise with those that the config
-            names, of an ImageNet backbone. Both are downloaded when they are first asked for.
-        device: replaces the config's ``MODEL.DEVICE``.
+    """The model of the config that :func:`get_config` gives, in training mode, on ``device`` or the
+    config's. Its weights, of a detector or a backbone, are downloaded where they are not cached.
 
     Raises:
         ConfigError, CheckpointError: see :func:`get_config`.

@@ -4,8 +4,6 @@
 first digits but does not resume either.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import logging

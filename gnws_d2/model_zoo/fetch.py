@@ -1,7 +1,5 @@
 """Published checkpoints as files for Detectron2: found, downloaded, verified, converted, cached."""
 
-from __future__ import annotations
-
 import logging
 import os
 import zipfile
@@ -58,9 +56,8 @@ def fetch(entry: Published) -> Path:
 def is_available(entry: Published) -> bool:
     """Whether :func:`fetch` is likely to succeed: the file is in the cache or the mirror's folder,
     or its address answers."""
-    file = cached(entry).with_name(entry.file_name)
     source = _source(entry)
-    if cached(entry).is_file() or file.is_file():
+    if cached(entry).is_file() or cached(entry).with_name(entry.file_name).is_file():
         return True
     return source.is_file() if isinstance(source, Path) else answers(source)
 

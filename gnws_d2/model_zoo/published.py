@@ -3,8 +3,6 @@
 Names, addresses and results are those of MMDetection's ``configs/gn+ws``.
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import functools

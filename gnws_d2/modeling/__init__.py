@@ -14,15 +14,7 @@ from .rpn import MaxIoURPN
 from .standardize import StandardizationReport, part_of, standardize
 
 __all__ = [
-    "MaxIoUMatcher",
-    "MaxIoUROIHeads",
-    "MaxIoURPN",
-    "StandardizationReport",
-    "WSDeepLabV3Head",
-    "WSDeepLabV3PlusHead",
-    "WSFastRCNNConvFCHead",
-    "WSMaskRCNNConvUpsampleHead",
-    "WSSemSegFPNHead",
-    "part_of",
-    "standardize",
-]
+    "MaxIoUMatcher", "MaxIoUROIHeads", "MaxIoURPN", "StandardizationReport", "WSDeepLabV3Head",
+    "WSDeepLabV3PlusHead", "WSFastRCNNConvFCHead", "WSMaskRCNNConvUpsampleHead",
+    "WSSemSegFPNHead", "part_of", "standardize",
+]  # fmt: skip

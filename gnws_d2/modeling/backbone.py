@@ -5,10 +5,9 @@ Every convolution that a norm follows is standardized: those of the stem and the
 (MODEL.RESNETS.NORM) and of FPN (MODEL.FPN.NORM).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -22,7 +21,7 @@ from detectron2.projects.deeplab import build_resnet_deeplab_backbone
 
 from ..errors import ConfigError
 from .deform_conv import build_deformable
-from .initialization import init_fpn_laterals
+from .initialization import init_xavier
 from .norms import with_norm_layers
 from .standardize import standardize
 
@@ -38,9 +37,9 @@ def build_ws_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 @BACKBONE_REGISTRY.register()
 def build_ws_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """A ResNet or ResNeXt with FPN, as Faster and Mask R-CNN use it. The lateral convolutions start
-    as in the published models; see :func:`.initialization.init_fpn_laterals`."""
-    backbone = _build(build_resnet_fpn_backbone, cfg, input_shape)
-    init_fpn_laterals(backbone)
+    as in the published models; see :func:`.initialization.init_xavier`."""
+    backbone: Any = _build(build_resnet_fpn_backbone, cfg, input_shape)
+    init_xavier(backbone.lateral_convs)
     return backbone
 
 

@@ -4,8 +4,6 @@ Detectron2's own need its compiled part, ``detectron2._C``. Without it they are 
 raise, and the backbones of this package use :class:`DeformConv`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -40,16 +38,13 @@ class DeformConv(Conv2d):
             mask: (N, groups * kernel height * kernel width, H', W'), the factor of each position
                 (Deformable ConvNets v2); None is 1.
         """
-        weight = self._weight()
+        weight = self.standardized_weight() if isinstance(self, StandardizedConv) else self.weight
         x = deform_conv2d(
             x, offset, weight, self.bias, self.stride, self.padding, self.dilation, mask
         )
         if self.norm is not None:
             x = self.norm(x)
         return self.activation(x) if self.activation is not None else x
-
-    def _weight(self) -> torch.Tensor:
-        return self.weight
 
     def extra_repr(self) -> str:
         # torch's needs attributes that Detectron2's deformable convolutions lack
@@ -59,9 +54,6 @@ class DeformConv(Conv2d):
 
 class WSDeformConv(StandardizedConv, DeformConv):
     """:class:`DeformConv` with a standardized weight."""
-
-    def _weight(self) -> torch.Tensor:
-        return self.standardized_weight()
 
 
 DEFORM_CONVS = (DeformConv, layers.DeformConv, layers.ModulatedDeformConv)

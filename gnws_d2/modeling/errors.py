@@ -1,7 +1,5 @@
 """Models that cannot be built, as errors of the config."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

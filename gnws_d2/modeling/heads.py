@@ -5,8 +5,6 @@ parameter names. Every convolution that a norm follows is standardized. A norm m
 :data:`.norms.BCN_NORMS`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from detectron2.config import CfgNode, configurable

@@ -1,7 +1,5 @@
 """The matcher of MMDetection's ``MaxIoUAssigner``, as a rule over Detectron2's own."""
 
-from __future__ import annotations
-
 import torch
 from detectron2.layers import nonzero_tuple
 from detectron2.modeling.matcher import Matcher
@@ -19,33 +17,27 @@ class MaxIoUMatcher(Matcher):
     Source: ``mmdet/models/task_modules/assigners/max_iou_assigner.py`` of MMDetection 3.3.0.
     """
 
+    ends_in_truth = False  # the last candidates are the ground truth, and each matches itself
+
     def __init__(
         self, thresholds: list[float], labels: list[int], low_quality_iou: float | None = None
     ) -> None:
-        """
-        Args:
-            thresholds, labels: see ``Matcher``.
-            low_quality_iou: the minimum IoU of a low-quality match (``min_pos_iou``); None for no
-                low-quality matches.
-        """
+        """``low_quality_iou`` is the minimum (``min_pos_iou``); None for no low-quality matches."""
         super().__init__(thresholds, labels, allow_low_quality_matches=False)
         self.low_quality_iou = low_quality_iou
 
     def __call__(self, match_quality_matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            match_quality_matrix: (M, N) IoU of M ground-truth boxes and N candidates.
-
-        Returns:
-            (N,) indices of the matched ground truth, and (N,) labels: 1 positive, 0 negative, -1
-            ignored.
-        """
-        matches, labels = super().__call__(match_quality_matrix)
-        if self.low_quality_iou is not None and match_quality_matrix.numel():
-            best = match_quality_matrix.amax(1, keepdim=True)
+        """Of (M, N), the IoU of M ground-truth boxes and N candidates: (N,) indices of the matched
+        ground truth, and (N,) labels, 1 positive, 0 negative, -1 ignored."""
+        own = len(match_quality_matrix) if self.ends_in_truth else 0
+        iou = match_quality_matrix[:, : match_quality_matrix.shape[1] - own]
+        matches, labels = super().__call__(iou)
+        if self.low_quality_iou is not None and iou.numel():
+            best = iou.amax(1, keepdim=True)
             best[best < self.low_quality_iou] = torch.inf  # which no candidate has
-            boxes, candidates = nonzero_tuple(match_quality_matrix == best)
+            boxes, candidates = nonzero_tuple(iou == best)
             # By the largest index, not by assignment, whose order is undefined on a GPU.
             matches.scatter_reduce_(0, candidates, boxes, "amax", include_self=False)
             labels[candidates] = 1
-        return matches, labels
+        truth = torch.arange(own, device=matches.device)
+        return torch.cat([matches, truth]), torch.cat([labels, labels.new_ones(own)])

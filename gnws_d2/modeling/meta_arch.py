@@ -1,7 +1,5 @@
 """The meta-architecture through which a config standardizes any Detectron2 model."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn

@@ -1,7 +1,5 @@
 """Batch-Channel Normalization as a value of any NORM key of Detectron2's configs."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable
@@ -17,7 +15,6 @@ from ..layers import BatchChannelNorm2d
 # What Detectron2's ``get_norm`` takes: a name, or what makes the layer for a number of channels.
 Norm = str | Callable[[int], nn.Module]
 
-# Name in a config -> the layer for a number of channels.
 BCN_NORMS: dict[str, Callable[[int], nn.Module]] = {
     "BCN": BatchChannelNorm2d,
     "SyncBCN": functools.partial(BatchChannelNorm2d, sync=True),

@@ -1,7 +1,5 @@
 """The precision of evaluation, by config (TEST.PRECISION)."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

@@ -1,7 +1,5 @@
 """A region proposal network that assigns and samples anchors as MMDetection does."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -35,12 +33,8 @@ class MaxIoURPN(RPN):
 
     @configurable
     def __init__(self, *, size_divisibility: int = 32, **kwargs: Any) -> None:
-        """
-        Args:
-            size_divisibility: in pixels. Everything beyond an image's size, rounded up to a
-                multiple of it, is padding.
-            kwargs: see ``RPN``.
-        """
+        """Everything beyond an image's size, rounded up to a multiple of ``size_divisibility``
+        pixels, is padding."""
         super().__init__(**kwargs)
         self.size_divisibility = size_divisibility
 

@@ -1,11 +1,9 @@
 """Which convolutions of a model are standardized: decided and reported here alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.layers import Conv2d
 from tabulate import tabulate
@@ -67,16 +65,10 @@ def standardize(model: nn.Module, parts: Sequence[str] | None = None) -> nn.Modu
 
 
 def part_of(name: str) -> str:
-    """The part of a model to which a module belongs, in the words of Detectron2's configs.
-
-    Args:
-        name: the module's qualified name in the model.
-
-    Returns:
-        "stem", "fpn" and "backbone" (the residual stages) within the backbone, "rpn" for the
-        proposal generator, the name of the head within ROI heads ("box_head", "mask_head", ...),
-        and the name of the top-level module for everything else.
-    """
+    """The part of a model to which the module of that qualified name belongs, in the words of
+    Detectron2's configs: "stem", "fpn" and "backbone" (the residual stages) within the backbone,
+    "rpn" for the proposal generator, the name of the head within ROI heads ("box_head",
+    "mask_head", ...), and the name of the top-level module for everything else."""
     if name.startswith("proposal_generator."):
         return "rpn"
     inner = re.sub(r"^(backbone\.)?(bottom_up\.)?", "", name)
@@ -93,8 +85,7 @@ def _convolutions(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, m) for name, m in model.named_modules() if isinstance(m, _CONVOLUTIONS)]
 
 
-@dataclass(frozen=True)
-class PartReport:
+class PartReport(NamedTuple):
     """The counts of all, standardized and normalized convolutions in a part, and its norms."""
 
     part: str
@@ -111,7 +102,7 @@ class StandardizationReport:
     rows: tuple[PartReport, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> StandardizationReport:
+    def of(cls, model: nn.Module) -> "StandardizationReport":
         """The report on ``model``, as it is built."""
         normed = followed_by_norm(model)
         parts: dict[str, list[nn.Module]] = {}
@@ -121,8 +112,8 @@ class StandardizationReport:
         for part, convs in parts.items():
             standardized = sum(isinstance(conv, StandardizedConv) for conv in convs)
             norms = [_name(normed[conv]) for conv in convs if conv in normed]
-            found = tuple(dict.fromkeys(norms))
-            rows.append(PartReport(part, len(convs), standardized, len(norms), found))
+            kinds = tuple(dict.fromkeys(norms))
+            rows.append(PartReport(part, len(convs), standardized, len(norms), kinds))
         return cls(tuple(rows))
 
     @property
@@ -131,12 +122,8 @@ class StandardizationReport:
         return [row.part for row in self.rows if row.standardized]
 
     def __str__(self) -> str:
-        header = ["part", "convolutions", "standardized", "normalized", "norm"]
-        cells = [
-            [r.part, r.convolutions, r.standardized, r.normalized, ", ".join(r.norms) or "-"]
-            for r in self.rows
-        ]
-        return tabulate(cells, header, tablefmt="pipe")
+        cells = [[*row[:-1], ", ".join(row.norms) or "-"] for row in self.rows]
+        return tabulate(cells, [*PartReport._fields[:-1], "norm"], tablefmt="pipe")
 
 
 def _name(norm: nn.Module) -> str:

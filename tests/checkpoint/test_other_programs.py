@@ -80,6 +80,7 @@ def test_a_resnet_of_torchvision_computes_the_same_features(tmp_path, caplog, na
     [
         (["MODEL.RESNETS.STRIDE_IN_1X1", True], r"Set MODEL\.RESNETS\.STRIDE_IN_1X1 False"),
         (["INPUT.FORMAT", "BGR"], r"trained with INPUT\.FORMAT RGB \(the config has BGR\)"),
+        (["MODEL.PIXEL_STD", [1.0, 1, 1]], "PIXEL_STD [58.395, 57.12, 57.375] (the config has [1."),
         (["MODEL.BACKBONE.NAME", "build_ws_resnet_fpn_backbone"], "without Weight Standardization"),
     ],
 )

@@ -32,6 +32,7 @@ def left(file):
 FIRST = send(CONTENT, cut=1 << 20)
 ARRIVES = {
     "good": ([send(CONTENT)], [None]),
+    "moved": ([redirect("/model.pth"), send(CONTENT)], [None, None]),
     "errors": ([fail(500), fail(503), send(CONTENT)], [None, None, None]),
     "cut": ([FIRST, FIRST, send(CONTENT)], [None, "bytes=1048576-", "bytes=2097152-"]),
     # A server that knows no ranges sends all of it again.
@@ -49,12 +50,6 @@ def test_it_arrives_whole(server, file, answers, ranges):
     download(f"{server.url}/model.pth", file, timeout=0.5)
     assert file.read_bytes() == CONTENT and left(file) == ["model.pth"]
     assert [asked for _, asked in server.requests] == ranges
-
-
-def test_a_redirect_is_followed(server, file):
-    server.answers = {"/old": [redirect("/new")], "/new": [send(CONTENT)]}
-    download(f"{server.url}/old", file)
-    assert file.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(

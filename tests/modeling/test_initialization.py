@@ -8,7 +8,6 @@ from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
 from gnws_d2 import load_config
-from gnws_d2.modeling.initialization import init_fpn_laterals
 
 MASK_RCNN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
 
@@ -64,8 +63,11 @@ def test_the_pyramid(mask_rcnn):
 
 
 def test_the_laterals_alone_are_changed():
-    fpn = build_backbone(load_config("COCO-Detection/faster_rcnn_R_50_FPN_gn_1x.yaml"))
-    before = {name: tensor.clone() for name, tensor in fpn.state_dict().items()}
-    init_fpn_laterals(fpn)
-    changed = {name for name, tensor in fpn.state_dict().items() if (tensor != before[name]).any()}
+    cfg = load_config(MASK_RCNN, ["MODEL.DEVICE", "cpu"])
+    states = []
+    for name in ("build_ws_resnet_fpn_backbone", "build_resnet_fpn_backbone"):
+        cfg.MODEL.BACKBONE.NAME = name
+        torch.manual_seed(0)
+        states.append(build_backbone(cfg).state_dict())
+    changed = {name for name, tensor in states[0].items() if (tensor != states[1][name]).any()}
     assert changed == {f"fpn_lateral{level}.weight" for level in (2, 3, 4, 5)}

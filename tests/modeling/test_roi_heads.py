@@ -3,12 +3,11 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import StandardROIHeads, build_roi_heads
+from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from gnws_d2 import load_config
-from gnws_d2.modeling.roi_heads import MaxIoUROIHeads
 
 FASTER = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_gn_ws_2x.yaml"
@@ -52,13 +51,6 @@ def sample(heads, proposals, targets):
 # IoUs of 0.8 with the first object and of 0.6 with the second, which no proposal overlaps more.
 FIRST, SECOND = (0, 0, 80, 10), (0, 0, 60, 10)
 SHARED = (0, 0, 100, 10)
-
-
-def test_the_config_names_it_and_one_line_names_detectron2s():
-    assert type(build(FASTER)) is MaxIoUROIHeads
-    assert type(build(FASTER, "MODEL.ROI_HEADS.NAME", "StandardROIHeads")) is StandardROIHeads
-    assert build(FASTER).proposal_matcher.low_quality_iou is None
-    assert build(MASK).proposal_matcher.low_quality_iou == 0.5
 
 
 @pytest.mark.parametrize(("name", "expected"), [(FASTER, 0), (MASK, 1)])

@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.proposal_generator import RPN, build_proposal_generator
+from detectron2.modeling.proposal_generator import build_proposal_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from gnws_d2 import load_config
-from gnws_d2.modeling.rpn import MaxIoURPN
 
 CONFIG = "COCO-Detection/faster_rcnn_R_50_FPN_gn_ws_1x.yaml"
 STRIDES = (4, 8, 16, 32, 64)
@@ -52,12 +51,6 @@ def on_image(batch, size):
         flag[:rows, :columns] = True
         flags.append(flag.flatten().repeat_interleave(3))
     return torch.cat(flags)
-
-
-def test_the_config_names_it_and_one_line_names_detectron2s():
-    rpn = build()
-    assert type(rpn) is MaxIoURPN and rpn.anchor_matcher.low_quality_iou == 0.3
-    assert type(build("MODEL.PROPOSAL_GENERATOR.NAME", "RPN")) is RPN
 
 
 @pytest.mark.parametrize("size", [(128, 224), (160, 150), (97, 65), (160, 224)])
