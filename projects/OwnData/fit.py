@@ -22,6 +22,7 @@ from .anchors import anchor_settings
 from .check import Problem, check_coco
 from .coco_file import CocoFile, class_ids, kept_files, read_coco
 from .image_files import ImageFiles
+from .input_size import input_settings
 from .keypoints import flip_pairs, has_side, keypoint_names
 from .source import SPLIT_FIX, Source, is_source, source_of
 from .summary import summary_table
@@ -43,9 +44,9 @@ def fit_to_data(
 
     Sets DATASETS.CLASSES and CATEGORY_IDS, NUM_CLASSES of every head, MODEL.REMAKE_PREDICTORS, and
     what depends on masks and keypoints: MODEL.MASK_ON, INPUT.MASK_FORMAT, NUM_KEYPOINTS; for
-    training from other weights than those of a detector also MODEL.ANCHOR_GENERATOR. Each
-    change is logged with its reason. Where DATASETS.CLASSES is set, as in a saved config, the
-    files' classes are matched to it by name.
+    training also the sizes of INPUT, and from other weights than those of a detector
+    MODEL.ANCHOR_GENERATOR. Each change is logged with its reason. Where DATASETS.CLASSES is set,
+    as in a saved config, the files' classes are matched to it by name.
 
     Args:
         check: called with the new config before anything is logged, so that an error which it
@@ -80,10 +81,12 @@ def fit_to_data(
         }
         classes = _classes(cfg, files)
         used = _register(cfg, sources, files, classes)
-        settings = [*_settings(cfg, used, classes)]
+        fitted, said = _fitted(cfg, _settings(cfg, used, classes))
         if explicit is not None:
-            settings += anchor_settings(cfg, explicit, weights or cfg.MODEL.WEIGHTS)
-        fitted, said = _fitted(cfg, settings)
+            fitted, more = _fitted(fitted, input_settings(fitted, explicit))
+            anchors = anchor_settings(fitted, explicit, weights or cfg.MODEL.WEIGHTS)
+            fitted, last = _fitted(fitted, anchors)
+            said += [*more, *last]
         if check:
             check(fitted)
         for change in said:
