@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.video_visualizer import VideoVisualizer
 
-from gnws_d2.projects.report import ALPHA, Painter
+from gnws_d2.projects.report import Painter
 
 MIN_DRAWN = 480  # pixels of the shorter side; smaller images are drawn larger, to be readable
 MAX_ENLARGED = 4096  # of the longer side of an image that is drawn larger
@@ -41,10 +41,10 @@ def draw_frame(bgr: np.ndarray, found: dict[str, Any], visualizer: VideoVisualiz
 def _draw(bgr: np.ndarray, found: dict[str, Any], metadata: Metadata, scale: float) -> np.ndarray:
     painter = Painter(bgr[:, :, ::-1], metadata, scale)
     if "panoptic_seg" in found:
-        painter.draw_panoptic_seg(*found["panoptic_seg"], alpha=ALPHA)
+        painter.draw_panoptic_seg(*found["panoptic_seg"], alpha=painter.ALPHA)
     else:
         if "sem_seg" in found:
-            painter.draw_sem_seg(found["sem_seg"].argmax(0), alpha=ALPHA)
+            painter.draw_sem_seg(found["sem_seg"].argmax(0), alpha=painter.ALPHA)
         if "instances" in found:
             painter.draw_instance_predictions(found["instances"])
     return painter.output.get_image()

@@ -32,7 +32,7 @@ from gnws_d2.errors import one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_opts, data_splits, fit_to_data
 from gnws_d2.projects.report.images import sheet
-from gnws_d2.projects.report.painter import ALPHA, Painter, class_colors
+from gnws_d2.projects.report.painter import Painter, class_colors
 
 logger = logging.getLogger("gnws_d2.browse")
 
@@ -57,7 +57,7 @@ def show(mapped: dict[str, Any], cfg: CfgNode, metadata: Metadata) -> Image.Imag
     rgb = convert_image_to_rgb(mapped["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     painter = Painter(rgb, metadata, max(1.0, MIN_DRAWN / max(rgb.shape[:2])))
     if "sem_seg" in mapped:
-        painter.draw_sem_seg(mapped["sem_seg"], 0, ALPHA)
+        painter.draw_sem_seg(mapped["sem_seg"], 0, painter.ALPHA)
     if "instances" in mapped:
         fields = mapped["instances"].get_fields()
         names = metadata.get("thing_classes")

@@ -14,11 +14,12 @@ from cycler import cycler  # a part of matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .matching import MATCHING_IOU, THRESHOLDS, Matches, f1_score, ratio
 
-TASKS = {"bbox": "box", "segm": "mask"}
+TASKS = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+MEASURES = {"bbox": "box IoU", "segm": "mask IoU", "keypoints": "OKS"}  # of similarity
 # The colors of Okabe and Ito, which the color-blind can tell apart.
 _CYCLE = [
     *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"),
@@ -33,20 +34,16 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=_CYCLE),
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # of what is between two $
     "legend.framealpha": 0.8,
     "legend.edgecolor": "none",
     "legend.fontsize": 8,
 }
 _SIZE = (4.8, 3.5)  # inches; small, so that the letters are readable on a phone
 _RECALLS = np.linspace(0, 1, 101)
-_MOST_CLASSES = 80  # in a plot of the confusion matrix: one of 365 would take gigabytes
+_MOST_CLASSES = 30  # in a plot of the confusion matrix: so many fit a page
 
 Series = dict[int, float]  # iteration -> value
-
-
-def plain(text: str) -> str:
-    """``text`` as matplotlib shows it unchanged: it takes what is between two $ for mathematics."""
-    return text.replace("$", r"\$")
 
 
 def encode(figure: Figure) -> bytes:
@@ -60,11 +57,11 @@ def encode(figure: Figure) -> bytes:
 def precision_recall(matches: Matches) -> Figure:
     """Precision over recall for each class and their mean. More classes than there are colors
     are gray lines."""
-    figure, axes = _axes(f"Precision and recall, {TASKS[matches.task]} IoU {MATCHING_IOU}")
+    figure, axes = _axes(f"Precision and recall, {MEASURES[matches.task]} {MATCHING_IOU}")
     precision = matches.precision
     present = np.flatnonzero(~np.isnan(precision[0]))
     for k in present.tolist():
-        label = f"{_short(matches.classes[k])} {100 * precision[:, k].mean():.1f}"
+        label = f"{short(matches.classes[k])} {100 * precision[:, k].mean():.1f}"
         named: dict[str, Any] = {"linewidth": 1.2, "label": label}
         unnamed = {"linewidth": 0.6, "color": _GRAY}
         axes.plot(_RECALLS, precision[:, k], **named if len(present) <= len(_CYCLE) else unnamed)
@@ -73,13 +70,15 @@ def precision_recall(matches: Matches) -> Figure:
         label = f"mean {100 * mean.mean():.1f}"
         axes.plot(_RECALLS, mean, color="black", linewidth=2.4, label=label)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.03))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1))
     _legend(axes, "AP50")
     return figure
 
 
 def scores_and_f1(matches: Matches) -> Figure:
     """Precision, recall and F1 of all detections that a score threshold keeps."""
-    figure, axes = _axes(f"F1 over the score threshold, {TASKS[matches.task]} IoU {MATCHING_IOU}")
+    figure, axes = _axes(f"F1 over the score threshold, {MEASURES[matches.task]} {MATCHING_IOU}")
     right, wrong = (counts.sum(axis=0) for counts in matches.kept)
     objects = matches.objects.sum()
     axes.plot(THRESHOLDS, f1_score(right, wrong, objects), linewidth=2.4, label="F1")
@@ -89,34 +88,34 @@ def scores_and_f1(matches: Matches) -> Figure:
         label = f"highest F1: {threshold:.2f}"
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=label)
     axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.03))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     _legend(axes)
     return figure
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: float) -> Figure:
-    """Counts, and as colors the shares of each row; as large as the classes need. Of more than 80
-    classes, those that are confused with others most often."""
-    title = f"Confusion, {TASKS[task]} IoU {MATCHING_IOU}, score {threshold:.2f} or more"
-    shares = np.nan_to_num(ratio(matrix, matrix.sum(axis=1, keepdims=True)))
+    """The percentages of each row, whose count stands beside its name. Of more than 30 classes,
+    those that are confused with others most often."""
+    names = [*(short(name) for name in classes), "nothing there"]
+    totals, shares = matrix.sum(axis=1), ratio(matrix, matrix.sum(axis=1, keepdims=True))
+    title, shown = "", np.arange(len(matrix))
     if len(classes) > _MOST_CLASSES:
         between = matrix[:-1, :-1] * (1 - np.eye(len(classes), dtype=int))
         order = np.argsort(-(between.sum(axis=0) + between.sum(axis=1)), kind="stable")
-        shown = np.sort(order[:_MOST_CLASSES])
-        title += f" (the {_MOST_CLASSES} most confused of {len(classes)} classes)"
-        classes, shown = [classes[k] for k in shown], np.append(shown, len(classes))
-        matrix, shares = matrix[np.ix_(shown, shown)], shares[np.ix_(shown, shown)]
-    number = len(matrix)
-    side = max(_SIZE[0], 0.2 * number + 1.6)
-    figure, axes = _axes(title, (side, side * 0.92))
+        shown = np.append(np.sort(order[:_MOST_CLASSES]), len(classes))
+        title = f"\nThe {_MOST_CLASSES} most confused of {len(classes)} classes"
+    shares = np.nan_to_num(shares[np.ix_(shown, shown)])
+    side, size = max(_SIZE[0], 0.26 * len(shown) + 1.8), 8 if len(shown) <= 14 else 7
+    what = f"Confusion, % of each row, {MEASURES[task]} {MATCHING_IOU}, score {threshold:.2f}"
+    figure, axes = _axes(what + title, (side, side * 0.92))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    size = 8 if number <= 14 else 6
-    for i, j in zip(*np.nonzero(matrix), strict=True):
-        color = "white" if shares[i, j] > 0.55 else "black"
-        axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=color, fontsize=size)
-    names = [_short(name) for name in classes]
-    axes.set_xticks(range(number), [*names, "missed"], rotation=90, fontsize=size)
-    axes.set_yticks(range(number), [*names, "nothing there"], fontsize=size)
-    axes.set(xlabel="detected as", ylabel="truth")
+    for i, j in zip(*np.nonzero(shares), strict=True):
+        color, text = "white" if shares[i, j] > 0.55 else "black", f"{100 * shares[i, j]:.0f}"
+        axes.text(j, i, text, ha="center", va="center", color=color, fontsize=size)
+    ticks, look = range(len(shown)), {"fontsize": size, "parse_math": False}
+    axes.set_xticks(ticks, [*(names[k] for k in shown[:-1]), "missed"], rotation=90, **look)
+    axes.set_yticks(ticks, [f"{names[k]} ({totals[k]})" for k in shown], **look)
+    axes.set(xlabel="detected as", ylabel="truth (number)")
     axes.spines[:].set_visible(True)
     return figure
 
@@ -150,6 +149,7 @@ def over_iterations(history: Mapping[str, Series]) -> dict[str, Figure]:
     """The losses, AP and AP50 of each evaluation, and the learning rate over the iterations, those
     that ``history`` has."""
     ap = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "keypoints/AP")
+    ap += ("sem_seg/mIoU", "panoptic_seg/PQ")
     known = sorted(history)
     courses = {
         "loss": ("Training loss", [n for n in known if n.startswith(("loss", "total_loss"))]),
@@ -166,7 +166,7 @@ def over_iterations(history: Mapping[str, Series]) -> dict[str, Figure]:
             line: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
             if name == "total_loss":
                 line |= {"color": "black", "linewidth": 2}
-            marker, label = "o" if kind == "ap_history" else "", _short(name, 34)
+            marker, label = "o" if kind == "ap_history" else "", short(name, 34)
             x, y = zip(*history[name].items(), strict=True)
             axes.plot(x, y, marker=marker, markersize=3, label=label, **line)
         axes.set_ylim(bottom=0)
@@ -191,11 +191,8 @@ def short(name: str, most: int = 22) -> str:
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
-def _short(name: str, most: int = 22) -> str:
-    return plain(short(name, most))
-
-
 def _legend(axes: Axes, title: str | None = None) -> None:
     if axes.get_legend_handles_labels()[1]:
         with matplotlib.rc_context(_STYLE):
-            axes.legend(title=title, title_fontsize=8)
+            place = "best" if len(axes.lines) < 50 else "lower left"  # the best takes seconds
+            axes.legend(title=title, title_fontsize=8, loc=place)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import Metadata
 from detectron2.data.detection_utils import transform_instance_annotations
 from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import BoxMode
@@ -27,7 +26,6 @@ def draw(
     annotations: Sequence[Annotation],
     names: Mapping[int, str],
     colors: Sequence[Any],
-    metadata: Metadata | None = None,
     *,
     side: int = SIDE,
 ) -> np.ndarray:
@@ -40,7 +38,6 @@ def draw(
             part of the label.
         names: category id -> name.
         colors: one for each annotation, as matplotlib takes them.
-        metadata: of the dataset; it says which keypoints are connected.
 
     Returns:
         (H', W', 3) uint8.
@@ -53,7 +50,7 @@ def draw(
         transform_instance_annotations({**a, "bbox_mode": BoxMode.XYWH_ABS}, [resize], new)
         for a in annotations
     ]
-    painter = Painter(resize.apply_image(rgb), metadata)
+    painter = Painter(resize.apply_image(rgb))
     for annotation, color in zip(placed, colors, strict=True):
         if len(mask := annotation.get("segmentation", ())):
             painter.draw_binary_mask(GenericMask(mask, *new).mask, color, alpha=0.3)
@@ -82,7 +79,6 @@ def truth_and_prediction(
     names: Mapping[int, str],
     matches: Matches,
     threshold: float,
-    metadata: Metadata | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The objects of an image and what is detected in it, in colors that say what is right.
 
@@ -97,8 +93,7 @@ def truth_and_prediction(
 
     def drawn(annotations: Sequence[Annotation], verdicts: Mapping[int, bool]) -> np.ndarray:
         colors = {True: RIGHT, False: WRONG, None: LEFT_OUT}
-        chosen = [colors[verdicts.get(a["id"])] for a in annotations]
-        return draw(rgb, annotations, names, chosen, metadata)
+        return draw(rgb, annotations, names, [colors[verdicts.get(a["id"])] for a in annotations])
 
     kept = [d for d in detections if d["score"] >= threshold]
     return drawn(objects, is_found), drawn(kept, is_right)

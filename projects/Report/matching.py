@@ -32,7 +32,7 @@ class Matches:
     crowds.
 
     Attributes:
-        task: "bbox" or "segm".
+        task: "bbox", "segm" or "keypoints".
         categories: id -> name, in the order of ids.
         ap: percent, by COCO's name: AP, AP50, AP75, APs, APm, APl; NaN if undefined.
         class_ap: (K, 3), percent: AP, AP50, AP75 of each class; NaN for a class without objects.
@@ -106,16 +106,17 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
 
 
-def match(truth: COCO, results: Sequence[Row], task: str) -> Matches:
+def match(truth: COCO, results: Sequence[Row], task: str, sigmas: Sequence[float] = ()) -> Matches:
     """Compare ``results``, detections in COCO's form, with ``truth``.
 
     Args:
-        task: "bbox", or "segm" to compare masks.
+        task: "bbox", "segm" to compare masks, or "keypoints".
+        sigmas: of the keypoints, for their similarity (OKS); by default those of COCO's persons.
 
     Raises:
         GnwsError: a detection is of an image that ``truth`` does not have.
     """
-    evaluation = _coco_eval(truth, results, task)
+    evaluation = _coco_eval(truth, results, task, sigmas)
     areas = []  # (IoU thresholds, recalls, classes) each; NaN for classes without objects
     # One at a time: the matches of many classes at all areas would take gigabytes.
     for bounds in reversed(evaluation.params.areaRng):
@@ -128,7 +129,8 @@ def match(truth: COCO, results: Sequence[Row], task: str) -> Matches:
     right, wrong, finders = _counted(evaluation)  # at the last area, which is any
     *large_to_small, precision = areas
     parts = {"AP": precision, "AP50": precision[_IOU_50], "AP75": precision[_IOU_75]}
-    parts |= {f"AP{size}": area for size, area in zip("sml", large_to_small[::-1], strict=True)}
+    sizes = [*zip("lms", large_to_small, strict=False)]  # keypoints have no small ones
+    parts |= {f"AP{size}": area for size, area in reversed(sizes)}
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
     class_ap = np.stack([means.mean(axis=0), means[_IOU_50], means[_IOU_75]], axis=1)
 
@@ -145,7 +147,7 @@ def match(truth: COCO, results: Sequence[Row], task: str) -> Matches:
 
 
 def confusion_matrix(
-    truth: COCO, results: Sequence[Row], task: str, threshold: float
+    truth: COCO, results: Sequence[Row], task: str, threshold: float, sigmas: Sequence[float] = ()
 ) -> np.ndarray:
     """Count objects (rows) by the class that they are detected as (columns).
 
@@ -157,7 +159,7 @@ def confusion_matrix(
         that are missed, the last row detections where no object is.
     """
     kept = [result for result in results if result["score"] >= threshold]
-    evaluation = _coco_eval(truth, kept, task, by_class=False)
+    evaluation = _coco_eval(truth, kept, task, sigmas, by_class=False)
     evaluation.params.areaRng = evaluation.params.areaRng[:1]
     with _silence():
         evaluation.evaluate()
@@ -174,7 +176,7 @@ def confusion_matrix(
 
 
 def most_confused(
-    matrix: np.ndarray, classes: Sequence[str], number: int = 10
+    matrix: np.ndarray, classes: Sequence[str], number: int = 1000
 ) -> list[tuple[str, str, int, float]]:
     """The pairs of different classes that are confused most often.
 
@@ -236,7 +238,7 @@ def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResul
 
 
 def _coco_eval(
-    truth: COCO, results: Sequence[Row], task: str, *, by_class: bool = True
+    truth: COCO, results: Sequence[Row], task: str, sigmas: Sequence[float], by_class: bool = True
 ) -> COCOeval:
     """A ``COCOeval`` to evaluate; neither argument is changed.
 
@@ -262,7 +264,10 @@ def _coco_eval(
         detected = coco_api({**truth.dataset, "annotations": []})
     evaluation = COCOeval(copied, detected, task)
     evaluation.params.useCats = by_class
-    evaluation.params.maxDets = [detection_limit(rows, by_class=by_class)]
+    if task == "keypoints" and sigmas:
+        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+    if task != "keypoints":  # of which COCO counts 20
+        evaluation.params.maxDets = [detection_limit(rows, by_class=by_class)]
     return evaluation
 
 

@@ -15,7 +15,6 @@ from matplotlib.path import Path
 
 from .curves import short
 
-ALPHA = 0.5  # of masks: the image is seen through them
 _FONT = 8.0  # points, of the smallest labels
 _LINES = (0, 1, -1, 2, -2, 3, -3, 4, -4)  # by so many lines a label moves, to cover no other
 
@@ -27,53 +26,44 @@ def class_colors(classes: Iterable[int]) -> list[np.ndarray]:
 
 
 class Painter(Visualizer):
-    """Detectron2's Visualizer, but
+    """Detectron2's, with :func:`class_colors` for things, then for stuff without colors of its own;
+    labels are whole within the image, and masks leave their holes free."""
 
-    - colors mean classes: :func:`class_colors` of things, then of stuff without colors of its own,
-    - labels are black or white on the color of their object, and whole within the image: of one
-      that is wider, the middle is left out, or the letters are smaller,
-    - lines and dots of keypoints are as thick as the person is large,
-    - the image is seen through masks, and unchanged in their holes.
-    """
+    ALPHA = 0.5  # of masks: the image is seen through them
 
-    def __init__(
-        self, rgb: np.ndarray, metadata: Metadata | None = None, scale: float = 1.0
-    ) -> None:
+    def __init__(self, rgb: np.ndarray, metadata: Metadata | None = None, scale: float = 1) -> None:
         known = metadata.as_dict() if metadata else {}
-        things, stuff = (len(known.get(f"{kind}_classes") or ()) for kind in ("thing", "stuff"))
-        # More than named classes, because a model may have classes without names.
-        colors = [255 * color for color in class_colors(range(max(things + stuff, 2000)))]
-        known = {"stuff_colors": colors[things:], **known, "thing_colors": colors}
+        colors = [255 * color for color in class_colors(range(2000))]  # classes may have no names
+        stuff = colors[len(known.get("thing_classes") or ()) :]
+        known = {"stuff_colors": stuff, **known, "thing_colors": colors}
         super().__init__(rgb, Metadata(**known), scale, ColorMode.SEGMENTATION)
         # Detectron2's rounds to 0 at large scales.
         self._default_font_size = max(np.sqrt(self.img[..., 0].size) / 90, 10 / scale)
         self._labels: list[Any] = []  # where they are in the drawn image
 
-    def _jitter(self, color: Any) -> Any:
-        return color
-
-    def _change_color_brightness(self, color: Any, brightness_factor: float) -> Any:
-        return to_rgb(color)
+    _jitter = staticmethod(to_rgb)
+    _change_color_brightness = staticmethod(lambda color, brightness_factor: to_rgb(color))
 
     def overlay_instances(self, *, boxes: Any = None, masks: Any = None, **rest: Any) -> VisImage:
         if boxes is not None and masks is not None:
-            for mask, color in zip(
-                self._convert_masks(masks), rest["assigned_colors"], strict=True
-            ):
+            colors = rest["assigned_colors"]
+            for mask, color in zip(self._convert_masks(masks), colors, strict=True):
                 self.draw_binary_mask(mask.mask, color)
             masks = None
-        return super().overlay_instances(boxes=boxes, masks=masks, **{**rest, "alpha": ALPHA})
+        return super().overlay_instances(boxes=boxes, masks=masks, **{**rest, "alpha": self.ALPHA})
 
     def draw_binary_mask(
         self, binary_mask: np.ndarray, color: Any = None, *, alpha: float = ALPHA, **rest: Any
     ) -> VisImage:
         outlines = GenericMask(binary_mask, self.output.height, self.output.width).polygons
         # Outlines of holes run the other way round, so that one path of all leaves them free.
-        closed = [Path([*p.reshape(-1, 2), p[:2]], closed=True) for p in outlines]
+        closed = [Path([*line.reshape(-1, 2), line[:2]], closed=True) for line in outlines]
         if closed:
-            path, width = Path.make_compound_path(*closed), max(self._default_font_size / 15, 1)
-            fill, edge = (*to_rgb(color), alpha), rest.get("edge_color") or color
-            self.output.ax.add_patch(PathPatch(path, facecolor=fill, edgecolor=edge, lw=width))
+            look = {
+                "facecolor": (*to_rgb(color), alpha),
+                "edgecolor": rest.get("edge_color") or color,
+            }
+            self.output.ax.add_patch(PathPatch(Path.make_compound_path(*closed), **look))
             if rest.get("text"):
                 self._draw_text_in_mask(binary_mask.astype(np.uint8), rest["text"], color)
         return self.output
@@ -85,11 +75,11 @@ class Painter(Visualizer):
         return self.output
 
     def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
-        points = np.asarray(keypoints)
+        """Lines and dots are as thick as the person is large."""
+        points, axes = np.asarray(keypoints), self.output.ax
         points = points[points[:, 2] > self.keypoint_threshold, :2]
         size = np.hypot(*np.ptp(points, axis=0)) if len(points) else 0
         thickness = max(size / 50, 1.5 / self.output.scale)  # in pixels of the image
-        axes = self.output.ax
         lines, dots = len(axes.lines), len(axes.patches)
         super().draw_and_connect_keypoints(keypoints)
         for line in axes.lines[lines:]:
@@ -101,15 +91,15 @@ class Painter(Visualizer):
     def draw_text(
         self, text: str, position: Any, *, font_size: Any = None, color: Any = "g", **rest: Any
     ) -> VisImage:
+        """A label that is too wide is cut in the middle, and then written smaller."""
         scale = self.output.scale
         size = max(font_size or self._default_font_size, _FONT / scale)
         super().draw_text(text, position, font_size=size, color=color, **rest)
-        label = self.output.ax.texts[-1]
+        label, renderer = self.output.ax.texts[-1], self.output.canvas.get_renderer()
         # Above this luminance black has the higher contrast (WCAG 2).
         is_bright = np.dot(np.power(to_rgb(color), 2.2), (0.2126, 0.7152, 0.0722)) > 0.18
         label.set(parse_math=False, color="black" if is_bright else "white")
         label.set_bbox({"facecolor": color, "edgecolor": "none", "pad": 1.2})
-        renderer = self.output.canvas.get_renderer()
 
         def extent() -> Any:  # in pixels of the drawn image, from its lower left corner
             label.update_bbox_position_size(renderer)
@@ -118,16 +108,14 @@ class Painter(Visualizer):
         width, height = self.output.width * scale, self.output.height * scale
         if (box := extent()).width > width:
             label.set_text(short(text, max(int(len(text) * width / box.width), 12)))
-        while (box := extent()).width > width or box.height > height:
-            fit = 0.97 * min(width / box.width, height / box.height, 1)
-            if label.get_size() * fit < 0.5:  # nothing can be read, and letters get no smaller
+        while (fit := min(width / (box := extent()).width, height / box.height)) < 1:
+            if label.get_size() < 0.6:  # letters get no smaller
                 break
-            label.set_size(label.get_size() * fit)
+            label.set_size(0.97 * fit * label.get_size())
         right = np.clip(0, -box.x0, width - box.x1)
         ups = [np.clip(-n * box.height, -box.y0, height - box.y1) for n in _LINES]
-        places = [box.translated(right, up) for up in ups]
-        free = (i for i, place in enumerate(places) if not place.count_overlaps(self._labels))
-        chosen = next(free, 0)
-        self._labels.append(places[chosen])
-        label.set_position((position[0] + right / scale, position[1] - ups[chosen] / scale))
+        free = (u for u in ups if not box.translated(right, u).count_overlaps(self._labels))
+        up = next(free, ups[0])
+        self._labels.append(box.translated(right, up))
+        label.set_position((position[0] + right / scale, position[1] - up / scale))
         return self.output

@@ -64,8 +64,7 @@ class PredictionImages(DatasetEvaluator):
         rgb = read_image(given["file_name"], format="RGB")
         objects = self._truth.imgToAnns[given["image_id"]]
         best = instances[instances.scores.argsort(descending=True)[: max(len(objects), 1)]]
-        metadata = MetadataCatalog.get(self._dataset_name)
-        class_of = metadata.get("thing_dataset_id_to_contiguous_id")
+        class_of = MetadataCatalog.get(self._dataset_name).get("thing_dataset_id_to_contiguous_id")
         index = {id_: (class_of or {}).get(id_, id_) for id_ in self._truth.cats}
         names = {index[id_]: category["name"] for id_, category in self._truth.cats.items()}
         fields = {"segmentation": "pred_masks", "keypoints": "pred_keypoints"}
@@ -73,10 +72,10 @@ class PredictionImages(DatasetEvaluator):
         truth = [
             {**a, "category_id": index[a["category_id"]]} for a in without(objects, unpredicted)
         ]
-        halves = []
-        for rows in (truth, instances_to_coco_json(best, given["image_id"])):
-            colors = class_colors(row["category_id"] for row in rows)
-            halves.append(draw(rgb, rows, names, colors, metadata))
+        halves = (
+            draw(rgb, rows, names, class_colors(row["category_id"] for row in rows))
+            for rows in (truth, instances_to_coco_json(best, given["image_id"]))
+        )
         name = f"{short_name(self._dataset_name)}/{self._shown}"
         get_event_storage().put_image(name, beside(*halves).transpose(2, 0, 1))
         self._shown += 1

@@ -32,7 +32,7 @@ from gnws_d2.projects.own_data import (
     short_name,
 )
 from gnws_d2.projects.report.matching import coco_api
-from gnws_d2.projects.report.write import SUMMARY, write_report
+from gnws_d2.projects.report.write import SEMANTIC, SUMMARY, write_report
 
 logger = logging.getLogger("gnws_d2.report")
 
@@ -53,12 +53,13 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
         GnwsError: no dataset has results.
     """
     output, names = Path(cfg.OUTPUT_DIR), dataset_names(cfg, DATASET_KEYS[1:])
-    files = {name: output / "inference" / dataset_folder(cfg, name) / RESULTS for name in names}
-    files = {name: file for name, file in files.items() if file.is_file()}
+    folders = {name: output / "inference" / dataset_folder(cfg, name) for name in names}
+    found = [(n, f / k) for k in (SEMANTIC, RESULTS) for n, f in folders.items()]
+    files = {name: file for name, file in found if file.is_file()}
     if not files:
         raise GnwsError(
-            f"{output / 'inference'} has no {RESULTS} of {', '.join(names) or 'a dataset'}. "
-            "Evaluate instances first: gnws eval --weights FILE."
+            f"{output / 'inference'} has no {RESULTS} or {SEMANTIC} of "
+            f"{', '.join(names) or 'a dataset'}. Evaluate first: gnws eval --weights FILE."
         )
     last = output / "last_checkpoint"
     saved = str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS
@@ -70,17 +71,19 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
     }
     pages = []
     for name, file in files.items():
+        has_objects = file.name == RESULTS
         date = datetime.datetime.fromtimestamp(file.stat().st_mtime)
         page = write_report(
             output / "report" / dataset_folder(cfg, name),
             cfg,
             name,
-            _truth(name, file),
-            json.loads(file.read_text(encoding="utf-8")),
+            _truth(name, file) if has_objects else coco_api({"images": [], "categories": []}),
+            json.loads(file.read_text(encoding="utf-8")) if has_objects else [],
             weights=weights,
             date=f"evaluated {date:%Y-%m-%d %H:%M}",
             data_summary=data,
             images=images,
+            semantic=file.with_name(SEMANTIC),
         )
         logger.info("Report: %s", page)
         pages.append(page)

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 
+from gnws_d2.checkpoint import read_checkpoint
 from gnws_d2.config import all_defaults, leaves
 from gnws_d2.data import read_image
 from gnws_d2.errors import DatasetError
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 SUMMARY = "report.json"
+SEMANTIC = "sem_seg_evaluation.pth"  # of Detectron2's SemSegEvaluator
 
 
 def write_report(
@@ -47,6 +49,7 @@ def write_report(
     date: str = "",
     data_summary: Mapping[str, Mapping[str, Any]] | None = None,
     images: int = 3,
+    semantic: Path | None = None,
 ) -> Path:
     """Write report.html, which needs no other file, its plots as PNG and its images as JPEG, and
     report.json: AP by task, in percent, and the suggested score threshold, or null.
@@ -62,6 +65,7 @@ def write_report(
         date: of the evaluation, for the page.
         data_summary: more about the data for the page: tables of names and values, by title.
         images: how many of the worst, of the best and of random images are shown.
+        semantic: the file SEMANTIC of the evaluation, if there is one.
 
     Returns:
         The page.
@@ -71,7 +75,8 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     detections = [{**row, "id": i} for i, row in enumerate(results, 1)]  # as pycocotools does
-    all_matches = [matching.match(truth, detections, task) for task in _tasks(truth, detections)]
+    sigmas, tasks = cfg.TEST.KEYPOINT_OKS_SIGMAS, _tasks(truth, detections)
+    all_matches = [matching.match(truth, detections, task, sigmas) for task in tasks]
     boxes = all_matches[0]
     pairs, missing = _pairs(truth, detections, boxes, dataset_name, folder, images)
     history = curves.read_history(Path(cfg.OUTPUT_DIR, "metrics.json"))
@@ -79,14 +84,19 @@ def write_report(
     page = _render(
         title=f"{Path(cfg.OUTPUT_DIR).resolve().name}: {short_name(dataset_name)}",
         subtitle=" · ".join(filter(None, [weights, date])),
-        notes=_notes(truth, detections, boxes),
-        tasks=[_task(truth, detections, matches, folder) for matches in all_matches],
+        notes=_notes(truth, detections, boxes) if truth.cats else [],
+        tasks=[_task(truth, detections, m, folder, sigmas) for m in all_matches if truth.cats],
+        semantic=read_checkpoint(semantic) if semantic and semantic.is_file() else {},
+        panoptic={k: max(v.items())[1] for k, v in history.items() if "panoptic_seg/" in k},
         pairs=pairs,
         missing=missing,
         training=_save(folder, curves.over_iterations(history)),
         weights=weights,
         threshold=boxes.threshold,
-        data={"Evaluated": _data(dataset_name, truth), **(data_summary or {})},
+        data={
+            "Evaluated": _data(dataset_name, truth) if truth.cats else {},
+            **(data_summary or {}),
+        },
         changed_config={k: str(v) for k, v in leaves(cfg) if k not in known or known[k] != v},
         config=cfg.dump(),
         environment=collect_env_info(),
@@ -103,8 +113,11 @@ def write_report(
 
 
 def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:
-    are_masked = all(a.get("segmentation") for a in truth.dataset.get("annotations", []))
-    return ["bbox", "segm"][: 1 + (are_masked and any("segmentation" in d for d in detections))]
+    def both(member: str) -> bool:
+        is_found = any(member in detection for detection in detections)
+        return is_found and all(a.get(member) for a in truth.anns.values())
+
+    return ["bbox", *["segm"] * both("segmentation"), *["keypoints"] * both("keypoints")]
 
 
 def _pairs(
@@ -151,11 +164,15 @@ def _pairs(
 
 
 def _task(
-    truth: COCO, detections: Sequence[dict[str, Any]], matches: Matches, folder: Path
+    truth: COCO,
+    detections: Sequence[dict[str, Any]],
+    matches: Matches,
+    folder: Path,
+    sigmas: Sequence[float],
 ) -> dict[str, Any]:
-    """The results of boxes or of masks, as the page shows them."""
+    """The results of boxes, masks or keypoints, as the page shows them."""
     threshold = matches.threshold
-    matrix = matching.confusion_matrix(truth, detections, matches.task, threshold)
+    matrix = matching.confusion_matrix(truth, detections, matches.task, threshold, sigmas)
     plots = {
         "precision_recall": curves.precision_recall(matches),
         "f1": curves.scores_and_f1(matches),
@@ -174,6 +191,7 @@ def _task(
     ]
     return {
         "name": curves.TASKS[matches.task],
+        "measure": curves.MEASURES[matches.task],
         "ap": matches.ap,
         "threshold": matches.suggested_threshold,
         "at_threshold": _percents(right.sum(), wrong.sum(), matches.objects.sum()),

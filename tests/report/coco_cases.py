@@ -38,7 +38,7 @@ def coco(
 
 
 def jittered(truth: COCO, seed: int = 0) -> list[dict[str, Any]]:
-    """The objects of ``truth`` as a mediocre detector finds them: some missed, some of the wrong
+    """The objects of Digits as a mediocre detector finds them: some missed, some of the wrong
     class, moved, with scores; and boxes where nothing is."""
     rng = np.random.default_rng(seed)
     categories = sorted(truth.cats)
@@ -55,20 +55,25 @@ def jittered(truth: COCO, seed: int = 0) -> list[dict[str, Any]]:
                 category = categories[(categories.index(category) + 1) % len(categories)]
             mask = np.roll(truth.annToMask(annotation), tuple(move[::-1]), (0, 1))
             box = [x + move[0], y + move[1], w * rng.uniform(0.8, 1.2), h]
-            rows.append(_row(number, category, box, rng.beta(6, 2), mask))
+            points = np.array(annotation["keypoints"]) + np.resize([*move, 0], 12)
+            rows.append(_row(number, category, box, rng.beta(6, 2), mask, points))
         for _ in range(2):
             w, h = rng.uniform(0.1, 0.4, 2) * [width, height]
             x, y = rng.uniform(0, 1, 2) * [width - w, height - h]
             mask = np.zeros((height, width), np.uint8)
             mask[int(y) : int(y + h), int(x) : int(x + w)] = 1
-            rows.append(_row(number, int(rng.choice(categories)), [x, y, w, h], 0.3, mask))
+            points = np.resize([x, y, 2], 12)
+            rows.append(_row(number, int(rng.choice(categories)), [x, y, w, h], 0.3, mask, points))
     return rows
 
 
-def _row(image: int, category: int, box: list[float], score: float, mask: np.ndarray) -> dict:
+def _row(
+    image: int, category: int, box: list[float], score: float, mask: np.ndarray, points: np.ndarray
+) -> dict[str, Any]:
     rle = mask_utils.encode(np.asfortranarray(mask))
     return {
         **detection(image, category, 0, float(score)),
         "bbox": [float(value) for value in box],
+        "keypoints": points.tolist(),
         "segmentation": {**rle, "counts": rle["counts"].decode()},
     }

@@ -21,13 +21,15 @@ from gnws_d2.projects.report.matching import (
     most_confused,
 )
 
+SIGMAS = [0.02, 0.05, 0.08, 0.1]  # of the four keypoints of Digits
+
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_digits, tmp_path_factory):
-    """(truth, results file, what Detectron2's evaluator says of it) of noisy boxes and masks."""
+    """(truth, results file, what Detectron2's evaluator says of it) of noisy detections."""
     folder = tmp_path_factory.mktemp("evaluated")
     cfg = gnws_d2.load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", ["OUTPUT_DIR", str(folder)])
-    cfg.DATASETS.TEST = ("tiny_digits_val",)
+    cfg.DATASETS.TEST, cfg.TEST.KEYPOINT_OKS_SIGMAS = ("tiny_digits_val",), SIGMAS
     DatasetCatalog.get("tiny_digits_val")
     truth = COCO(tiny_digits / "digits_val.json")
     rows = jittered(truth)
@@ -39,13 +41,13 @@ def evaluated(tiny_digits, tmp_path_factory):
     return truth, folder / "inference" / "coco_instances_results.json", results
 
 
-@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("task", ["bbox", "segm", "keypoints"])
 def test_ap_is_that_of_detectron2s_evaluator(evaluated, task):
     truth, file, results = evaluated
     rows = json.loads(file.read_text())
     before = copy.deepcopy([truth.dataset["annotations"], rows])
-    matches = match(truth, rows, task)
-    confusion_matrix(truth, rows, task, 0.5)
+    matches = match(truth, rows, task, SIGMAS)
+    confusion_matrix(truth, rows, task, 0.5, SIGMAS)
     assert [truth.dataset["annotations"], rows] == before  # COCOeval would write into both
     assert 0 < matches.ap["AP"] < 100
     for name, value in matches.ap.items():
@@ -114,20 +116,22 @@ def test_all_of_200_detections_in_an_image_count():
 
 
 def test_of_many_classes_the_most_confused_are_plotted():
-    """Of 400 classes: a figure of all, in the size that its letters need, takes gigabytes."""
+    """Of 400 classes: as many as fit a page."""
     names = tuple(f"class {k}" for k in range(1, 401))
     truth = coco([truth_annotation(k, 1, k, 50 * k) for k in range(1, 401)], names=names)
-    # Of each class up to 320 its object is found, the later ones are taken for each other.
-    taken = [k if k <= 320 else 721 - k for k in range(1, 401)]
+    # Of each class up to 370 its object is found, the later ones are taken for each other.
+    taken = [k if k <= 370 else 771 - k for k in range(1, 401)]
     rows = [detection(1, taken[k - 1], 50 * k, 0.9) for k in range(1, 401)]
     matrix = confusion_matrix(truth, rows, "bbox", 0.5)
-    [axes] = curves.confusion(matrix, names, "bbox", 0.5).axes
+    figure = curves.confusion(matrix, names, "bbox", 0.5)
+    assert max(figure.get_size_inches()) < 12
+    [axes] = figure.axes
     shown = [label.get_text() for label in axes.get_yticklabels()]
-    assert shown == [*names[320:], "nothing there"]
+    assert shown == [*(f"{name} (1)" for name in names[370:]), "nothing there (0)"]
     assert {tuple(t.get_position()): t.get_text() for t in axes.texts} == {
-        (79 - i, i): "1" for i in range(80)
+        (29 - i, i): "100" for i in range(30)
     }
-    assert "(the 80 most confused of 400 classes)" in axes.get_title(loc="left")
+    assert "The 30 most confused of 400 classes" in axes.get_title(loc="left")
 
 
 @pytest.mark.parametrize("annotations", [[], [truth_annotation(1, 1, 1, 0)]])

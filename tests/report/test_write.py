@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from coco_cases import coco, detection, jittered, truth_annotation
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 import gnws_d2
+from gnws_d2.data import read_labels
 from gnws_d2.engine import build_evaluator, dataset_folder
 from gnws_d2.projects.own_data import short_name
-from gnws_d2.projects.report import try_report, write
+from gnws_d2.projects.report import report_run, suggested_threshold, try_report, write
 from gnws_d2.projects.report.curves import read_history
 from gnws_d2.projects.report.images import RIGHT, WRONG, draw, without
 from gnws_d2.projects.report.matching import match
@@ -49,7 +52,7 @@ def environment():
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path_factory.mktemp("output"))]
-    return gnws_d2.load_config("Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", opts)
+    return gnws_d2.load_config("Digits/keypoint_rcnn_R_18_FPN_gn_ws.yaml", opts)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +85,11 @@ def test_nothing_is_loaded_from_elsewhere(digits_report):
     images = [a for a in parsed.addresses if a.startswith("data:")]
     for address in images:
         Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).verify()
-    # Two tasks of 3 plots, 3 of the training, and 3 images twice.
-    assert len(images) == 2 * 3 + 3 + 3 * 2
+    # Three tasks of 3 plots, 3 of the training, and 3 images twice.
+    assert len(images) == 3 * 3 + 3 + 3 * 2
     # They are files, too.
     plots = ("precision_recall", "f1", "confusion")
-    wanted = {f"{task}_{plot}.png" for task in ("bbox", "segm") for plot in plots}
+    wanted = {f"{task}_{p}.png" for task in ("bbox", "segm", "keypoints") for p in plots}
     wanted |= {"loss.png", "ap_history.png", "learning_rate.png"}
     wanted |= {"worst_1.jpg", "best_1.jpg", "random_1.jpg"}
     assert {file.name for file in page.parent.rglob("*.*g")} == wanted
@@ -96,8 +99,8 @@ def test_nothing_is_loaded_from_elsewhere(digits_report):
 def test_the_page_shows_the_evaluation_config_data_environment_and_commands(digits_report):
     page, truth, rows = digits_report
     parsed = Parsed(page)
-    for task in ("bbox", "segm"):
-        matches = match(truth, rows, task)
+    for task in ("bbox", "segm", "keypoints"):
+        matches = match(truth, rows, task, [0.05] * 4)
         for name in ("AP", "AP50", "AP75"):
             assert f"{matches.ap[name]:.1f} {name}" in parsed.text
         assert f"threshold {matches.suggested_threshold:.2f}" in parsed.text
@@ -189,6 +192,31 @@ def test_drawn_boxes_and_masks_are_where_they_belong():
     assert (draw(blank, [point], names, [RIGHT], side=side)[64, 192] < 250).any()
     # Masks are drawn only for a detector of masks.
     assert "segmentation" not in without(annotations, {"segmentation", "keypoints"})[1]
+
+
+def test_semantic_results_are_those_that_numpy_counts(cfg, digits, tmp_path):
+    cfg, name = cfg.clone(), "digits_sem_seg_val"
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (name,), str(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"iteration": 9, "panoptic_seg/PQ": 41.7}')
+    evaluator, records = build_evaluator(cfg, name), DatasetCatalog.get(name)
+    evaluator.reset()
+    truth = np.stack([read_labels(record["sem_seg_file_name"]) for record in records])
+    found = np.roll(truth, 7, axis=2)
+    for record, labels in zip(records, found, strict=True):
+        scores = torch.nn.functional.one_hot(torch.from_numpy(labels), 11).permute(2, 0, 1)
+        evaluator.process([record], [{"sem_seg": scores}])
+    evaluator.evaluate()
+
+    [page] = report_run(cfg, "model.pth")
+    text, ious = " ".join(page.read_text().split()), []
+    for k, label in enumerate(MetadataCatalog.get(name).stuff_classes):
+        if (is_true := truth == k).any():
+            ious.append(100 * (is_true & (found == k)).sum() / (is_true | (found == k)).sum())
+            accuracy = 100 * (found == k)[is_true].mean()
+            assert f"<td>{label}</td><td>{ious[-1]:.1f}</td><td>{accuracy:.1f}</td>" in text
+    assert f"<b>{np.mean(ious):.1f}</b><span>mIoU" in text
+    assert "<b>41.7</b><span>panoptic_seg/PQ" in text and "--confidence" not in text
+    assert suggested_threshold(cfg, [page]) is None
 
 
 def test_folders_of_several_datasets(cfg, tiny_digits):
