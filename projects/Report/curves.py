@@ -103,11 +103,11 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], task: str, threshold: 
         between = matrix[:-1, :-1] * (1 - np.eye(len(classes), dtype=int))
         order = np.argsort(-(between.sum(axis=0) + between.sum(axis=1)), kind="stable")
         shown = np.append(np.sort(order[:_MOST_CLASSES]), len(classes))
-        title = f"\nThe {_MOST_CLASSES} most confused of {len(classes)} classes"
+        title = f", the {_MOST_CLASSES} most confused of {len(classes)} classes"
     shares = np.nan_to_num(shares[np.ix_(shown, shown)])
     side, size = max(_SIZE[0], 0.26 * len(shown) + 1.8), 8 if len(shown) <= 14 else 7
-    what = f"Confusion, % of each row, {MEASURES[task]} {MATCHING_IOU}, score {threshold:.2f}"
-    figure, axes = _axes(what + title, (side, side * 0.92))
+    title += f"\n{MEASURES[task]} {MATCHING_IOU}, score {threshold:.2f} or more"
+    figure, axes = _axes(f"Confusion, % of each row{title}", (side, side * 0.92))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, j in zip(*np.nonzero(shares), strict=True):
         color, text = "white" if shares[i, j] > 0.55 else "black", f"{100 * shares[i, j]:.0f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,41 +38,33 @@ class Painter(Visualizer):
         stuff = colors[len(known.get("thing_classes") or ()) :]
         known = {"stuff_colors": stuff, **known, "thing_colors": colors}
         super().__init__(rgb, Metadata(**known), scale, ColorMode.SEGMENTATION)
-        # Detectron2's rounds to 0 at large scales.
-        self._default_font_size = max(np.sqrt(self.img[..., 0].size) / 90, 10 / scale)
+        # Points, of the drawn image: lines that grow with the scale would fill a small one.
+        self._scale, self.output.scale = scale, 1
+        self._default_font_size = max(scale * np.sqrt(self.img[..., 0].size) / 90, 10)
         self._labels: list[Any] = []  # where they are in the drawn image
 
+    draw_box = functools.partialmethod(Visualizer.draw_box, alpha=0.8)
     _jitter = staticmethod(to_rgb)
     _change_color_brightness = staticmethod(lambda color, brightness_factor: to_rgb(color))
 
     def overlay_instances(self, *, boxes: Any = None, masks: Any = None, **rest: Any) -> VisImage:
         if boxes is not None and masks is not None:
-            colors = rest["assigned_colors"]
-            for mask, color in zip(self._convert_masks(masks), colors, strict=True):
+            masks = self._convert_masks(masks)
+            for mask, color in zip(masks, rest["assigned_colors"], strict=True):
                 self.draw_binary_mask(mask.mask, color)
             masks = None
         return super().overlay_instances(boxes=boxes, masks=masks, **{**rest, "alpha": self.ALPHA})
 
-    def draw_binary_mask(
-        self, binary_mask: np.ndarray, color: Any = None, *, alpha: float = ALPHA, **rest: Any
-    ) -> VisImage:
+    def draw_binary_mask(self, binary_mask: Any, color: Any = None, **rest: Any) -> VisImage:
         outlines = GenericMask(binary_mask, self.output.height, self.output.width).polygons
         # Outlines of holes run the other way round, so that one path of all leaves them free.
         closed = [Path([*line.reshape(-1, 2), line[:2]], closed=True) for line in outlines]
         if closed:
-            look = {
-                "facecolor": (*to_rgb(color), alpha),
-                "edgecolor": rest.get("edge_color") or color,
-            }
-            self.output.ax.add_patch(PathPatch(Path.make_compound_path(*closed), **look))
+            path, edge = Path.make_compound_path(*closed), rest.get("edge_color") or color
+            fill = (*to_rgb(color), rest.get("alpha", self.ALPHA))
+            self.output.ax.add_patch(PathPatch(path, facecolor=fill, edgecolor=edge))
             if rest.get("text"):
                 self._draw_text_in_mask(binary_mask.astype(np.uint8), rest["text"], color)
-        return self.output
-
-    def draw_box(self, box_coord: Any, alpha: float = 0.8, **rest: Any) -> VisImage:
-        super().draw_box(box_coord, alpha, **rest)
-        # Detectron2's lines fill a small image that is enlarged.
-        self.output.ax.patches[-1].set_linewidth(self._default_font_size * self.output.scale / 4)
         return self.output
 
     def draw_and_connect_keypoints(self, keypoints: Any) -> VisImage:
@@ -79,22 +72,19 @@ class Painter(Visualizer):
         points, axes = np.asarray(keypoints), self.output.ax
         points = points[points[:, 2] > self.keypoint_threshold, :2]
         size = np.hypot(*np.ptp(points, axis=0)) if len(points) else 0
-        thickness = max(size / 50, 1.5 / self.output.scale)  # in pixels of the image
+        thickness = max(size / 50, 1.5 / self._scale)  # in pixels of the image
         lines, dots = len(axes.lines), len(axes.patches)
         super().draw_and_connect_keypoints(keypoints)
         for line in axes.lines[lines:]:
-            line.set_linewidth(thickness * self.output.scale * 72 / self.output.dpi)
+            line.set_linewidth(thickness * self._scale * 72 / self.output.dpi)
         for dot in axes.patches[dots:]:
             dot.set_radius(0.75 * thickness)
         return self.output
 
-    def draw_text(
-        self, text: str, position: Any, *, font_size: Any = None, color: Any = "g", **rest: Any
-    ) -> VisImage:
+    def draw_text(self, text: str, position: Any, *, color: Any = "g", **rest: Any) -> VisImage:
         """A label that is too wide is cut in the middle, and then written smaller."""
-        scale = self.output.scale
-        size = max(font_size or self._default_font_size, _FONT / scale)
-        super().draw_text(text, position, font_size=size, color=color, **rest)
+        rest["font_size"] = max(rest.get("font_size") or self._default_font_size, _FONT)
+        super().draw_text(text, position, color=color, **rest)
         label, renderer = self.output.ax.texts[-1], self.output.canvas.get_renderer()
         # Above this luminance black has the higher contrast (WCAG 2).
         is_bright = np.dot(np.power(to_rgb(color), 2.2), (0.2126, 0.7152, 0.0722)) > 0.18
@@ -105,7 +95,7 @@ class Painter(Visualizer):
             label.update_bbox_position_size(renderer)
             return label.get_bbox_patch().get_window_extent(renderer)
 
-        width, height = self.output.width * scale, self.output.height * scale
+        width, height = self.output.width * self._scale, self.output.height * self._scale
         if (box := extent()).width > width:
             label.set_text(short(text, max(int(len(text) * width / box.width), 12)))
         while (fit := min(width / (box := extent()).width, height / box.height)) < 1:
@@ -117,5 +107,5 @@ class Painter(Visualizer):
         free = (u for u in ups if not box.translated(right, u).count_overlaps(self._labels))
         up = next(free, ups[0])
         self._labels.append(box.translated(right, up))
-        label.set_position((position[0] + right / scale, position[1] - up / scale))
+        label.set_position((position[0] + right / self._scale, position[1] - up / self._scale))
         return self.output

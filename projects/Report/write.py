@@ -164,11 +164,7 @@ def _pairs(
 
 
 def _task(
-    truth: COCO,
-    detections: Sequence[dict[str, Any]],
-    matches: Matches,
-    folder: Path,
-    sigmas: Sequence[float],
+    truth: COCO, detections: Sequence[Any], matches: Matches, folder: Path, sigmas: Sequence[float]
 ) -> dict[str, Any]:
     """The results of boxes, masks or keypoints, as the page shows them."""
     threshold = matches.threshold

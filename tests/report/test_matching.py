@@ -131,7 +131,7 @@ def test_of_many_classes_the_most_confused_are_plotted():
     assert {tuple(t.get_position()): t.get_text() for t in axes.texts} == {
         (29 - i, i): "100" for i in range(30)
     }
-    assert "The 30 most confused of 400 classes" in axes.get_title(loc="left")
+    assert "the 30 most confused of 400 classes" in axes.get_title(loc="left")
 
 
 @pytest.mark.parametrize("annotations", [[], [truth_annotation(1, 1, 1, 0)]])
