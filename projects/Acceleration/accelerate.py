@@ -1,7 +1,5 @@
 """The config keys of this project, and what they do to a model."""
 
-from __future__ import annotations
-
 import logging
 
 import torch
@@ -95,7 +93,5 @@ def _fuses(cfg: CfgNode) -> bool:
         device = torch.device(cfg.MODEL.DEVICE)
         return recompute or (device.type == "cuda" and triton_runs_on(device))
     if choice not in ("always", "never"):
-        raise ConfigError(
-            f'MODEL.GN.FUSE_RELU is {choice!r}. Set it to "auto", "always" or "never".'
-        )
+        raise ConfigError(f'MODEL.GN.FUSE_RELU is {choice!r}. Use "auto", "always" or "never".')
     return choice == "always"

@@ -1,7 +1,5 @@
 """Activation checkpointing: less memory for more time, in chosen stages of a backbone."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Fuse GroupNorm and ReLU in Detectron2's own modules, which keep their parameters and names."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

@@ -5,8 +5,6 @@ Triton's kernels do it 8 times. Backward keeps the input and the statistics, and
 where ReLU was positive. The formula is that of Wu and He, "Group Normalization" (arXiv 1803.08494).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -90,32 +88,20 @@ class GroupNormReLU(nn.GroupNorm):
         return group_norm_relu(input, *parameters, residual, recompute=self.recompute)
 
 
-@torch.library.custom_op("gnws_d2::group_norm_relu", mutates_args=())
-def _group_norm_relu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    residual: torch.Tensor | None,
-    num_groups: int,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return kernels_for(x).forward(x, weight, bias, residual, num_groups, eps)
-
-
-@torch.library.custom_op("gnws_d2::group_norm_relu_backward", mutates_args=())
-def _group_norm_relu_backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    y: torch.Tensor | None,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    eps: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    return kernels_for(x).backward(grad, x, weight, bias, y, mean, rstd, eps)
-
-
+_group_norm_relu = torch.library.custom_op(
+    "gnws_d2::group_norm_relu",
+    lambda x, *others: kernels_for(x).forward(x, *others),
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor? residual, int num_groups, float eps)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+_group_norm_relu_backward = torch.library.custom_op(
+    "gnws_d2::group_norm_relu_backward",
+    lambda grad, x, *others: kernels_for(x).backward(grad, x, *others),
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? y, Tensor mean, "
+    "Tensor rstd, float eps) -> (Tensor, Tensor, Tensor, Tensor)",
+)
 # Torch's kernels, on tensors without data, tell a compiler the shapes, types and memory formats.
 _group_norm_relu.register_fake(torch_kernels.forward)
 _group_norm_relu_backward.register_fake(torch_kernels.backward)

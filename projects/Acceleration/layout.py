@@ -1,7 +1,5 @@
 """How the tensors of a model lie in memory: channels_last, and images padded to few sizes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

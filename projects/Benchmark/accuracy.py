@@ -3,8 +3,6 @@
 The comparison is a step with a small image, in the precision that is timed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

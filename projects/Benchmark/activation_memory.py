@@ -9,8 +9,6 @@ includes the parameters and their gradients, which an earlier step has left. The
 its feature pyramid; all stages are trained. Every variant is compared with float64 first.
 """
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 import torch

@@ -11,8 +11,6 @@ in the same round, with a 95% bootstrap interval; "GN again" is the control, who
 is noise. Every variant is compared with float64 first; an inaccurate one ends the run.
 """
 
-from __future__ import annotations
-
 import datetime
 import itertools
 import shlex

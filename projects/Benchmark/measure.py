@@ -1,7 +1,5 @@
 """Time and memory of a step, and the uncertainty of a ratio of times."""
 
-from __future__ import annotations
-
 import timeit
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +23,8 @@ def paired_times(
     All steps run in one process, in a random order that the next round reverses (A/B/B/A), so that
     drift cancels. Short steps are repeated, and their mean is taken.
     :class:`torch.utils.benchmark.Timer` would warm up again before each of these measurements.
-
-    Args:
-        steps: by name.
-        rounds: how often each is timed.
-        warm_up: run each twice before; steps that are warm and long need neither that nor repeats.
+    With ``warm_up``, each is run twice before; steps that are warm and long need neither that nor
+    repeats.
     """
     rng = np.random.default_rng(0)
     repeats = 1

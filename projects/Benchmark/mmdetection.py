@@ -7,8 +7,6 @@ These are maintained forks of mmcv, mmengine and mmdet; the operators of the fir
 an hour or more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path

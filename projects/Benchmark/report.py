@@ -5,8 +5,6 @@ the results in docs/benchmarks.
     python projects/Benchmark/report.py
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path

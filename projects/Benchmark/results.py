@@ -1,11 +1,11 @@
 """Files of results: JSON, with everything that the numbers depend on."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os
 import platform
+import re
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,6 @@ import gnws_d2
 from gnws_d2.files import atomic_write
 
 Row = dict[str, Any]
-_ROWS = ("rows", "accuracy")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -48,9 +47,9 @@ def write(file: Path, results: Mapping[str, Any]) -> None:
     """Write ``results`` with one line per row, so that a difference is readable."""
     lines = []
     for key, value in results.items():
-        text = json.dumps(value)
-        if key in _ROWS:
-            text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+        is_table = key in ("rows", "accuracy")
+        text = ",\n".join(map(json.dumps, value)) if is_table else json.dumps(value)
+        text = f"[\n{text}\n]" if is_table else text
         lines.append(f"{json.dumps(key)}: {text}")
     with atomic_write(file) as partial:
         partial.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
@@ -58,17 +57,13 @@ def write(file: Path, results: Mapping[str, Any]) -> None:
 
 def _commit() -> str | None:
     """Of the source tree, with "-dirty" where it differs; None without git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return ended.stdout.strip()
+    folder = shlex.quote(str(Path(__file__).parent))
+    failed, said = subprocess.getstatusoutput(f"git -C {folder} describe --always --dirty")
+    return None if failed else said
 
 
 def _processor() -> str:
     """The CPU's name on Linux."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    named = re.search(r"^model name\s*: (.+)", info, re.MULTILINE)
+    return named[1] if named else platform.machine()

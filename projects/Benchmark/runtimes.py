@@ -12,8 +12,6 @@ waits. The processes take turns on one image, in a random order that the next ro
 Results are in docs/benchmarks/runtimes/cpu.json.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import multiprocessing

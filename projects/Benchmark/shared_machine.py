@@ -6,8 +6,6 @@ The commands set GOMP_SPINCOUNT 1000 unless the user has set a variable. Each ru
 its own, as OpenMP reads the variables once.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """What is compared: one model with the same weights, built in each of these ways."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

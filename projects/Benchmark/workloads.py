@@ -4,8 +4,6 @@ A detector's work depends on what it finds, so proposals and detections are fixe
 computes its own, which are then replaced.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,20 +36,16 @@ class BackboneWorkload:
         model."""
         x = self.x.to(next(model.backbone.parameters()).dtype)
 
-        def train() -> dict[str, torch.Tensor]:
+        def run() -> dict[str, torch.Tensor]:
             model.zero_grad(set_to_none=True)
-            with self.case.autocast():
+            with torch.inference_mode(not self.case.training), self.case.autocast():
                 features = model.backbone(x)
-            gradients = [self._gradient(*item) for item in features.items()]
-            torch.autograd.backward(list(features.values()), gradients)
+            if self.case.training:
+                gradients = [self._gradient(*item) for item in features.items()]
+                torch.autograd.backward(list(features.values()), gradients)
             return features
 
-        @torch.inference_mode()
-        def infer() -> dict[str, torch.Tensor]:
-            with self.case.autocast():
-                return model.backbone(x)
-
-        return train if self.case.training else infer
+        return run
 
     def _gradient(self, name: str, feature: torch.Tensor) -> torch.Tensor:
         key = name, feature.dtype
@@ -87,23 +81,19 @@ class ModelWorkload:
         self.fix(model)
         optimizer = build_optimizer(self.cfg, model) if self.case.training else None
 
-        def train() -> dict[str, Any]:
-            assert optimizer is not None
-            optimizer.zero_grad(set_to_none=True)
+        def run() -> dict[str, Any]:
+            model.zero_grad(set_to_none=True)
             torch.manual_seed(0)  # which anchors and proposals are sampled
-            with EventStorage(), self.case.autocast():
-                losses = model(self.batch)
-                total = sum(losses.values())
+            with torch.inference_mode(optimizer is None), EventStorage(), self.case.autocast():
+                found = model(self.batch)
+                if optimizer is None:
+                    return dict(enumerate(found))
+                total = sum(found.values())
             total.backward()
             optimizer.step()
-            return losses
+            return found
 
-        @torch.inference_mode()
-        def infer() -> dict[str, Any]:
-            with self.case.autocast():
-                return dict(enumerate(model(self.batch)))
-
-        return train if optimizer else infer
+        return run
 
     def fix(self, model: GeneralizedRCNN) -> None:
         """Replace the proposals and detections of ``model``, and see what it predicts."""

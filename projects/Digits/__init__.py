@@ -15,8 +15,6 @@ Machine Learning Repository, https://doi.org/10.24432/C50P49 (CC BY 4.0), as pac
 scikit-learn's ``load_digits``.
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

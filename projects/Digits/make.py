@@ -6,8 +6,6 @@ Layout of the folder: ``digits_train.json``, ``digits_val.json`` (COCO annotatio
 digits and 1 for background, as Detectron2's panoptic models expect.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

@@ -5,8 +5,6 @@ what it finds, and print where everything is. ``make demo`` runs this.
 The steps are commands that also run alone; each is printed before it runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

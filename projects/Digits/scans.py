@@ -1,7 +1,5 @@
 """The scanned digits that the images are made of, divided between training and validation."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Images of digits: what lies where, and how it looks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

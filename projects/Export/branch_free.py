@@ -6,8 +6,6 @@ cannot. This module holds the two selections of boxes and a few other functions 
 they select the same boxes. They replace Detectron2's while the graph is recorded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from unittest import mock
@@ -41,10 +39,8 @@ class BranchFreeDetector(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         model = self.model
         height, width = image.shape[-2:]
-        divisor = model.backbone.size_divisibility
-        right, bottom = (
-            (side + divisor - 1) // divisor * divisor - side for side in (width, height)
-        )
+        unit = model.backbone.size_divisibility
+        right, bottom = ((side + unit - 1) // unit * unit - side for side in (width, height))
         padded = F.pad((image - model.pixel_mean) / model.pixel_std, (0, right, 0, bottom))[None]
         images = ImageList(padded, [(height, width)])
         with _in_place_of_detectron2():
@@ -59,18 +55,18 @@ class BranchFreeDetector(nn.Module):
 @contextmanager
 def _in_place_of_detectron2() -> Iterator[None]:
     replacements = {
-        "detectron2.modeling.backbone.fpn.LastLevelMaxPool.forward": _every_second,
-        "detectron2.modeling.proposal_generator.rpn.find_top_rpn_proposals": _select_proposals,
-        "detectron2.modeling.poolers.convert_boxes_to_pooler_format": _with_image_index,
-        "detectron2.modeling.roi_heads.fast_rcnn.fast_rcnn_inference": _select_detections,
-        # It checks whether a group to be normalized has one value; in evaluation it may.
-        "torch.nn.functional._verify_batch_size": lambda size: None,
-        "torch.nn.functional.batch_norm": _batch_norm,
+        # A window of 1 and a stride of 2.
+        "backbone.fpn.LastLevelMaxPool.forward": lambda _, x: [x[:, :, ::2, ::2]],
+        "proposal_generator.rpn.find_top_rpn_proposals": _select_proposals,
+        # (N, 4) boxes of the only image to (N, 5) with its index, 0, in front.
+        "poolers.convert_boxes_to_pooler_format": lambda boxes: F.pad(boxes[0].tensor, (1, 0)),
+        "roi_heads.fast_rcnn.fast_rcnn_inference": _select_detections,
     }
-    with ExitStack() as stack:
-        for target, replacement in replacements.items():
-            stack.enter_context(mock.patch(target, replacement))
-        stack.enter_context(patch_builtin_len())
+    # The first checks whether a group to be normalized has one value; in evaluation it may.
+    norms = {"_verify_batch_size": lambda size: None, "batch_norm": _batch_norm}
+    with ExitStack() as stack, mock.patch.multiple(F, **norms), patch_builtin_len():
+        for name, replacement in replacements.items():
+            stack.enter_context(mock.patch(f"detectron2.modeling.{name}", replacement))
         yield
 
 
@@ -87,33 +83,13 @@ def _boxes(tensor: torch.Tensor) -> Boxes:
     return boxes
 
 
-def _batch_norm(
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    var: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> torch.Tensor:
+def _batch_norm(x, mean, var, weight, bias, training=False, momentum=0.1, eps=1e-5):
     """In evaluation mode. torch's own branches on whether the input is empty, which is unknown for
     detected boxes."""
     if isinstance(x.shape[0], int):
         return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, True)
     scale = weight * (var + eps).rsqrt()
     return x * scale[:, None, None] + (bias - mean * scale)[:, None, None]
-
-
-def _every_second(self: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """Max pooling with a window of 1 and a stride of 2."""
-    return [x[:, :, ::2, ::2]]
-
-
-def _with_image_index(box_lists: list[Boxes]) -> torch.Tensor:
-    """(N, 4) boxes of the only image to (N, 5) with its index, 0, in front."""
-    [boxes] = box_lists
-    return F.pad(boxes.tensor, (1, 0))
 
 
 def _select_proposals(

@@ -1,7 +1,5 @@
 """Whether a file detects what the model detects."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Export a detector to files that run without Detectron2 and this package: see ``--help``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from dataclasses import replace
@@ -31,7 +29,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Path], list[GnwsError]]:
         setup_logger(name=name)
     if args.config_file and args.config_file.endswith(".py"):
         sys.exit(
-            "Export a LazyConfig's model from a script: gnws_d2.projects.export.export(model, ...)."
+            "Export a LazyConfig's model in Python: gnws_d2.projects.export.export(model, ...)"
         )
     predictor = gnws_d2.Predictor(
         args.config_file,

@@ -1,15 +1,11 @@
 """Record a detector as a graph, write it in a format, and check the file before it gets its
 name."""
 
-from __future__ import annotations
-
 import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +77,9 @@ class Exporter:
                 verbose=False,
             )
         assert program is not None  # what an older exporter returned
-        _name_axes(program.model)
+        [image], boxes = program.model.graph.inputs, program.model.graph.outputs[0]
+        axes = (*image.shape[1:], boxes.shape[0])
+        program.rename_axes(dict(zip(axes, ("height", "width", "detections"), strict=True)))
         for name, value in self.facts.items():
             program.model.metadata_props[name] = json.dumps(value)
         return program
@@ -172,16 +170,3 @@ def _publish(written: Path, file: Path) -> None:
         file.unlink(missing_ok=True)
     for part in (*weights, written):
         publish(part, file.with_name(part.name))
-
-
-def _name_axes(model: Any) -> None:
-    """Call the axes of an ``onnx_ir.Model`` height, width and detections, not s62 and u9."""
-    [image], boxes = model.graph.inputs, model.graph.outputs[0]
-    recorded = (image.shape[1], image.shape[2], boxes.shape[0])
-    names = dict(zip(map(str, recorded), ("height", "width", "detections"), strict=True))
-    symbols = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
-    for value in (image, *(v for node in model.graph.all_nodes() for v in node.outputs)):
-        for axis, size in enumerate(value.shape or ()):
-            text = getattr(size, "value", None)  # a symbol or an expression of symbols
-            if isinstance(text, str) and symbols.search(text):
-                value.shape[axis] = symbols.sub(lambda m: names[m[0]], text)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.export import scripting_with_instances
@@ -67,9 +67,7 @@ def _write_export(exporter: Exporter, file: Path) -> None:
     _write(exporter, file, lambda out, facts: torch.export.save(program, out, extra_files=facts))
 
 
-def _write(
-    exporter: Exporter, file: Path, save: Callable[[IO[bytes], dict[str, str]], None]
-) -> None:
+def _write(exporter: Exporter, file: Path, save: Callable[[Any, dict[str, str]], None]) -> None:
     """Through Python: torch's own writer ends the process where the disk is full."""
     buffer = io.BytesIO()
     save(buffer, {FACTS: json.dumps(exporter.facts)})

@@ -3,8 +3,6 @@
 Nothing in a file is executed but its graph: no loader unpickles.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

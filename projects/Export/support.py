@@ -11,8 +11,6 @@ every format. A format is supported if its file detects what the model detects, 
 sizes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

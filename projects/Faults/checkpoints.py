@@ -1,7 +1,5 @@
 """Checkpoints that are damaged, hostile or of something else, loaded into a model."""
 
-from __future__ import annotations
-
 import functools
 import io
 import os

@@ -4,8 +4,6 @@ Detectron2 decides what is valid: a config that it merges must come out the same
 because a key of this package, or the model, cannot work. The model is built without memory.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from pathlib import Path

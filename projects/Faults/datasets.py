@@ -1,7 +1,5 @@
 """COCO datasets of one's own that are damaged: annotations, images, and the file as a whole."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -31,10 +29,7 @@ MEMBERS: dict[str, tuple[Any, ...]] = {
     "segmentation": (
         *([[NAN, 1, 5, 5, 9, 1]], [[1e30, 1, 5, 5, 9, 1]], "x", 5, [1, 2, 3], [[None] * 6], {}),
         *([[500, 500, 510, 500, 510, 510]], [["a", 1, 2, 3, 4, 5]], {"counts": []}, SIZE),
-        *(
-            {"counts": n, **SIZE}
-            for n in ("", [10**12], [-1, WIDTH * HEIGHT + 1], None, "\x00\xff")
-        ),
+        *({"counts": n, **SIZE} for n in ("", [10**12], [-1, WIDTH * HEIGHT + 1], None, "\0\xff")),
         *({"counts": "P" * 10**5, **SIZE}, {"counts": [3, 2], "size": [5, 5]}, {"counts": "x"}),
         *({"counts": "1", "size": [10**9, 10**9]}, {"counts": [1], "size": "160"}),
     ),

@@ -1,7 +1,5 @@
 """Servers and mirrors that misbehave."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import random

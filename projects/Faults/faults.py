@@ -9,13 +9,11 @@
 A trial survives if its result is right or a one-line error of the package, within a time limit.
 """
 
-from __future__ import annotations
-
-import argparse
 import importlib
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
@@ -43,9 +41,7 @@ def attack(corpus: str, seed: int, scale: float) -> dict[str, Counter[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     of = f"of {', '.join(CORPORA)}"
     choices = (*CORPORA, [])  # before Python 3.12, argparse also checks that none is named
     parser.add_argument("corpora", nargs="*", choices=choices, metavar="CORPUS", help=of)

@@ -4,8 +4,6 @@ A trial writes what it knows itself, and compares what the package makes of it w
 OpenCV, with pycocotools or with a formula of its own, never with another function of the package.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import logging
@@ -67,15 +65,13 @@ def crowds(rng: random.Random, folder: Path) -> str:
     objects it is refused."""
     share, masks, parts = rng.choice((0, 0.5, 0.8, 1)), rng.random() < 0.5, rng.choice((1, 2))
     content = scene(rng, folder, [rng.randrange(4) for _ in range(rng.randint(parts, 6))])
-    crowd = [a for a in content["annotations"] if rng.random() < share]
-    ids = {a["id"] for a in crowd}
-    objects = [a for a in content["annotations"] if a["id"] not in ids]
-    for a in crowd:
-        a["iscrowd"] = 1
+    for a in content["annotations"]:
+        a["iscrowd"] = int(rng.random() < share)
+    crowd, objects = ([a for a in content["annotations"] if a["iscrowd"] == n] for n in (1, 0))
     for a in rng.sample(objects, len(objects) // 3):
         del a["iscrowd"]
     for a in content["annotations"]:
-        if not masks and (a["id"] not in ids or rng.random() < 0.3):
+        if not masks and (not a.get("iscrowd") or rng.random() < 0.3):
             del a["segmentation"]
     files = [str(folder / f"{part}.json") for part in range(parts)]
     for part, file in enumerate(files):
@@ -325,13 +321,11 @@ def splits(rng: random.Random, folder: Path) -> str:
 def spellings(rng: random.Random, name: str) -> tuple[str, ...]:
     """What other programs make of a path in the folder "images"; the first two are exact."""
     elsewhere = rng.choice(("/home/me/images/", "C:/me/images/", "file:///x/images/"))
+    case = rng.choice((name.swapcase(), name.lower(), name.upper()))
+    inside = rng.choice(("images/", "data/set/images/"))
     return (
         *(name, f"./{name}", f"images/{name}".replace("/", "\\"), quote(name), Path(name).name),
-        *(rng.choice((name.swapcase(), name.lower(), name.upper())), f"{elsewhere}{name}"),
-        *(
-            unicodedata.normalize("NFD", name),
-            f"{rng.choice(('images/', 'data/set/images/'))}{name}",
-        ),
+        *(case, f"{elsewhere}{name}", unicodedata.normalize("NFD", name), f"{inside}{name}"),
     )
 
 

@@ -1,7 +1,5 @@
 """Small COCO datasets and images of which everything is known, for the trials to change."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

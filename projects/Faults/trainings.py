@@ -3,8 +3,6 @@
 The machines are network namespaces of Linux, joined by a pair of interfaces.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

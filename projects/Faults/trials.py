@@ -1,7 +1,5 @@
 """Trials in processes of their own, each with a time limit: what hangs or crashes is counted."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import multiprocessing
@@ -88,22 +86,19 @@ def _run(name: str, seed: int, folder: Path, sender: Connection) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):  # of libraries that report before they crash
         os.dup2(null, descriptor)
-    sender.send(_judge(name, seed, folder))
-
-
-def _judge(name: str, seed: int, folder: Path) -> tuple[str, str]:
     try:
         wrong = perform(name, seed, folder)
+        outcome = ("silent", wrong) if wrong else ("right", "")
     except GnwsError as error:
         message = " ".join(str(error).split())
+        outcome = "refused", message
         if not message or len(message) > LONGEST:
-            return "traceback", f"a message of {len(message)} characters: {message[:100]}"
-        return "refused", message
+            outcome = "traceback", f"a message of {len(message)} characters: {message[:100]}"
     except Wrong as error:
-        wrong = str(error)
+        outcome = "silent", str(error)
     except BaseException as error:
-        return "traceback", f"{type(error).__name__}: {error}"[:300]
-    return ("silent", wrong) if wrong else ("right", "")
+        outcome = "traceback", f"{type(error).__name__}: {error}"[:300]
+    sender.send(outcome)
 
 
 def perform(name: str, seed: int, folder: Path) -> str:

@@ -110,14 +110,9 @@ def best_lrs(jobs: Sequence[Job], folder: Path, score: str) -> dict[str, float]:
 
 
 def command(doc: str | None, train: Train, presets: Mapping[str, Preset], score: str = "") -> None:
-    """The command line of a module.
-
-    Args:
-        doc: its description.
-        train: runs one job.
-        presets: the experiments, by name and in order. One with several learning rates chooses
-            those of the experiments after it, by the ``score`` of its results.
-    """
+    """The command line of a module, described by its ``doc``: run the experiments in order. One
+    with several learning rates chooses those of the experiments after it, by the ``score`` of its
+    results."""
     parser = ArgumentParser(description=doc, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output/micro_batch"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes")

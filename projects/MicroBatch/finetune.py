@@ -32,12 +32,8 @@ from gnws_d2.projects.digits import make_digits
 
 NORMS = ("FrozenBN", "BN", "GN+WS")
 EXPERIMENTS = {
-    "pretrain": Preset(
-        images=12800, lrs=(0.0125,), norms=("BN", "GN+WS"), batches=(32,), seeds=(0,)
-    ),
-    "finetune_lr": Preset(
-        images=1600, lrs=detector.LR_GRID, norms=NORMS, batches=(2,), seeds=(100,)
-    ),
+    "pretrain": Preset(images=12800, lrs=[0.0125], norms=NORMS[1:], batches=[32], seeds=[0]),
+    "finetune_lr": Preset(images=1600, lrs=detector.LR_GRID, norms=NORMS, batches=[2], seeds=[100]),
     "finetune": Preset(images=1600, norms=NORMS, batches=(1, 2)),
 }
 WEIGHTS = Path("output/micro_batch_weights")

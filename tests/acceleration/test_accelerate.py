@@ -8,12 +8,10 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from gradients import assert_same, gradients
 from tiny import ELSEHOW
-from torch import nn
 
 from gnws_d2.errors import ConfigError
 from gnws_d2.projects.acceleration import accelerate, kernels
 from gnws_d2.projects.acceleration.fuse import count_fused
-from gnws_d2.projects.detection.train_net import Trainer
 
 MASK_RCNN = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 CHECKPOINTING = ["MODEL.BACKBONE.ACTIVATION_CHECKPOINTING", "['res4']"]
@@ -79,22 +77,3 @@ def test_a_model_computes_the_same(accelerated_config, caplog, name):
     assert_same(found, expected, 1e-10)
     for words in ("Fused", "the residual blocks of res4", "as channels_last"):
         assert words in caplog.text
-
-
-@pytest.mark.slow
-def test_training_in_bfloat16(accelerated_config):
-    """Through train_net.py's Trainer: near float32, with the norms in bfloat16."""
-    losses = []
-    for opts in ([], ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bfloat16", *ELSEHOW]):
-        cfg = accelerated_config(MASK_RCNN, *opts)
-        cfg.SOLVER.MAX_ITER, cfg.TEST.EVAL_PERIOD, cfg.DATASETS.TEST = 1, 0, ()
-        torch.manual_seed(0)
-        trainer = Trainer(cfg)
-        seen = set()
-        for module in trainer.model.modules():
-            if isinstance(module, nn.GroupNorm):
-                module.register_forward_pre_hook(lambda _, args, to=seen: to.add(args[0].dtype))
-        trainer.train()
-        losses.append(trainer.storage.history("total_loss").latest())
-    assert count_fused(trainer.model)[0] > 0 and seen == {torch.bfloat16}
-    assert losses[1] != losses[0] and losses[1] == pytest.approx(losses[0], rel=0.05)

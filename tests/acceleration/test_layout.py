@@ -25,9 +25,7 @@ def test_the_whole_model_is_channels_last_and_computes_the_same(accelerated):
             assert is_last(module.weight)  # loading has not changed it
             if isinstance(module, StandardizedConv):
                 assert is_last(module.standardized_weight())
-            module.register_forward_hook(
-                lambda m, args, out, n=name: seen.update({n: (args[0], out)})
-            )
+            module.register_forward_hook(lambda _, x, y, n=name: seen.update({n: (x[0], y)}))
     with torch.no_grad():
         model([{"image": torch.zeros(3, 64, 80, dtype=torch.uint8)}])
     stem, _ = seen["backbone.bottom_up.stem.conv1"]

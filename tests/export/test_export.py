@@ -1,9 +1,9 @@
 """Exported files detect what the model in Detectron2 detects, in images of several sizes."""
 
 import dataclasses
+import functools
 import json
 import resource
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -227,26 +227,22 @@ def test_weights_in_a_second_file_are_never_those_of_another_export(tmp_path, mo
     assert (target.read_text(), target.with_suffix(".bin").read_text()) == ("new", "newer")
 
 
-@contextmanager
-def full_disk():
-    """The limit of a file's size stands for the disk: torch's writer would end the process."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torchscript-trace", "torch-export", "openvino"])
 def test_a_full_disk_is_an_error_that_leaves_nothing(exported, tmp_path, monkeypatch, format):
-    save = openvino.save_model
-    with full_disk() as fill, pytest.raises(GnwsError, match=r"cannot be written .* Make room"):
-        if format == "openvino":  # whose writer has an error of its own
-            monkeypatch.setattr(openvino, "save_model", lambda *a, **k: [fill(), save(*a, **k)])
-        else:
-            fill()
-        exported.exporter.export(format, tmp_path / FORMATS[format].file)
+    """The limit of a file's size stands for the disk: torch's writer would end the process."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save, few = openvino.save_model, (100_000, limit[1])
+    fill = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, few)
+    try:
+        with pytest.raises(GnwsError, match=r"cannot be written .* Make room"):
+            if format == "openvino":  # whose writer has an error of its own
+                monkeypatch.setattr(openvino, "save_model", lambda *a, **k: [fill(), save(*a, **k)])
+            else:
+                fill()
+            exported.exporter.export(format, tmp_path / FORMATS[format].file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert not list(tmp_path.iterdir())
 
 
