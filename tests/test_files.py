@@ -60,13 +60,6 @@ def test_it_is_free_again_and_says_nothing_then(tmp_path):
         assert not (tmp_path / "lock.holder").exists()
 
 
-def test_variable_chooses_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "a" / "b"))
-    assert files.cache_path() == tmp_path / "a" / "b"
-    assert not (tmp_path / "a").exists()
-    assert files.cache_dir(files.cache_path()).is_dir()
-
-
 @pytest.mark.parametrize("theirs", [None, "theirs"])
 def test_default_is_beside_detectron2s_cache(tmp_path, monkeypatch, theirs):
     """By the rule of iopath, which creates its folder."""
@@ -77,6 +70,9 @@ def test_default_is_beside_detectron2s_cache(tmp_path, monkeypatch, theirs):
         monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / theirs))
         monkeypatch.setenv(files.CACHE_VARIABLE, "")
     assert files.cache_path() == Path(get_cache_dir()).with_name("gnws_d2_cache")
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "a" / "b"))
+    assert files.cache_path() == tmp_path / "a" / "b" and not (tmp_path / "a").exists()
+    assert files.cache_dir(files.cache_path()).is_dir()
 
 
 def test_unusable_folder_is_an_error_with_a_fix(tmp_path, monkeypatch):

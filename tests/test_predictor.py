@@ -201,7 +201,7 @@ def test_what_is_no_image_is_an_error(saved):
 
 @pytest.mark.slow
 def test_an_exported_file_in_place_of_a_checkpoint(saved, tmp_path):
-    """Against the checkpoint that it was exported from: sizes, thresholds, names, masks."""
+    """See tests/export/test_export.py for what it finds."""
     cfg = saved(MASK_RCNN, "INPUT.MIN_SIZE_TEST", "80")
     predictor, file = Predictor(cfg, folded=False), tmp_path / "model_trace.ts"
     tensors = [predictor.prepare(image(seed=seed))["image"] for seed in (1, 2)]
@@ -215,23 +215,8 @@ def test_an_exported_file_in_place_of_a_checkpoint(saved, tmp_path):
     exported = Predictor(weights=file)
     assert exported.suggested_threshold == 0.4
     assert exported.classes == list("abcdefghij") and exported.category_ids == list(range(7, 17))
-    images = [image(seed=3), image(150, 60, seed=4)]
-    for one, found in zip(images, exported(images), strict=True):
-        expected = predictor(one)["instances"]
-        assert_close(found["instances"], expected)
-        assert len(expected) and found["instances"].image_size == one.shape[:2]
-    [middle] = predictor(images[0])["instances"].scores.median(0, keepdim=True).values.tolist()
-    few = Predictor(weights=file, score_threshold=middle)(images[0])["instances"]
-    predictor.set_score_threshold(middle)
-    assert_close(few, predictor(images[0])["instances"])
-    assert 0 < len(few) < len(exported(images[0])["instances"])
+    scores = exported(image())["instances"].scores
+    few = Predictor(weights=file, score_threshold=float(scores.median()))(image())["instances"]
+    assert len(few) and torch.equal(few.scores, scores[scores > scores.median()])
     with pytest.raises(ConfigError, match=r"exported model.*Leave out the config"):
         Predictor(cfg, file)
-
-
-def assert_close(found, expected):
-    assert set(found.get_fields()) == set(expected.get_fields())
-    assert torch.allclose(found.pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-2)
-    assert torch.allclose(found.scores, expected.scores, atol=1e-4)
-    assert torch.equal(found.pred_classes, expected.pred_classes)
-    assert (found.pred_masks != expected.pred_masks).float().mean() < 1e-3

@@ -180,16 +180,13 @@ def _closest_packaged(
     state_dict: Mapping[str, torch.Tensor], to_detectron2: bool
 ) -> tuple[str, dict[str, str], Differences]:
     """The packaged config with the fewest differences, and the result of :func:`_match`."""
-    bare, classes = _is_backbone(state_dict), _num_classes(state_dict)
-    masks = any("mask_head." in name for name in state_dict)
-    deep = any(".22." in name for name in state_dict)
+    classes = _num_classes(state_dict)
     # One config of each set of shapes; all others have the shapes of one of these.
     one = r"/(faster|mask)_rcnn_\w+_FPN_gn_ws(_1x|_2x|)\.yaml$"
-    names = [name for name in config_names() if re.search(one, name)]
     matches = [
         (name, *_match(state_dict, _packaged_shapes(name, classes), to_detectron2))
-        for name in names
-        if deep == ("_101_" in name) and (bare or masks == ("mask_rcnn" in name))
+        for name in config_names()
+        if re.search(one, name)
     ]
     return min(matches, key=lambda match: len(match[2]))
 
