@@ -38,7 +38,7 @@ def positive_number(text: str) -> str:
     return text
 
 
-def tile_side(text: str) -> int:
+def pixels_from_32_on(text: str) -> int:
     """A whole number of pixels."""
     if int(text) < 32:
         raise ValueError
@@ -258,7 +258,7 @@ def _add_model(parser: Parser) -> None:
 
 
 def _add_tiles(parser: Parser, use: str) -> None:
-    parser.add_argument("--tile", type=tile_side, default=1 << 30, metavar="N", help=use)
+    parser.add_argument("--tile", type=pixels_from_32_on, default=1 << 30, metavar="N", help=use)
     parts, text = [n / 20 for n in range(19)], "what tiles share of their side; 0.2 by default"
     how = {"type": float, "choices": parts, "default": 0.2, "metavar": "PART"}
     parser.add_argument("--overlap", **how, help=text)
@@ -420,6 +420,7 @@ def _convert(parser: Parser) -> None:
         gnws convert export/annotations.xml --output mine.json
         gnws convert --data FOLDER --output OUT --to yolo    # every split
         gnws convert found/detections.json --to cvat --output labels.xml
+        gnws convert --data FOLDER --output OUT --tile 640   # then: gnws train --data OUT
 
     The output is a file for COCO and CVAT, and a folder for YOLO, VOC and --data. Images stay where
     they are. What the format cannot hold is counted in a warning.
@@ -430,7 +431,8 @@ def _convert(parser: Parser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="PATH", help="a new one")
     parser.add_argument("--to", choices=["coco", "yolo", "voc", "cvat"], default="coco")
     parser.add_argument("--skip-bad-annotations", action="store_true", help="leave them out")
-    parser.set_defaults(train=[], val=[], test=[])
+    _add_tiles(parser, "cut the images of --data into squares of N pixels, and their annotations")
+    parser.set_defaults(train=[], val=[], test=[], tile=None)
 
 
 def _browse(parser: Parser) -> None:

@@ -72,8 +72,7 @@ def detect(predictor: Predictor, file: str | Path, threshold: float, folder: Pat
     predictor.set_score_threshold(threshold)
     results = Results(predictor, folder)
     frame = next(read_frames(Path(file), predictor))
-    frame = replace(frame, file=Path(frame.file.name), number=None)  # without the server's folder
-    drawn = results.add(frame)
+    drawn = results.add(replace(frame, file=Path(frame.file.name), number=None))  # no folder
     results.write()
     found = results.detections.content()
     names = {category["id"]: category["name"] for category in found["categories"]}

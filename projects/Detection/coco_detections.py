@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as rle
 
+from gnws_d2 import Predictor
 from gnws_d2.errors import FileError
 from gnws_d2.files import atomic_write
 from gnws_d2.projects.detection.image_ids import Id, ImageIds
@@ -33,36 +33,22 @@ class CocoDetections:
 
     Args:
         folder: gets the file of lines, and detections.json.
-        classes: names, in the order of the predictor.
-        category_ids: their ids in the annotations.
+        predictor: knows the names of classes, and their ids in the annotations.
         image_ids: by default, images are numbered from 1.
-
-    Attributes:
-        lines: the file of lines, from the first image on.
-        size: its bytes.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        classes: Sequence[str],
-        category_ids: Sequence[int],
-        image_ids: ImageIds | None = None,
+        self, folder: Path, predictor: Predictor, image_ids: ImageIds | None = None
     ) -> None:
         self.file = folder / "detections.json"
-        self.lines: Path | None = None
-        self.size = 0
-        self.ids = dict(enumerate(category_ids))  # of classes; empty if their names are unknown
-        self._image_ids = image_ids or ImageIds()
-        self.count: Counter[str] = Counter()  # of the lines, by kind
+        self.lines, self.size = folder / f"detections_{uuid.uuid4().hex[:8]}.jsonl", 0  # bytes
+        self.images, self.count = 0, Counter[str]()  # of the lines, by kind
         self._pending: list[str] = []
-        named = zip(category_ids, classes, strict=True)
+        self._image_ids = image_ids or ImageIds()
+        # Of classes; empty if their names are unknown.
+        self.ids = dict(enumerate(predictor.category_ids))
+        named = zip(predictor.category_ids, predictor.classes, strict=True)
         self.categories = [{"id": id, "name": name} for id, name in named]
-
-    @property
-    def images(self) -> int:
-        """How many images have been added."""
-        return self.count["images"]
 
     def add_image(self, frame: Frame) -> Id:
         """Add an image and return its id."""
@@ -71,6 +57,7 @@ class CocoDetections:
         number = {} if frame.number is None else {"frame": frame.number}
         image = {"id": id, "file_name": str(frame.file), "width": width, "height": height}
         self.append("images", {**image, **number})
+        self.images += 1
         return id
 
     def add(self, image_id: Id, instances: Instances) -> None:
@@ -85,28 +72,21 @@ class CocoDetections:
 
     def append(self, kind: str, member: dict[str, Any]) -> None:
         """Add a line, which :meth:`flush` writes."""
-        self._pending.append(json.dumps({kind: member}) + "\n")
+        self._pending.append(f"{json.dumps({kind: member})}\n")
         self.count[kind] += 1
 
     def flush(self) -> None:
-        """Write the new lines: all, or on a full disk none, which stay new. Raises FileError."""
-        with _file_errors(self.lines or self.file):
-            if self.lines is None:
-                handle, name = tempfile.mkstemp(".jsonl", "detections_", self.file.parent)
-                os.close(handle)
-                self.lines = Path(name)
-            try:
-                with self.lines.open("a", encoding="ascii") as opened:
-                    opened.writelines(self._pending)
-            except OSError:
-                os.truncate(self.lines, self.size)
-                raise
-        self.size = self.lines.stat().st_size
+        """Write the new lines. On a full disk they stay new. Raises FileError."""
+        text = "".join(self._pending).encode()
+        with _file_errors(self.lines), self.lines.open("r+b" if self.size else "wb") as opened:
+            opened.seek(self.size)  # over what a full disk has left of a line
+            opened.write(text)
+        self.size += len(text)
         self._pending.clear()
 
     def write(self) -> None:
         """Write detections.json, unless no image has been added. Raises FileError."""
-        if self.count["images"]:
+        if self.images:
             self.flush()
             self.write_coco(self.file, "annotations", self.categories)
 
@@ -116,19 +96,16 @@ class CocoDetections:
 
     def write_coco(self, file: Path, kind: str, categories: Sequence[dict[str, Any]]) -> None:
         """Write a COCO file whose annotations are the lines of ``kind``. Raises FileError."""
-        with _writing(file) as partial, partial.open("w", encoding="ascii") as out:
+        with _writing(file) as partial, partial.open("w") as out:
             for start, member in (('{"images": [', "images"), ('], "annotations": [', kind)):
                 out.write(start)
-                out.writelines(self._joined(f'{{"{member}": '))
+                head, comma = f'{{"{member}": ', ""
+                with self.lines.open() as lines:
+                    for line in lines:
+                        if line.startswith(head):
+                            out.write(comma + line[len(head) : -2])
+                            comma = ", "
             out.write(f'], "categories": {json.dumps(categories)}}}')
-
-    def _joined(self, head: str) -> Iterator[str]:
-        comma = ""
-        with open(self.lines or "", encoding="ascii") as opened:
-            for line in opened:
-                if line.startswith(head):
-                    yield comma + line[len(head) : -2]
-                    comma = ", "
 
 
 class PanopticSegments:

@@ -48,23 +48,7 @@ def make_predictor(args: argparse.Namespace) -> Predictor:
     return predictor
 
 
-class Interrupted:
-    """Becomes true at the first Ctrl-C, so that the current image is finished. The second one
-    raises KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self._received = False
-        signal.signal(signal.SIGINT, self._receive)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __bool__(self) -> bool:
-        return self._received
-
-
-def run_on_images(files: Sequence[Path], results: Results, interrupted: Interrupted) -> int:
+def run_on_images(files: Sequence[Path], results: Results, interrupted: Sequence[int]) -> int:
     """Detect on images. Returns the number of files that could not be used."""
     skipped = 0
     for file in tqdm(files, unit="image", disable=None):
@@ -79,7 +63,7 @@ def run_on_images(files: Sequence[Path], results: Results, interrupted: Interrup
     return skipped
 
 
-def run_on_video(source: str, is_live: bool, results: Results, interrupted: Interrupted) -> None:
+def run_on_video(source: str, is_live: bool, results: Results, interrupted: Sequence[int]) -> None:
     """Detect on a video, or if ``is_live`` on a camera, whose frames are also shown in a window."""
     file = Path(f"webcam_{Path(source).name}" if is_live else source)
     visualizer, window = VideoVisualizer(results.predictor.metadata), video.Window()
@@ -106,8 +90,15 @@ def run(args: argparse.Namespace) -> tuple[Results, int]:
     ids = ImageIds(args.image_ids, files)
     predictor = make_predictor(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    results = Results(predictor, args.output, ids, (args.tile, args.overlap))
-    interrupted, skipped = Interrupted(), 0
+    results = Results(predictor, args.output, ids)
+    results.tiles = args.tile, args.overlap
+    interrupted, skipped = [], 0
+
+    def stop(number: int, frame: FrameType | None) -> None:  # at the end of the image
+        interrupted.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, stop)
     try:
         if args.input:
             skipped = run_on_images(files, results, interrupted)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import deque
-from contextlib import suppress
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +34,15 @@ class Results:
         predictor: of any kind of model.
         output: the folder to write to.
         image_ids: see :class:`CocoDetections`.
-        tiles: side and overlap, see :func:`detect_in_tiles`; by default, each image is one.
     """
 
     def __init__(
-        self,
-        predictor: Predictor,
-        output: Path,
-        image_ids: ImageIds | None = None,
-        tiles: tuple[int, float] = (1 << 30, 0),
+        self, predictor: Predictor, output: Path, image_ids: ImageIds | None = None
     ) -> None:
         self.predictor = predictor
-        self._tiles = tiles
         self.output = output
-        known = predictor.classes, predictor.category_ids
-        self.detections = CocoDetections(output, *known, image_ids)
+        self.tiles = 1 << 30, 0.0  # side and overlap, see detect_in_tiles
+        self.detections = CocoDetections(output, predictor, image_ids)
         self._panoptic = PanopticSegments(self.detections, predictor.metadata)
         self._names = OutputNames()
         self._images: deque[Path] = deque(maxlen=1000)  # the last ones
@@ -65,7 +58,7 @@ class Results:
         """
         image = frame.bgr if frame.original is None else frame.original
         name = f"{self._names.of(frame)}.png"
-        parts = map(to_cpu, detect_in_tiles(self.predictor, image, *self._tiles))
+        parts = map(to_cpu, detect_in_tiles(self.predictor, image, *self.tiles))
         first = next(parts)  # or the image is refused
         image_id, drawn = self.detections.add_image(frame), frame.bgr[:, :, ::-1]
         for found in chain([first], parts):
@@ -104,22 +97,17 @@ class Results:
                 break
             except FileError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._images:
-                    if found.size:
-                        logger.error("What was found stays in %s, line by line.", found.lines)
+                    logger.error("%d bytes of detections stay in %s.", found.size, found.lines)
                     raise
-                self._make_room(found.size)
-        if found.lines:
-            found.lines.unlink()
+                room = 0
+                while room <= found.size and self._images:
+                    removed = self._images.pop()
+                    room += removed.stat().st_size if removed.exists() else 0
+                    removed.unlink(missing_ok=True)
+                    logger.warning("%s is removed to make room for the detections.", removed)
+        found.lines.unlink(missing_ok=True)
         counts = found.count["annotations"], found.images, self.output
         logger.info("%d detections in %d images, in %s", *counts)
-
-    def _make_room(self, size: int) -> None:
-        while size >= 0 and self._images:
-            removed = self._images.pop()
-            with suppress(FileNotFoundError):
-                size -= removed.stat().st_size
-                removed.unlink()
-            logger.warning("%s is removed to make room for the detections.", removed)
 
 
 class OutputNames:
@@ -132,12 +120,9 @@ class OutputNames:
 
     def of(self, frame: Frame) -> str:
         if frame.file not in self._of_file:
-            name, count = frame.file.name, 1
-            while (
-                name.lower() in self._taken
-            ):  # some file systems do not tell upper from lower case
-                count += 1
-                name = f"{frame.file.name}_{count}"
+            name, more = frame.file.name, count(2)
+            while name.lower() in self._taken:  # some file systems know no upper case
+                name = f"{frame.file.name}_{next(more)}"
             self._taken.add(name.lower())
             self._of_file[frame.file] = name
         number = "" if frame.number is None else f"_frame{frame.number:05d}"

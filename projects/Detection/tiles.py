@@ -25,17 +25,10 @@ MOST_MASKS = 1 << 29  # pixels of the masks of a part; an image that is drawn en
 def detect_in_tiles(
     predictor: Predictor, image: np.ndarray, side: int, overlap: float
 ) -> Iterator[dict[str, Any]]:
-    """Detect on the tiles of an image, but for what they cut: objects up to the overlap are whole
-    in one. Larger ones are also looked for in the whole image, shrunk to the size of a tile. Of the
-    detections of an object, the best in a tile counts. An image no larger than a tile is one.
-
-    Args:
-        predictor: of boxes, with or without masks and keypoints.
-        side: of the tiles, in pixels.
-        overlap: of neighbors, in parts of their side.
-
-    Yields:
-        The output of a predictor of the whole image, in parts whose masks fit into memory.
+    """Detect on tiles of ``side`` pixels, but for what they cut: objects up to ``overlap``, a part
+    of the side, are whole in one. Larger ones are also looked for in the whole image, shrunk to the
+    size of a tile. Of the detections of an object, the best in a tile counts. An image no larger
+    than a tile is one. Yields the output for the image in parts whose masks fit into memory.
     """
     size = height, width = image.shape[:2]
     windows = tile_windows(width, height, side, overlap + 2 * AT_EDGE)
@@ -44,26 +37,25 @@ def detect_in_tiles(
         return
     small = [max(1, n * side // max(size)) for n in (width, height)]
     shrunk = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], -1)
+    whole, parts, masks = (0, 0, width, height), [], []
     views = [(image[y:y2, x:x2], (x, y, x2, y2), 0.0) for x, y, x2, y2 in windows]
-    parts, masks = [], []
-    for pixels, window, least in [*views, (shrunk, (0, 0, width, height), overlap * side)]:
+    for pixels, window, least in [*views, (shrunk, whole, overlap * side)]:
         output = to_cpu(predictor(pixels))
         if set(output) != {"instances"}:
             raise ConfigError("--tile needs a model that finds objects alone. Leave it out.")
         found, corners = output["instances"], torch.tensor(window)
         zoom = (corners[2:] - corners[:2]) / torch.tensor(pixels.shape[1::-1])
         boxes = found.pred_boxes.tensor * zoom.repeat(2) + corners[:2].repeat(2)
-        inner = corners != torch.tensor([0, 0, width, height])
-        is_cut = (inner & ((boxes - corners).abs() < AT_EDGE * side)).any(1)
+        at_edge = (boxes - corners).abs() < AT_EDGE * side
+        is_cut = (at_edge & (corners != torch.tensor(whole))).any(1)
         kept = ~is_cut & ((boxes[:, 2:] - boxes[:, :2]).amax(1) > least)
         moved = Instances(size, **found[kept].get_fields())
         moved.pred_boxes = Boxes(boxes[kept])
         if moved.has("pred_keypoints"):
-            moved.pred_keypoints[..., :2] *= zoom
-            moved.pred_keypoints[..., :2] += corners[:2]
+            moved.pred_keypoints[..., :2] = moved.pred_keypoints[..., :2] * zoom + corners[:2]
         if moved.has("pred_masks"):
-            pixelwise = np.asarray(moved.pred_masks, np.uint8)
-            masks += [(rle.encode(np.asfortranarray(m)), window) for m in pixelwise]
+            dense = np.asarray(moved.pred_masks, np.uint8)
+            masks += [(rle.encode(np.asfortranarray(mask)), window) for mask in dense]
             moved.remove("pred_masks")
         parts.append(moved)
     found = Instances.cat(parts)
@@ -74,10 +66,9 @@ def detect_in_tiles(
     for some in best.split(most or 1):
         part = found[some]
         if masks:
-            placed = np.zeros((len(some), *size), bool)
-            for mask, k in zip(placed, some.tolist(), strict=True):
-                encoded, (x, y, x2, y2) = masks[k]
-                seen = rle.decode(encoded)
-                mask[y:y2, x:x2] = cv2.resize(seen, (x2 - x, y2 - y), None, 0, 0, cv2.INTER_NEAREST)
-            part.pred_masks = torch.from_numpy(placed)
+            part.pred_masks = torch.zeros((len(some), *size), dtype=torch.bool)
+            chosen = [masks[k] for k in some.tolist()]
+            for mask, (code, (x, y, x2, y2)) in zip(part.pred_masks, chosen, strict=True):
+                seen = cv2.resize(rle.decode(code), (x2 - x, y2 - y), None, 0, 0, cv2.INTER_NEAREST)
+                mask[y:y2, x:x2] = torch.from_numpy(seen)
         yield {"instances": part}

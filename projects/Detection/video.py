@@ -57,12 +57,11 @@ def frames_per_second(capture: Any) -> float:
 
 
 class VideoFile:
-    """Writes frames of one size to a WebM file, which appears with the first one and plays as far
-    as it is written. VP8 is the one codec that both browsers play and OpenCV writes fast."""
+    """Writes frames of one size to a WebM file, which appears with the first one."""
 
     def __init__(self, file: Path, frames_per_second: float) -> None:
         self.file = file
-        self._frames_per_second = frames_per_second
+        self._rate = frames_per_second
         self._writer: Any = None
         self._size: tuple[int, int] | None = None
 
@@ -70,9 +69,13 @@ class VideoFile:
         height, width = rgb.shape[:2]
         if self._writer is None:
             self._size = width, height
-            codec, rate = cv2.VideoWriter.fourcc(*"VP80"), self._frames_per_second
-            with _no_stderr():  # where OpenCV calls the codec's tag unsupported, but writes it
-                self._writer = cv2.VideoWriter(str(self.file), codec, rate, self._size)
+            codec = cv2.VideoWriter.fourcc(*"VP80")  # of those in browsers, OpenCV's fastest
+            stderr = os.dup(2)  # where OpenCV says that the tag is not supported, and works
+            with open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), 2)
+            self._writer = cv2.VideoWriter(str(self.file), codec, self._rate, self._size)
+            os.dup2(stderr, 2)
+            os.close(stderr)
             if not self._writer.isOpened():
                 raise FileError(f"{self.file} cannot be written. Choose another folder.")
         if (width, height) != self._size:  # OpenCV would leave the frame out in silence
@@ -82,18 +85,6 @@ class VideoFile:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.release()
-
-
-@contextmanager
-def _no_stderr() -> Iterator[None]:
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 class Window:

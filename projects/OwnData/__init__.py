@@ -14,10 +14,9 @@ from .lazy_data import fit_lazy_config, name_data
 from .schedule import as_in, check_lengths, explicit_keys, packaged_config, schedule_for
 from .source import is_source, short_name
 from .summary import data_summary, measure_label
-from .tiles import Window, tile_windows
+from .tiles import tile_windows
 
 __all__ = [
-    "Window",
     "as_in",
     "check_lengths",
     "choose_config",

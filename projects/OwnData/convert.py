@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 import yaml
 from detectron2.utils.logger import setup_logger
+from PIL import Image
 
+from gnws_d2.data import read_image
 from gnws_d2.errors import DatasetError, FileError, one_line_errors
 from gnws_d2.files import publish
 from gnws_d2.projects.own_data import rle
@@ -27,10 +31,11 @@ from gnws_d2.projects.own_data.coco_file import CocoFile, kept_files, read_coco
 from gnws_d2.projects.own_data.fit import refuse
 from gnws_d2.projects.own_data.keypoints import flip_pairs, keypoint_names
 from gnws_d2.projects.own_data.source import source_of
+from gnws_d2.projects.own_data.tiles import cut, tile_windows
 from gnws_d2.projects.own_data.truth import used_part
 
 Parts = dict[str, CocoFile]  # by split; "" for a single source
-Texts = Iterator[tuple[str, str]]  # path in the output, "" for the output itself, and content
+Texts = Iterator[tuple[str, str | bytes]]  # path in the output, "" for itself, and content
 logger = logging.getLogger("gnws_d2.convert")
 
 
@@ -162,6 +167,28 @@ def _cvat_shapes(o: dict[str, Any]) -> Iterator[str]:
         yield f'box {label} xtl="{x}" ytl="{y}" xbr="{x + w}" ybr="{y + h}"'
 
 
+def _tiles(parts: Parts, roots: dict[str, Path], side: int, overlap: float) -> Texts:
+    for split, coco in parts.items():
+        of_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in coco.annotations or ():
+            of_image[annotation["image_id"]].append(annotation)
+        tiles, made = [], []
+        for image in coco.images:
+            name, pixels = image["file_name"], read_image(roots[split] / image["file_name"], "RGBA")
+            for window in tile_windows(*pixels.shape[1::-1], side, overlap):
+                x, y, right, bottom = window
+                tile = {"id": len(tiles) + 1, "file_name": f"{name}_{x}_{y}.png"}
+                tiles.append({**tile, "width": right - x, "height": bottom - y})
+                for seen in cut(of_image[image["id"]], image, window):
+                    made.append({**seen, "id": len(made) + 1, "image_id": tile["id"]})
+                shown, file = pixels[y:bottom, x:right], io.BytesIO()
+                channels = 3 if (shown[..., 3] == 255).all() else 4
+                Image.fromarray(shown[..., :channels]).save(file, "PNG")
+                yield f"images/{split}/{tile['file_name']}", file.getvalue()
+        logger.info("%s: %d tiles of %d images.", split, len(tiles), len(coco.images))
+        yield from _coco({split: replace(coco, images=tiles, annotations=made)}, Counter())
+
+
 WRITERS = {"coco": _coco, "yolo": _yolo, "voc": _voc, "cvat": _cvat}
 
 
@@ -173,7 +200,7 @@ def write(texts: Texts, output: Path) -> None:
             (file := Path(folder, "made", name)).parent.mkdir(parents=True, exist_ok=True)
             if file.exists():
                 raise DatasetError(f"Two images would have the annotations {name}. Rename one.")
-            file.write_text(text, encoding="utf-8")
+            file.write_bytes(text.encode() if isinstance(text, str) else text)
         publish(Path(folder, "made"), output)
 
 
@@ -185,6 +212,8 @@ def main(args: argparse.Namespace) -> None:
     if os.path.lexists(args.output) or not args.output.name.lower().endswith(suffix):
         found = "exists" if os.path.lexists(args.output) else f"does not end in {suffix}"
         raise FileError(f"--output {args.output} {found}. Name another.")
+    if args.tile and (args.source or args.to != "coco"):
+        raise FileError("--tile writes COCO JSON of --data FOLDER. Name the folder, without --to.")
     splits = {"": [resolve(args.source)]} if args.source else data_splits(args)
     parts, roots, lost = {}, {}, Counter()
     for split, names in splits.items():
@@ -192,7 +221,8 @@ def main(args: argparse.Namespace) -> None:
             if split in parts:
                 raise DatasetError(f"{split} is {' and '.join(names)}. Convert one at a time.")
             parts[split], roots[split] = read_part(name, args.skip_bad_annotations)
-    write(WRITERS[args.to](parts, lost), args.output)
+    tiles = args.tile and _tiles(parts, roots, args.tile, args.overlap)
+    write(tiles or WRITERS[args.to](parts, lost), args.output)
     for split, coco in parts.items():
         counts = split or args.output, len(coco.images), len(coco.annotations or ()), roots[split]
         logger.info("%s: %d images, %d annotations. The images stay in %s.", *counts)

@@ -241,34 +241,30 @@ def test_panoptic_results(detect):
         assert (segment["category_id"], segment["isthing"]) in known
 
 
-def test_what_was_found_waits_on_the_disk(tmp_path, monkeypatch):
-    """In lines, of which a killed program leaves all and a full disk whole ones; and not in
-    memory."""
+def test_what_was_found_waits_in_lines_on_the_disk_and_not_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "draw_frame", lambda bgr, *_: bgr)
-    written, limits = Results(Stub(), tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
-    for number in range(400):
-        if number == 100:
-            tracemalloc.start()
+    written, (_, most) = Results(Stub(), tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    tracemalloc.start()
+    for number in range(800):
         written.add(frame(Path("clip.mp4"), number), visualizer=True)
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     [lines] = tmp_path.iterdir()
     size = lines.stat().st_size
-    assert size > 80_000 > 5 * grown
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limits[1]))
+    assert size > 5 * grown
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, most))
     try:
         with pytest.raises(FileError, match=r"jsonl cannot be written .*large"):
-            written.add(frame(Path("clip.mp4"), 400), visualizer=True)
+            written.add(frame(Path("clip.mp4"), 800), visualizer=True)
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    members = list(map(json.loads, lines.read_text().splitlines()))
-    assert [m["images"]["frame"] for m in members[::2]] == list(range(400))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    found = list(map(json.loads, lines.read_text().splitlines()[:1600]))
     written.write()
     content = json.loads((tmp_path / "detections.json").read_text())
-    assert [a["image_id"] for a in content["annotations"]] == list(range(1, 402))
-    assert content["images"][:400] == [m["images"] for m in members[::2]]
-    assert content["annotations"][:400] == [m["annotations"] for m in members[1::2]]
-    assert content == written.detections.content() and not lines.exists()
+    assert [a["image_id"] for a in content["annotations"]] == list(range(1, 802))
+    for kind in ("images", "annotations"):
+        assert content[kind][:800] == [one[kind] for one in found if kind in one]
+    assert not lines.exists()
 
 
 def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, monkeypatch):
@@ -288,6 +284,7 @@ def test_on_a_full_disk_what_was_detected_takes_the_place_of_images(tmp_path, mo
     assert len(json.loads((output / "detections.json").read_text())["images"]) == 3
 
     monkeypatch.setattr(Image.Image, "save", Mock(side_effect=full))
+    written = Results(Stub(), output)
     with pytest.raises(FileError, match=r"d\.png\.png cannot be written .*Make room"):
         written.add(frame(tmp_path / "d.png"))
     assert not (output / "d.png.png").exists()
@@ -321,8 +318,7 @@ def test_a_video(predictor, clip, tmp_path, capfd):
     assert sorted(f.name for f in output.iterdir()) == ["clip.avi.webm", "detections.json"]
     assert "OpenCV" not in capfd.readouterr().err
     with video.opened(str(output / "clip.avi.webm")) as capture:
-        codec = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little")
-        assert codec == b"VP80"
+        assert int(capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"VP80")
         assert video.frames_per_second(capture) == pytest.approx(12)
         drawn = list(video.frames(capture, clip))
     assert [f.bgr.shape for f in drawn] == [(64, 96, 3)] * 8
@@ -334,18 +330,6 @@ def test_a_video(predictor, clip, tmp_path, capfd):
     expected = model(fifth.bgr)["instances"]
     ours = [a["score"] for a in content["annotations"] if a["image_id"] == 6]
     assert ours == pytest.approx(expected.scores.tolist())
-
-
-def test_a_written_video_has_its_frames(tmp_path):
-    made = video.VideoFile(tmp_path / "made.webm", 12)
-    ramp = np.linspace(0, 255, 96).astype(np.uint8)
-    rgb = [np.stack(np.broadcast_arrays(ramp, ramp[:64, None], 30 * n), -1) for n in range(8)]
-    for pixels in rgb:
-        made.write(pixels.astype(np.uint8))
-    made.close()
-    with video.opened(str(made.file)) as capture:
-        for pixels, found in zip(rgb, video.frames(capture, made.file), strict=True):
-            assert np.abs(found.bgr[..., ::-1].astype(int) - pixels).mean() < 4
 
 
 def test_a_camera_is_shown_until_esc(clip, tmp_path, monkeypatch):
@@ -364,7 +348,9 @@ def test_a_camera_is_shown_until_esc(clip, tmp_path, monkeypatch):
         written = Results(Stub(), tmp_path / "found")
         demo.run_on_video(str(clip), is_live=True, results=written, interrupted=[])
         assert written.detections.images == expected and shown == [(64, 96, 3)] * 3
-        assert (tmp_path / "found" / "webcam_clip.avi.webm").stat().st_size
+    with video.opened(str(tmp_path / "found" / "webcam_clip.avi.webm")) as capture:
+        last = list(video.frames(capture, clip))[7].bgr
+    assert last[30, 55].min() > 200 > 50 > last[30, 85].max()  # the square, beside the box
 
 
 def test_a_video_that_cannot_be_read_is_named(tmp_path, clip):

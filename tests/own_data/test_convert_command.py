@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from itertools import chain
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,6 +13,8 @@ from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
 
 from gnws.arguments import parse
+from gnws_d2.data import read_image
+from gnws_d2.projects.own_data.arguments import find_export
 from gnws_d2.projects.own_data.coco_file import read_coco
 from gnws_d2.projects.own_data.convert import main
 from gnws_d2.projects.own_data.source import split_names
@@ -179,3 +182,39 @@ def test_refusals_are_one_line_and_leave_nothing(file, tmp_path, monkeypatch, wo
     if change and "x" in words[2]:  # only what is wrong is left out
         convert(*words, "--skip-bad-annotations")
         assert len([*work.rglob("*.xml")]) == (4 if "voc" in words else 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_show_parts_of_images_and_objects(file, tmp_path, kind):
+    change_all(file, **KINDS[kind])
+    with changed(file) as coco:
+        for o in coco["annotations"]:
+            o.update(source=o["id"], iscrowd=int(o["id"] == 101))
+    convert("--data", tmp_path, "--tile", 32, "--output", out := tmp_path / "out")
+    with contextlib.redirect_stdout(io.StringIO()):
+        source, *both = map(COCO, [file, *chain(*find_export(out).values())])
+    seen = {number: np.zeros((HEIGHT, WIDTH), bool) for number in source.anns}
+    for made, tile in ((coco, tile) for coco in both for tile in coco.imgs.values()):
+        stem, *corner = tile["file_name"].removesuffix(".png").rsplit("_", 2)
+        (x, y), w, h = map(int, corner), tile["width"], tile["height"]
+        part = np.s_[y : y + h, x : x + w]
+        [written] = out.glob(f"images/*/{tile['file_name']}")
+        assert (read_image(written) == read_image(tmp_path / "images" / stem)[part]).all()
+        for a in made.imgToAnns[tile["id"]]:
+            o = source.anns[a["source"]]
+            seen[o["id"]][part] = True
+            low, high = (np.reshape(o["bbox"], (2, 2)).cumsum(0) - (x, y)).clip(0, (w, h))
+            if kind not in ("boxes", "points"):
+                mask = source.annToMask(o)[part]
+                assert (made.annToMask(a) == mask).all()
+                low, high = (f(np.argwhere(mask)[:, ::-1], axis=0) for f in (np.min, np.max))
+                high = high + 1
+            assert a["bbox"] == pytest.approx(
+                [*low, *(high - low)], abs=1 if kind != "boxes" else 0
+            )
+            points = np.reshape(o.get("keypoints", []), (-1, 3)) - (x, y, 0)
+            points[((points < 0) | (points >= (w, h, 3))).any(1)] = 0
+            assert a.get("keypoints", []) == points.ravel().tolist()
+    for number, o in source.anns.items():
+        area = source.annToMask(o) if "segmentation" in o else seen[number]
+        assert (area & seen[number]).sum() > 0.9 * area.sum()
