@@ -154,7 +154,7 @@ def over_iterations(history: Mapping[str, Series]) -> dict[str, Figure]:
     courses = {
         "loss": ("Training loss", [n for n in known if n.startswith(("loss", "total_loss"))]),
         # With several test datasets, names start with that of the dataset.
-        "ap_history": ("AP during training (percent)", [n for n in known if n.endswith(ap)]),
+        "ap_history": ("Results during training (percent)", [n for n in known if n.endswith(ap)]),
         "learning_rate": ("Learning rate", [n for n in known if n == "lr"]),
     }
     figures = {}

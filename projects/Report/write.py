@@ -87,7 +87,11 @@ def write_report(
         notes=_notes(truth, detections, boxes) if truth.cats else [],
         tasks=[_task(truth, detections, m, folder, sigmas) for m in all_matches if truth.cats],
         semantic=read_checkpoint(semantic) if semantic and semantic.is_file() else {},
-        panoptic={k: max(v.items())[1] for k, v in history.items() if "panoptic_seg/" in k},
+        panoptic={
+            name.rpartition("/")[2]: max(values.items())[1]
+            for name, values in history.items()
+            if "panoptic_seg/" in name
+        },
         pairs=pairs,
         missing=missing,
         training=_save(folder, curves.over_iterations(history)),

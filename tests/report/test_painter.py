@@ -17,14 +17,17 @@ NAMES = ["a $x^$ b", "cat", "traffic_sign_no_overtaking_by_heavy_goods_vehicles 
 
 def luminance(color) -> float:
     """Relative luminance as WCAG 2 defines it."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color[:3]]
-    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    c = np.array(color[:3])
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ (
+        0.2126,
+        0.7152,
+        0.0722,
+    )
 
 
-@pytest.mark.parametrize(
-    ("width", "height", "scale"), [(640, 480, 1), (7, 9, 50), (600, 13, 2), (2, 400, 10)]
-)
-def test_labels_are_whole_and_readable(width, height, scale):
+@pytest.mark.parametrize("size", [(640, 480, 1), (7, 9, 50), (600, 13, 2), (2, 400, 10)])
+def test_labels_are_whole_and_readable(size):
+    width, height, scale = size
     corners = np.random.default_rng(0).uniform(0, 1.1, (60, 2, 2)) * [width, height]
     boxes = np.sort(corners, axis=1).reshape(-1, 4)
     painter = Painter(np.zeros((height, width, 3), np.uint8), None, scale)

@@ -215,7 +215,7 @@ def test_semantic_results_are_those_that_numpy_counts(cfg, digits, tmp_path):
             accuracy = 100 * (found == k)[is_true].mean()
             assert f"<td>{label}</td><td>{ious[-1]:.1f}</td><td>{accuracy:.1f}</td>" in text
     assert f"<b>{np.mean(ious):.1f}</b><span>mIoU" in text
-    assert "<b>41.7</b><span>panoptic_seg/PQ" in text and "--confidence" not in text
+    assert "<b>41.7</b><span>PQ" in text and "--confidence" not in text
     assert suggested_threshold(cfg, [page]) is None
 
 
