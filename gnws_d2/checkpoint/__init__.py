@@ -8,6 +8,12 @@ from .provenance import Provenance
 from .read import read_checkpoint
 
 __all__ = [
-    "CheckpointError", "Checkpointer", "Provenance", "detectron2_to_mmdet", "local_path",
-    "mmdet_to_detectron2", "read_checkpoint", "write_checkpoint",
-]  # fmt: skip
+    "CheckpointError",
+    "Checkpointer",
+    "Provenance",
+    "detectron2_to_mmdet",
+    "local_path",
+    "mmdet_to_detectron2",
+    "read_checkpoint",
+    "write_checkpoint",
+]

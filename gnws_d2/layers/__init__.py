@@ -15,7 +15,18 @@ from .ws_conv import (
 )
 
 __all__ = [
-    "BatchChannelNorm2d", "ConversionReport", "EstimatedBatchNorm2d", "StandardizedConv",
-    "SyncBatchNorm2d", "WSConv1d", "WSConv2d", "WSConv3d", "WSConvTranspose1d",
-    "WSConvTranspose2d", "WSConvTranspose3d", "convert", "fold", "standardize_weight",
-]  # fmt: skip
+    "BatchChannelNorm2d",
+    "ConversionReport",
+    "EstimatedBatchNorm2d",
+    "StandardizedConv",
+    "SyncBatchNorm2d",
+    "WSConv1d",
+    "WSConv2d",
+    "WSConv3d",
+    "WSConvTranspose1d",
+    "WSConvTranspose2d",
+    "WSConvTranspose3d",
+    "convert",
+    "fold",
+    "standardize_weight",
+]

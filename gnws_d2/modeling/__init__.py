@@ -14,7 +14,15 @@ from .rpn import MaxIoURPN
 from .standardize import StandardizationReport, part_of, standardize
 
 __all__ = [
-    "MaxIoUMatcher", "MaxIoUROIHeads", "MaxIoURPN", "StandardizationReport", "WSDeepLabV3Head",
-    "WSDeepLabV3PlusHead", "WSFastRCNNConvFCHead", "WSMaskRCNNConvUpsampleHead",
-    "WSSemSegFPNHead", "part_of", "standardize",
-]  # fmt: skip
+    "MaxIoUMatcher",
+    "MaxIoUROIHeads",
+    "MaxIoURPN",
+    "StandardizationReport",
+    "WSDeepLabV3Head",
+    "WSDeepLabV3PlusHead",
+    "WSFastRCNNConvFCHead",
+    "WSMaskRCNNConvUpsampleHead",
+    "WSSemSegFPNHead",
+    "part_of",
+    "standardize",
+]
