@@ -45,7 +45,8 @@ PRESETS = {
 }
 
 
-def make_parser() -> ArgumentParser:
+def main(words: Sequence[str]) -> Path:
+    """Run, and return the file of results."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--level", nargs="+", choices=LEVELS, default=LEVELS)
@@ -59,12 +60,6 @@ def make_parser() -> ArgumentParser:
     add("--rounds", type=int, default=16)
     add("--preset", choices=PRESETS, help="in place of all of the above but --device")
     add("--output", type=Path, default=Path("output/benchmark"), metavar="DIR")
-    return parser
-
-
-def main(words: Sequence[str]) -> Path:
-    """Run, and return the file of results."""
-    parser = make_parser()
     args = parser.parse_args(words)
     lines = [shlex.split(line) for line in PRESETS.get(args.preset, [])]
     runs = [parser.parse_args([*line, "--device", args.device]) for line in lines] or [args]

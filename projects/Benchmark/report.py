@@ -94,8 +94,7 @@ def _group(row: Row) -> tuple:
 
 
 def by_variant(runs: dict[str, dict[str, Any]]) -> str:
-    """All variants of the R-50 backbone at 512 x 512 in float32, each from the run that compared
-    the most."""
+    """All variants of R-50 at 512 x 512 in float32, each from the run that compared the most."""
     found: dict[str, dict[str, Row]] = defaultdict(dict)
     where = {"level": "backbone", "model": "mask_rcnn_R_50_FPN", "size": [512, 512]}
     where |= {"precision": "fp32", "device": "cpu"}

@@ -137,8 +137,7 @@ def build(
 
 
 def use_formula(model: nn.Module, formula: Formula) -> None:
-    """Make the standardized convolutions of ``model`` compute ``formula`` at each forward instead,
-    in place."""
+    """Make the standardized convolutions compute ``formula`` at each forward, in place."""
     for conv in model.modules():
         if isinstance(conv, StandardizedConv):
             conv._conv_forward = lambda x, weight, bias, conv=conv: nn.Conv2d._conv_forward(

@@ -20,8 +20,7 @@ OBJECTS, PROPOSALS, DETECTIONS = 8, 1000, 100
 
 
 class BackboneWorkload:
-    """Backbone and FPN on a padded random image; in training with fixed gradients of the
-    outputs."""
+    """Backbone and FPN on a padded random image; in training with fixed output gradients."""
 
     predicted: Mapping[str, list[torch.Tensor]] = {}  # nothing is replaced
 
@@ -32,8 +31,7 @@ class BackboneWorkload:
         self._gradients: dict[Any, torch.Tensor] = {}
 
     def step(self, model: GeneralizedRCNN) -> Callable[[], dict[str, torch.Tensor]]:
-        """A function that runs ``model`` once and returns its outputs; gradients are in the
-        model."""
+        """A function that runs ``model`` once and returns its outputs; gradients are in it."""
         x = self.x.to(next(model.backbone.parameters()).dtype)
 
         def run() -> dict[str, torch.Tensor]:

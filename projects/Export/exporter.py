@@ -1,5 +1,4 @@
-"""Record a detector as a graph, write it in a format, and check the file before it gets its
-name."""
+"""Record a detector as a graph, write it in a format, and check the file before it is kept."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -76,7 +75,6 @@ class Exporter:
                 output_names=self.facts["outputs"],
                 verbose=False,
             )
-        assert program is not None  # what an older exporter returned
         [image], boxes = program.model.graph.inputs, program.model.graph.outputs[0]
         axes = (*image.shape[1:], boxes.shape[0])
         program.rename_axes(dict(zip(axes, ("height", "width", "detections"), strict=True)))

@@ -74,10 +74,6 @@ def _write(exporter: Exporter, file: Path, save: Callable[[Any, dict[str, str]],
     file.write_bytes(buffer.getbuffer())
 
 
-def _write_onnx(exporter: Exporter, file: Path) -> None:
-    exporter.onnx.save(str(file))
-
-
 def _write_openvino(precision: str, exporter: Exporter, file: Path) -> None:
     openvino = import_openvino()
     graph = file.with_suffix(".onnx")
@@ -149,7 +145,7 @@ FORMATS = {
     "torchscript-trace": Format("model_trace.ts", _write_trace, refuse=_refuse_some),
     "torchscript-script": Format("model_script.ts", _write_script),
     "torch-export": Format("model.pt2", _write_export),
-    "onnx": Format("model.onnx", _write_onnx, REORDERED),
+    "onnx": Format("model.onnx", lambda exporter, file: exporter.onnx.save(str(file)), REORDERED),
     "openvino": Format("model.xml", partial(_write_openvino, "f32"), REORDERED),
     "openvino-bfloat16": Format("model_bfloat16.xml", partial(_write_openvino, "bf16"), ROUNDED),
     "openvino-int8": Format("model_int8.xml", partial(_write_openvino, "int8"), ROUNDED),

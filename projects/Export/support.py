@@ -75,8 +75,7 @@ YES = "yes"
 
 
 def row(config_file: str, output: Path) -> list[str]:
-    """The cells of one model: that it trains, its evaluated tasks, and for each format "yes" or why
-    not."""
+    """The cells of one model: it trains, its tasks, and for each format "yes" or why not."""
     is_lazy = config_file.endswith(".py")
     model, tasks = train_lazy(config_file) if is_lazy else train(config_file, output)
     files = [record["file_name"] for record in DatasetCatalog.get("digits_val")[:2]]

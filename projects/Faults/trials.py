@@ -27,8 +27,7 @@ LONGEST = 2000  # characters of a message
 LOST = ("silent", "hang", "crash", "traceback")
 OUTCOMES = ("right", "refused", *LOST)  # the first two have survived
 
-# What a trial does in a folder of its own: it returns why the result is wrong, "" if it is right,
-# or raises.
+# What a trial does in a folder of its own: it returns why its result is wrong, "", or raises.
 Trial = Callable[[random.Random, Path], str]
 
 

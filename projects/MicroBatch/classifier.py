@@ -72,17 +72,14 @@ def load(split: str, fashion: bool = False) -> Batch:
             14x14. "val": 359 other scans, or the first FASHION_TEST_IMAGES test images.
         fashion: FashionMNIST instead of the scans.
     """
-    read = load_fashion if fashion else load_ink
-    train, (images, labels) = read("train")[0].numpy(), read(split)
+    train, (images, labels) = read("train", fashion)[0].numpy(), read(split, fashion)
     return (images - train.mean()) / train.std(), labels
 
 
-def load_ink(split: str) -> Batch:
-    scans = load_scans(split)
-    return torch.from_numpy(scans.ink).unsqueeze(1), torch.from_numpy(scans.labels).long()
-
-
-def load_fashion(split: str) -> Batch:
+def read(split: str, fashion: bool) -> Batch:
+    if not fashion:
+        scans = load_scans(split)
+        return torch.from_numpy(scans.ink).unsqueeze(1), torch.from_numpy(scans.labels).long()
     from torchvision.datasets import FashionMNIST
 
     data = FashionMNIST(str(cache_path()), train=split == "train", download=True)

@@ -102,8 +102,7 @@ def run_jobs(train: Train, jobs: Sequence[Job], folder: Path, processes: int) ->
 
 
 def best_lrs(jobs: Sequence[Job], folder: Path, score: str) -> dict[str, float]:
-    """For each norm, the reference learning rate of the job with the highest score; diverged jobs
-    have the lowest."""
+    """For each norm, the reference rate of the job with the highest score; diverged ones lose."""
     results = [json.loads(job.result_file(folder).read_text(encoding="utf-8")) for job in jobs]
     results.sort(key=lambda result: result.get(score, -math.inf))
     return {result["norm"]: result["reference_lr"] for result in results}

@@ -202,8 +202,7 @@ def test_nan_is_not_hidden_by_relu():
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_second_run_gives_the_same_bits(request, format):
-    """With deterministic algorithms torch fills new tensors with NaN, too: none is read before it
-    is written."""
+    """Deterministic algorithms fill new tensors with NaN: none is read before it is written."""
     torch.use_deterministic_algorithms(True)
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     arguments = inputs((1, 8, 20, 60), format=format, added=True)
