@@ -45,16 +45,15 @@ def test_small_objects_get_larger_inputs(
     assert ["gnws convert --tile" in text for text in warned] == [True] * remains
 
 
-@pytest.mark.parametrize("explicit", [{"INPUT.MAX_SIZE_TEST"}, None])
-def test_what_the_user_set_stays(tmp_path, monkeypatch, caplog, explicit):
-    found, said = fitted(tmp_path, monkeypatch, caplog, 384, 40, 96, explicit)
-    assert found.MIN_SIZE_TEST == 96
-    assert len(said) == (explicit is not None)
-
-
-@pytest.mark.parametrize(("image", "side", "warned"), [(96, 10, 1), (384, 80, 0)])
-def test_images_are_not_enlarged_and_larger_objects_need_none(
-    tmp_path, monkeypatch, caplog, image, side, warned
-):
-    found, said = fitted(tmp_path, monkeypatch, caplog, image, side, 96)
-    assert found.MIN_SIZE_TEST == 96 and len(said) == warned
+@pytest.mark.parametrize(
+    ("image", "side", "explicit", "said"),
+    [
+        (384, 40, {"INPUT.MAX_SIZE_TEST"}, 1),  # what the user set stays
+        (384, 40, None, 0),  # nothing is trained
+        (96, 10, (), 1),  # images are not enlarged
+        (384, 80, (), 0),  # objects are large enough
+    ],
+)
+def test_inputs_that_stay(tmp_path, monkeypatch, caplog, image, side, explicit, said):
+    found, warned = fitted(tmp_path, monkeypatch, caplog, image, side, 96, explicit)
+    assert found.MIN_SIZE_TEST == 96 and len(warned) == said

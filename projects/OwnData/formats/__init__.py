@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,11 @@ from .common import images_below, reading, visible
 KNOWN = (
     "COCO, LabelMe, VIA or Label Studio JSON, Pascal VOC or CVAT XML, CSV, YOLO, or instance masks"
 )
-JSON_KINDS = (labelme.NAME, via.NAME, label_studio.NAME)
+JSON_KINDS = {  # formats of JSON files: what tells them, and their readers
+    labelme.NAME: (labelme.is_labelme, labelme.read),
+    via.NAME: (via.is_via, via.read),
+    label_studio.NAME: (label_studio.is_label_studio, label_studio.read),
+}
 FOLDERS = {  # formats that have a file an image: their readers
     **{xml_files.VOC: xml_files.read_voc, labelme.NAME: labelme.read},
     **{yolo.NAME: yolo.read, masks.NAME: masks.read},
@@ -46,12 +50,13 @@ def read(source: Source) -> CocoFile:
 def read_other_json(source: Source, content: Any) -> CocoFile | None:
     """The content of a JSON file that is not COCO; None if its format is not known."""
     with reading(source):
-        if labelme.is_labelme(content):
-            return labelme.read(source)
-        if via.is_via(content):
-            return via.read(source, content)
-        is_tasks = label_studio.is_label_studio(content)
-        return label_studio.read(source, content) if is_tasks else None
+        kind = _kind_of(content)
+        return JSON_KINDS[kind][1](source, content) if kind else None
+
+
+def _kind_of(content: Any) -> str:
+    """The format of the content of a JSON file; "" if it is COCO or not known."""
+    return next((kind for kind, (is_kind, _) in JSON_KINDS.items() if is_kind(content)), "")
 
 
 def _reader(source: Source) -> Callable[[Source], CocoFile]:
@@ -73,8 +78,8 @@ def folder_kinds(folder: Path) -> dict[str, int]:
     xml, jsons, texts = ([f for f in files if f.suffix.lower() == end] for end in ends)
     labels = [file for file in texts if file.name not in yolo.NAME_FILES]
     counts = {
-        xml_files.VOC: len(xml) * any(map(xml_files.is_voc, xml[:1])),
-        labelme.NAME: len(jsons) * (_json_kinds(jsons[:1]) == [labelme.NAME]),
+        xml_files.VOC: len(xml) * (xml_files.VOC in map(xml_files.kind_of, xml[:1])),
+        labelme.NAME: len(jsons) * (labelme.NAME in map(_json_kind, jsons[:1])),
         yolo.NAME: len(labels) * any(map(yolo.is_label, labels[:MOST_PROBED])),
         masks.NAME: len(masks.bowl_images(folder) or masks.mask_files(folder)),
     }
@@ -108,11 +113,11 @@ def find(folder: Path, listing: Path | None = None) -> dict[str, dict[str, list[
             suffix = file.suffix.lower()
             if suffix == ".csv" and csv_files.is_csv(file):
                 add(csv_files.NAME, file)
-            elif suffix == ".xml" and xml_files.VOC not in kinds and xml_files.is_cvat(file):
-                add(xml_files.CVAT, file)
-            elif suffix == ".json" and labelme.NAME not in kinds:
-                for kind in _json_kinds([file]):
-                    add(kind, file)
+            elif suffix == ".xml" and xml_files.VOC not in kinds:
+                if xml_files.kind_of(file) == xml_files.CVAT:
+                    add(xml_files.CVAT, file)
+            elif suffix == ".json" and labelme.NAME not in kinds and (kind := _json_kind(file)):
+                add(kind, file)
     for kind, splits in (
         (yolo.NAME, yolo.listed_splits(folder, listing)),
         (xml_files.VOC, xml_files.listed_splits(folder)),
@@ -133,18 +138,11 @@ def contents(folder: Path) -> str:
     return ", ".join(found) or "no files"
 
 
-def _json_kinds(files: Sequence[Path]) -> list[str]:
-    """The formats of JSON files that are not COCO."""
-    tests = (
-        *((labelme.NAME, labelme.is_labelme), (via.NAME, via.is_via)),
-        (label_studio.NAME, label_studio.is_label_studio),
-    )
-    found = []
-    for file in files:
-        with suppress(DatasetError, OSError):
-            with open(file, "rb") as opened:
-                head = opened.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
-            if head.startswith(b"[") or any(word in head for word in OTHER_WORDS):
-                content = read_json(file)
-                found += [kind for kind, is_kind in tests if is_kind(content)][:1]
-    return found
+def _json_kind(file: Path) -> str:
+    """The format of a JSON file that is not COCO; "" if there is none."""
+    with suppress(DatasetError, OSError):
+        with open(file, "rb") as opened:
+            head = opened.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if head.startswith(b"[") or any(word in head for word in OTHER_WORDS):
+            return _kind_of(read_json(file))
+    return ""

@@ -36,12 +36,16 @@ class Picture:
         name: its path, as COCO's file_name.
         size: width and height in pixels; None: those of the image file.
         objects: "class", and "bbox", "segmentation", "keypoints" and "iscrowd" as in COCO. A
-            "group" that is not None joins polygons of one class to one object.
+            "group" that is not None joins polygons of one class to one object. A text says what an
+            object is that cannot be carried over; "" is nothing.
+        stem: the name without suffix of the only image that is meant where none has the name, which
+            is more often right where images were renamed or converted.
     """
 
     name: str
     size: tuple[int, int] | None = None
-    objects: list[dict[str, Any]] = field(default_factory=list)
+    objects: list[dict[str, Any] | str] = field(default_factory=list)
+    stem: str | None = None
 
 
 @contextmanager
@@ -77,46 +81,9 @@ def images_below(folder: Path, pattern: str = "*") -> list[str]:
     return [path.relative_to(folder).as_posix() for path in found]
 
 
-def names_on_disk(
-    places: Iterable[Path], listed: Sequence[tuple[str, str]], left_out: Counter[str] | None = None
-) -> list[str]:
-    """The file_name of each image: the listed one where it exists, else that of the only image with
-    the stem, which is more often right where images were renamed or converted.
-
-    Args:
-        places: the folders that the images may be in.
-        listed: the name of each image, and the stem of its annotation.
-        left_out: counts the images beside them that have no annotation.
-    """
-    folders = {f: images_below(f) for f in places}
-    with_stem: defaultdict[str, set[str]] = defaultdict(set)
-    for name in chain.from_iterable(folders.values()):
-        with_stem[os.path.splitext(name)[0]].add(name)
-    every = {name.lower() for name in chain.from_iterable(with_stem.values())}
-    names = []
-    for name, stem in listed:
-        base = os.path.basename(name.replace("\\", "/"))
-        near = with_stem[stem] if base.lower() not in every else ()
-        names.append(next(iter(near)) if len(near) == 1 else name)
-    if left_out is not None:
-        used = {os.path.basename(name.replace("\\", "/")).lower() for name in names}
-        for there in folders.values():
-            others = [name for name in there if name.lower() not in used]
-            if len(others) < len(there):
-                left_out["images without an annotation file"] += len(others)
-    return names
-
-
-def sizes(source: Source, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Width and height of images as they are read, after EXIF orientation. An image that cannot be
-    read gets 1 x 1: the check of all images says what is wrong with it."""
-    files, found = source.images(names), {}
-    for name in names:
-        try:
-            found[name] = image_size(files.path(name))[:2]
-        except DatasetError:
-            found[name] = 1, 1
-    return found
+def numbers(values: Mapping[str, Any], names: str) -> list[float]:
+    """The members of ``values`` of these names, which are separated by spaces."""
+    return [float(values[name]) for name in names.split()]
 
 
 def box(left: float, top: float, right: float, bottom: float) -> list[float]:
@@ -165,29 +132,38 @@ def make_coco(
     classes: Sequence[str] = (),
     *,
     first: int = 1,
+    fractions: bool = False,
     keypoints: Sequence[str] = (),
+    places: Sequence[Path] | None = None,
     splits: Iterable[str] = (),
 ) -> CocoFile:
     """The content of a file or folder, images and classes in a fixed order.
 
     Args:
         kind: the name of the format.
-        left_out: how many there are of what cannot be carried over.
+        left_out: how many there are of what cannot be carried over, beside objects.
         classes: those that the format lists, in its order; others follow by name.
         first: the id of the first class.
+        fractions: numbers are fractions of the image's width and height, not pixels.
         keypoints: the names of the points of each class.
+        places: the folders that images with a stem may be in, if not those of ``source``.
         splits: what the file states as that of each image, which is not used.
     """
     if not pictures:
         raise DatasetError(f"{source} is {kind}, but has no annotated image. Name the right one.")
-    unknown = [picture.name for picture in pictures if picture.size is None]
-    true = sizes(source, unknown) if unknown else {}
+    missing = Counter(left_out or {})
+    if any(picture.stem is not None for picture in pictures):
+        missing.update(_find_names(source, places or source.folders(), pictures))
+    missing.update(o for picture in pictures for o in picture.objects if isinstance(o, str) and o)
+    true = _sizes(source, [picture.name for picture in pictures if picture.size is None])
     images, objects = [], []
     for number, picture in enumerate(sorted(pictures, key=lambda picture: picture.name), 1):
-        width, height = picture.size or true[picture.name]
+        width, height = size = picture.size or true[picture.name]
         about = {"file_name": picture.name, "width": width, "height": height}
         images.append({"id": number, **about})
-        objects += [{"image_id": number, **entry} for entry in _joined(picture.objects)]
+        for entry in _joined(o for o in picture.objects if isinstance(o, dict)):
+            pixels = _in_pixels(entry, size) if fractions else {}
+            objects.append({"image_id": number, **entry, **pixels})
     used = {name for entry in objects if isinstance(name := entry["class"], str) and name.strip()}
     names = [*classes, *sorted(used - set(classes))]
     ids = {name: number for number, name in reversed(list(enumerate(names, first)))}
@@ -199,7 +175,7 @@ def make_coco(
     categories = [{"id": i, "name": name, **points} for i, name in enumerate(names, first)]
     empty = len(images) - len({entry["image_id"] for entry in objects})
     log(logging.INFO, f"{source} is {kind}: {len(images)} images, {empty} of them background.")
-    for what, count in (left_out or {}).items():
+    for what, count in missing.items():
         if count:
             log(logging.WARNING, f"{source}: {count} {what} are left out.")
     if len(stated := sorted({*splits} - {""})) > 1:
@@ -210,6 +186,53 @@ def make_coco(
 
 def log(level: int, message: str) -> None:
     log_first_n(level, message, key="message")
+
+
+def _find_names(
+    source: Source, places: Sequence[Path], pictures: Iterable[Picture]
+) -> dict[str, int]:
+    """Change each name that is on no disk to that of the only image with the stem, and count the
+    images beside them that a folder of annotations lacks."""
+    folders = list(map(images_below, places))
+    with_stem: defaultdict[str | None, set[str]] = defaultdict(set)
+    for name in chain.from_iterable(folders):
+        with_stem[os.path.splitext(name)[0]].add(name)
+    every, used = {name.lower() for name in chain.from_iterable(folders)}, set()
+    for picture in pictures:
+        near = with_stem[picture.stem]
+        if _base(picture.name) not in every and len(near) == 1:
+            (picture.name,) = near
+        used.add(_base(picture.name))
+    others = [[name for name in there if name.lower() not in used] for there in folders]
+    beside = (len(o) for o, there in zip(others, folders, strict=True) if len(o) < len(there))
+    return {"images without an annotation file": sum(beside) * source.file.is_dir()}
+
+
+def _base(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2].lower()
+
+
+def _sizes(source: Source, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Width and height of images as they are read, after EXIF orientation. An image that cannot be
+    read gets 1 x 1: the check of all images says what is wrong with it."""
+    files, found = source.images(names) if names else None, {}
+    for name in names:
+        try:
+            found[name] = image_size(files.path(name))[:2]
+        except DatasetError:
+            found[name] = 1, 1
+    return found
+
+
+def _in_pixels(entry: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The members of an object that are fractions of the sides of its image."""
+    rings = [[v * size[i % 2] for i, v in enumerate(r)] for r in entry.get("segmentation", ())]
+    points = [v * (*size, 1)[i % 3] for i, v in enumerate(entry.get("keypoints", ()))]
+    made = {"segmentation": rings, "keypoints": points}
+    made["bbox"] = (
+        around(rings) if rings else [v * size[i % 2] for i, v in enumerate(entry["bbox"])]
+    )
+    return {member: values for member, values in made.items() if values}
 
 
 def _joined(objects: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from gnws_d2.errors import DatasetError
 from ..coco_file import CocoFile
 from ..source import Source
 from . import via
-from .common import ONLY_CLASS, Picture, box, make_coco, names_on_disk, read_text, reading, sizes
+from .common import ONLY_CLASS, Picture, box, make_coco, read_text, reading
 
 NAME = "CSV"
 # What columns are called, in small letters without "_" and "#".
@@ -67,8 +67,9 @@ def read(source: Source) -> CocoFile:
     text.seek(0)
     reader = csv.DictReader(text, strict=True, delimiter=delimiter)
     with reading(source.file):
-        rows = [{(k or "").strip().lstrip("#"): v or "" for k, v in row.items()} for row in reader]
         header = [name.strip().lstrip("#") for name in reader.fieldnames or ()]
+        reader.fieldnames = header
+        rows = [{key or "": value or "" for key, value in row.items()} for row in reader]
     if "region_shape_attributes" in header:
         return via.read_rows(source, rows)
     if not (columns := columns_of(header)):
@@ -78,38 +79,35 @@ def read(source: Source) -> CocoFile:
         )
     is_open_images = {"ImageID", "XMin", "LabelName"} <= set(header)
     labels = _class_names(source.file) if is_open_images else {}
-    listed = list(dict.fromkeys(row[columns["image"]] for row in rows))
-    on_disk = names_on_disk(source.folders(), [(n, Path(n).name) for n in listed])
-    names = dict(zip(listed, on_disk, strict=True))
-    true = sizes(source, list(names.values())) if is_open_images and names else {}
-    pictures = {name: Picture(name, true.get(name)) for name in names.values()}
+    pictures: dict[str, Picture] = {}
     for number, row in enumerate(rows, 2):
-        picture = pictures[names[row[columns["image"]]]]
+        name = row[columns["image"]]
+        picture = pictures.setdefault(name, Picture(name, stem=Path(name).name))
         with reading(f"{source.file}: row {number}"):
-            if (found := _box(row, columns)) is None:
-                continue
-            if is_open_images:
-                found = [v * picture.size[i % 2] for i, v in enumerate(found)]
+            found = _box(row, columns)
             label = row[columns["class"]].strip() if columns["class"] else ONLY_CLASS
         crowd = {"iscrowd": 1} if row.get("IsGroupOf") == "1" else {}
-        picture.objects.append({"class": labels.get(label, label), "bbox": found, **crowd})
+        made = {"class": labels.get(label, label), "bbox": found, **crowd}
+        picture.objects.append(made if found else "")
     kind = "Open Images CSV" if is_open_images else NAME
     column = next((name for name in header if name.lower() in ("split", "set", "subset")), "")
-    splits, classes = {row.get(column, "") for row in rows}, list(labels.values())
-    return make_coco(source, kind, list(pictures.values()), classes=classes, splits=splits)
+    return make_coco(
+        *(source, kind, list(pictures.values())),
+        classes=list(labels.values()),
+        fractions=is_open_images,
+        splits={row.get(column, "") for row in rows},
+    )
 
 
-def _box(row: Mapping[str, str], columns: Mapping[str, str]) -> list[float] | None:
-    """The box of a row as in COCO; None if it has none."""
+def _box(row: Mapping[str, str], columns: Mapping[str, str]) -> list[float]:
+    """The box of a row as in COCO; [] if it has none."""
     if columns["box"]:
         words = row[columns["box"]].strip(" []()").replace(",", " ").split()
-        return list(map(float, words)) or None
+        return list(map(float, words))
     sides = CORNERS if all(columns[side] for side in CORNERS) else SIDES
     texts = [row[columns[side]].strip() for side in sides]
-    if not any(texts):
-        return None
-    values = [float(text) for text in texts]
-    return box(*values) if sides == CORNERS else values
+    values = [float(text) for text in texts] if any(texts) else []
+    return box(*values) if values and sides == CORNERS else values
 
 
 def _class_names(file: Path) -> dict[str, str]:

@@ -43,8 +43,7 @@ def read(source: Source, content: Sequence[Mapping[str, Any]]) -> CocoFile:
             for region in regions:
                 if "original_width" in region:
                     size = int(region["original_width"]), int(region["original_height"])
-                    if made := _object(region, size, left_out):
-                        objects.append(made)
+                    objects.append(_object(region, size))
             pictures.append(Picture(_image(data, regions), size, objects))
     return make_coco(source, NAME, pictures, left_out)
 
@@ -66,13 +65,11 @@ def _image(data: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> str
     raise ValueError("it has no image")
 
 
-def _object(
-    region: Mapping[str, Any], size: tuple[int, int], left_out: Counter[str]
-) -> dict[str, Any]:
-    """A region in percent of the image's size as an object; {} if it is none."""
+def _object(region: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any] | str:
+    """A region in percent of the image's size as an object of a Picture."""
     labels = next((v for k, v in region.items() if k.endswith("labels") and v), None)
     if labels is None:
-        return {}
+        return ""
     width, height = size
     x, y, w, h, rx, ry = (
         float(region.get(name, 0)) * (size[i % 2] / 100)
@@ -93,8 +90,7 @@ def _object(
     elif {"x", "y", "width", "height"} <= region.keys() and not turned and w and h:
         made = {"bbox": [x, y, w, h]}
     else:
-        left_out["rotated boxes" if turned else f"regions of {region.get('type', 'points')}"] += 1
-        return {}
+        return "rotated boxes" if turned else f"regions of {region.get('type', 'points')}"
     return {"class": str(labels[0]), **made}
 
 

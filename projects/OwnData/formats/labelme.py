@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..coco_file import CocoFile, read_json
 from ..source import Source
-from .common import Picture, box, ellipse, make_coco, mask, names_on_disk, polygon, reading, visible
+from .common import Picture, box, ellipse, make_coco, mask, polygon, reading, visible
 
 NAME = "LabelMe"
 
@@ -24,14 +24,14 @@ def is_labelme(content: Any) -> bool:
     return isinstance(content, dict) and "shapes" in content and "images" not in content
 
 
-def read(source: Source) -> CocoFile:
-    """The JSON files of a folder, or one. Polygons of one label and ``group_id`` are one object, as
-    in LabelMe's own converter. An image without a JSON file is not used: it may be one that is not
-    annotated yet."""
+def read(source: Source, content: Any = None) -> CocoFile:
+    """The JSON files of a folder, or the ``content`` of one. Polygons of one label and ``group_id``
+    are one object, as in LabelMe's own converter. An image without a JSON file is not used: it may
+    be one that is not annotated yet."""
     left_out: Counter[str] = Counter()
-    pictures, listed = [], []
-    for file in visible(source.file, ".json") if source.file.is_dir() else [source.file]:
-        content = read_json(file)
+    pictures = []
+    for file in visible(source.file, ".json") if content is None else [source.file]:
+        content = read_json(file) if source.file.is_dir() else content
         if not is_labelme(content):
             left_out["JSON files of another kind"] += 1
             continue
@@ -39,22 +39,16 @@ def read(source: Source) -> CocoFile:
             sides = content.get("imageWidth"), content.get("imageHeight")
             size = (int(sides[0]), int(sides[1])) if all(sides) else None
             name = content.get("imagePath") or file.stem
-            found = []
+            picture = Picture(str(name), size, stem=file.stem)
             for number, shape in enumerate(content["shapes"]):
                 with reading(f"{file}: shapes[{number}]"):
-                    found.append(_object(shape, size, left_out))
-        listed.append((str(name), file.stem))
-        pictures.append(Picture("", size, [entry for entry in found if entry]))
-    names = names_on_disk(source.folders(), listed, left_out)
-    for picture, name in zip(pictures, names, strict=True):
-        picture.name = name
+                    picture.objects.append(_object(shape, size))
+        pictures.append(picture)
     return make_coco(source, NAME, pictures, left_out)
 
 
-def _object(
-    shape: Mapping[str, Any], size: tuple[int, int] | None, left_out: Counter[str]
-) -> dict[str, Any]:
-    """A shape as an object; {} if it is counted as left out."""
+def _object(shape: Mapping[str, Any], size: tuple[int, int] | None) -> dict[str, Any] | str:
+    """A shape as an object of a Picture."""
     points = [(float(x), float(y)) for x, y in shape["points"]]
     kind = shape.get("shape_type") or "polygon"
     (left, right), (top, bottom) = ((min(axis), max(axis)) for axis in zip(*points, strict=True))
@@ -71,6 +65,5 @@ def _object(
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as image:
             made = mask(np.asarray(image.convert("L")), int(left), int(top), size)
     else:
-        left_out[f"shapes {kind!r}"] += 1
-        return {}
+        return f"shapes {kind!r}"
     return {"class": str(shape["label"]), "group": shape.get("group_id"), **made}

@@ -15,7 +15,7 @@ from gnws_d2.errors import DatasetError
 
 from ..coco_file import CocoFile
 from ..source import Source, is_mask_folder
-from .common import ONLY_CLASS, Picture, images_below, log, make_coco, mask, names_on_disk
+from .common import ONLY_CLASS, Picture, images_below, log, make_coco, mask
 
 NAME = "instance masks"
 LOSSLESS = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -48,21 +48,18 @@ def read(source: Source) -> CocoFile:
         )
     if pictures:
         return make_coco(source, NAME, pictures)
-    files = mask_files(folder)
-    stems = [
-        re.sub(r"[-_. ]?(mask|instance|label)s?$", "", Path(f).stem, flags=re.I) for f in files
-    ]
-    # Without suffix, a name is never that of the mask itself.
-    places = [place for place in source.folders() if place != folder]
-    names = names_on_disk(places, [(stem, stem) for stem in stems])
-    for file, name in zip(files, names, strict=True):
+    for file in mask_files(folder):
+        stem = re.sub(r"[-_. ]?(mask|instance|label)s?$", "", Path(file).stem, flags=re.I)
         labels = read_labels(folder / file)
         objects = [labels == value for value in np.unique(labels) if value]
-        pictures.append(_picture(folder / file, name, objects or [labels]))
+        picture = _picture(folder / file, stem, objects or [labels])
+        picture.stem = stem  # without suffix, a name is never that of the mask itself
+        pictures.append(picture)
     if pictures and all(len(picture.objects) < 2 for picture in pictures):
         message = f"{folder}: no mask has two objects. Number the objects of an image 1, 2, 3, ..."
         log(logging.WARNING, message)
-    return make_coco(source, NAME, pictures)
+    places = [place for place in source.folders() if place != folder]
+    return make_coco(source, NAME, pictures, places=places)
 
 
 def _picture(place: Path, name: str, masks: Sequence[np.ndarray]) -> Picture:

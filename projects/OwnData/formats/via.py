@@ -12,7 +12,7 @@ from gnws_d2.errors import DatasetError
 
 from ..coco_file import CocoFile
 from ..source import Source
-from .common import ONLY_CLASS, Picture, box, ellipse, make_coco, polygon, reading
+from .common import ONLY_CLASS, Picture, ellipse, make_coco, numbers, polygon, reading
 
 NAME = "VIA"
 CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category")
@@ -60,21 +60,18 @@ def read_rows(source: Source, rows: Iterable[Mapping[str, str]]) -> CocoFile:
 def _made(source: Source, images: Images, listed: Mapping[str, Any]) -> CocoFile:
     every = [values for _, regions in images.values() for _, values in regions]
     name = _class_attribute(source, every)
-    left_out: Counter[str] = Counter()
     pictures = []
     for file_name, regions in images.values():
         picture = Picture(file_name)
         for number, (shape, values) in enumerate(regions):
             with reading(f"{source.file}: {file_name!r}, region {number}"):
-                if made := _shape(shape):
-                    label = ONLY_CLASS if name is None else _label(values[name])
-                    picture.objects.append({"class": label, **made})
-                else:
-                    left_out[f"shapes {shape['name']!r}"] += 1
+                if isinstance(made := _shape(shape), dict):
+                    made["class"] = ONLY_CLASS if name is None else _label(values[name])
+                picture.objects.append(made)
         pictures.append(picture)
     with reading(f"{source.file}: _via_attributes"):
         options = list((listed.get(name) or {}).get("options") or ())
-    return make_coco(source, NAME, pictures, left_out, options)
+    return make_coco(source, NAME, pictures, classes=options)
 
 
 def _class_attribute(source: Source, every: Sequence[Mapping[str, Any]]) -> str | None:
@@ -85,10 +82,7 @@ def _class_attribute(source: Source, every: Sequence[Mapping[str, Any]]) -> str 
     """
     counts = Counter(name for values in every for name, value in values.items() if value)
     common = [name for name, count in counts.items() if count == len(every)]
-    named = sorted(
-        (name for name in common if name.lower() in CLASS_ATTRIBUTES),
-        key=lambda name: CLASS_ATTRIBUTES.index(name.lower()),
-    )
+    named = [name for word in CLASS_ATTRIBUTES for name in common if name.lower() == word]
     if named or len({repr([values[name] for values in every]) for name in common}) == 1:
         return (named or common)[0]
     if counts:
@@ -110,23 +104,17 @@ def _label(value: Any) -> str:
     return str(value).strip()
 
 
-def _shape(shape: Mapping[str, Any]) -> dict[str, Any]:
-    """A shape as bbox and segmentation; {} if it cannot be."""
+def _shape(shape: Mapping[str, Any]) -> dict[str, Any] | str:
+    """A shape as an object of a Picture, without its class."""
     kind = shape["name"]
-
-    def numbers(*names: str) -> list[float]:
-        return [float(shape[name]) for name in names]
-
     if kind == "rect":
-        x, y, width, height = numbers("x", "y", "width", "height")
-        return {"bbox": box(x, y, x + width, y + height)}
+        return {"bbox": numbers(shape, "x y width height")}
     if kind == "polygon":
         pairs = zip(shape["all_points_x"], shape["all_points_y"], strict=True)
         return polygon(value for pair in pairs for value in pair)
     if kind == "circle":
-        x, y, radius = numbers("cx", "cy", "r")
-        return ellipse(x, y, radius, radius)
+        return ellipse(*numbers(shape, "cx cy r r"))
     if kind == "ellipse":
-        x, y, rx, ry = numbers("cx", "cy", "rx", "ry")
-        return ellipse(x, y, rx, ry, math.degrees(float(shape.get("theta", 0))))
-    return {}
+        turn = math.degrees(float(shape.get("theta", 0)))
+        return ellipse(*numbers(shape, "cx cy rx ry"), turn)
+    return f"shapes {kind!r}"

@@ -23,7 +23,7 @@ from .common import (
     log,
     make_coco,
     mask,
-    names_on_disk,
+    numbers,
     polygon,
     read_text,
     reading,
@@ -43,22 +43,13 @@ def root_of(file: Path) -> ElementTree.Element:
         ) from error
 
 
-def _tag(file: Path) -> str:
-    """The name of the root element, without reading on; "" if there is none."""
+def kind_of(file: Path) -> str:
+    """The format of a file by its root element, without reading on; "" if it is another."""
     try:
-        return next(element.tag for _, element in ElementTree.iterparse(file, ["start"]))
+        tag = next(element.tag for _, element in ElementTree.iterparse(file, ["start"]))
     except (ElementTree.ParseError, OSError, StopIteration, LookupError, ValueError):
         return ""
-
-
-def is_voc(file: Path) -> bool:
-    """Whether a file is of Pascal VOC."""
-    return _tag(file) == "annotation"
-
-
-def is_cvat(file: Path) -> bool:
-    """Whether a file is of CVAT."""
-    return _tag(file) == "annotations"
+    return {"annotation": VOC, "annotations": CVAT}.get(tag, "")
 
 
 def read(source: Source) -> CocoFile:
@@ -74,44 +65,35 @@ def read(source: Source) -> CocoFile:
         )
     names = (name.text for name in root.iterfind("meta//labels/label/name"))
     listed = list(dict.fromkeys(filter(None, names)))
-    left_out = Counter({"tracks of a video": len(root.findall("track"))})
+    left_out = {"tracks of a video": len(root.findall("track"))}
     pictures = []
     for number, image in enumerate(root.iterfind("image")):
         with reading(f"{source.file}: image {image.get('name', number)!r}"):
             size = int(image.attrib["width"]), int(image.attrib["height"])
-            found = [_cvat_shape(shape, size, left_out) for shape in image]
-            pictures.append(Picture(image.attrib["name"], size, [o for o in found if o]))
+            found = [_cvat_shape(shape, size) for shape in image]
+            pictures.append(Picture(image.attrib["name"], size, found))
     splits = [image.get("subset", "") for image in root.iterfind("image")]
     return make_coco(source, CVAT, pictures, left_out, listed, splits=splits)
 
 
-def _cvat_shape(
-    shape: ElementTree.Element, size: tuple[int, int], left_out: Counter[str]
-) -> dict[str, Any]:
-    """A shape as an object; {} if it is counted as left out."""
+def _cvat_shape(shape: ElementTree.Element, size: tuple[int, int]) -> dict[str, Any] | str:
+    """A shape as an object of a Picture."""
     values = shape.attrib
     turned = float(values.get("rotation", 0))
-
-    def numbers(*names: str) -> list[float]:
-        return [float(values[name]) for name in names]
-
     if shape.tag == "box" and not turned:
-        made: dict[str, Any] = {"bbox": box(*numbers("xtl", "ytl", "xbr", "ybr"))}
+        made: dict[str, Any] = {"bbox": box(*numbers(values, "xtl ytl xbr ybr"))}
     elif shape.tag == "polygon":
         made = polygon(map(float, values["points"].replace(";", ",").split(",")))
     elif shape.tag == "ellipse":
-        made = ellipse(*numbers("cx", "cy", "rx", "ry"), turned)
+        made = ellipse(*numbers(values, "cx cy rx ry"), turned)
     elif shape.tag == "mask":
         # Lengths of runs, row by row in the window, of which the first is of zeros.
         runs = list(map(int, values["rle"].split(",")))
-        left, top, width, height = (
-            int(values[name]) for name in ("left", "top", "width", "height")
-        )
+        left, top, width, height = map(int, numbers(values, "left top width height"))
         pixels = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
         made = mask(pixels, left, top, size)
     else:
-        left_out["rotated boxes" if turned else f"<{shape.tag}>"] += 1
-        return {}
+        return "rotated boxes" if turned else f"<{shape.tag}>"
     group = values.get("group_id", "0")
     return {"class": values["label"], "group": None if group == "0" else group, **made}
 
@@ -123,7 +105,7 @@ def read_voc(source: Source) -> CocoFile:
     pixels count from 1 and include xmax. Objects that are "difficult" are used as all others.
     """
     left_out: Counter[str] = Counter()
-    pictures, listed = [], []
+    pictures = []
     for file in _voc_files(source):
         if source.file.suffix.lower() == ".txt" and not file.is_file():
             left_out["listed images without an XML file"] += 1
@@ -134,13 +116,9 @@ def read_voc(source: Source) -> CocoFile:
                 left_out["XML files of another kind"] += 1
                 continue
             size = tuple(int(float(root.findtext(f"size/{s}") or 0)) for s in ("width", "height"))
-            found = [_voc_object(entry, left_out) for entry in root.iterfind("object")]
-        listed.append(((root.findtext("filename") or file.stem).strip(), file.stem))
-        pictures.append(Picture("", size if all(size) else None, [o for o in found if o]))
-    beside = left_out if source.file.is_dir() else None
-    names = names_on_disk(source.folders(), listed, beside)
-    for picture, name in zip(pictures, names, strict=True):
-        picture.name = name
+            found = [_voc_object(entry) for entry in root.iterfind("object")]
+        name = (root.findtext("filename") or file.stem).strip()
+        pictures.append(Picture(name, size if all(size) else None, found, file.stem))
     return make_coco(source, VOC, pictures, left_out)
 
 
@@ -162,11 +140,10 @@ def _lines(file: Path) -> list[list[str]]:
     return [words for line in read_text(file).splitlines() if (words := line.split())]
 
 
-def _voc_object(entry: ElementTree.Element, left_out: Counter[str]) -> dict[str, Any]:
+def _voc_object(entry: ElementTree.Element) -> dict[str, Any] | str:
     corners = entry.find("bndbox")
     if corners is None:
-        left_out["objects without <bndbox>"] += 1
-        return {}
+        return "objects without <bndbox>"
     sides = [float(corners.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax")]
     made: dict[str, Any] = {"class": (entry.findtext("name") or "").strip(), "bbox": box(*sides)}
     if (ring := entry.find("polygon")) is not None:  # Roboflow's: x1, y1, x2, ...

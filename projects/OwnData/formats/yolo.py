@@ -31,7 +31,6 @@ from .common import (
     polygon,
     read_text,
     reading,
-    sizes,
     visible,
 )
 
@@ -52,24 +51,25 @@ def read(source: Source) -> CocoFile:
         listed = next(filter(None, (images_below(f, "**/*") for f in source.folders())), [])
     else:
         listed = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    files, true = source.images(listed), sizes(source, listed)
+    files = source.images(listed)
     labels = [label_file(files.path(name), file / name) for name in listed]
     if not any(labels):
         raise DatasetError(f"{source}: none of its {len(listed)} images has a YOLO label file.")
     pictures = [
-        Picture(name, true[name], _objects(label, true[name], shape) if label else [])
+        Picture(name, objects=_objects(label, shape) if label else [])
         for name, label in zip(listed, labels, strict=True)
     ]
     used = {label for label in labels if label}
-    folders = {label.parent for label in used}
-    there = {f for folder in folders for f in visible(folder, ".txt")}
+    there = {f for folder in {label.parent for label in used} for f in visible(folder, ".txt")}
     unused = [f for f in there - used if f.name not in NAME_FILES and is_label(f)]
     left_out = {"label files without an image": len(unused) * file.is_dir()}
     if not names:
         log(logging.WARNING, f"{source}: no file names the classes, which are named 0, 1, ... now.")
         highest = max((o["class"] for picture in pictures for o in picture.objects), default=-1)
         names = list(map(str, range(highest + 1)))
-    return make_coco(source, NAME, pictures, left_out, names, first=0, keypoints=points)
+    return make_coco(
+        *(source, NAME, pictures, left_out, names), first=0, fractions=True, keypoints=points
+    )
 
 
 def label_file(image: Path, beside: Path | None = None) -> Path | None:
@@ -95,7 +95,6 @@ def is_label(file: Path) -> bool:
 
 
 def _read_info(path: Path) -> Info:
-    """What is said near ``path``."""
     start, near = path if path.is_dir() else path.parent, True
     for place in [start, *start.parents][:LEVELS]:
         for file in _yamls(place):
@@ -174,33 +173,33 @@ def _info(content: Mapping[str, Any]) -> Info:
     return list(map(str, names)), points, (count, values)
 
 
-def _objects(file: Path, size: tuple[int, int], shape: tuple[int, int]) -> list[dict[str, Any]]:
+def _objects(file: Path, shape: tuple[int, int]) -> list[dict[str, Any] | str]:
     found, (count, values) = [], shape
     for number, line in enumerate(read_text(file).splitlines(), 1):
         with reading(f"{file}: line {number}"):
-            words = list(map(float, line.split()))
+            if not (words := list(map(float, line.split()))):
+                continue
+            index, *numbers = words
             is_polygon = not count and len(words) >= 7 and len(words) % 2
-            if words and not (is_polygon or len(words) in (5, 5 + count * values)):
+            if not is_polygon and len(numbers) not in (4, 4 + count * values):
                 raise ValueError(f"it has {len(words)} numbers, not those of a box or polygon")
-            if words and words[0] not in range(1 << 31):
-                raise ValueError(f"its class is {words[0]:g}, not an index")
-        if words:
-            made = polygon(v * size[i % 2] for i, v in enumerate(words[1:])) if is_polygon else {}
-            made = made or _box(words[1:], size, values)
-            found.append({"class": int(words[0]), **made})
+            if index % 1 or not 0 <= index < 1 << 31:
+                raise ValueError(f"its class is {index:g}, not an index")
+        made = polygon(numbers) if is_polygon else _box(numbers, values)
+        found.append({"class": int(index), **made})
     return found
 
 
-def _box(numbers: Sequence[float], size: tuple[int, int], values: int) -> dict[str, Any]:
-    (x, y, w, h), points, (width, height) = numbers[:4], numbers[4:], size
+def _box(numbers: Sequence[float], values: int) -> dict[str, Any]:
+    x, y, w, h, *points = numbers
     triples: list[float] = []
     for i in range(0, len(points), values or 1):
         px, py = points[i : i + 2]
         # Without a third value, points at 0, 0 are not labelled, as in COCO.
         seen = points[i + 2] if values == 3 else 2 * (px > 0 or py > 0)
-        triples += [px * width, py * height, int(seen) if seen in (0, 1, 2) else seen]
-    box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-    return {"bbox": box, **({"keypoints": triples} if triples else {})}
+        triples += [px, py, int(seen) if seen in (0, 1, 2) else seen]
+    made = {"keypoints": triples} if triples else {}
+    return {"bbox": [x - w / 2, y - h / 2, w, h], **made}
 
 
 def listed_splits(folder: Path, listing: Path | None = None) -> dict[str, list[str]]:
