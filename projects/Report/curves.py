@@ -150,9 +150,9 @@ def over_iterations(history: Mapping[str, Series]) -> dict[str, Figure]:
     that ``history`` has."""
     ap = ("bbox/AP", "bbox/AP50", "segm/AP", "segm/AP50", "keypoints/AP")
     ap += ("sem_seg/mIoU", "panoptic_seg/PQ")
-    known = sorted(history)
+    known, total = sorted(history), "validation/total"
     courses = {
-        "loss": ("Training loss", [n for n in known if n.startswith(("loss", "total_loss"))]),
+        "loss": ("Loss", [n for n in known if n.startswith(("loss", "total_loss")) or n == total]),
         # With several test datasets, names start with that of the dataset.
         "ap_history": ("Results during training (percent)", [n for n in known if n.endswith(ap)]),
         "learning_rate": ("Learning rate", [n for n in known if n == "lr"]),
@@ -164,9 +164,9 @@ def over_iterations(history: Mapping[str, Series]) -> dict[str, Figure]:
         figures[kind], axes = _axes(title)
         for name in names:
             line: dict[str, Any] = {"linestyle": "--" if name.endswith("50") else "-"}
-            if name == "total_loss":
-                line |= {"color": "black", "linewidth": 2}
-            marker, label = "o" if kind == "ap_history" else "", short(name, 34)
+            if name in ("total_loss", total):
+                line |= {"color": "black", "linewidth": 2, "linestyle": "-:"[name == total]}
+            marker, label = "o" if kind == "ap_history" or name == total else "", short(name, 34)
             x, y = zip(*history[name].items(), strict=True)
             axes.plot(x, y, marker=marker, markersize=3, label=label, **line)
         axes.set_ylim(bottom=0)
