@@ -15,7 +15,7 @@ from gnws_d2.checkpoint import local_path
 from gnws_d2.checkpoint.provenance import ANCHORS
 from gnws_d2.checkpoint.structure import build_on_meta
 
-from .choose import DETECTOR, provenance_of, start_of
+from .choose import DETECTOR, facts_of, start_of
 from .source import is_source
 from .summary import object_sizes
 
@@ -49,7 +49,7 @@ def anchor_settings(
     if not names or not keys or not is_default:
         return
     if start_of(weights) == DETECTOR:
-        found = provenance_of(local_path(weights)).anchors or {}
+        found = facts_of(local_path(weights))[1].anchors or {}
         reason = "The weights were trained with these anchors"
     else:
         strides = _strides(cfg)
@@ -64,10 +64,8 @@ def anchor_settings(
 def _strides(cfg: CfgNode) -> list[int]:
     """Those of the levels that have anchors; [] where there are no anchors."""
     model = build_on_meta(cfg)
-    if getattr(model, "proposal_generator", None) is not None:
-        generator = getattr(model.proposal_generator, "anchor_generator", None)
-    else:
-        generator = getattr(model, "anchor_generator", None)
+    owner = getattr(model, "proposal_generator", None) or model
+    generator = getattr(owner, "anchor_generator", None)
     return list(getattr(generator, "strides", ()))
 
 

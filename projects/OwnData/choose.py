@@ -94,22 +94,17 @@ def start_of(weights: str) -> str:
     if "imagenet" in weights.lower():
         return BACKBONE
     file = weights.partition("?")[0]
-    return DETECTOR if not os.path.isfile(file) or _facts(file)[0] else BACKBONE
+    return DETECTOR if not os.path.isfile(file) or facts_of(file)[0] else BACKBONE
 
 
-def provenance_of(file: str) -> Provenance:
-    """The provenance in a checkpoint file."""
-    return _facts(file)[1]
-
-
-def _facts(file: str) -> tuple[bool, Provenance]:
-    return _read_facts(file, os.stat(file).st_mtime_ns)
+def facts_of(file: str) -> tuple[bool, Provenance]:
+    """Whether a checkpoint is of a detector, and its provenance."""
+    return _facts_of(file, os.stat(file).st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_facts(file: str, _: int) -> tuple[bool, Provenance]:
-    """Whether a checkpoint is of a detector, and its provenance. A start asks several times, and
-    the file takes seconds to read."""
+def _facts_of(file: str, _: int) -> tuple[bool, Provenance]:
+    # A start asks several times, and the file takes seconds to read.
     checkpoint = read_checkpoint(file)
     names = contents_of(checkpoint, file)["model"]
     return any(map(HEADS.search, names)), Provenance.read(checkpoint)

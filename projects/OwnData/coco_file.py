@@ -138,12 +138,10 @@ def read_coco(file: str | os.PathLike, folder: Path | None = None) -> CocoFile:
             categories cannot be used.
     """
     source = Source(Path(file), folder)
-    if _kept is not None and source in _kept:
-        return _kept[source]
-    coco = _read(os.fspath(file), source)
-    if _kept is not None:
-        _kept[source] = coco
-    return coco
+    kept = {} if _kept is None else _kept
+    if source not in kept:
+        kept[source] = _read(os.fspath(file), source)
+    return kept[source]
 
 
 def _read(path: str, source: Source) -> CocoFile:

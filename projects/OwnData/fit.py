@@ -81,12 +81,15 @@ def fit_to_data(
         }
         classes = _classes(cfg, files)
         used = _register(cfg, sources, files, classes)
-        fitted, said = _fitted(cfg, _settings(cfg, used, classes))
+        fitted = cfg.clone()
+        fitted.defrost()
+        settings = [_settings(fitted, used, classes)]
         if explicit is not None:
-            fitted, more = _fitted(fitted, input_settings(fitted, explicit))
-            anchors = anchor_settings(fitted, explicit, weights or cfg.MODEL.WEIGHTS)
-            fitted, last = _fitted(fitted, anchors)
-            said += [*more, *last]
+            start = weights or cfg.MODEL.WEIGHTS
+            settings += [input_settings(fitted, explicit), anchor_settings(fitted, explicit, start)]
+        said = _change(fitted, itertools.chain(*settings))
+        if cfg.is_frozen():
+            fitted.freeze()
         if check:
             check(fitted)
         for change in said:
@@ -219,22 +222,18 @@ def _why_no_object(coco: CocoFile, sound: CocoFile, part: str) -> str:
     return f"{reason}. {SPLIT_FIX}" if part and objects else reason
 
 
-def _fitted(
-    cfg: CfgNode, settings: Iterable[tuple[str, dict[str, Any]]]
-) -> tuple[CfgNode, list[str]]:
-    """``cfg`` with what follows from the data, and a sentence on each change."""
-    fitted, said = cfg.clone(), []
-    fitted.defrost()
+def _change(cfg: CfgNode, settings: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Set what follows from the data, and return a sentence on each change. ``settings`` come one
+    by one, as later ones depend on earlier ones."""
+    said = []
     for reason, values in settings:
         new = {key: value for key, value in values.items() if get_key(cfg, key) != value}
         for key, value in new.items():
-            set_key(fitted, key, value)
+            set_key(cfg, key, value)
         if new:
             now = ", ".join(f"{key} is {value}" for key, value in new.items())
             said.append(f"{reason}, therefore now {now}")
-    if cfg.is_frozen():
-        fitted.freeze()
-    return fitted, said
+    return said
 
 
 def _settings(

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -101,85 +102,73 @@ def voc(**lists):
     return {"Annotations/a.xml": VOC.format("a.png"), "JPEGImages/a.png": None, **files}
 
 
-# Files in the layout of a tool, and the source that is found in them. All have the same box in
-# a.png, which need not be named; b.png is background.
+# By the tool and the source that is found, files in its layout. All have the same box in a.png,
+# which need not be named; b.png is background.
 LAYOUTS = {
-    "VOC": (voc(), "Annotations/"),
-    "VOC, Roboflow": ({"train/a.xml": VOC.format("x.jpg"), "train/a.png": None}, "train/"),
-    "VOC, lists": (
-        {**voc(train="a\n", cat_train="a 1\n"), "Annotations/b.xml": "damaged"},
-        "ImageSets/Main/train.txt",
-    ),
-    "VOC, trainval": (voc(trainval="a", val="a"), "ImageSets/Main/trainval.txt"),
-    "VOC, suffixes": (voc(Train="a.JPG"), "ImageSets/Main/Train.txt"),
-    "VOC, CVAT": (voc(default="a", cat_default="a 1"), "ImageSets/Main/default.txt"),
-    "VOC, macOS": ({"a.XML": VOC.format("a.png"), "._a.xml": "x"}, ""),
-    "CVAT": (
-        {"annotations.xml": CVAT_BOX, "images/a.png": None, "images/b.png": None},
-        "annotations.xml",
-    ),
-    "LabelMe": ({"a.json": LABELME, "._a.json": "x", "a.png": None, "c.png": None}, ""),
-    "LabelMe, folders": ({"labels/a.json": LABELME, "images/a.png": None}, "labels/"),
-    "VIA": ({"via.json": {"_via_settings": {}, "_via_img_metadata": VIA}}, "via.json"),
-    "VIA, exported": ({"via.json": VIA, "images/a.png": None}, "via.json"),
-    "VIA, CSV": ({"via.csv": VIA_CSV}, "via.csv"),
-    "Label Studio": ({"project-1.json": STUDIO}, "project-1.json"),
-    "Label Studio, JSON-MIN": (
-        {"min.json": [{"image": "/data/upload/a.png", "label": [REGION | SIZE]}]},
-        "min.json",
-    ),
-    "Open Images": (
-        {
-            "train-annotations-bbox.csv": OPEN_IMAGES + "a,x,/m/1,1,0.125,0.38125,0.1,0.6,0\n",
-            **{"class-descriptions.csv": "/m/1,cat\n/m/2,dog\n", "train/a.png": None},
-        },
-        "train-annotations-bbox.csv",
-    ),
-    "TensorFlow": (
-        {"x.csv": "filename,width,class,xmin,ymin,xmax,ymax\na.png,80,cat,10,4,30.5,24\n"},
-        "x.csv",
-    ),
-    "Kaggle": (
-        {"x.csv": 'image_id,bbox,label\na,"[10, 4, 20.5, 20]",cat\n', "x/a.png": None},
-        "x.csv",
-    ),
-    "CSV, semicolons": ({"a.csv": SEMICOLONS.format("")}, "a.csv"),
-    "CSV, tabs": ({"a.csv": SEMICOLONS.format("").replace(";", "\t")}, "a.csv"),
-    "YOLO, Roboflow": (
-        {
-            **{"data.yaml": YAML, "train/images/a.png": None, "train/labels/a.txt": YOLO_LINE},
-            **{"train/images/b.png": None, "README.txt": "Exported"},
-        },
-        "train/images/",
-    ),
-    "YOLO, Ultralytics": (
-        {
-            "set.yaml": "path: ../set\ntrain: [images/train]\nnames: [dog, cat]\n",
-            **{"images/train/a.png": None, "labels/train/a.txt": YOLO_LINE},
-        },
-        "images/train/",
-    ),
-    "YOLO, no yaml": (
-        {"classes.txt": "dog\ncat\n", "images/a.png": None, "labels/a.txt": YOLO_LINE},
-        "labels/",
-    ),
-    "YOLO, macOS": (
-        {"a.txt": YOLO_LINE, "._a.txt": "x", "._data.yaml": "\0", "classes.txt": "dog\ncat\n\n"},
-        "",
-    ),
-    "YOLO, CVAT": (
-        {
-            **{"obj.names": "dog\ncat\n", "obj_train_data/a.png": None},
-            **{"obj_train_data/a.txt": YOLO_LINE, "train.txt": "data/obj_train_data/a.png\n"},
-        },
-        "train.txt",
-    ),
+    "VOC: Annotations/": voc(),
+    "VOC, Roboflow: train/": {"train/a.xml": VOC.format("x.jpg"), "train/a.png": None},
+    "VOC, lists: ImageSets/Main/train.txt": {
+        **voc(train="a\n", cat_train="a 1\n"),
+        "Annotations/b.xml": "damaged",
+    },
+    "VOC, trainval: ImageSets/Main/trainval.txt": voc(trainval="a", val="a"),
+    "VOC, suffixes: ImageSets/Main/Train.txt": voc(Train="a.JPG"),
+    "VOC, CVAT: ImageSets/Main/default.txt": voc(default="a", cat_default="a 1"),
+    "VOC, macOS: ": {"a.XML": VOC.format("a.png"), "._a.xml": "x"},
+    "CVAT: annotations.xml": {
+        "annotations.xml": CVAT_BOX,
+        "images/a.png": None,
+        "images/b.png": None,
+    },
+    "LabelMe: ": {"a.json": LABELME, "._a.json": "x", "a.png": None, "c.png": None},
+    "LabelMe, folders: labels/": {"labels/a.json": LABELME, "images/a.png": None},
+    "VIA: via.json": {"via.json": {"_via_settings": {}, "_via_img_metadata": VIA}},
+    "VIA, exported: via.json": {"via.json": VIA, "images/a.png": None},
+    "VIA, CSV: via.csv": {"via.csv": VIA_CSV},
+    "Label Studio: project-1.json": {"project-1.json": STUDIO},
+    "Label Studio, JSON-MIN: min.json": {
+        "min.json": [{"image": "/data/upload/a.png", "label": [REGION | SIZE]}]
+    },
+    "Open Images: train-annotations-bbox.csv": {
+        "train-annotations-bbox.csv": OPEN_IMAGES + "a,x,/m/1,1,0.125,0.38125,0.1,0.6,0\n",
+        **{"class-descriptions.csv": "/m/1,cat\n/m/2,dog\n", "train/a.png": None},
+    },
+    "TensorFlow: x.csv": {
+        "x.csv": "filename,width,class,xmin,ymin,xmax,ymax\na.png,80,cat,10,4,30.5,24\n"
+    },
+    "Kaggle: x.csv": {"x.csv": 'image_id,bbox,label\na,"[10, 4, 20.5, 20]",cat\n', "x/a.png": None},
+    "CSV, semicolons: a.csv": {"a.csv": SEMICOLONS.format("")},
+    "CSV, tabs: a.csv": {"a.csv": SEMICOLONS.format("").replace(";", "\t")},
+    "YOLO, Roboflow: train/images/": {
+        **{"data.yaml": YAML, "train/images/a.png": None, "train/labels/a.txt": YOLO_LINE},
+        **{"train/images/b.png": None, "README.txt": "Exported"},
+    },
+    "YOLO, Ultralytics: images/train/": {
+        "set.yaml": "path: ../set\ntrain: [images/train]\nnames: [dog, cat]\n",
+        **{"images/train/a.png": None, "labels/train/a.txt": YOLO_LINE},
+    },
+    "YOLO, no yaml: labels/": {
+        "classes.txt": "dog\ncat\n",
+        "images/a.png": None,
+        "labels/a.txt": YOLO_LINE,
+    },
+    "YOLO, macOS: ": {
+        "a.txt": YOLO_LINE,
+        "._a.txt": "x",
+        "._data.yaml": "\0",
+        "classes.txt": "dog\ncat\n\n",
+    },
+    "YOLO, CVAT: train.txt": {
+        **{"obj.names": "dog\ncat\n", "obj_train_data/a.png": None},
+        **{"obj_train_data/a.txt": YOLO_LINE, "train.txt": "data/obj_train_data/a.png\n"},
+    },
 }
 
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_a_box_is_read_in_every_layout(tmp_path, case):
-    files, source = LAYOUTS[case]
+    tool, source = case.split(": ")
+    files = LAYOUTS[case]
     put(tmp_path, files if any("a.png" in file for file in files) else {**files, "a.png": None})
     (name,) = find_export(tmp_path)["train"]
     assert name == f"{tmp_path}/{source}" and str(Source.parse(name)) == name
@@ -190,7 +179,7 @@ def test_a_box_is_read_in_every_layout(tmp_path, case):
     ((label, box),) = paths.pop("a.png")
     assert label == "cat" and box == pytest.approx([10, 4, 20.5, 20], rel=1e-12)
     # Background, where the format says so.
-    assert paths == ({"b.png": []} if case in ("CVAT", "YOLO, Roboflow") else {})
+    assert paths == ({"b.png": []} if tool in ("CVAT", "YOLO, Roboflow") else {})
 
 
 SQUARE = [10, 4, 30, 4, 30, 24, 10, 24]
@@ -204,12 +193,6 @@ def png(pixels):
     written = io.BytesIO()
     Image.fromarray(pixels.astype(bool)).save(written, "PNG")
     return base64.b64encode(written.getvalue()).decode()
-
-
-def runs(values):
-    """Lengths of runs, of which the first is of zeros."""
-    edges = np.flatnonzero(np.diff(values, prepend=0, append=2))
-    return np.diff(edges, prepend=0).tolist()
 
 
 def packed(values, widths=(3, 4, 7, 15), as_runs=True):
@@ -257,7 +240,8 @@ VOC_RING += "</object>"
 CVAT_RING = '<polygon label="cat" group_id="{}" points="10.0,4;30,4;30,24;10,24"/>'
 GROUP = CVAT_RING.format(1) + '<polygon label="cat" group_id="1" points="40,4;50,4;50,14"/>'
 CVAT_MASK = '<mask label="cat" left="19" top="4" width="9" height="6" rle="{}"/>'
-CVAT_MASK = CVAT_MASK.format(str(runs(PIXELS[4:10, 19:28].ravel()))[1:-1])
+RUNS = [len([*run]) for _, run in groupby(PIXELS[4:10, 19:28].flat)]  # the first is of zeros
+CVAT_MASK = CVAT_MASK.format(str(RUNS)[1:-1])
 MASK = {"points": [[19, 4], [27, 9]], "shape_type": "mask", "mask": png(PIXELS[4:10, 19:28])}
 VIA_RING = {"name": "polygon", "all_points_x": SQUARE[::2], "all_points_y": SQUARE[1::2]}
 PERCENT = [[12.5, 10], [37.5, 10], [37.5, 60], [12.5, 60]]

@@ -151,10 +151,10 @@ def make_coco(
     """
     if not pictures:
         raise DatasetError(f"{source} is {kind}, but has no annotated image. Name the right one.")
-    missing = Counter(left_out or {})
+    lost = Counter(left_out or {})
     if any(picture.stem is not None for picture in pictures):
-        missing.update(_find_names(source, places or source.folders(), pictures))
-    missing.update(o for picture in pictures for o in picture.objects if isinstance(o, str) and o)
+        lost.update(_find_names(source, places or source.folders(), pictures))
+    lost.update(o for picture in pictures for o in picture.objects if isinstance(o, str) and o)
     true = _sizes(source, [picture.name for picture in pictures if picture.size is None])
     images, objects = [], []
     for number, picture in enumerate(sorted(pictures, key=lambda picture: picture.name), 1):
@@ -174,17 +174,17 @@ def make_coco(
     points = {"keypoints": list(keypoints)} if keypoints else {}
     categories = [{"id": i, "name": name, **points} for i, name in enumerate(names, first)]
     empty = len(images) - len({entry["image_id"] for entry in objects})
-    log(logging.INFO, f"{source} is {kind}: {len(images)} images, {empty} of them background.")
-    for what, count in missing.items():
-        if count:
-            log(logging.WARNING, f"{source}: {count} {what} are left out.")
+    log(f"{source} is {kind}: {len(images)} images, {empty} of them background.", logging.INFO)
+    for what, count in (+lost).items():
+        log(f"{source}: {count} {what} are left out.")
     if len(stated := sorted({*splits} - {""})) > 1:
         said = f"its splits, {shorten(', '.join(stated), quote=False)}, are not used"
-        log(logging.WARNING, f"{source}: {said}. Write a file for each: --train, --val, --test.")
+        log(f"{source}: {said}. Write a file for each: --train, --val, --test.")
     return CocoFile(str(source.file), images, objects, categories, kind)
 
 
-def log(level: int, message: str) -> None:
+def log(message: str, level: int = logging.WARNING) -> None:
+    """Log a message once."""
     log_first_n(level, message, key="message")
 
 

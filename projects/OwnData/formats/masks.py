@@ -3,7 +3,6 @@ Penn-Fudan's, or one an object, such as those of the Data Science Bowl of 2018."
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,8 +55,7 @@ def read(source: Source) -> CocoFile:
         picture.stem = stem  # without suffix, a name is never that of the mask itself
         pictures.append(picture)
     if pictures and all(len(picture.objects) < 2 for picture in pictures):
-        message = f"{folder}: no mask has two objects. Number the objects of an image 1, 2, 3, ..."
-        log(logging.WARNING, message)
+        log(f"{folder}: no mask has two objects. Number the objects of an image 1, 2, 3, ...")
     places = [place for place in source.folders() if place != folder]
     return make_coco(source, NAME, pictures, places=places)
 

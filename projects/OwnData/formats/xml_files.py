@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -174,5 +173,5 @@ def listed_splits(folder: Path) -> dict[str, list[str]]:
             found.setdefault(split, []).append(lists[split])
     if mains and "train" not in found:
         message = f"{mains[0]}: none of its lists can be used to train, such as train.txt."
-        log(logging.WARNING, f"{message} All XML files are used.")
+        log(f"{message} All XML files are used.")
     return found if "train" in found else {}

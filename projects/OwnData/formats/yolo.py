@@ -64,7 +64,7 @@ def read(source: Source) -> CocoFile:
     unused = [f for f in there - used if f.name not in NAME_FILES and is_label(f)]
     left_out = {"label files without an image": len(unused) * file.is_dir()}
     if not names:
-        log(logging.WARNING, f"{source}: no file names the classes, which are named 0, 1, ... now.")
+        log(f"{source}: no file names the classes, which are named 0, 1, ... now.")
         highest = max((o["class"] for picture in pictures for o in picture.objects), default=-1)
         names = list(map(str, range(highest + 1)))
     return make_coco(
@@ -103,7 +103,7 @@ def _read_info(path: Path) -> Info:
                     return info
         for file in (place / name for name in NAME_FILES if near):
             if file.is_file() and not is_label(file):
-                log(logging.INFO, f"{path}: {file} names the classes.")
+                log(f"{path}: {file} names the classes.", logging.INFO)
                 return _listed_names(file), [], (0, 0)
         near = near and bool(INNER.fullmatch(place.name))
     return [], [], (0, 0)
@@ -116,9 +116,9 @@ def _of_yaml(file: Path, path: Path, near: bool) -> Info | None:
     if not (near and content.keys() & {*SPLITS, "path", "nc"}) and path.resolve() not in named:
         return None
     if not content.get("names"):
-        log(logging.WARNING, f"{file} has no names. Add the classes: names: [a, b].")
+        log(f"{file} has no names. Add the classes: names: [a, b].")
         return None
-    log(logging.INFO, f"{path}: {file} names the classes.")
+    log(f"{path}: {file} names the classes.", logging.INFO)
     with reading(file):
         return _info(content)
 
@@ -221,7 +221,7 @@ def listed_splits(folder: Path, listing: Path | None = None) -> dict[str, list[s
                 elif split == "train":
                     raise DatasetError(f"{file}: train names {entry}, which does not exist.")
                 else:
-                    log(logging.WARNING, f"{file}: {split} names {entry}, which does not exist.")
+                    log(f"{file}: {split} names {entry}, which does not exist.")
         return found
     for file in visible(folder, ".txt"):
         first = read_text(file).partition("\n")[0].strip()
