@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from pycocotools import mask as rle
 from torchvision.ops import batched_nms
 
@@ -17,7 +17,7 @@ from gnws_d2.errors import ConfigError
 from gnws_d2.projects.detection.drawing import MIN_DRAWN, to_cpu
 from gnws_d2.projects.own_data import tile_windows
 
-SAME = 0.5  # intersection over union from which two detections are of one object
+SAME, COARSE = 0.5, 0.3  # intersection over union of an object twice, and once shrunk
 AT_EDGE = 0.01  # of a tile: so near an edge, an object is cut by it
 MOST_MASKS = 1 << 29  # pixels of the masks of a part; an image that is drawn enlarged is one part
 
@@ -27,14 +27,13 @@ def detect_in_tiles(
 ) -> Iterator[dict[str, Any]]:
     """Detect on tiles of ``side`` pixels, but for what they cut: objects up to ``overlap``, a part
     of the side, are whole in one. Larger ones are also looked for in the whole image, shrunk to the
-    size of a tile. Of the detections of an object, the best in a tile counts. An image no larger
-    than a tile is one. Yields the output for the image in parts whose masks fit into memory.
+    size of a tile; what a tile has found counts there. An image no larger than a tile is one.
+    Yields the output for the image in parts whose masks fit into memory.
     """
     size = height, width = image.shape[:2]
     windows = tile_windows(width, height, side, overlap + 2 * AT_EDGE)
     if len(windows) == 1:
-        yield predictor(image)
-        return
+        return (yield predictor(image))
     small = [max(1, n * side // max(size)) for n in (width, height)]
     shrunk = cv2.resize(image, small, interpolation=cv2.INTER_AREA).reshape(*small[::-1], -1)
     whole, parts, masks = (0, 0, width, height), [], []
@@ -46,9 +45,12 @@ def detect_in_tiles(
         found, corners = output["instances"], torch.tensor(window)
         zoom = (corners[2:] - corners[:2]) / torch.tensor(pixels.shape[1::-1])
         boxes = found.pred_boxes.tensor * zoom.repeat(2) + corners[:2].repeat(2)
-        at_edge = (boxes - corners).abs() < AT_EDGE * side
-        is_cut = (at_edge & (corners != torch.tensor(whole))).any(1)
-        kept = ~is_cut & ((boxes[:, 2:] - boxes[:, :2]).amax(1) > least)
+        near = ((boxes - corners).abs() < AT_EDGE * side) & (corners != torch.tensor(whole))
+        kept = ~near.any(1) & ((boxes[:, 2:] - boxes[:, :2]).amax(1) > least)
+        if window == whole:  # what a tile has found is not counted again
+            fine = Instances.cat(parts)
+            known = pairwise_iou(Boxes(boxes), fine.pred_boxes) > COARSE
+            kept &= ~(known & (found.pred_classes[:, None] == fine.pred_classes)).any(1)
         moved = Instances(size, **found[kept].get_fields())
         moved.pred_boxes = Boxes(boxes[kept])
         if moved.has("pred_keypoints"):
@@ -59,9 +61,7 @@ def detect_in_tiles(
             moved.remove("pred_masks")
         parts.append(moved)
     found = Instances.cat(parts)
-    ranks = found.scores.clone()
-    ranks[: len(found) - len(parts[-1])] += 1  # before those of the shrunk image, which are coarse
-    best = batched_nms(found.pred_boxes.tensor, ranks, found.pred_classes, SAME)
+    best = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, SAME)
     most = len(best) if min(size) < MIN_DRAWN else MOST_MASKS // (height * width)
     for some in best.split(most or 1):
         part = found[some]
