@@ -155,8 +155,8 @@ def add_gnws_config(cfg: CfgNode) -> None:
     # Minutes that a training on COCO files of one's own takes, where more than 0: a few iterations
     # are timed before it, and MAX_ITER follows.
     cfg.SOLVER.MINUTES = 0.0
-    # Average the weights over the steps, by a decay such as 0.999 at each, and evaluate and save the
-    # average. 0 does not.
+    # The decay, such as 0.999, of a moving average of the weights, which is evaluated and saved.
+    # 0 averages nothing.
     cfg.SOLVER.EMA_DECAY = 0.0
     # At each evaluation during training, log the losses of so many images of DATASETS.TEST.
     # Training on files of one's own takes 100.

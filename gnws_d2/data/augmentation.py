@@ -1,7 +1,5 @@
 """What INPUT.AUGMENTATION and INPUT.ANY_WAY_UP add to Detectron2's resize and flip."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Which images and objects are trained on, as MMDetection's ``CocoDataset`` chooses them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Reading images: as Detectron2 does, and refusing by name what would be read wrong."""
 
-from __future__ import annotations
-
 import logging
 import os
 import stat

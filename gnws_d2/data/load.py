@@ -1,7 +1,5 @@
 """Loading the datasets that a config names, with errors that name them."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import traceback

@@ -1,7 +1,5 @@
 """What the model gets of an image: read, resized and augmented as the config says."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any

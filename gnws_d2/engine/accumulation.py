@@ -4,8 +4,6 @@ One process computes the step of several: it runs its batch as micro-batches, on
 and steps once on the mean of their gradients.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from contextlib import nullcontext

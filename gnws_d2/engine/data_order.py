@@ -9,8 +9,6 @@ A micro-batch of gradient accumulation gets the images and random numbers of the
 stands for, see :func:`process_of`: accumulating runs compute what more processes compute.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Detectron2's evaluators, chosen by a dataset's metadata."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib.util

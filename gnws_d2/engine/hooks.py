@@ -1,8 +1,6 @@
 """Hooks of training: which checkpoints are kept, early stopping, how fast estimated batch
 statistics follow the batches, and ending on a signal, with a checkpoint to resume from."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

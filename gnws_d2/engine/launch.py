@@ -1,7 +1,5 @@
 """Start a program in several processes, with or without torchrun, on GPUs or on the CPU."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

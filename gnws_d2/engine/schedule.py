@@ -1,7 +1,5 @@
 """The published schedule on another number of GPUs, with another batch, or in epochs."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Collection

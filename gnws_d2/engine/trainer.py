@@ -1,8 +1,6 @@
 """Detectron2's DefaultTrainer, with evaluation, exact resuming, data parallelism on the CPU, and
 gradient accumulation."""
 
-from __future__ import annotations
-
 import logging
 import weakref
 from collections import OrderedDict

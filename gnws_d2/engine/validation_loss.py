@@ -1,7 +1,5 @@
 """The losses of validation images, which show when a model begins to learn by heart."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from typing import Any

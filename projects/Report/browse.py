@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Draw images with their annotations as training sees them: ``browse.py --help``."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import random

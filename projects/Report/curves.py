@@ -1,7 +1,5 @@
 """Plots of an evaluation and of a training, one figure each, without pyplot's global state."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Objects and detections drawn into their images."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

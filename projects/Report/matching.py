@@ -1,8 +1,6 @@
 """COCO's AP, which detection finds which object, and which class is taken for which other, all
 from pycocotools' ``COCOeval``; and which images are worth showing."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -1,7 +1,5 @@
 """Detectron2's Visualizer with colors that mean classes, and labels that can be read."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable
 from typing import Any

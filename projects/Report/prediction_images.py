@@ -1,7 +1,5 @@
 """A few images with their truth and the prediction, for TensorBoard, at each evaluation."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

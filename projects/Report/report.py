@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """The reports of a training's or an evaluation's output folder: ``report.py --help``."""
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json

@@ -1,7 +1,5 @@
 """Write the report of an evaluation: plots, images and one HTML page."""
 
-from __future__ import annotations
-
 import base64
 import json
 import logging

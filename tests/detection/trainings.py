@@ -1,7 +1,5 @@
 """Short trainings with ``train_net.py`` on the small Digits, in processes of their own."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess

@@ -1,7 +1,5 @@
 """Small COCO truths and detections for the tests of this folder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """``report.py`` and ``browse.py`` as their users run them, and the images of a training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

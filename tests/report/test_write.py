@@ -1,7 +1,5 @@
 """The page: complete, self-contained, escaped, and there in every case."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
