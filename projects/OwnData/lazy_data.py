@@ -81,14 +81,12 @@ def _leave_out_masks(model: Any) -> None:
         node.parts = [part for part in node.parts if part != "mask_head"]
 
 
-def _parts_with(node: Any, key: str) -> Iterator[DictConfig]:
+def _parts_with(node: Any, key: str) -> Iterator[Any]:
     """The parts of a model that define ``key``; some interpolate that of another."""
-    if isinstance(node, DictConfig):
-        if key in node and not OmegaConf.is_interpolation(node, key):
+    if isinstance(node, (DictConfig, ListConfig)):
+        names = node if isinstance(node, DictConfig) else range(len(node))
+        own = [name for name in names if not OmegaConf.is_interpolation(node, name)]
+        if key in own:
             yield node
-        for name in list(node):
-            if not OmegaConf.is_interpolation(node, name):
-                yield from _parts_with(node[name], key)
-    elif isinstance(node, ListConfig):
-        for child in node:
-            yield from _parts_with(child, key)
+        for name in own:
+            yield from _parts_with(node[name], key)

@@ -73,9 +73,7 @@ def _reader(source: Source) -> Callable[[Source], CocoFile]:
 
 def folder_kinds(folder: Path) -> dict[str, int]:
     """How many files there are in a folder of each format that has a file an image."""
-    ends = (".xml", ".json", ".txt")
-    files = visible(folder, *ends)
-    xml, jsons, texts = ([f for f in files if f.suffix.lower() == end] for end in ends)
+    xml, jsons, texts = (visible(folder, end) for end in (".xml", ".json", ".txt"))
     labels = [file for file in texts if file.name not in yolo.NAME_FILES]
     counts = {
         xml_files.VOC: len(xml) * (xml_files.VOC in map(xml_files.kind_of, xml[:1])),
