@@ -357,6 +357,8 @@ def _predict(parser: Parser) -> None:
     parser.add_argument(
         "--image-ids", metavar="ANNOTATIONS.json", help="take the ids of images from this file"
     )
+    text = "number the objects of a video: track_id in detections.json"
+    parser.add_argument("--track", action="store_true", help=text)
     _add_tiles(parser, "detect on squares of N pixels, for large images with small objects")
     _add_overrides(parser, "--opts")
 

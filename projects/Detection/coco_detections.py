@@ -61,13 +61,16 @@ class CocoDetections:
         return id
 
     def add(self, image_id: Id, instances: Instances) -> None:
-        """Add the detections in an image."""
-        for result in instances_to_coco_json(instances, image_id):
+        """Add the detections in an image, with their ``track_ids`` where they have them."""
+        tracks = instances.track_ids.tolist() if instances.has("track_ids") else None
+        for place, result in enumerate(instances_to_coco_json(instances, image_id)):
             category, box, mask = result["category_id"], result["bbox"], result.get("segmentation")
             result["id"] = self.count["annotations"] + 1
             result["category_id"] = self.ids.get(category, category)
             result["iscrowd"] = 0
             result["area"] = float(rle.area(mask)) if mask else box[2] * box[3]
+            if tracks:
+                result["track_id"] = tracks[place]
             self.append("annotations", result)
 
     def append(self, kind: str, member: dict[str, Any]) -> None:

@@ -13,20 +13,20 @@ from types import FrameType
 
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.video_visualizer import VideoVisualizer
 from torch import nn
 from tqdm import tqdm
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
 from gnws.arguments import parse
-from gnws_d2.errors import DatasetError, one_line_errors
+from gnws_d2.errors import ConfigError, DatasetError, one_line_errors
 from gnws_d2.projects.acceleration import accelerate, add_acceleration_config
 from gnws_d2.projects.detection import video
 from gnws_d2.projects.detection.defaults import first_threshold
 from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import find_files, read_frames
 from gnws_d2.projects.detection.results import Results
+from gnws_d2.projects.detection.tracking import Tracks
 
 logger = logging.getLogger("gnws_d2.demo")
 
@@ -63,16 +63,21 @@ def run_on_images(files: Sequence[Path], results: Results, interrupted: Sequence
     return skipped
 
 
-def run_on_video(source: str, is_live: bool, results: Results, interrupted: Sequence[int]) -> None:
-    """Detect on a video, or if ``is_live`` on a camera, whose frames are also shown in a window."""
+def run_on_video(
+    source: str, is_live: bool, results: Results, interrupted: Sequence[int], follows: bool = False
+) -> None:
+    """Detect on a video, or if ``is_live`` on a camera, whose frames are also shown in a window.
+    Objects get numbers that they keep if it ``follows`` them."""
     file = Path(f"webcam_{Path(source).name}" if is_live else source)
-    visualizer, window = VideoVisualizer(results.predictor.metadata), video.Window()
+    window = video.Window()
     with video.opened(source) as capture:
         name, rate = f"{file.name}.webm", video.frames_per_second(capture)
+        if follows:
+            results.tracks = Tracks(*video.size(capture))
         written = video.VideoFile(results.output / name, rate)
         try:
             for frame in tqdm(video.frames(capture, file), unit="frame", disable=None):
-                drawn = results.add(frame, visualizer)
+                drawn = results.add(frame, in_video=True)
                 written.write(drawn)
                 if interrupted or (is_live and window.show(drawn)):
                     break
@@ -86,6 +91,11 @@ def run(args: argparse.Namespace) -> tuple[Results, int]:
     """Detect and write. Returns what was found, and the exit code of the program."""
     for name in ("gnws_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
+    if args.track and (args.input or args.tile < 1 << 30):
+        raise ConfigError(
+            "--track follows objects over the frames of a video. Name it by --video-input, and "
+            "leave out --tile."
+        )
     files = find_files(args.input or [])
     ids = ImageIds(args.image_ids, files)
     predictor = make_predictor(args)
@@ -104,7 +114,7 @@ def run(args: argparse.Namespace) -> tuple[Results, int]:
             skipped = run_on_images(files, results, interrupted)
         else:
             source = args.video_input or args.webcam
-            run_on_video(source, bool(args.webcam), results, interrupted)
+            run_on_video(source, bool(args.webcam), results, interrupted, args.track)
     finally:
         results.write()
     if interrupted:

@@ -9,7 +9,6 @@ from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
-from detectron2.utils.video_visualizer import VideoVisualizer
 
 from gnws_d2 import Predictor
 from gnws_d2.errors import FileError
@@ -19,10 +18,11 @@ from gnws_d2.projects.detection.coco_detections import (
     labels_image,
     write_png,
 )
-from gnws_d2.projects.detection.drawing import draw, draw_frame, to_cpu
+from gnws_d2.projects.detection.drawing import draw, to_cpu
 from gnws_d2.projects.detection.image_ids import ImageIds
 from gnws_d2.projects.detection.inputs import Frame
 from gnws_d2.projects.detection.tiles import detect_in_tiles
+from gnws_d2.projects.detection.tracking import Tracks
 
 logger = logging.getLogger("gnws_d2.demo")
 
@@ -42,16 +42,17 @@ class Results:
         self.predictor = predictor
         self.output = output
         self.tiles = 1 << 30, 0.0  # side and overlap, see detect_in_tiles
+        self.tracks: Tracks | None = None  # of a video
         self.detections = CocoDetections(output, predictor, image_ids)
         self._panoptic = PanopticSegments(self.detections, predictor.metadata)
         self._names = OutputNames()
         self._images: deque[Path] = deque(maxlen=1000)  # the last ones
 
-    def add(self, frame: Frame, visualizer: VideoVisualizer | None = None) -> np.ndarray:
+    def add(self, frame: Frame, in_video: bool = False) -> np.ndarray:
         """Detect on ``frame``, and write the images that belong to it.
 
         Args:
-            visualizer: draws the frames of a video, which are then not written one by one.
+            in_video: of a frame, the drawn image keeps its size, and is not written.
 
         Returns:
             The frame with the detections drawn, RGB, (H, W, 3) uint8.
@@ -63,18 +64,18 @@ class Results:
         image_id, drawn = self.detections.add_image(frame), frame.bgr[:, :, ::-1]
         for found in chain([first], parts):
             if "instances" in found:
+                if self.tracks:
+                    found["instances"].track_ids = self.tracks.number(found["instances"])
                 self.detections.add(image_id, found["instances"])
             if "panoptic_seg" in found:
                 segments = self._panoptic.add(image_id, name, *found["panoptic_seg"])
                 self._write(segments, Path("panoptic") / name)
             elif "sem_seg" in found:
                 self._write(labels_image(found["sem_seg"]), Path("labels") / name)
-            if visualizer:
-                drawn = draw_frame(drawn[:, :, ::-1], found, visualizer)
-            else:
-                drawn = draw(drawn[:, :, ::-1], found, self.predictor.metadata)
+            metadata = self.predictor.metadata
+            drawn = draw(drawn[:, :, ::-1], found, metadata, enlarges=not in_video)
         self.detections.flush()
-        if not visualizer:
+        if not in_video:
             self._write(drawn, Path(name))
         return drawn
 

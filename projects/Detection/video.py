@@ -51,6 +51,11 @@ def frames(capture: Any, file: Path) -> Iterator[Frame]:
         yield Frame(file, bgr, number)
 
 
+def size(capture: Any) -> tuple[int, int]:
+    """The width and height of the frames of an opened video."""
+    return int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+
 def frames_per_second(capture: Any) -> float:
     found = float(capture.get(cv2.CAP_PROP_FPS))
     return found if np.isfinite(found) and 0 < found <= 1000 else FRAMES_PER_SECOND

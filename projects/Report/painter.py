@@ -40,6 +40,7 @@ class Painter(Visualizer):
         self._scale, self.output.scale = scale, 1
         self._default_font_size = max(scale * np.sqrt(self.img[..., 0].size) / 90, 10)
         self._labels: list[Any] = []  # where they are in the drawn image
+        self.numbers: list[int] | None = None  # of the instances, a part of their labels
 
     draw_box = functools.partialmethod(Visualizer.draw_box, alpha=0.8)
     _jitter = staticmethod(to_rgb)
@@ -51,6 +52,9 @@ class Painter(Visualizer):
             for mask, color in zip(masks, rest["assigned_colors"], strict=True):
                 self.draw_binary_mask(mask.mask, color)
             masks = None
+        if self.numbers is not None:
+            labels = zip(rest.get("labels") or [""] * len(self.numbers), self.numbers, strict=True)
+            rest["labels"] = [f"{label} #{number}" for label, number in labels]
         return super().overlay_instances(boxes=boxes, masks=masks, **{**rest, "alpha": self.ALPHA})
 
     def draw_binary_mask(self, binary_mask: Any, color: Any = None, **rest: Any) -> VisImage:

@@ -242,11 +242,11 @@ def test_panoptic_results(detect):
 
 
 def test_what_was_found_waits_in_lines_on_the_disk_and_not_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "draw_frame", lambda bgr, *_: bgr)
+    monkeypatch.setattr(results, "draw", lambda bgr, *_, **__: bgr)
     written, (_, most) = Results(Stub(), tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     tracemalloc.start()
     for number in range(800):
-        written.add(frame(Path("clip.mp4"), number), visualizer=True)
+        written.add(frame(Path("clip.mp4"), number), in_video=True)
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     [lines] = tmp_path.iterdir()
@@ -255,7 +255,7 @@ def test_what_was_found_waits_in_lines_on_the_disk_and_not_in_memory(tmp_path, m
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, most))
     try:
         with pytest.raises(FileError, match=r"jsonl cannot be written .*large"):
-            written.add(frame(Path("clip.mp4"), 800), visualizer=True)
+            written.add(frame(Path("clip.mp4"), 800), in_video=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     found = list(map(json.loads, lines.read_text().splitlines()[:1600]))

@@ -6,7 +6,6 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.video_visualizer import VideoVisualizer
 
 from gnws_d2.projects.detection import drawing
 from gnws_d2.projects.report import Painter, browse, images
@@ -59,7 +58,7 @@ def test_a_class_has_one_color_in_every_image():
         drawing.draw(gray, {"instances": found}, metadata),
         drawing.draw(gray, {"instances": masked}, metadata),
         drawing.draw(gray, {"panoptic_seg": segments}, metadata),
-        drawing.draw_frame(gray, {"instances": found}, VideoVisualizer(metadata)),
+        drawing.draw(gray, {"instances": found}, metadata, enlarges=False),
         np.array(browse.show(mapped, get_cfg(), metadata)),
         images.draw(
             gray, [{"category_id": 41, "bbox": [50, 50, 200, 100]}], {}, class_colors([41])
