@@ -1,4 +1,4 @@
-"""Which keypoints change places in a mirrored image, by their names."""
+"""Names of keypoints: which change places in a mirrored image, and which are connected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LIMB = (255, 128, 0)  # RGB
 SIDES = {"left": "right", "l": "r", "lt": "rt", "lft": "rgt"}
 _OTHER = SIDES | {right: left for left, right in SIDES.items()}
 # Where a word begins: at a capital after a small letter, at the last of several, at a digit.
@@ -37,6 +38,15 @@ def keypoint_names(category: Mapping[str, Any]) -> list[str]:
     """The names of a category's keypoints; [] where it has none."""
     names = category.get("keypoints")
     return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else []
+
+
+def limbs(category: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, int, int]]]:
+    """The lines of a category's ``skeleton``, pairs of keypoints counted from 1, as Detectron2's
+    ``keypoint_connection_rules``: two names and a color. Without what is no such pair."""
+    names, listed = dict(enumerate(keypoint_names(category), 1)), category.get("skeleton")
+    pairs = [p for p in listed if isinstance(p, list)] if isinstance(listed, list) else []
+    ends = [[names.get(n) for n in pair if isinstance(n, int)] for pair in pairs]
+    return [(first, second, LIMB) for first, second in (e for e in ends if len(e) == 2 and all(e))]
 
 
 def has_side(name: str) -> bool:

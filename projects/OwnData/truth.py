@@ -26,7 +26,7 @@ from gnws_d2.files import atomic_write, cache_dir, cache_path
 from .check import usable_mask
 from .coco_file import CocoFile, class_ids, is_object, read_coco
 from .image_files import ImageFiles
-from .keypoints import flip_pairs, keypoint_names
+from .keypoints import flip_pairs, keypoint_names, limbs
 from .source import SPLIT_FIX, split_names
 
 
@@ -70,9 +70,10 @@ def register_source(
         evaluator_type="coco",
         is_source=True,
     )
-    if names := next(filter(None, map(keypoint_names, used.categories)), None):
+    if category := next(filter(keypoint_names, used.categories), None):
+        names, lines = keypoint_names(category), limbs(category)
         points = {"keypoint_names": names, "keypoint_flip_map": flip_pairs(names)}
-        MetadataCatalog.get(name).set(**points, keypoint_connection_rules=[])
+        MetadataCatalog.get(name).set(**points, keypoint_connection_rules=lines)
     return used
 
 

@@ -53,9 +53,17 @@ def fitted(tmp_path, keypoints, change=lambda coco: None):
 def test_keypoints_come_from_the_categories(tmp_path):
     """pycocotools and Detectron2 want keypoints of all objects where some have them."""
     names = ["nose", "left_eye", "right_eye"]
-    file, cfg = fitted(tmp_path, [names] * 2, lambda coco: coco["annotations"][1].pop("keypoints"))
+
+    def change(coco):
+        del coco["annotations"][1]["keypoints"]
+        coco["categories"][0]["skeleton"] = [[1, 2], [3, 1], [2, 4], [0, 1], [1, [2]], [1], "23", 7]
+
+    file, cfg = fitted(tmp_path, [names] * 2, change)
     assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == len(cfg.TEST.KEYPOINT_OKS_SIGMAS) == 3
-    assert MetadataCatalog.get(str(file)).keypoint_flip_map == [("left_eye", "right_eye")]
+    metadata = MetadataCatalog.get(str(file))
+    assert metadata.keypoint_flip_map == [("left_eye", "right_eye")]
+    lines = [line[:2] for line in metadata.keypoint_connection_rules]
+    assert lines == [("nose", "left_eye"), ("right_eye", "nose")]
     first, second = DatasetCatalog.get(str(file))[0]["annotations"]
     assert first["keypoints"] == [7.5, 8.5, 2] * 3
     assert second["keypoints"][2] == truth(file).anns[101]["num_keypoints"] == 0
