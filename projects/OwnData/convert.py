@@ -185,7 +185,8 @@ def _tiles(parts: Parts, roots: dict[str, Path], side: int, overlap: float) -> T
                 channels = 3 if (shown[..., 3] == 255).all() else 4
                 Image.fromarray(shown[..., :channels]).save(file, "PNG")
                 yield f"images/{split}/{tile['file_name']}", file.getvalue()
-        logger.info("%s: %d tiles of %d images.", split, len(tiles), len(coco.images))
+        counts = split, len(tiles), len(coco.images), len(made)
+        logger.info("%s: %d tiles of %d images, %d annotations.", *counts)
         yield from _coco({split: replace(coco, images=tiles, annotations=made)}, Counter())
 
 
@@ -223,10 +224,11 @@ def main(args: argparse.Namespace) -> None:
             parts[split], roots[split] = read_part(name, args.skip_bad_annotations)
     tiles = args.tile and _tiles(parts, roots, args.tile, args.overlap)
     write(tiles or WRITERS[args.to](parts, lost), args.output)
-    for split, coco in parts.items():
+    for split, coco in () if args.tile else parts.items():
         counts = split or args.output, len(coco.images), len(coco.annotations or ()), roots[split]
         logger.info("%s: %d images, %d annotations. The images stay in %s.", *counts)
     if args.to == "yolo":
         logger.info("Copy or link them: YOLO looks for them in %s.", args.output / "images")
-    if found := ", ".join(f"{what}: {count}" for what, count in lost.items() if count):
+    named = {"num_keypoints": "keypoints", "iscrowd": "crowds", "score": "scores"}
+    if found := ", ".join(f"{named.get(w, w)}: {n}" for w, n in lost.items() if n):
         logger.warning("%s has no place for these, which are lost: %s.", args.to, found)

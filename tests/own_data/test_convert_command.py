@@ -113,7 +113,7 @@ def test_a_mask_of_cvat_is_rows_of_runs(file, tmp_path, caplog):
         coco["annotations"][1]["iscrowd"] = 1
     convert(file, "--to", "cvat", "--output", tmp_path / "made.xml")
     shapes = [*ElementTree.parse(tmp_path / "made.xml").getroot().iter("mask")]
-    assert len(shapes) == 5 and "lost: score: 6, iscrowd: 1." in caplog.text
+    assert len(shapes) == 5 and "lost: scores: 6, crowds: 1." in caplog.text
     for entry in shapes:
         left, top, width, height = (int(entry.get(k)) for k in ("left", "top", "width", "height"))
         runs = enumerate(map(int, entry.get("rle").split(", ")))
