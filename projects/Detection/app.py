@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """A web page: drop an image, see what is detected, download boxes and masks: ``app.py --help``."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

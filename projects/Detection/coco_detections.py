@@ -1,7 +1,5 @@
 """Detections in COCO's formats: detections.json, label images and panoptic images."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections import Counter

@@ -1,7 +1,5 @@
 """``gnws convert-weights``: a checkpoint between MMDetection's names and Detectron2's."""
 
-from __future__ import annotations
-
 import argparse
 
 from gnws_d2.checkpoint.convert import convert_file

@@ -1,7 +1,5 @@
 """Detectron2's setup of a run, and what of its log a user sees."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import re

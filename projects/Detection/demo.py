@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Detect on images or a video and write the results: ``demo.py --help``."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import signal

@@ -1,7 +1,5 @@
 """Draw predictions into images, as ``gnws_d2.projects.report`` draws."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

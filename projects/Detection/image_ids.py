@@ -1,7 +1,5 @@
 """The ids of images in detections.json, those of an annotation file where one is named."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

@@ -1,7 +1,5 @@
 """The images that demo.py detects on: files, folders, globs, and every frame of an animation."""
 
-from __future__ import annotations
-
 import glob
 import mimetypes
 import os

@@ -1,7 +1,5 @@
 """LazyConfigs, Detectron2's configs in Python, with overrides that must hit a key."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,6 @@ use. The config has Detectron2's usual members: model, dataloader.{train,test,ev
 lr_multiplier and train. The arguments are those of ``gnws train --help``.
 """
 
-from __future__ import annotations
-
 from gnws import openmp  # noqa: F401  before torch
 
 # isort: split

@@ -5,8 +5,6 @@ values are a list; ``overrides={"KEY": value}`` are those of the config. An erro
 says in one line is raised, a GnwsError or OSError, and Ctrl-C as KeyboardInterrupt at its end.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

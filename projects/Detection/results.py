@@ -1,7 +1,5 @@
 """The results of demo.py: drawn images, label images and JSON files in one folder."""
 
-from __future__ import annotations
-
 import errno
 import logging
 from collections import deque

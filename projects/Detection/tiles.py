@@ -1,7 +1,5 @@
 """Detect on large images tile by tile."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

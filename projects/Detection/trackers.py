@@ -1,7 +1,5 @@
 """The scalars of a training in Weights & Biases or MLflow, beside TensorBoard."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Train or evaluate a detector, on GPUs or on the CPU: ``train_net.py --help``."""
 
-from __future__ import annotations
-
 from gnws import openmp  # before torch
 
 # isort: split

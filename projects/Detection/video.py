@@ -1,7 +1,5 @@
 """Reading and writing videos, with OpenCV."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

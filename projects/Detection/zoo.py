@@ -1,7 +1,5 @@
 """List published checkpoints and configs, or download checkpoints into the cache: ``gnws zoo``."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """Anchors that fit the objects of one's own data, for a detector that has learned none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator
 from itertools import product

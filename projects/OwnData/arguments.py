@@ -1,7 +1,5 @@
 """Datasets named on the command line, as keys of the config, and the default config for them."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ pycocotools and Detectron2 accept most damage silently, and some of it crashes t
 they read is therefore checked first. What Detectron2 drops or clips is counted in a warning.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

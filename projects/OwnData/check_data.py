@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Check COCO datasets before training: decode every image, check every annotation."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hashlib

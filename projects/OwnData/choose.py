@@ -1,7 +1,5 @@
 """The config and the weights of a training on one's own data, where the user has chosen none."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

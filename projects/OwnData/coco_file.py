@@ -1,7 +1,5 @@
 """Read annotations: COCO files, and what :mod:`~.formats` converts to their members."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

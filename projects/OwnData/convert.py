@@ -1,7 +1,5 @@
 """``gnws convert``: annotations of any known format as COCO JSON, YOLO, Pascal VOC or CVAT XML."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -1,7 +1,5 @@
 """Fit a config to the COCO files that it names as datasets."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import logging

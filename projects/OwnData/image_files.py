@@ -4,8 +4,6 @@ Names in annotation files are those of the machine or tool that wrote them: with
 other letter case, URL-encoded, in another Unicode form, behind a folder that is not there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

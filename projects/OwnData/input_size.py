@@ -1,7 +1,5 @@
 """An input size at which a model can see the objects of one's own data."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Names of keypoints: which change places in a mirrored image, and which are connected."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

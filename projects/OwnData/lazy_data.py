@@ -1,7 +1,5 @@
 """Train a LazyConfig on COCO files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 

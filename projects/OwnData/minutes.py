@@ -1,7 +1,5 @@
 """How much training fits into a number of minutes, by running a few iterations before it."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 

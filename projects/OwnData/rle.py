@@ -4,8 +4,6 @@ The C code of pycocotools does not validate counts: where they are too short, pi
 uninitialized; where they are too long, it writes past the mask.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The schedule of a training on custom data, with the reason for each value."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Collection, Sequence

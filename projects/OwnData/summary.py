@@ -1,7 +1,5 @@
 """Measure the objects of a dataset, also as a config's input size and anchors see them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain

@@ -1,7 +1,5 @@
 """Tiles of large images, and what they show of annotated objects."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any

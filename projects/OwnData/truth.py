@@ -5,8 +5,6 @@ in the cache folder that holds only the images, annotations and categories that 
 Detectron2's own ``COCOEvaluator`` evaluates against exactly those.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

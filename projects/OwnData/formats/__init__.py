@@ -3,8 +3,6 @@
 Each reader is a function from a source to a :class:`~..coco_file.CocoFile`, a module a family.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What the readers of other formats share: images and their objects become a CocoFile."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """CSV files with a box a row: Open Images, and those of TensorFlow, Roboflow and others; VIA's."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """Label Studio's JSON export and its short form, JSON-MIN."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """LabelMe: a JSON file an image, with shapes of pixels."""
 
-from __future__ import annotations
-
 import base64
 import io
 import math

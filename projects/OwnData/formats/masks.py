@@ -1,8 +1,6 @@
 """Masks as image files: one an image, with the number of the object in each pixel, such as
 Penn-Fudan's, or one an object, such as those of the Data Science Bowl of 2018."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """VGG Image Annotator, versions 1 and 2: a project, exported annotations, and their CSV."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Pascal VOC (an XML file an image) and CVAT's "for images 1.1" (an XML file for all)."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

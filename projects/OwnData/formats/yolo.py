@@ -6,8 +6,6 @@ nearest YAML file with ``names``, ``classes.txt`` or ``obj.names``. Source: the 
 Ultralytics and darknet.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence
