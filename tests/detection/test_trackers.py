@@ -78,9 +78,7 @@ def test_a_resumed_run_goes_on_where_it_was(tiny_config, monkeypatch):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_and_a_refusal_are_one_line(tiny_config, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(
-        ConfigError, match=rf"--logger {name} needs .* pip install {name}"
-    ):
+    with pytest.raises(ConfigError, match=rf"--logger {name} needs .* pip install {name}"):
         open_tracker(name, tiny_config(), False)
 
     def refuse(*args, **kwargs):
