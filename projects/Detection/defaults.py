@@ -30,7 +30,7 @@ IN_LOG_FILE_ONLY = (
     *("Serializ", "[DatasetMapper]", "Distribution of instances", "Fast COCO eval"),
     *("Start inference", "Total inference", "Preparing results", "Saving results to"),
     *("Evaluating predictions", "pycocotools:", "copypaste:", "Per-category", "Saving checkpoint"),
-    *("Rank of current process", "Using training sampler", "Some metrics cannot"),
+    *("Rank of current process", "Using training sampler", "Some metrics cannot", "Report: "),
 )
 PROGRESS = 30.0  # seconds between two lines of an evaluation
 FIRST = (1, 2, 5, 10)  # iterations whose losses are printed

@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import shlex
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,9 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, str, list[str]]:
     return gnws_d2.load_config(file, opts, ADD_CONFIGS), file, opts
 
 
-def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) -> CfgNode:
+def setup(
+    args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str], began: float
+) -> CfgNode:
     """Fit the config to the data and its schedule to both, and set up Detectron2."""
     setup_loggers(cfg.OUTPUT_DIR)
     if args.eval_only:
@@ -146,7 +149,7 @@ def setup(args: argparse.Namespace, cfg: CfgNode, file: str, opts: list[str]) ->
             if cfg.SOLVER.MINUTES and resumed:
                 explicit |= own_data.as_in(config_of(str(resumed), (), ADD_CONFIGS), cfg)
             images, packaged = len(load_train_dataset(cfg)), own_data.packaged_config(file)
-            cfg = own_data.schedule_for(cfg, images, processes, explicit, packaged)
+            cfg = own_data.schedule_for(cfg, images, processes, explicit, packaged, began)
         else:
             own_data.check_lengths(cfg, opts[::2])
             cfg = in_iterations(scale_schedule(cfg, processes), opts[::2])
@@ -253,7 +256,7 @@ def conclude(
     if not comm.is_main_process():
         return None
     pages = report.try_report(cfg, weights)
-    lines = [f"Results of {weights}, in percent:"] if results else []
+    lines = [f"Results of {weights}, in percent:" if results else f"Weights: {weights}"]
     shared, flat = Counter(map(own_data.short_name, results)), {}
     for full, found in results.items():
         short = own_data.short_name(full)
@@ -285,6 +288,7 @@ def _by_dataset(results: dict[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 def run(args: argparse.Namespace) -> Outcome | None:
     """What each process does. The main process returns what it found."""
+    began = time.monotonic()
     with contextlib.ExitStack() as held:
         with own_data.kept_files():  # each annotation file is read once
             cfg, file, opts = read_config(args)
@@ -299,7 +303,7 @@ def run(args: argparse.Namespace) -> Outcome | None:
                 held.enter_context(locked_output(cfg.OUTPUT_DIR))
             # A run that is refused before it trains leaves the config of the one before it.
             undo = held.enter_context(restored(Path(cfg.OUTPUT_DIR, "config.yaml")))
-            cfg = setup(args, cfg, file, opts)
+            cfg = setup(args, cfg, file, opts, began)
             trainer = None if args.eval_only else Trainer(cfg)
         if trainer is None:
             undo.pop_all()

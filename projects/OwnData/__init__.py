@@ -13,7 +13,7 @@ from .image_files import path_key
 from .lazy_data import fit_lazy_config, name_data
 from .schedule import as_in, check_lengths, explicit_keys, packaged_config, schedule_for
 from .source import is_source, short_name
-from .summary import data_summary, measure_label
+from .summary import data_summary, readable
 from .tiles import tile_windows
 
 __all__ = [
@@ -28,10 +28,10 @@ __all__ = [
     "fit_to_data",
     "is_source",
     "kept_files",
-    "measure_label",
     "name_data",
     "packaged_config",
     "path_key",
+    "readable",
     "schedule_for",
     "short_name",
     "start_from_detector",

@@ -226,7 +226,8 @@ def main(args: argparse.Namespace) -> None:
         counts = split or args.output, len(coco.images), len(coco.annotations or ()), roots[split]
         logger.info("%s: %d images, %d annotations. The images stay in %s.", *counts)
     if args.to == "yolo":
-        logger.info("Copy or link them: YOLO looks for them in %s.", args.output / "images")
+        folders = ", ".join(str(args.output / "images" / split) for split in parts)
+        logger.info("Copy or link those of each part: YOLO looks for them in %s.", folders)
     named = {"num_keypoints": "keypoints", "iscrowd": "crowds", "score": "scores"}
     if found := ", ".join(f"{named.get(w, w)}: {n}" for w, n in lost.items() if n):
         logger.warning("%s has no place for these, which are lost: %s.", args.to, found)

@@ -19,11 +19,14 @@ MEASURED, WARM_UP = 8, 2  # iterations, of which the first are slower
 LEAST = 10  # iterations that a training has
 EVALUATIONS, SHARE = 10, 0.2  # in a run, and of its time, at most
 FORWARD = 0.35  # of the time of a training step, for the loss alone, as with configs/Small
-AROUND = 20.0  # seconds that a command takes to start and to write its report, about
+AROUND = 15.0  # seconds that a command takes to import and to write its report, about
 
 
-def within_minutes(cfg: CfgNode) -> tuple[int, int, str]:
+def within_minutes(cfg: CfgNode, began: float) -> tuple[int, int, str]:
     """The number of iterations and of evaluations that take SOLVER.MINUTES, and why.
+
+    Args:
+        began: when the command did, by ``time.monotonic``: reading the data counts.
 
     Raises:
         ConfigError: that is too short.
@@ -38,12 +41,13 @@ def within_minutes(cfg: CfgNode) -> tuple[int, int, str]:
     again = once  # the best checkpoint, if it is not the last
     images = min(cfg.TEST.LOSS_IMAGES, sum(len(DatasetCatalog.get(n)) for n in cfg.DATASETS.TEST))
     once += FORWARD * iteration * images / cfg.SOLVER.IMS_PER_BATCH
-    left = 60 * cfg.SOLVER.MINUTES - AROUND - final
+    before = from_main_process(lambda: AROUND + time.monotonic() - began)
+    left = 60 * cfg.SOLVER.MINUTES - before - final
     evaluations = int(min(max(SHARE * left / (once or 1), 1), EVALUATIONS))
     again *= evaluations > 1
     iterations = int((left - evaluations * once - again) / iteration)
     if iterations < LEAST:
-        least = (AROUND + final + once + LEAST * iteration) / 60
+        least = (before + final + once + LEAST * iteration) / 60
         raise ConfigError(
             f"SOLVER.MINUTES is {cfg.SOLVER.MINUTES:g}, but {LEAST} iterations of {iteration:.2g} "
             f"s and one evaluation take {least:.1f} minutes. Allow more, or use a smaller model."

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Collection, Sequence
 
 from detectron2.config import CfgNode
@@ -35,7 +36,12 @@ AS_WRITTEN, EXPLICIT = "as in the config", "set explicitly"
 
 
 def schedule_for(
-    cfg: CfgNode, images: int, world_size: int, explicit: Collection[str], packaged: CfgNode
+    cfg: CfgNode,
+    images: int,
+    world_size: int,
+    explicit: Collection[str],
+    packaged: CfgNode,
+    began: float | None = None,
 ) -> CfgNode:
     """The schedule for a custom dataset of this size, in iterations. Logs a table of the values and
     their reasons.
@@ -46,6 +52,7 @@ def schedule_for(
         explicit: the keys that keep their values, see :func:`explicit_keys`.
         packaged: the config whose learning rate suits its batch and whose steps suit its length,
             see :func:`packaged_config`.
+        began: when the command did, by ``time.monotonic``; by default now.
 
     Returns:
         A new config without lengths in epochs, which training does not scale again; ``cfg`` itself
@@ -91,11 +98,13 @@ def schedule_for(
     length, parts = math.ceil(epochs * epoch - 1e-6), PARTS
     if solver.MINUTES:
         new.SOLVER.MINUTES = solver.MINUTES
-        length, parts, reason = within_minutes(new)
+        length, parts, reason = within_minutes(new, began or time.monotonic())
         new.SOLVER.MINUTES = 0.0
     put("SOLVER.MAX_ITER", length, reason)
     length = new.SOLVER.MAX_ITER
     of = packaged if "SOLVER.MAX_ITER" in explicit else cfg
+    if not solver.STEPS and "SOLVER.STEPS" not in explicit:
+        reasons["SOLVER.STEPS"] = AS_WRITTEN
     if fractions := [step / of.SOLVER.MAX_ITER for step in of.SOLVER.STEPS]:
         where = ", ".join(f"{fraction:.0%}" for fraction in fractions)
         steps = tuple(round(fraction * length) for fraction in fractions)

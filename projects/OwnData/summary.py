@@ -95,7 +95,7 @@ def summary_table(names: Sequence[str], cfg: CfgNode) -> str:
     rows: list[list[Any]] = []
     for key in found[0]:
         if key != "boxes_per_class":
-            rows.append([measure_label(key), *(_shown(key, summary[key]) for summary in found)])
+            rows.append([_label(key), *(_shown(key, summary[key]) for summary in found)])
             continue
         for name, _ in totals.most_common(MOST_CLASSES):
             rows.append([f"boxes of {name}", *(s[key].get(name, 0) for s in found)])
@@ -104,8 +104,12 @@ def summary_table(names: Sequence[str], cfg: CfgNode) -> str:
     return tabulate(rows, ["", *map(short_name, names)], disable_numparse=True)
 
 
-def measure_label(measure: str) -> str:
-    """A measure of :func:`data_summary` for people."""
+def readable(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A :func:`data_summary` for people: texts by label, and counts by class."""
+    return {_label(k): v if isinstance(v, dict) else _shown(k, v) for k, v in summary.items()}
+
+
+def _label(measure: str) -> str:
     return LABELS.get(measure, measure.replace("_", " "))
 
 

@@ -17,18 +17,13 @@ from pycocotools.coco import COCO
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
 from gnws.arguments import parse
+from gnws_d2.checkpoint.resume import named_checkpoint
 from gnws_d2.config import DATASET_KEYS, dataset_names
 from gnws_d2.engine import dataset_folder
 from gnws_d2.engine.evaluation import complete_truth
 from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
-from gnws_d2.projects.own_data import (
-    data_summary,
-    fit_to_data,
-    is_source,
-    measure_label,
-    short_name,
-)
+from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, readable, short_name
 from gnws_d2.projects.report.matching import coco_api
 from gnws_d2.projects.report.write import SEMANTIC, SUMMARY, write_report
 
@@ -59,11 +54,13 @@ def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path
             f"{output / 'inference'} has no {RESULTS} or {SEMANTIC} of "
             f"{', '.join(names) or 'a dataset'}. Evaluate first: gnws eval --weights FILE."
         )
-    last = output / "last_checkpoint"
-    saved = str(output / last.read_text().strip()) if last.is_file() else cfg.MODEL.WEIGHTS
+    last, kept = named_checkpoint(output)[0], cfg.TEST.get("BEST_METRIC", "auto")
+    if last == "model_final.pth" and kept and (output / "model_best.pth").is_file():
+        last = "model_best.pth"  # which a training evaluates at its end
+    saved = str(output / last) if last else cfg.MODEL.WEIGHTS
     weights = weights or saved or str(output / "model_final.pth")
     data = {  # of the sources; loading a large published dataset would take too long
-        short_name(name): {measure_label(k): value for k, value in data_summary(name, cfg).items()}
+        short_name(name): readable(data_summary(name, cfg))
         for name in dataset_names(cfg)
         if is_source(name) and name in DatasetCatalog
     }

@@ -144,11 +144,13 @@ LAYOUTS = {
         **{"train/images/b.png": None, "README.txt": "Exported"},
     },
     "YOLO, Ultralytics: images/train/": {
+        "environment.yml": "a: [",
         "set.yaml": "path: ../set\ntrain: [images/train]\nnames: [dog, cat]\n",
         **{"images/train/a.png": None, "labels/train/a.txt": YOLO_LINE},
     },
     "YOLO, no yaml: labels/": {
         "classes.txt": "dog\ncat\n",
+        "environment.yml": "a: [",
         "images/a.png": None,
         "labels/a.txt": YOLO_LINE,
     },

@@ -39,6 +39,18 @@ def test_the_schedule_fills_the_minutes(tmp_path, monkeypatch, length, pace):
     assert cfg.SOLVER.MINUTES == 0 and cfg.SOLVER.WARMUP_ITERS <= iterations / 10
 
 
+def test_the_time_before_counts(tmp_path, monkeypatch):
+    file, lengths = make_coco(tmp_path, images=40), []
+    monkeypatch.setattr(minutes, "seconds_of", lambda cfg: (0.5, 0.0))
+    cfg = fit_to_data(config(file, file, "SOLVER.MINUTES", "9", name=SMALL))
+    for before in (0, 100):
+        monkeypatch.setattr(minutes.time, "monotonic", lambda before=before: 7.0 + before)
+        packaged = packaged_config(SMALL)
+        found = schedule_for(cfg, 40, 1, {"SOLVER.MINUTES"}, packaged, began=7.0)
+        lengths.append(found.SOLVER.MAX_ITER)
+    assert lengths[0] - lengths[1] == pytest.approx(100 / 0.5, abs=1)
+
+
 def test_a_step_and_an_evaluation_are_timed_without_a_trace(tmp_path, caplog, capfd):
     file = make_coco(tmp_path)
     cfg = fit_to_data(config(file, file, "SOLVER.MINUTES", "9", *TINY, name=SMALL))

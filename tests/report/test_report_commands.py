@@ -68,7 +68,7 @@ def test_a_training_gives_tensorboard_images_and_its_report_can_be_written_again
     done = processes.run(REPORT / "report.py", "--output-dir", output, "--images", "1")
     assert done.returncode == 0, done.stderr
     page = (output / "report" / "report.html").read_text()
-    assert "model_final.pth" in page and "Learning rate" in page and "Keypoint AP" in page
+    assert "model_best.pth" in page and "Learning rate" in page and "Keypoint AP" in page
 
 
 def test_a_folder_without_a_run_says_so(tmp_path):

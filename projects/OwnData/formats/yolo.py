@@ -109,7 +109,7 @@ def _read_info(path: Path) -> Info:
 
 def _of_yaml(file: Path, path: Path, near: bool) -> Info | None:
     """What a YAML file that names ``path``, or is ``near``, says of it; None if it says nothing."""
-    content = read_yaml(file)
+    content = _content(file)
     named = [_place(file, content, e) for split in SPLITS for e in _entries(content, split)]
     if not (near and content.keys() & {*SPLITS, "path", "nc"}) and path.resolve() not in named:
         return None
@@ -139,6 +139,17 @@ def _entries(content: Mapping[str, Any], split: str) -> list[str]:
     """What a YAML file names for a split."""
     entries = content.get(split) or []
     return list(map(str, entries if isinstance(entries, list) else [entries]))
+
+
+def _content(file: Path, is_named: bool = False) -> dict[str, Any]:
+    """:func:`read_yaml`, and {} of a damaged file that may be of another program."""
+    try:
+        return read_yaml(file)
+    except DatasetError as error:
+        if is_named or file.stem == "data":
+            raise
+        log(str(error))
+        return {}
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -209,7 +220,7 @@ def listed_splits(folder: Path, listing: Path | None = None) -> dict[str, list[s
     """
     found: dict[str, list[str]] = {}
     for file in [listing] if listing else _yamls(folder):
-        content = read_yaml(file)
+        content = _content(file, is_named=bool(listing))
         if not (content.get("train") and content.keys() & {"names", "nc"}):
             continue
         for split in SPLITS:
