@@ -17,6 +17,7 @@ from detectron2.utils.collect_env import collect_env_info
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import Params
 
 from gnws_d2.checkpoint import read_checkpoint
 from gnws_d2.config import all_defaults, leaves
@@ -73,7 +74,8 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     detections = [{**row, "id": i} for i, row in enumerate(results, 1)]  # as pycocotools does
-    sigmas, tasks = cfg.TEST.KEYPOINT_OKS_SIGMAS, _tasks(truth, detections)
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS or Params("keypoints").kpt_oks_sigmas.tolist()
+    tasks = _tasks(truth, detections, sigmas)
     all_matches = [matching.match(truth, detections, task, sigmas) for task in tasks]
     boxes = all_matches[0]
     pairs, missing = _pairs(truth, detections, boxes, dataset_name, folder, images)
@@ -114,12 +116,20 @@ def write_report(
     return folder / PAGE
 
 
-def _tasks(truth: COCO, detections: Sequence[Mapping[str, Any]]) -> list[str]:
+def _tasks(
+    truth: COCO, detections: Sequence[Mapping[str, Any]], sigmas: Sequence[float]
+) -> list[str]:
+    """What truth and detections have; keypoints if there is one of ``sigmas`` for each."""
+
     def both(member: str) -> bool:
         is_found = any(member in detection for detection in detections)
         return is_found and all(a.get(member) for a in truth.anns.values())
 
-    return ["bbox", *["segm"] * both("segmentation"), *["keypoints"] * both("keypoints")]
+    posed = both("keypoints") and all(
+        len(row.get("keypoints", ())) == 3 * len(sigmas)
+        for row in (*truth.anns.values(), *detections)
+    )
+    return ["bbox", *["segm"] * both("segmentation"), *["keypoints"] * posed]
 
 
 def _pairs(
