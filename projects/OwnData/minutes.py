@@ -19,7 +19,7 @@ MEASURED, WARM_UP = 8, 2  # iterations, of which the first are slower
 LEAST = 10  # iterations that a training has
 EVALUATIONS, SHARE = 10, 0.2  # in a run, and of its time, at most
 FORWARD = 0.35  # of the time of a training step, for the loss alone, as with configs/Small
-AROUND = 15.0  # seconds that a command takes to import and to write its report, about
+AROUND = 25.0  # seconds that a command takes to import and to write its reports, about
 
 
 def within_minutes(cfg: CfgNode, began: float) -> tuple[int, int, str]:
