@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 DEBUG_VARIABLE = "GNWS_D2_DEBUG"
 
 
@@ -29,6 +31,8 @@ class CheckpointError(GnwsError, RuntimeError):
 class FileError(GnwsError, OSError):
     """A file or folder that cannot be had or written, or that another process holds."""
 
+
+EXPECTED = (GnwsError, torch.OutOfMemoryError)
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -64,17 +68,22 @@ def one_line(error: Exception) -> str:
     if "in DataLoader worker process" in text:
         # torch raises the error again in the main process, with the worker's traceback as its text.
         text = text.rpartition(f"{type(error).__name__}: ")[2]
+    if isinstance(error, torch.OutOfMemoryError):
+        text = (
+            f"{text.partition(' Including')[0]} Set SOLVER.AMP.ENABLED True, smaller INPUT sizes, "
+            "SOLVER.ACCUMULATION_STEPS 2, or MODEL.GN.RECOMPUTE_CONVOLUTIONS True."
+        )
     return "error: " + " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 @contextmanager
 def one_line_errors(*also: type[Exception]) -> Iterator[None]:
-    """End the process with one line on stderr and exit code 1 on a GnwsError, or one of ``also``. A
-    context manager, and a decorator for the ``main`` of a command.
+    """End the process with one line on stderr and exit code 1 on an error of EXPECTED or ``also``.
+    A context manager, and a decorator for the ``main`` of a command.
 
     With GNWS_D2_DEBUG=1 the error is raised as usual.
     """
-    expected: tuple[type[Exception], ...] = (GnwsError, *also)
+    expected: tuple[type[Exception], ...] = (*EXPECTED, *also)
     with not_logged(lambda error: isinstance(error, expected)):
         try:
             yield

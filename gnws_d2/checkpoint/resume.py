@@ -48,8 +48,8 @@ def from_main_process(read: Callable[[], Any]) -> Any:
             cause = found[1] = error
             if not isinstance(error, GnwsError):  # it may not survive pickling
                 found[1] = RuntimeError(f"in the main process: {type(error).__name__}: {error}")
-    if comm.get_world_size() > 1:
-        dist.broadcast_object_list(found)
+    if comm.get_world_size() > 1:  # not through the memory of GPUs
+        dist.broadcast_object_list(found, group=comm._get_global_gloo_group())
     if found[1] is not None:
         raise cause or found[1]
     return found[0]

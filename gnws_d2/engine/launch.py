@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
-from ..errors import GnwsError, is_debugging, not_logged, one_line, one_line_errors
+from ..errors import EXPECTED, GnwsError, is_debugging, not_logged, one_line, one_line_errors
 from .hooks import SIGNALS
 
 # How torch and gloo say that a process waited in vain, or that one it talked to is gone.
@@ -42,16 +42,18 @@ def launch(
     dist_url: str | None = None,
     args: tuple = (),
     timeout: timedelta = DEFAULT_TIMEOUT,
+    device: Callable[[], str] = lambda: "cuda",
 ) -> None:
     """``detectron2.engine.launch``, with the same arguments, also under torchrun and on the CPU.
 
-    Under torchrun its environment counts, not the arguments. Without a GPU, N processes share the
-    cores of the CPU, unless OMP_NUM_THREADS is set. An expected error ends all processes with one
-    line on stderr; see :func:`~gnws_d2.errors.one_line_errors`. SIGINT and SIGTERM are passed on to
-    all processes, which also end when this one is killed.
+    Under torchrun its environment counts, not the arguments. On the CPU, N processes share the
+    cores, unless OMP_NUM_THREADS is set. An expected error ends all with one line on stderr; see
+    :func:`~gnws_d2.errors.one_line_errors`. They get SIGINT and SIGTERM, and end with this one.
 
     Args:
         timeout: how long a process waits for the others, to start and later; by default 30 minutes.
+        device: returns MODEL.DEVICE. It is asked where several processes meet a GPU, and if it is
+            "cpu", hides that from them.
 
     Raises:
         GnwsError: there are fewer than one process or more than GPUs, or they did not find or lost
@@ -59,25 +61,31 @@ def launch(
     """
     is_torchrun = dist.is_torchelastic_launched()
     processes = int(os.environ["LOCAL_WORLD_SIZE"]) if is_torchrun else num_gpus_per_machine
-    with one_line_errors(), tempfile.TemporaryDirectory() as folder:
+    with one_line_errors(), tempfile.TemporaryDirectory() as folder, ExitStack() as undo:
         if not is_torchrun:
             _check_world(num_gpus_per_machine, num_machines, machine_rank, dist_url)
-        gpus = torch.cuda.device_count()
-        if torch.cuda.is_available() and processes > gpus:
+            if num_machines * processes == 1:
+                main_func(*args)
+                return
+        gpus = torch.cuda.device_count()  # unlike is_available, starts no CUDA in this process
+        if gpus and device() == "cpu":
+            # Where one is seen, NCCL is taken for a model on the CPU, too: by Detectron2's launch.
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
+            undo.callback(os.environ.update, CUDA_VISIBLE_DEVICES=visible)
+            os.environ["CUDA_VISIBLE_DEVICES"], gpus = "", 0
+        if 0 < gpus < processes:
             raise GnwsError(
                 f"{processes} processes need a GPU each, but this machine has {gpus}. Use "
-                f"--num-gpus {gpus} (or torchrun --nproc_per_node {gpus})."
+                f"--num-gpus {gpus} (or torchrun --nproc_per_node {gpus}), or MODEL.DEVICE cpu."
             )
         if is_torchrun:
             try:
-                _join_torchrun(processes, timeout)
+                _join_torchrun("nccl" if gpus else "gloo", processes, timeout)
             except dist.DistError as error:
                 raise _not_found("the address of torchrun", timeout, error) from error
             # The folder in which the processes that torchrun starts on this machine write errors.
             file = os.environ.get("TORCHELASTIC_ERROR_FILE")
             _run(main_func, args, Path(file).parents[1] if file else Path(folder))
-        elif num_machines * processes == 1:
-            main_func(*args)
         else:
             world = (num_gpus_per_machine, num_machines, machine_rank, dist_url)
             _start(world, (main_func, args, Path(folder)), timeout)
@@ -119,8 +127,9 @@ def _start(world: tuple, main: tuple, timeout: timedelta) -> None:
             raise SystemExit(reported.read_text(encoding="utf-8").rstrip()) from None
         if isinstance(error, mp.ProcessExitedException):
             raise GnwsError(
-                f"Without an error of its own, {error}. SIGKILL often means that memory ran out; "
-                "see the lines above and log.txt.rankN."
+                f"Without an error of its own, {error}. SIGKILL often means that memory ran out, "
+                "SIGABRT on GPUs that another process did not come within SOLVER.PROCESS_TIMEOUT "
+                "seconds (train.process_timeout); see the lines above and log.txt.rankN."
             ) from error
         if "init_process_group" in str(error):
             raise _not_found(f"--dist-url {world[3]}", timeout, error) from error
@@ -139,12 +148,12 @@ def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
     """
     _prctl_pr_set_pdeathsig(signal.SIGTERM)  # when the process that started this one is killed
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, until training handles it
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+    if dist.get_backend() == "gloo" and "OMP_NUM_THREADS" not in os.environ:
         # Each process would start as many threads as there are cores, and all would wait.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     reported = folder / _REPORTED
     try:
-        with not_logged(lambda e: isinstance(e, GnwsError) or _is_lost(e) or reported.exists()):
+        with not_logged(lambda e: isinstance(e, EXPECTED) or _is_lost(e) or reported.exists()):
             main_func(*args)
     except Exception as error:
         if is_debugging():
@@ -157,7 +166,7 @@ def _run(main_func: Callable[..., object], args: tuple, folder: Path) -> None:
                 "interface. SOLVER.PROCESS_TIMEOUT (train.process_timeout, of a LazyConfig) sets "
                 "how many seconds a process waits."
             )
-        text = one_line(error) if isinstance(error, GnwsError) else traceback.format_exc()
+        text = one_line(error) if isinstance(error, EXPECTED) else traceback.format_exc()
         with suppress(FileExistsError), reported.open("x", encoding="utf-8") as stream:
             stream.write(text)
             if dist.is_torchelastic_launched():
@@ -188,13 +197,12 @@ def _not_found(address: str, timeout: timedelta, error: Exception) -> GnwsError:
     )
 
 
-def _join_torchrun(processes: int, timeout: timedelta) -> None:
-    if torch.cuda.is_available():
+def _join_torchrun(backend: str, processes: int, timeout: timedelta) -> None:
+    if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     # torchrun may keep its store when it restarts processes, with the addresses of the old ones.
     store = dist.PrefixStore(f"gnws_d2/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     comm.create_local_process_group(processes)
 

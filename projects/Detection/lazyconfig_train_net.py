@@ -157,9 +157,13 @@ def run(args: argparse.Namespace) -> None:
         test(cfg, model)
 
 
+def device_of(args: argparse.Namespace) -> str:
+    return load_lazy_config(args.config_file, args.opts).train.device
+
+
 def main(args: argparse.Namespace) -> None:
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    launch(run, *processes, args=(args,))
+    launch(run, *processes, args=(args,), device=lambda: device_of(args))
 
 
 if __name__ == "__main__":

@@ -312,9 +312,16 @@ def run(args: argparse.Namespace) -> Outcome | None:
         return train(args, cfg, trainer)
 
 
+def device_of(args: argparse.Namespace) -> str:
+    """MODEL.DEVICE of :func:`read_config`, without reading data."""
+    if args.eval_only and not args.config_file:
+        return config_of(args.weights, args.opts, ADD_CONFIGS).MODEL.DEVICE
+    return gnws_d2.load_config(args.config_file, args.opts, ADD_CONFIGS).MODEL.DEVICE
+
+
 def main(args: argparse.Namespace) -> None:
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    launch(run, *processes, args=(args,))
+    launch(run, *processes, args=(args,), device=lambda: device_of(args))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from gnws_d2.engine import launch
 PROGRAM = """
 import functools, os, signal, sys, time
 from datetime import timedelta
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
@@ -24,6 +25,10 @@ def main(what, seconds):
     limit_waiting(seconds)
     if what == "refuse":
         raise ConfigError("not this value")
+    if what == "fill":
+        raise torch.OutOfMemoryError("CUDA out of memory. Of 8 GiB 1 is free. Including that")
+    if what == "abort":  # as NCCL does
+        os.kill(os.getpid(), signal.SIGABRT)
     if comm.get_rank() == 1:
         if what == "hang":
             time.sleep(20)
@@ -32,7 +37,8 @@ def main(what, seconds):
         raise ValueError("the cause")
     dist.barrier()
 what, url, seconds, start = sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
-launch(main, 2, dist_url=url, args=(what, seconds), timeout=timedelta(seconds=start))
+how = {"timeout": timedelta(seconds=start), "device": lambda: "cpu"}
+launch(main, 2, dist_url=url, args=(what, seconds), **how)
 """
 pytestmark = pytest.mark.slow
 
@@ -49,6 +55,8 @@ def errors_of(tmp_path, what, seconds=30, url="auto", start=60) -> list[str]:
 
 LOST = "error: Lost contact with another process ("
 DIED = "error: Without an error of its own, process 1 terminated with exit code 3. SIGKILL often"
+FULL = "error: CUDA out of memory. Of 8 GiB 1 is free. Set SOLVER.AMP.ENABLED True"
+ABORTED = ("error: Without an error of its own, process ", " terminated with signal SIGABRT")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +66,8 @@ DIED = "error: Without an error of its own, process 1 terminated with exit code 
         # The launcher may know it first, or the process that waits.
         ("die", 60, (LOST, DIED)),
         ("refuse", 60, ("error: not this value",)),
+        ("fill", 60, (FULL,)),
+        ("abort", 60, ABORTED[:1]),
     ],
 )
 def test_processes_end_with_one_line_that_says_what_to_check(tmp_path, what, seconds, said):
@@ -65,6 +75,8 @@ def test_processes_end_with_one_line_that_says_what_to_check(tmp_path, what, sec
     assert error.startswith(said)
     if error.startswith(LOST):
         assert "GLOO_SOCKET_IFNAME" in error and "PROCESS_TIMEOUT" in error
+    if what == "abort":
+        assert ABORTED[1] in error and "PROCESS_TIMEOUT" in error
 
 
 def test_the_error_of_a_process_is_shown_and_not_that_it_is_gone(tmp_path):
