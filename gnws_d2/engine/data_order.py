@@ -32,7 +32,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-d
 from torch.utils.data import DataLoader
 
 from ..checkpoint import Checkpointer
-from ..data import Mapper, NamingMapper, check_mapped, load_train_dataset
+from ..data import Mapper, NamingMapper, SharedRecords, check_mapped, load_train_dataset
 from ..errors import CheckpointError, ConfigError, shorten
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,9 @@ class ResumableLoader:
         Raises:
             ConfigError: the batch does not divide among processes and micro-batches.
         """
-        self.dataset = _SeededDataset(DatasetFromList(dataset, copy=False), NamingMapper(mapper))
+        is_shared = isinstance(dataset, SharedRecords)
+        records = DatasetFromList(dataset, copy=False, serialize=not is_shared)
+        self.dataset = _SeededDataset(records, NamingMapper(mapper))
         # Images of one batch are all wide, or all not. They are grouped before loading; Detectron2
         # groups them after it, where nothing can tell which images an iteration will get.
         self._groups = [aspect_ratio_grouping and d["width"] > d["height"] for d in dataset]

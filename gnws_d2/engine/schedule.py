@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tabulate import tabulate
 
+from ..checkpoint.resume import from_main_process
 from ..config import EPOCH_KEYS, get_key, leaves, set_key
 from ..data import load_train_dataset
 from ..errors import ConfigError
@@ -92,7 +93,7 @@ def in_iterations(cfg: CfgNode, explicit: Collection[str] = ()) -> CfgNode:
         )
     new = cfg.clone()
     new.defrost()
-    images = len(load_train_dataset(cfg))  # type: ignore[arg-type]
+    images = from_main_process(lambda: len(load_train_dataset(cfg)))  # type: ignore[arg-type]
     epoch = images / cfg.SOLVER.IMS_PER_BATCH  # iterations
     if cfg.SOLVER.EPOCHS:
         new.SOLVER.MAX_ITER = math.ceil(cfg.SOLVER.EPOCHS * epoch - 1e-6)

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import Checkpointer
-from ..data import Mapper, NamingMapper, dataset_errors, load_train_dataset
+from ..data import Mapper, NamingMapper, dataset_errors, load_once, load_train_dataset
 from ..errors import ConfigError
 from ..files import locked_output
 from ..layers import EstimatedBatchNorm2d
@@ -132,7 +132,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """The default resumes exactly. An override may return any iterable of batches."""
-        dataset = load_train_dataset(cfg)
+        dataset = load_once(lambda: load_train_dataset(cfg))
         if isinstance(dataset, torch.utils.data.IterableDataset):  # which cannot be resumed
             batch = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATION_STEPS
             options = {"dataset": dataset, "mapper": Mapper(cfg), "total_batch_size": batch}

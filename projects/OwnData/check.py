@@ -66,12 +66,17 @@ def header_problem(file: Path, image: dict[str, Any]) -> str:
     return found + (f": they ignore its EXIF orientation, {orientation}" if is_turned else "")
 
 
+def warn_once(message: str) -> None:
+    log_first_n(logging.WARNING, message, key="message")
+
+
 def check_coco(
     coco: CocoFile,
     images: ImageFiles,
     *,
     needs_masks: bool = False,
     image_problem: Callable[[Path, dict[str, Any]], str] = header_problem,
+    warn: Callable[[str], None] = warn_once,
 ) -> tuple[CocoFile, list[Problem]]:
     """Check every image and annotation of a file.
 
@@ -79,6 +84,7 @@ def check_coco(
         images: where they are.
         needs_masks: an annotation without a segmentation is a problem, unless it is a crowd.
         image_problem: says what is wrong with an image file, or "".
+        warn: gets a sentence on each kind of finding that training drops or clips.
 
     Returns:
         the sound part of the file, and the problems, images first. The annotations of a bad image
@@ -108,8 +114,7 @@ def check_coco(
         if of_image is not None:
             checked.append((annotation, of_image, reason or check(annotation, of_image)))
     for finding, count in check.tolerated.items():
-        message = f"{coco.file} has {finding}, which training drops or clips: {count}."
-        log_first_n(logging.WARNING, message, key="message")
+        warn(f"{coco.file} has {finding}, which training drops or clips: {count}.")
     # If the boxes of a file have another form, some of them are possible in this form too. They
     # come last, as others show the form more clearly.
     other_form = check.other_form()

@@ -5,7 +5,7 @@ import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,7 @@ def class_ids(
     return found
 
 
-_kept: dict[Source, CocoFile] | None = None
+_kept: dict[Hashable, Any] | None = None
 
 
 @contextmanager
@@ -124,6 +124,14 @@ def kept_files() -> Iterator[None]:
         _kept = outer
 
 
+def kept(key: Hashable, make: Callable[[], Any]) -> Any:
+    """``make()``, or within :func:`kept_files` what it returned the first time for this ``key``."""
+    known = {} if _kept is None else _kept
+    if key not in known:
+        known[key] = make()
+    return known[key]
+
+
 def read_coco(file: str | os.PathLike, folder: Path | None = None) -> CocoFile:
     """Read a COCO annotation file, or a file or folder of another format. Images and annotations
     are only checked to be dicts.
@@ -136,10 +144,7 @@ def read_coco(file: str | os.PathLike, folder: Path | None = None) -> CocoFile:
             categories cannot be used.
     """
     source = Source(Path(file), folder)
-    kept = {} if _kept is None else _kept
-    if source not in kept:
-        kept[source] = _read(os.fspath(file), source)
-    return kept[source]
+    return kept(source, lambda: _read(os.fspath(file), source))
 
 
 def _read(path: str, source: Source) -> CocoFile:

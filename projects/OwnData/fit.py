@@ -17,7 +17,7 @@ from gnws_d2.errors import ConfigError, DatasetError, shorten
 from gnws_d2.files import atomic_write
 
 from .anchors import anchor_settings
-from .check import Problem, check_coco
+from .check import Problem
 from .coco_file import CocoFile, class_ids, kept_files, read_coco
 from .image_files import ImageFiles
 from .input_size import input_settings
@@ -25,6 +25,7 @@ from .keypoints import flip_pairs, has_side, keypoint_names
 from .source import SPLIT_FIX, Source, is_source, source_of
 from .summary import summary_table
 from .truth import register_source
+from .verdict import check_once
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def _register(
         key = coco.file, sources[name].folder, needs_masks
         if key not in found:  # both parts of a file are checked at once
             images = sources[name].images(coco.file_names)
-            found[key] = images, *check_coco(coco, images, needs_masks=needs_masks)
+            found[key] = images, *check_once(coco, images, needs_masks)
             if not cfg.DATALOADER.SKIP_BAD_ANNOTATIONS:
                 refuse(coco.file, found[key][-1])
             for listed, path in itertools.islice(images.renamed.items(), 1):
@@ -346,6 +347,8 @@ def _log_left_out(cfg: CfgNode, files: Files, used: Files) -> None:
 
 
 def _warn_of_shared_images(cfg: CfgNode, used: Files) -> None:
+    if len(used) < 2:  # resolving paths takes time
+        return
     images = {
         name: {
             os.path.realpath(os.path.join(MetadataCatalog.get(name).image_root, image["file_name"]))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ from gnws_d2.errors import DatasetError
 from gnws_d2.files import atomic_write, cache_dir, cache_path
 
 from .check import usable_mask
-from .coco_file import CocoFile, class_ids, is_object, read_coco
+from .coco_file import CocoFile, class_ids, is_object, kept, read_coco
 from .image_files import ImageFiles
 from .keypoints import flip_pairs, keypoint_names, limbs
-from .source import SPLIT_FIX, split_names
+from .source import SPLIT_FIX, Source, split_names
 
 
 def register_source(
@@ -57,13 +58,15 @@ def register_source(
     used = used_part(coco, sound, images, part, ids)
     if not used.images:
         raise DatasetError(f"{name}: no image is left. {SPLIT_FIX if part else 'Repair the file'}.")
+    file = _json_file(used, coco)
+    kept(Source(Path(file)), lambda: used)
     for catalog in (DatasetCatalog, MetadataCatalog):
         catalog.pop(name, None)
     DatasetCatalog.register(name, functools.partial(load_dicts, name))
     MetadataCatalog.get(name).set(
         thing_classes=list(classes),
         thing_dataset_id_to_contiguous_id={n: index for index, n in enumerate(ids.values())},
-        json_file=_json_file(used, coco),
+        json_file=file,
         image_root=str(images.folder),
         evaluator_type="coco",
         is_source=True,
@@ -77,11 +80,17 @@ def register_source(
 
 def load_dicts(name: str) -> list[dict[str, Any]]:
     """Load a registered source in Detectron2's format. Annotations keep their ids."""
-    metadata = MetadataCatalog.get(name)
-    coco, to_class = read_coco(metadata.json_file), metadata.thing_dataset_id_to_contiguous_id
+    data = MetadataCatalog.get(name)
+    classes = tuple(data.thing_dataset_id_to_contiguous_id.items())
+    key = data.json_file, data.image_root, classes
+    return [*kept(key, lambda: _load(*key))]
+
+
+def _load(file: str, image_root: str, classes: tuple[tuple[int, int], ...]) -> list[dict[str, Any]]:
+    coco, to_class = read_coco(file), dict(classes)
     records = {
         image["id"]: {
-            "file_name": os.path.join(metadata.image_root, image["file_name"]),
+            "file_name": os.path.join(image_root, image["file_name"]),
             "height": int(image["height"]),
             "width": int(image["width"]),
             "image_id": image["id"],
@@ -165,7 +174,7 @@ def _complete(
     if points:
         made["keypoints"] = annotation.get("keypoints") or [0] * points
         made["num_keypoints"] = sum(visibility > 0 for visibility in made["keypoints"][2::3])
-    return made
+    return annotation if made == annotation else made  # the memory of a copy
 
 
 def _json_file(used: CocoFile, coco: CocoFile) -> str:
