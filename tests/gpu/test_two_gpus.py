@@ -17,15 +17,10 @@ from gnws_d2.engine import launch
 from gnws_d2.projects.detection import lazyconfig_train_net, train_net
 
 TWO_GPUS = Path(__file__).with_name("two_gpus")
-# Its processes are forked: an import of torch is most of what they would take.
 FORKED = f"""
-import functools, runpy
-import torch.multiprocessing as mp
-from gnws.arguments import parse
-from gnws_d2.projects.detection import train_net
+import runpy
 runpy.run_path("{TWO_GPUS / "sitecustomize.py"}")
-mp.start_processes = functools.partial(mp.start_processes, start_method="fork")
-train_net.main(parse("train"))
+runpy.run_path("{TWO_GPUS.parents[1] / "detection" / "forked_train_net.py"}", run_name="__main__")
 """
 
 
