@@ -6,13 +6,14 @@ mmcv): unbiased standard deviation, epsilon added to it outside the root. timm's
 (biased, epsilon inside) is a different operation; those detectors do not work with it.
 """
 
-from typing import Any
+import functools
+import math
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Stride, padding and dilation, one number per dimension each, and groups.
-Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+aten = torch.ops.aten
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
@@ -32,40 +33,58 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
     """
     check_fan_in(weight.shape)
     differentiated = torch.is_grad_enabled() and weight.requires_grad
-    if differentiated and not takes_plain_operations():
+    if differentiated and not takes_plain_operations(weight):
         return _Standardize.apply(weight, eps)
     return _formula(weight, eps)
 
 
+class Statistics(NamedTuple):
+    """Of each filter, (C_out,), what standardizes it in one call and gives its gradient in another.
+    With n the fan-in, c^2 = n / (n - 1), s the unbiased deviation and r = 1 / (s + eps):"""
+
+    mean: Tensor
+    inverse: Tensor  # i = c / s
+    factor: Tensor  # r sqrt(i + offset)
+    inner: Tensor  # c sqrt(r / s)
+    outer: Tensor  # r / inner
+    offset: float  # c / eps
+    eps: float
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, weight: Tensor, eps: float) -> "Statistics":
+        return _normalize(weight, eps)[1]
+
+
 def standardized_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, eps: float
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any, eps: float | Statistics
 ) -> Tensor:
     """``conv(x, standardize_weight(weight, eps), bias, *geometry)`` in 1, 2 or 3 dimensions.
 
-    Backward recomputes the standardized weight from its mean and deviation, bit for bit. Under
-    autocast the weight is standardized in its own precision, and the convolution runs in
-    autocast's. Differentiable twice.
+    Backward standardizes the weight again, bit for bit. Under autocast it is standardized in its
+    own precision, and the convolution runs in autocast's. Differentiable twice.
 
     Args:
-        x: (N, C_in, *size).
-        weight: (C_out, C_in / groups, *kernel_size).
-        bias: (C_out,) or None.
-        geometry: see :data:`Geometry`.
-        eps: see :func:`standardize_weight`.
+        x, weight, bias: as in ``torch.nn.functional.conv2d``.
+        geometry: stride, padding and dilation, tuples of a number per dimension, and groups.
+        eps: see :func:`standardize_weight`; or the statistics of ``weight`` with it.
     """
     dtype = weight.dtype
     if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x = x.to(dtype)
-    return _StandardizedConvolution.apply(x, weight, bias, eps, dtype, geometry)
+    known = eps if isinstance(eps, Statistics) else Statistics.of(weight, eps)
+    return _StandardizedConvolution.apply(x, weight, bias, known, dtype, geometry)
 
 
-def takes_plain_operations() -> bool:
-    """Whether torch.compile or torch.jit is recording, or torch.func (vmap, grad, jvp, ...) is
-    transforming. They know the rules of plain operations, and what to keep for backward."""
+def takes_plain_operations(weight: Tensor) -> bool:
+    """Whether torch.compile or torch.jit is recording, torch.func (vmap, grad, jvp, ...) is
+    transforming, or the weight is on the meta device or of another class, as a FakeTensor is. They
+    know the rules of plain operations, and what to keep for backward."""
     # An autograd.Function with setup_context would also serve torch.func, except in forward mode.
     # But torch then inspects its signature in each call: 4 ms in a step of a ResNet-50.
-    is_transforming = torch._C._are_functorch_transforms_active()
+    is_plain = type(weight) in (Tensor, nn.Parameter) and not weight.is_meta
+    is_transforming = not is_plain or torch._C._are_functorch_transforms_active()
     return is_transforming or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
@@ -80,68 +99,98 @@ def check_fan_in(shape: torch.Size) -> None:
 
 
 def _formula(weight: Tensor, eps: float) -> Tensor:
-    centered, _, std = _moments(weight)
+    wide = weight.to(_wide(weight))
+    per_filter = (-1,) + (1,) * (weight.dim() - 1)
+    centered = wide - wide.flatten(1).mean(1).view(per_filter)
+    # Fewer and faster passes than ``Tensor.std``, and a finite gradient where the deviation is 0.
+    norm = torch.linalg.vector_norm(centered.flatten(1), dim=1)
+    std = (norm * (weight[0].numel() - 1) ** -0.5).view(per_filter)
     return (centered / (std + eps)).to(weight.dtype)
 
 
-def _moments(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The weight minus its mean, that mean, and the unbiased standard deviation, at least in
-    float32. The norm of the centered weight takes fewer and faster passes than ``Tensor.std``, and
-    its gradient is finite where the deviation is 0."""
-    weight = _widened(weight)
-    flat = weight.flatten(1)
-    per_filter = (-1,) + (1,) * (weight.dim() - 1)
-    mean = flat.mean(1).view(per_filter)
-    centered = weight - mean
-    norm = torch.linalg.vector_norm(centered.flatten(1), dim=1)
-    return centered, mean, (norm * (flat.shape[1] - 1) ** -0.5).view(per_filter)
+def _wide(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _is_last(weight: Tensor) -> bool:
+    # is_contiguous() cannot tell how the weight of a 1x1 convolution lies in memory.
+    return weight.dim() > 2 and weight.stride(1) == 1 and weight.stride(-1) == weight.shape[1]
 
 
-def _weight_gradient(grad: Tensor, weight: Tensor, mean: Tensor, std: Tensor, eps: float) -> Tensor:
+def _rows(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A tensor of the shape of ``weight``, at least in float32, as (1, C_out, fan-in)."""
+    wide = tensor.to(_wide(weight))
+    return (wide.movedim(1, -1) if _is_last(weight) else wide).reshape(1, len(weight), -1)
+
+
+def _unrowed(rows: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of :func:`_rows`, with the strides of ``weight``."""
+    if not _is_last(weight):
+        return rows.view(weight.shape)
+    return rows.view(weight.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def _normalize(weight: Tensor, eps: float) -> tuple[Tensor, Statistics]:
+    """Filters as rows of mean 0 and biased deviation 1, (1, C_out, fan-in), and what they had."""
+    rows, eps = _rows(weight, weight), max(eps, 1e-30)
+    _, filters, n = rows.shape
+    # A deviation of 0 has no inverse: this one is below what eps rounds to. On a CPU, the kernel of
+    # group normalization is several times as fast as std_mean.
+    least = 8 * eps * torch.finfo(rows.dtype).eps
+    found = torch.native_group_norm(rows, None, None, 1, filters, n, filters, least**2)
+    mean, inverse = found[1].view(-1), found[2].view(-1)
+    # As r = i / (c + eps i), the others are multiples of p or i p, with p = 1 / sqrt(i + c / eps):
+    # factor = i p / eps, inner = sqrt(c / eps) i p, outer = p / sqrt(c eps). By p, batch
+    # normalization in evaluation multiplies where the variance is i and its eps is c / eps. So its
+    # gradients at input and weight are all three, in one call.
+    offset = math.sqrt(n / (n - 1)) / eps
+    grad, at, zeros, none = _constants(offset, eps, filters, rows.dtype, rows.device)
+    (inner, factor), outer, _ = aten.native_batch_norm_backward(
+        *(grad, at, inverse, zeros, inverse, none, none, False, offset, [True, True, False])
+    )
+    return found[0], Statistics(mean, inverse, factor, inner, outer, offset, eps)
+
+
+@functools.lru_cache
+def _constants(offset: float, eps: float, filters: int, *kind: Any) -> tuple[Tensor, ...]:
+    numbers = [[math.sqrt(offset)], [1 / eps], [1 / (offset * eps)], [0.0]]
+    with torch.inference_mode(False):
+        rows = torch.tensor(numbers, dtype=kind[0], device=kind[1]).repeat(1, filters)
+    return rows[:2], rows[2:], rows[3], rows[3, :0]
+
+
+def _standardized(weight: Tensor, known: Statistics, dtype: torch.dtype) -> Tensor:
+    if torch.is_grad_enabled():  # a second derivative is needed
+        return _formula(weight, known.eps).to(dtype)
+    mean, inverse, factor, _, _, offset, _ = known
+    rows = _rows(weight, weight)
+    rows = torch.native_batch_norm(rows, factor, None, mean, inverse, False, 0.0, offset)[0]
+    return _unrowed(rows, weight).to(dtype)
+
+
+def _weight_gradient(grad: Tensor, weight: Tensor, known: Statistics) -> Tensor:
     """The gradient of ``weight``, in its dtype, from that of its standardized form, in any dtype.
 
-    With n the fan-in, c the centered weight, s its deviation, r = 1 / (s + eps) and g the gradient
-    of the standardized weight r c:
+    With c the centered weight, and g the gradient of the standardized weight r c:
 
         dw = r (g - mean(g)) - c r^2 sum(g c) / ((n - 1) s),     second term 0 where s = 0.
 
     This is the gradient of group normalization with each filter as a group of one channel,
-    gamma i (g - mean(g) - c i^2 mean(g c)), for other constants gamma and i. Its kernel takes fewer
-    passes over the weight than single operations do.
+    outer inner (g - mean(g) - c inner^2 mean(g c)), for other constants than its own.
     """
-    if torch.is_grad_enabled():  # a second derivative is needed
-        standardized, grad = _formula(weight, eps), grad.to(weight.dtype)
+    if torch.is_grad_enabled():
+        standardized, grad = _formula(weight, known.eps), grad.to(weight.dtype)
         return torch.autograd.grad(standardized, weight, grad, create_graph=True)[0]
-    if weight.dim() == 4 and weight.stride(1) == 1 and not weight.is_contiguous():
-        order = (0, 2, 3, 1)  # as channels_last lies in memory
-        grad, weight = grad.permute(order), weight.permute(order)
-        return _weight_gradient(grad, weight, mean, std, eps).permute(0, 3, 1, 2)
-    wide = _widened(weight)
-    filters, n = len(weight), weight[0].numel()
-    std = std.flatten()
-    scale = (std + eps).reciprocal()
-    # Where s is that much smaller than eps, the second term is negligible.
-    inverse = (scale * (n / (n - 1)) / std).sqrt().masked_fill(std < 1e-30, 1.0)
-    found, _, _ = torch.ops.aten.native_group_norm_backward(
-        # Flat: the weight of a 1x1 convolution may have the strides of channels_last, by which the
-        # kernel would choose another path. view() has a rule for batches of gradients.
-        grad.to(wide.dtype).contiguous().view(1, filters, n),
-        wide.contiguous().view(1, filters, n),
-        mean.view(1, filters),
-        inverse.view(1, filters),
-        scale / inverse,
-        *(1, filters, n, filters),
-        [True, False, False],
+    rows = _rows(weight, weight)
+    found, _, _ = aten.native_group_norm_backward(
+        *(_rows(grad, weight), rows, known.mean[None], known.inner[None], known.outer),
+        *(*rows.shape, len(weight), [True, False, False]),
     )
-    return found.view(weight.shape).to(weight.dtype)
+    return _unrowed(found, weight).to(weight.dtype)
 
 
 # Autograd would keep two more copies of each weight. These functions keep the weight, which exists
-# anyway, and two numbers per filter: its mean and deviation, both (C_out, 1, ...).
+# anyway, and its statistics.
 
 
 class _Standardize(torch.autograd.Function):
@@ -149,56 +198,39 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, eps: float) -> Tensor:
-        centered, mean, std = _moments(weight)
-        ctx.save_for_backward(weight, mean, std)
-        ctx.eps = eps
-        return centered.div_(std + eps).to(weight.dtype)
+        rows, ctx.known = _normalize(weight, eps)
+        ctx.save_for_backward(weight)
+        c = ctx.known.offset * ctx.known.eps
+        rows.div_(torch.rsub(ctx.known.inverse, c, alpha=-eps).view(1, -1, 1))
+        return _unrowed(rows, weight).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        weight, mean, std = ctx.saved_tensors
-        return _weight_gradient(grad, weight, mean, std, ctx.eps), None
+        return _weight_gradient(grad, ctx.saved_tensors[0], ctx.known), None
 
 
 class _StandardizedConvolution(torch.autograd.Function):
-    """Standardization and convolution as one function, which does not keep the standardized
-    weight."""
+    """Standardization and convolution, without keeping the standardized weight."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        eps: float,
-        dtype: torch.dtype,
-        geometry: Geometry,
-    ) -> Tensor:
-        centered, mean, std = _moments(weight)
-        ctx.save_for_backward(x, weight, mean, std)
-        ctx.eps, ctx.dtype, ctx.geometry = eps, dtype, geometry
-        ctx.bias_sizes = None if bias is None else bias.shape
-        standardized = centered.div_(std + eps).to(dtype)
-        stride, padding, dilation, groups = geometry
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        known, dtype, (stride, padding, dilation, groups) = settings
         bias = None if bias is None else bias.to(dtype)
+        standardized, zeros = _standardized(weight, known, dtype), [0] * len(stride)
+        geometry = (stride, padding, dilation, False, zeros, groups)
+        ctx.settings = (known, dtype, None if bias is None else bias.shape, geometry)
         with torch.autocast(x.device.type, enabled=False):
-            return torch.convolution(
-                x, standardized, bias, stride, padding, dilation, False, [0] * len(stride), groups
-            )
+            return torch.convolution(x, standardized, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, std = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for a second derivative, mean and std depend on the weight
-            standardized = _formula(_widened(weight), ctx.eps).to(ctx.dtype)
-        else:
-            standardized = (_widened(weight) - mean).div_(std + ctx.eps).to(ctx.dtype)
-        stride, padding, dilation, groups = ctx.geometry
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            *(grad, x, standardized, ctx.bias_sizes),
-            *(stride, padding, dilation, False, [0] * len(stride), groups),
-            list(ctx.needs_input_grad[:3]),
+        x, weight = ctx.saved_tensors
+        known, dtype, bias_shape, geometry = ctx.settings
+        standardized, mask = _standardized(weight, known, dtype), list(ctx.needs_input_grad[:3])
+        grad_x, grad_weight, grad_bias = aten.convolution_backward(
+            grad, x, standardized, bias_shape, *geometry, mask
         )
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(grad_weight, weight, mean, std, ctx.eps)
+        if mask[1]:
+            grad_weight = _weight_gradient(grad_weight, weight, known)
         return grad_x, grad_weight, grad_bias, None, None, None

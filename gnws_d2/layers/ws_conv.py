@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .weight_standardization import (
+    Statistics,
     check_fan_in,
     standardize_weight,
     standardized_convolution,
@@ -22,7 +23,7 @@ _MARK = "weight_standardized"  # in the metadata of a state dict
 
 
 class _Kept(NamedTuple):
-    standardized: torch.Tensor
+    value: Any  # the standardized weight, or in training the statistics that give it
     key: tuple[object, ...]  # what identifies the raw weight that it was computed from
     raw: torch.Tensor  # holds the storage of that weight: no other tensor can get its address
 
@@ -32,8 +33,9 @@ class StandardizedConv(nn.Module):
 
     In evaluation mode and for frozen weights, the standardized weight is computed once and kept
     until the weight changes: by an optimizer's step, ``load_state_dict``, an in-place edit, another
-    tensor, or ``.to()``. ``train()`` and ``eval()`` drop it in any case. A write through
-    ``weight.data`` bypasses version tracking: call ``eval()`` after it.
+    tensor, or ``.to()``. In training, so are a few numbers per filter, for all micro-batches of a
+    step. ``train()`` and ``eval()`` drop it in any case. A write through ``weight.data`` bypasses
+    version tracking: call one of them after it.
 
     Args:
         eps: see :func:`~gnws_d2.layers.standardize_weight`.
@@ -63,17 +65,24 @@ class StandardizedConv(nn.Module):
     def standardized_weight(self) -> torch.Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
         weight = self.weight
-        if self._is_trained(weight) or takes_plain_operations():
+        if self._is_trained(weight) or takes_plain_operations(weight):
             return self._standardize(weight)
-        if weight.is_inference() or not isinstance(weight, nn.Parameter):  # without a version
-            return self._standardize(weight)
+        return self._keep(weight, False)
+
+    def _keep(self, weight: torch.Tensor, trained: bool) -> Any:
+        """The statistics or else the standardized weight, computed again if the weight changed."""
+        has_version = isinstance(weight, nn.Parameter) and not weight.is_inference()
         # The address changes where ``weight.data`` is replaced, the version by edits in place.
-        key = (weight.data_ptr(), weight._version, weight.shape, weight.stride(), self.eps)
-        if self._kept is None or self._kept.key != key:
+        place = (weight.data_ptr(), has_version and weight._version, weight.shape, weight.stride())
+        key, kept = (trained, self.eps, *place), self._kept
+        # Writes that bypass the version, as gradcheck's, come when no gradient accumulates.
+        if kept is None or kept.key != key or not has_version or (trained and weight.grad is None):
             # An inference tensor could not be used for training the layers before this one.
             with torch.inference_mode(False), torch.no_grad():
-                self._kept = _Kept(self._standardize(weight), key, weight.detach())
-        return self._kept.standardized
+                value = Statistics.of(weight, self.eps) if trained else self._standardize(weight)
+                kept = _Kept(value, key, weight.detach())
+            self._kept = kept if has_version else None
+        return kept.value
 
     def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
         return standardize_weight(weight, self.eps)
@@ -123,10 +132,10 @@ class StandardizedConv(nn.Module):
     ) -> torch.Tensor:
         # torch's convolutions call this with their own weight.
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        plain = plain and x.dim() == weight.dim() and not x.is_meta  # which has no autocast
-        if plain and self._is_trained(weight) and not takes_plain_operations():
+        plain = plain and x.dim() == weight.dim() and self._is_trained(weight)
+        if plain and not takes_plain_operations(weight):
             geometry = (self.stride, self.padding, self.dilation, self.groups)
-            return standardized_convolution(x, weight, bias, geometry, self.eps)
+            return standardized_convolution(x, weight, bias, geometry, self._keep(weight, True))
         return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
 
 
