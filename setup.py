@@ -56,8 +56,8 @@ setup(
     # against the torch it will run with; importing gnws_d2 says how to get it.
     install_requires=[
         *("torch", "torchvision", "numpy", "fvcore", "iopath", "filelock", "jinja2", "tqdm"),
-        *("opencv-python-headless", "pillow", "pycocotools", "pyyaml", "simpleeval"),
-        "tabulate",
+        *("faster-coco-eval", "opencv-python-headless", "pillow", "pycocotools", "pyyaml"),
+        *("simpleeval", "tabulate"),
         *DETECTRON2_NEEDS,
     ],
     extras_require={

@@ -58,4 +58,4 @@ class SharedRecords(Records):
 
     def __getitem__(self, index: Any) -> Any:
         start = self._ends[index - 1] if index else 0
-        return pickle.loads(memoryview(self._bytes[start : self._ends[index]]))
+        return pickle.loads(self._bytes[start : self._ends[index]].data)

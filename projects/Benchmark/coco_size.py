@@ -5,15 +5,20 @@ iteration, and peak memory.
 
     python projects/Benchmark/coco_size.py make FOLDER     # 118,000 images, 860,000 objects; 0.8 GB
     python projects/Benchmark/coco_size.py start FOLDER    # on a quiet machine
+    python projects/Benchmark/coco_size.py score FOLDER
+
+The last measures evaluation and report of 500,000 detections of 36,000 objects in 5,000 images.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +27,22 @@ import psutil
 from detectron2 import model_zoo
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
+from pycocotools import mask as mask_util
 from results import machine
 from tabulate import tabulate
 
 from gnws.marked_text import update_marked
+from gnws_d2 import load_config
+from gnws_d2.engine import build_evaluator
+from gnws_d2.projects.own_data import fit_to_data
+from gnws_d2.projects.report import report_run
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 IMAGES, OBJECTS, OWN, PICTURES = 118_000, 860_000, 20_000, 8
+VALIDATION, CLASSES = (5_000, 36_000, 500_000), (80, 365, 1203)  # images, objects, detections
 WIDTH, HEIGHT = 640, 480
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"  # Detectron2's
+SCORED = "Small/mask_rcnn_R_18_FPN_gn_ws.yaml"
 OPTS = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.MAX_ITER", "1"]
 OPTS += ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0"]
 OPTS += ["DATASETS.TEST", "()"]
@@ -91,6 +103,49 @@ def make(folder: Path, images: int, objects: int) -> None:
         part = [a for a in annotations if a["image_id"] <= count]
         content = {"images": listed[:count], "annotations": part, "categories": categories}
         (root.parent / "annotations" / f"{name}.json").write_text(json.dumps(content))
+
+
+def score(folder: Path, classes: int) -> list[float]:
+    """Seconds of the evaluation and of the report of detections in the validation images with as
+    many classes, and the GiB of the process at its peak."""
+    images, objects, detections = VALIDATION
+    rng = np.random.default_rng(0)
+    categories = [{"id": i, "name": f"class {i}"} for i in range(1, classes + 1)]
+    listed = [
+        {"id": i, "file_name": f"{i:012}.jpg", "width": WIDTH, "height": HEIGHT}
+        for i in range(1, images + 1)
+    ]
+    truth = [
+        {"id": i, "image_id": int(rng.integers(1, images + 1)), **_object(rng, categories)}
+        for i in range(1, objects + 1)
+    ]
+    file = folder / f"{classes}.json"
+    content = {"images": listed, "annotations": truth, "categories": categories}
+    file.write_text(json.dumps(content))
+    found: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in listed}
+    for number in range(detections):  # every tenth near an object
+        near = truth[number // 10 % objects] if number % 10 == 0 else _object(rng, categories)
+        mask = near["segmentation"]
+        if isinstance(mask, list):
+            moved = (np.array(mask) + rng.normal(0, 2, 2).repeat(len(mask[0]) // 2)).tolist()
+            mask = mask_util.merge(mask_util.frPyObjects(moved, HEIGHT, WIDTH))
+        else:
+            mask = mask_util.frPyObjects(mask, HEIGHT, WIDTH)
+        mask["counts"] = mask["counts"].decode()
+        image = near.get("image_id", number % images + 1)
+        row = {"image_id": image, "category_id": near["category_id"] - 1, "segmentation": mask}
+        found[image].append({**row, "bbox": near["bbox"], "score": float(rng.random())})
+    name = f"{file}={folder / 'coco' / 'train2017'}"
+    opts = ["DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(folder / "scored")]
+    cfg = fit_to_data(load_config(SCORED, [*opts, "MODEL.DEVICE", "cpu"]))
+    evaluator = build_evaluator(cfg, name)
+    evaluator._predictions = [{"image_id": i, "instances": rows} for i, rows in found.items()]
+    began = time.monotonic()
+    evaluator.evaluate()
+    evaluated = time.monotonic()
+    report_run(cfg)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return [evaluated - began, time.monotonic() - evaluated, peak]
 
 
 def _object(rng: np.random.Generator, categories: list[dict[str, Any]]) -> dict[str, Any]:
@@ -178,24 +233,42 @@ def measure(folder: Path, rounds: int, cases: list[tuple[str, int, int]]) -> Non
     for what in ("s", "GiB in all", "GiB of the largest"):
         header += [f"Detectron2, {what}", f"here, {what}", "ratio"]
     table = tabulate(rows, header, tablefmt="github", floatfmt=".2f")
+    _write("coco-start", table, f"Rounds: {rounds}; ")
+
+
+def score_all(folder: Path, classes: Sequence[int]) -> None:
+    spawned = multiprocessing.get_context("spawn")
+    rows = []
+    for count in classes:
+        with spawned.Pool(1) as pool:  # a process each, for its peak of memory
+            rows.append([count, *pool.apply(score, (folder, count))])
+        print(rows[-1], flush=True)
+    header = ["classes", "evaluation, s", "report, s", "GiB at the peak"]
+    _write("coco-score", tabulate(rows, header, tablefmt="github", floatfmt=".1f"))
+
+
+def _write(mark: str, table: str, note: str = "") -> None:
     about = machine("cpu")
-    note = f"{about['machine']}, {os.cpu_count()} cores, {about['date']}, {about['commit']}"
+    note += f"{about['machine']}, {os.cpu_count()} cores, {about['date']}, {about['commit']}"
     print(table)
-    update_marked(DOCUMENT, {"coco-size": f"{table}\n\nRounds: {rounds}; {note}."})
+    update_marked(DOCUMENT, {mark: f"{table}\n\n{note}."})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("action", choices=("make", "start"))
+    parser.add_argument("action", choices=("make", "start", "score"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--classes", type=int, nargs="+", default=CLASSES)
     parser.add_argument(
         "--case", nargs=3, action="append", metavar=("DATA", "PROCESSES", "WORKERS")
     )
     args = parser.parse_args()
     if args.action == "make":
         return make(args.folder, args.images, OBJECTS * args.images // IMAGES)
+    if args.action == "score":
+        return score_all(args.folder, args.classes)
     several = [("COCO", n, w) for n in (1, 2) for w in (0, 4)]
     cases = args.case or [*several, ("own", 1, 0), ("own", 1, 4)]
     measure(args.folder, args.rounds, [(d, int(p), int(w)) for d, p, w in cases])

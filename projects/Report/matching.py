@@ -1,20 +1,20 @@
 """COCO's AP, which detection finds which object, and which class is taken for which other, all
-from pycocotools' ``COCOeval``; and which images are worth showing."""
+from COCO's evaluation; and which images are worth showing."""
 
 import contextlib
 import functools
 import io
 import random
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from faster_coco_eval import COCOeval_faster
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
-from gnws_d2.engine.evaluation import detection_limit
+from gnws_d2.engine.evaluation import coco_eval, detection_limit, loaded
 from gnws_d2.errors import GnwsError
 
 MATCHING_IOU = 0.5  # the first of COCOeval's IoU thresholds
@@ -114,21 +114,16 @@ def match(truth: COCO, results: Sequence[Row], task: str, sigmas: Sequence[float
     Raises:
         GnwsError: a detection is of an image that ``truth`` does not have.
     """
-    evaluation = _coco_eval(truth, results, task, sigmas)
-    areas = []  # (IoU thresholds, recalls, classes) each; NaN for classes without objects
-    # One at a time: the matches of many classes at all areas would take gigabytes.
-    for bounds in reversed(evaluation.params.areaRng):
-        evaluation.params.areaRng = [bounds]
-        with _silence():
-            evaluation.evaluate()
-            evaluation.accumulate()
-        found = evaluation.eval["precision"][..., 0, 0]
-        areas.append(np.where(found < 0, np.nan, found))  # COCOeval writes -1
-    right, wrong, finders = _counted(evaluation)  # at the last area, which is any
-    *large_to_small, precision = areas
+    evaluate = _evaluation(truth, results, task, sigmas)
+    evaluation = evaluate()
+    evaluation.accumulate()
+    found = evaluation.eval["precision"][..., 0]  # (IoU thresholds, recalls, classes, areas)
+    found = np.where(found < 0, np.nan, found)  # COCOeval writes -1; for classes without objects
+    right, wrong, finders = _counted(evaluate(at_50=True), truth, results)
+    precision, *small_to_large = np.moveaxis(found, -1, 0)
     parts = {"AP": precision, "AP50": precision[_IOU_50], "AP75": precision[_IOU_75]}
-    sizes = [*zip("lms", large_to_small, strict=False)]  # keypoints have no small ones
-    parts |= {f"AP{size}": area for size, area in reversed(sizes)}
+    sizes = "sml"[-len(small_to_large) :]  # keypoints have no small ones
+    parts |= {f"AP{size}": area for size, area in zip(sizes, small_to_large, strict=True)}
     means = precision.mean(axis=1)  # a class is undefined at all recalls or at none
     class_ap = np.stack([means.mean(axis=0), means[_IOU_50], means[_IOU_75]], axis=1)
 
@@ -156,14 +151,11 @@ def confusion_matrix(
         (K + 1, K + 1) counts, classes in the order of their ids. The last column counts objects
         that are missed, the last row detections where no object is.
     """
-    kept = [result for result in results if result["score"] >= threshold]
-    evaluation = _coco_eval(truth, kept, task, sigmas, by_class=False)
-    evaluation.params.areaRng = evaluation.params.areaRng[:1]
-    with _silence():
-        evaluation.evaluate()
+    kept = [r for r in results if r["score"] >= threshold and r["category_id"] in truth.cats]
+    evaluate = _evaluation(truth, kept, task, sigmas, by_class=False)
     index = {id_: k for k, id_ in enumerate(sorted(truth.getCatIds()))}
     background = len(index)
-    _, wrong, finders = _counted(evaluation)
+    _, wrong, finders = _counted(evaluate(at_50=True), truth, kept)
     matrix = np.zeros((background + 1, background + 1), dtype=int)
     for detection in wrong:
         matrix[background, index[detection["category_id"]]] += 1
@@ -235,38 +227,39 @@ def choose(results: list[ImageResult], number: int) -> dict[str, list[ImageResul
     return {"worst": worst, "best": best, "random": drawn}
 
 
-def _coco_eval(
+def _evaluation(
     truth: COCO, results: Sequence[Row], task: str, sigmas: Sequence[float], by_class: bool = True
-) -> COCOeval:
-    """A ``COCOeval`` to evaluate; neither argument is changed.
+) -> Callable[..., COCOeval_faster]:
+    """A function that evaluates ``results``; neither argument is changed. ``at_50``: at
+    MATCHING_IOU alone, and in objects of any area.
 
     Args:
         by_class: match only detections and objects of one class.
     """
-    # COCOeval writes into the annotations, and loadRes into the results.
-    annotations = [dict(a) for a in truth.dataset.get("annotations", [])]
-    copied = coco_api({**truth.dataset, "annotations": annotations})
-    # Without boxes, loadRes takes the area of the mask, as Detectron2's evaluator does.
-    dropped = "bbox" if task == "segm" else "segmentation"
-    rows = [{k: v for k, v in row.items() if k != dropped} for row in results]
-    if rows:
-        unknown = {row["image_id"] for row in rows} - set(copied.imgs)
-        if unknown:
-            raise GnwsError(
-                f"the results have detections in image {min(unknown, key=str)!r}, which the "
-                "dataset does not have. Evaluate again on this dataset, and then write the report."
-            )
-        with _silence():
-            detected = copied.loadRes(rows)
-    else:
-        detected = coco_api({**truth.dataset, "annotations": []})
-    evaluation = COCOeval(copied, detected, task)
-    evaluation.params.useCats = by_class
-    if task == "keypoints" and sigmas:
-        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
-    if task != "keypoints":  # of which COCO counts 20
-        evaluation.params.maxDets = [detection_limit(rows, by_class=by_class)]
-    return evaluation
+    if unknown := {row["image_id"] for row in results} - set(truth.imgs):
+        raise GnwsError(
+            f"the results have detections in image {min(unknown, key=str)!r}, which the "
+            "dataset does not have. Evaluate again on this dataset, and then write the report."
+        )
+    files = loaded(truth, results, task)
+    if not by_class:
+        for file in files:
+            file.dataset["categories"] = [{"id": 1, "name": "any"}]
+            for row in file.dataset["annotations"]:
+                row["category_id"] = 1
+            file.createIndex()
+    limit = detection_limit(results, by_class=by_class)
+
+    def evaluate(at_50: bool = False) -> COCOeval_faster:
+        evaluation = coco_eval(*files, task, [limit], sigmas)
+        if at_50:
+            evaluation.params.iouThrs = np.array([MATCHING_IOU])
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.evaluate()
+        return evaluation
+
+    return evaluate
 
 
 def coco_api(dataset: dict[str, Any]) -> COCO:
@@ -278,23 +271,31 @@ def coco_api(dataset: dict[str, Any]) -> COCO:
     return coco
 
 
-def _counted(evaluation: COCOeval) -> tuple[list[Row], list[Row], list[tuple[Row, Row | None]]]:
+def _counted(
+    evaluation: COCOeval_faster, truth: COCO, results: Sequence[Row]
+) -> tuple[list[Row], list[Row], list[tuple[Row, Row | None]]]:
     """What ``evaluation`` matches at MATCHING_IOU, as in :class:`Matches`: ``right``, ``wrong``,
     ``finders``."""
     objects, detections = evaluation.cocoGt.anns, evaluation.cocoDt.anns
-    right, wrong, finders = [], [], []
-    for found in evaluation.evalImgs:  # of one image and class
-        if found is None:
-            continue
-        each = zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0], strict=True)
-        for id_, matched, ignored in each:
-            if not ignored:
-                (right if matched > 0 else wrong).append(detections[id_])
-        each = zip(found["gtIds"], found["gtMatches"][0], found["gtIgnore"], strict=True)
-        finders += [
-            (objects[i], detections.get(finder)) for i, finder, ignored in each if not ignored
-        ]
-    return right, wrong, finders
+    pairs = (map(int, pair.split("_")) for pair in evaluation.eval["matched"])
+    found = dict(pairs)  # the object of each detection
+    groups: defaultdict[Any, list[Row]] = defaultdict(list)
+    for number, result in enumerate(results, 1):
+        category = detections[number]["category_id"]
+        if category in evaluation.cocoGt.cats:  # others count neither way
+            groups[result["image_id"], category].append({**result, "id": number})
+    right, wrong, finders = [], [], {}
+    for rows in groups.values():
+        rows.sort(key=lambda row: -row["score"])
+        for row in rows[: evaluation.params.maxDets[-1]]:  # the others do not count
+            number = found.get(row["id"])
+            if number is None:
+                wrong.append(row)
+            elif not objects[number]["ignore"]:
+                right.append(row)
+                finders[number] = row
+    counted = [(a, finders.get(i)) for i, a in truth.anns.items() if not objects[i]["ignore"]]
+    return right, wrong, counted
 
 
 @contextlib.contextmanager

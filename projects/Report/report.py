@@ -20,7 +20,7 @@ from gnws.arguments import parse
 from gnws_d2.checkpoint.resume import named_checkpoint
 from gnws_d2.config import DATASET_KEYS, dataset_names
 from gnws_d2.engine import dataset_folder
-from gnws_d2.engine.evaluation import complete_truth
+from gnws_d2.engine.evaluation import RESULTS, complete_truth
 from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, readable, short_name
@@ -28,8 +28,6 @@ from gnws_d2.projects.report.matching import coco_api
 from gnws_d2.projects.report.write import SEMANTIC, SUMMARY, write_report
 
 logger = logging.getLogger("gnws_d2.report")
-
-RESULTS = "coco_instances_results.json"  # of Detectron2's COCOEvaluator
 
 
 def report_run(cfg: CfgNode, weights: str = "", *, images: int = 3) -> list[Path]:
