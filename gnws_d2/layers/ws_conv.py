@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from .weight_standardization import (
-    Statistics,
     check_fan_in,
+    normalize,
     standardize_weight,
     standardized_convolution,
     takes_plain_operations,
@@ -25,10 +26,10 @@ _MARK = "weight_standardized"  # in the metadata of a state dict
 class _Kept(NamedTuple):
     value: Any  # the standardized weight, or in training the statistics that give it
     key: tuple[object, ...]  # what identifies the raw weight that it was computed from
-    raw: torch.Tensor  # holds the storage of that weight: no other tensor can get its address
+    raw: Tensor  # holds the storage of that weight: no other tensor can get its address
 
 
-class StandardizedConv(nn.Module):
+class StandardizedConv(_ConvNd):
     """The base class of all standardized convolutions, before the plain class in their bases.
 
     In evaluation mode and for frozen weights, the standardized weight is computed once and kept
@@ -49,27 +50,19 @@ class StandardizedConv(nn.Module):
     eps: float = 1e-5
     _kept: _Kept | None = None
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: Any  # a string or a tuple
-    dilation: tuple[int, ...]
-    groups: int
-
     def __init__(self, *args: Any, eps: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_fan_in(self._filters(self.weight).shape)
         self.eps = eps
 
-    def standardized_weight(self) -> torch.Tensor:
+    def standardized_weight(self) -> Tensor:
         """The weight that is convolved with, in the shape and dtype of ``weight``."""
         weight = self.weight
         if self._is_trained(weight) or takes_plain_operations(weight):
             return self._standardize(weight)
         return self._keep(weight, False)
 
-    def _keep(self, weight: torch.Tensor, trained: bool) -> Any:
+    def _keep(self, weight: Tensor, trained: bool) -> Any:
         """The statistics or else the standardized weight, computed again if the weight changed."""
         has_version = isinstance(weight, nn.Parameter) and not weight.is_inference()
         # The address changes where ``weight.data`` is replaced, the version by edits in place.
@@ -79,19 +72,19 @@ class StandardizedConv(nn.Module):
         if kept is None or kept.key != key or not has_version or (trained and weight.grad is None):
             # An inference tensor could not be used for training the layers before this one.
             with torch.inference_mode(False), torch.no_grad():
-                value = Statistics.of(weight, self.eps) if trained else self._standardize(weight)
+                value = normalize(weight, self.eps)[1] if trained else self._standardize(weight)
                 kept = _Kept(value, key, weight.detach())
             self._kept = kept if has_version else None
         return kept.value
 
-    def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
+    def _standardize(self, weight: Tensor) -> Tensor:
         return standardize_weight(weight, self.eps)
 
-    def _filters(self, weight: torch.Tensor) -> torch.Tensor:
+    def _filters(self, weight: Tensor) -> Tensor:
         """``weight`` as (C_out, C_in / groups, *kernel_size)."""
         return weight
 
-    def _is_trained(self, weight: torch.Tensor) -> bool:
+    def _is_trained(self, weight: Tensor) -> bool:
         # A forward of training that takes no gradients rounds as one that does.
         return weight.requires_grad and (self.training or torch.is_grad_enabled())
 
@@ -127,16 +120,14 @@ class StandardizedConv(nn.Module):
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
-    def _conv_forward(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # torch's convolutions call this with their own weight.
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         plain = plain and x.dim() == weight.dim() and self._is_trained(weight)
         if plain and not takes_plain_operations(weight):
             geometry = (self.stride, self.padding, self.dilation, self.groups)
             return standardized_convolution(x, weight, bias, geometry, self._keep(weight, True))
-        return super()._conv_forward(x, self.standardized_weight(), bias)  # type: ignore[misc]
+        return super()._conv_forward(x, self.standardized_weight(), bias)
 
 
 class WSConv1d(StandardizedConv, nn.Conv1d):
@@ -152,14 +143,14 @@ class WSConv2d(StandardizedConv, nn.Conv2d):
         self,
         *args: Any,
         norm: nn.Module | None = None,
-        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
@@ -173,15 +164,15 @@ class WSConv3d(StandardizedConv, nn.Conv3d):
 class _WSConvTranspose(StandardizedConv):
     """Has its filters along the second dimension: (C_in, C_out / groups, *kernel_size)."""
 
-    def _filters(self, weight: torch.Tensor) -> torch.Tensor:
+    def _filters(self, weight: Tensor) -> Tensor:
         grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
         return grouped.flatten(0, 1)
 
-    def _standardize(self, weight: torch.Tensor) -> torch.Tensor:
+    def _standardize(self, weight: Tensor) -> Tensor:
         standardized = standardize_weight(self._filters(weight), self.eps)
         return standardized.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
-    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         dims = len(self.kernel_size)
         output_padding = self._output_padding(  # type: ignore[operator]
             x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
