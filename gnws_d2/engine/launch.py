@@ -52,8 +52,7 @@ def launch(
 
     Args:
         timeout: how long a process waits for the others, to start and later; by default 30 minutes.
-        device: returns MODEL.DEVICE. It is asked where several processes meet a GPU, and if it is
-            "cpu", hides that from them.
+        device: returns MODEL.DEVICE; asked where several processes meet a GPU. "cpu" hides it.
 
     Raises:
         GnwsError: there are fewer than one process or more than GPUs, or they did not find or lost
@@ -128,8 +127,7 @@ def _start(world: tuple, main: tuple, timeout: timedelta) -> None:
         if isinstance(error, mp.ProcessExitedException):
             raise GnwsError(
                 f"Without an error of its own, {error}. SIGKILL often means that memory ran out, "
-                "SIGABRT on GPUs that another process did not come within SOLVER.PROCESS_TIMEOUT "
-                "seconds (train.process_timeout); see the lines above and log.txt.rankN."
+                "SIGABRT on GPUs that SOLVER.PROCESS_TIMEOUT passed. See above, and log.txt.rankN."
             ) from error
         if "init_process_group" in str(error):
             raise _not_found(f"--dist-url {world[3]}", timeout, error) from error
