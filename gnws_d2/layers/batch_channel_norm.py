@@ -92,10 +92,9 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None and self.running_var is not None
         wide = torch.promote_types(x.dtype, torch.float32)
         mean, var = self.running_mean.to(wide), self.running_var.to(wide)
-        dims = (0, 2, 3)
         deviation = x - mean.view(1, -1, 1, 1)  # wide; on a CPU, var_mean takes four times as long
         count = mean.new_full((1,), x.numel() // x.shape[1])
-        sums = torch.cat([deviation.sum(dims), deviation.square_().sum(dims), count])
+        sums = torch.cat([deviation.sum((0, 2, 3)), deviation.square_().sum((0, 2, 3)), count])
         if self.sync and _is_distributed():
             dist.all_reduce(sums)
         total = sums[-1]

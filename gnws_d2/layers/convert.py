@@ -13,13 +13,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from .ws_conv import STANDARDIZED, StandardizedConv, WSConv2d
 
 Model = TypeVar("Model", bound=nn.Module)
-
-CONVOLUTIONS = tuple(STANDARDIZED)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def convert(
             continue  # BatchChannelNorm2d, which contains a batch normalization
         for child_name, child in list(parent.named_children()):
             kind = type(child).__name__
-            if standardize and isinstance(child, CONVOLUTIONS):
+            if standardize and isinstance(child, _ConvNd):
                 reason = make_standardized(child) if child in normed else "no norm follows it"
             elif group_norm and _is_norm(child):
                 reason = _why_not_group_norm(child, child in normed.values())
@@ -99,7 +98,7 @@ def followed_by_norm(model: nn.Module) -> dict[nn.Module, nn.Module]:
     for parent in model.modules():
         children: list[Any] = list(parent.children())
         for conv, after in itertools.pairwise(children):
-            if isinstance(conv, CONVOLUTIONS) and _is_norm(after):
+            if isinstance(conv, _ConvNd) and _is_norm(after):
                 channels = getattr(after, "num_features", getattr(after, "num_channels", None))
                 if (channels or len(after.weight)) == conv.out_channels:
                     found[conv] = after

@@ -34,9 +34,9 @@ class StandardizedConv(_ConvNd):
 
     In evaluation mode and for frozen weights, the standardized weight is computed once and kept
     until the weight changes: by an optimizer's step, ``load_state_dict``, an in-place edit, another
-    tensor, or ``.to()``. In training, so are a few numbers per filter, for all micro-batches of a
-    step. ``train()`` and ``eval()`` drop it in any case. A write through ``weight.data`` bypasses
-    version tracking: call one of them after it.
+    tensor, or ``.to()``. In training, what is kept is five numbers per filter, while a gradient
+    accumulates. ``train()`` and ``eval()`` drop it in any case: call one after a write through
+    ``weight.data``, which bypasses version tracking.
 
     Args:
         eps: see :func:`~gnws_d2.layers.standardize_weight`.
@@ -67,7 +67,7 @@ class StandardizedConv(_ConvNd):
         has_version = isinstance(weight, nn.Parameter) and not weight.is_inference()
         # The address changes where ``weight.data`` is replaced, the version by edits in place.
         place = (weight.data_ptr(), has_version and weight._version, weight.shape, weight.stride())
-        key, kept = (trained, self.eps, *place), self._kept
+        key, kept = (*place, self.eps, trained), self._kept
         # Writes that bypass the version, as gradcheck's, come when no gradient accumulates.
         if kept is None or kept.key != key or not has_version or (trained and weight.grad is None):
             # An inference tensor could not be used for training the layers before this one.
@@ -102,9 +102,7 @@ class StandardizedConv(_ConvNd):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # Beside the version that torch keeps of every module, so that no name changes.
-        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
-        if metadata is not None:
-            metadata[_MARK] = True
+        getattr(destination, "_metadata", {}).get(prefix[:-1], {})[_MARK] = True
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any
@@ -136,8 +134,7 @@ class WSConv1d(StandardizedConv, nn.Conv1d):
 
 class WSConv2d(StandardizedConv, nn.Conv2d):
     """``torch.nn.Conv2d`` and ``detectron2.layers.Conv2d`` with a standardized weight. ``norm`` and
-    then ``activation`` are applied to its output. Takes and returns (N, C, H, W), N = 0 included.
-    """
+    then ``activation`` are applied to its output. Takes and returns (N, C, H, W), also N = 0."""
 
     def __init__(
         self,
@@ -165,8 +162,7 @@ class _WSConvTranspose(StandardizedConv):
     """Has its filters along the second dimension: (C_in, C_out / groups, *kernel_size)."""
 
     def _filters(self, weight: Tensor) -> Tensor:
-        grouped = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
-        return grouped.flatten(0, 1)
+        return weight.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
 
     def _standardize(self, weight: Tensor) -> Tensor:
         standardized = standardize_weight(self._filters(weight), self.eps)
@@ -196,12 +192,7 @@ class WSConvTranspose3d(_WSConvTranspose, nn.ConvTranspose3d):
     """``torch.nn.ConvTranspose3d`` with a standardized weight."""
 
 
+_KINDS = (WSConv1d, WSConv2d, WSConv3d, WSConvTranspose1d, WSConvTranspose2d, WSConvTranspose3d)
+
 # A plain class, and its standardized counterpart.
-STANDARDIZED: dict[type[nn.Module], type[StandardizedConv]] = {
-    nn.Conv1d: WSConv1d,
-    nn.Conv2d: WSConv2d,
-    nn.Conv3d: WSConv3d,
-    nn.ConvTranspose1d: WSConvTranspose1d,
-    nn.ConvTranspose2d: WSConvTranspose2d,
-    nn.ConvTranspose3d: WSConvTranspose3d,
-}
+STANDARDIZED: dict[type[nn.Module], type[StandardizedConv]] = {k.__bases__[1]: k for k in _KINDS}
