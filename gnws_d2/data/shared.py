@@ -1,6 +1,5 @@
 """A training set that the processes of a machine have in memory once."""
 
-import os
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence

@@ -35,6 +35,19 @@ def micro_batches(batch: list[Any], steps: int) -> list[list[Any]]:
     return [batch[i : i + size] for i in range(0, len(batch), size)]
 
 
+def fused(optimizer: Any) -> Any:
+    """Let SGD, also with Detectron2's clipping, make its step in one kernel, on a CPU too, unless
+    ``fused`` was chosen; results are those of other ways within rounding. A run that resumes from a
+    checkpoint of another way goes on in that."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        is_known = all(p.device.type in ("cpu", "cuda") for p in group["params"])
+        if group["fused"] is None and is_known:
+            # Not by the constructor, after which GradScaler leaves unscaling to the kernel, and
+            # clipping would see scaled gradients.
+            group.update(fused=True, foreach=False)
+    return optimizer
+
+
 class AccumulatingTrainer(AMPTrainer):
     """Computes in each step what ``steps`` times as many processes compute with one micro-batch
     each. With one step in float32 it computes what Detectron2's SimpleTrainer does, with one step
@@ -65,7 +78,7 @@ class AccumulatingTrainer(AMPTrainer):
         self._device = next(model.parameters()).device.type
         # One scale for all gradients of a step. Disabled, it passes on what it is given.
         scaler = torch.amp.GradScaler(self._device, enabled=precision == torch.float16)
-        super().__init__(model, data_loader, optimizer, grad_scaler=scaler)
+        super().__init__(model, data_loader, fused(optimizer), grad_scaler=scaler)
         self.steps = steps
         self.precision = precision
         self._before_micro_batch = before_micro_batch

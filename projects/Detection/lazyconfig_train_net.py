@@ -43,6 +43,7 @@ from gnws_d2.engine import (
     save_final,
     seek_data,
 )
+from gnws_d2.engine.accumulation import fused
 from gnws_d2.engine.weight_average import WeightAverage
 from gnws_d2.files import restored
 from gnws_d2.projects.detection.defaults import (
@@ -104,7 +105,7 @@ def train(cfg: Any, resume: bool, undo: ExitStack | None = None) -> None:
     loader = build_train_loader(cfg.dataloader.train)
     map_one(loader)
     seed = IterationSeed(cfg.train.get("seed", -1))
-    trainer = kind(model, loader, instantiate(cfg.optimizer))
+    trainer = kind(model, loader, fused(instantiate(cfg.optimizer)))
     checkpointer = Checkpointer(model, cfg.train.output_dir, values=written, trainer=trainer)
     train_hooks = [
         seed,

@@ -15,7 +15,8 @@ from gnws_d2.data import SharedRecords, load_once
 from gnws_d2.engine import launch
 from gnws_d2.errors import DatasetError
 mp.start_processes = functools.partial(mp.start_processes, start_method="fork")
-RECORDS = [{"file_name": f"{i}.jpg", "annotations": [{"bbox": [0.1 * i] * 4}] * i} for i in range(5)]
+OBJECTS = [[{"bbox": [0.1 * i] * 4}] * i for i in range(5)]
+RECORDS = [{"file_name": f"{i}.jpg", "annotations": listed} for i, listed in enumerate(OBJECTS)]
 def main(what, file):
     loads = []
     def load():

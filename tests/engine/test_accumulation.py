@@ -19,7 +19,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from gnws_d2.engine import Trainer
-from gnws_d2.engine.accumulation import AccumulatingTrainer, micro_batches
+from gnws_d2.engine.accumulation import AccumulatingTrainer, fused, micro_batches
 from gnws_d2.errors import ConfigError
 
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
@@ -134,7 +134,8 @@ def fit(make=AccumulatingTrainer, model=None, iterations=3, clip=0.0, **options)
         cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
         cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clip
         maybe_add_gradient_clipping(cfg, optimizer)
-    trainer = make(model, [list(batch) for batch in numbers], optimizer, **options)
+    data = [list(batch) for batch in numbers]
+    trainer = make(model, data, fused(optimizer), **options)  # Detectron2's as well
     if options.get("precision") == torch.float16:
         trainer.grad_scaler = GradScaler("cpu", init_scale=1024, growth_interval=2)
     trainer.train(0, iterations)
@@ -224,3 +225,38 @@ def test_gradients_are_exchanged_once_a_step(tmp_path):
     assert len(exchanged) == 1
     whole = fit(SimpleTrainer, iterations=1)
     assert torch.allclose(whole.weights, parts.weights, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("clips", [False, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_fused_step_is_the_plain_one(nesterov, clips):
+    cfg = get_cfg()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = clips, 0.1
+    kind = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+    ended = []
+    for wrap in (fused, lambda optimizer: optimizer):
+        torch.manual_seed(0)
+        weights = [nn.Parameter(torch.randn(7, 5)), nn.Parameter(torch.randn(3))]
+        groups = [{"params": [w], "weight_decay": i * 0.1} for i, w in enumerate(weights)]
+        optimizer = wrap(kind(groups, lr=0.1, momentum=0.9, nesterov=nesterov))
+        scaler = GradScaler("cpu", init_scale=64.0)  # whose scale no clipping may see
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = sum((w**2).sum() for w in weights)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        ended.append([w.detach() for w in weights])
+    assert fused(optimizer).param_groups[0]["fused"]  # the kernel is there
+    for one, other in zip(*ended, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_what_a_user_chose_and_other_optimizers_stay():
+    weights = [nn.Parameter(torch.zeros(3))]
+    chosen = torch.optim.SGD(weights, lr=0.1, fused=False)
+    assert fused(chosen).param_groups[0]["fused"] is False
+    other = torch.optim.AdamW(weights)
+    assert fused(other).param_groups[0]["fused"] is None
+    elsewhere = torch.optim.SGD([nn.Parameter(torch.zeros(3, device="meta"))], lr=0.1)
+    assert fused(elsewhere).param_groups[0]["fused"] is None

@@ -110,5 +110,5 @@ def test_some_of_the_images_alone():
 
 def test_sigmas_of_another_number_than_the_keypoints_are_refused():
     truth, rows = scene(1, [7, 3, 2**40])
-    with pytest.raises(ConfigError, match="KEYPOINT_OKS_SIGMAS has 17 values .* 3 keypoints"):
+    with pytest.raises(ConfigError, match=r"KEYPOINT_OKS_SIGMAS has 17 values .* 3 keypoints"):
         coco_eval(*loaded(truth, rows, "keypoints"), "keypoints")
