@@ -40,10 +40,9 @@ class Pretend(torch.Tensor):
     def __new__(cls, on_cpu):
         how = {"strides": on_cpu.stride(), "storage_offset": on_cpu.storage_offset()}
         how |= {"dtype": on_cpu.dtype, "device": f"{NAME}:0"}
-        return cls._make_wrapper_subclass(cls, on_cpu.shape, **how)
-
-    def __init__(self, on_cpu):
-        self.on_cpu = on_cpu
+        tensor = cls._make_wrapper_subclass(cls, on_cpu.shape, **how)
+        tensor.on_cpu = on_cpu
+        return tensor
 
     def tolist(self):
         return self.cpu().tolist()
@@ -100,10 +99,9 @@ def _refuse_mixed(func, name, args, other):
     """Raise where CUDA would, which takes numbers, copies and indices of another device."""
     if func in (COPY, TO_COPY):
         return
+    is_fine = torch.Tag.pointwise in func.tags and not any(t.dim() for t in other)
     if name.startswith("index") and isinstance(args[0], Pretend):
         is_fine = not any(tensor is args[-1] and tensor.dim() for tensor in other)
-    else:
-        is_fine = torch.Tag.pointwise in func.tags and not any(t.dim() for t in other)
     if not is_fine:
         raise RuntimeError(f"{func} takes tensors of two devices, {NAME} and cpu")
 
