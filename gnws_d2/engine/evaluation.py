@@ -112,7 +112,10 @@ class COCOEvaluator(evaluation.COCOEvaluator):
                 score = coco_eval(*files, task, limits, self._kpt_oks_sigmas or ())
                 score.evaluate()
                 score.accumulate()
+                lines: list[str] = []
+                score.print_function = lines.append
                 score.summarize()
+                self._logger.info("COCO's summary:\n%s", "\n".join(lines))
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(score, task, names)
 

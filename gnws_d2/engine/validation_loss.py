@@ -68,7 +68,9 @@ class ValidationLoss:
             if isinstance(module, _BatchNorm):
                 module.eval()
         # The model logs what it samples, which is not of training.
-        with torch.no_grad(), torch.random.fork_rng(), EventStorage(1):
+        device = next(self._model.parameters()).device
+        own = [device] * (device.type == "cuda")  # by default, all GPUs that are visible start
+        with torch.no_grad(), torch.random.fork_rng(own), EventStorage(1):
             torch.manual_seed(0)
             for batch in self._loader:
                 with evaluation_precision(self._cfg):

@@ -7,6 +7,7 @@ says in one line is raised, a GnwsError or OSError, and Ctrl-C as KeyboardInterr
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -82,7 +83,8 @@ def _launched(name: str, /, **flags: Any) -> Outcome | None:
     with tempfile.TemporaryDirectory() as folder, _command(name, **flags) as (_, args):
         file = Path(folder, "outcome")
         processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-        launch(_run, *processes, args=(args, file))
+        device = functools.partial(train_net.device_of, args)
+        launch(_run, *processes, args=(args, file), device=device)
         return pickle.loads(file.read_bytes()) if file.exists() else None  # from _run alone
 
 
