@@ -10,6 +10,7 @@ from detectron2.data.transforms import ResizeTransform
 from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import GenericMask
 from PIL import Image, ImageOps
+from pycocotools import mask as mask_util
 
 from .matching import Matches
 from .painter import Painter
@@ -32,8 +33,8 @@ def draw(
     Args:
         rgb: (H, W, 3) uint8.
         annotations: with ``category_id`` and ``bbox``, XYWH in pixels of ``rgb``; where they have
-            them, ``segmentation`` as polygons or compressed RLE, and ``keypoints``. A ``score`` is
-            part of the label.
+            them, ``segmentation`` as polygons or RLE, and ``keypoints``. A ``score`` is part of the
+            label.
         names: category id -> name.
         colors: one for each annotation, as matplotlib takes them.
 
@@ -45,7 +46,9 @@ def draw(
     resize = ResizeTransform(*old, *new)
     # It changes its argument.
     placed = [
-        transform_instance_annotations({**a, "bbox_mode": BoxMode.XYWH_ABS}, [resize], new)
+        transform_instance_annotations(
+            {**_compressed(a), "bbox_mode": BoxMode.XYWH_ABS}, [resize], new
+        )
         for a in annotations
     ]
     painter = Painter(resize.apply_image(rgb))
@@ -61,6 +64,14 @@ def draw(
         if "keypoints" in annotation:
             painter.draw_and_connect_keypoints(annotation["keypoints"])
     return painter.output.get_image()
+
+
+def _compressed(annotation: Annotation) -> Annotation:
+    """With RLE as Detectron2 takes it: COCO's crowds have lists of numbers."""
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict) and isinstance(mask["counts"], list):
+        return {**annotation, "segmentation": mask_util.frPyObjects(mask, *mask["size"])}
+    return annotation
 
 
 def _label(annotation: Annotation, names: Mapping[int, str]) -> str:
@@ -85,16 +96,14 @@ def truth_and_prediction(
         names: category id -> name.
         threshold: the lowest score that is drawn.
     """
-    found = ((a["id"], finder) for a, finder in matches.finders)
-    is_found = {id_: finder is not None and finder["score"] >= threshold for id_, finder in found}
-    is_right = {d["id"]: True for d in matches.right} | {d["id"]: False for d in matches.wrong}
+    found = {id_: score >= threshold for id_, score in matches.found.items()}
 
     def drawn(annotations: Sequence[Annotation], verdicts: Mapping[int, bool]) -> np.ndarray:
         colors = {True: RIGHT, False: WRONG, None: LEFT_OUT}
         return draw(rgb, annotations, names, [colors[verdicts.get(a["id"])] for a in annotations])
 
     kept = [d for d in detections if d["score"] >= threshold]
-    return drawn(objects, is_found), drawn(kept, is_right)
+    return drawn(objects, found), drawn(kept, matches.verdicts)
 
 
 def without(annotations: Sequence[Annotation], members: set[str]) -> list[Annotation]:

@@ -60,6 +60,16 @@ class Matches:
         return np.array([counts[id_] for id_ in self.categories], int)
 
     @functools.cached_property
+    def found(self) -> dict[int, float]:
+        """The score of what finds it, by each object's id; -1 if nothing does."""
+        return {a["id"]: -1.0 if row is None else row["score"] for a, row in self.finders}
+
+    @functools.cached_property
+    def verdicts(self) -> dict[int, bool]:
+        """Whether it is right, by the id of each detection that counts."""
+        return {d["id"]: True for d in self.right} | {d["id"]: False for d in self.wrong}
+
+    @functools.cached_property
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
         """(K, 101) each: right and wrong detections of each class kept at THRESHOLDS."""
 

@@ -6,6 +6,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
+from pycocotools import mask as mask_util
 
 from gnws_d2.projects.detection import drawing
 from gnws_d2.projects.report import Painter, browse, images
@@ -79,3 +80,20 @@ def test_keypoints_are_as_thick_as_the_person_is_large():
     one, two = (line.get_linewidth() for line in painter.output.ax.lines)
     radii = [dot.radius for dot in painter.output.ax.patches]
     assert two == pytest.approx(2 * one) and radii == pytest.approx(radii[:2] + [2 * radii[0]] * 2)
+
+
+def test_a_crowd_with_the_masks_of_cocos_files_is_drawn_as_others():
+    mask = np.zeros((40, 60), np.uint8, order="F")
+    mask[10:30, 20:50] = 1
+    flat = mask.ravel("F").astype(int)
+    runs = np.diff(np.r_[0, np.flatnonzero(np.diff(flat)) + 1, flat.size])
+    compressed = mask_util.encode(mask)
+    plain = {"counts": runs.tolist(), "size": [40, 60]}
+    assert (mask_util.decode(mask_util.frPyObjects(plain, 40, 60)) == mask).all()
+    rgb = np.full((40, 60, 3), 255, np.uint8)
+    crowd = {"category_id": 1, "bbox": [20, 10, 30, 20], "iscrowd": 1}
+    one, other = (
+        images.draw(rgb, [{**crowd, "segmentation": m}], {1: "a"}, ["red"])
+        for m in (plain, compressed)
+    )
+    assert (one == other).all() and (one < 255).any()
