@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .weight_standardization import (
     check_fan_in,
-    normalize,
+    measure,
     standardize_weight,
     standardized_convolution,
     takes_plain_operations,
@@ -34,9 +34,8 @@ class StandardizedConv(_ConvNd):
 
     In evaluation mode and for frozen weights, the standardized weight is computed once and kept
     until the weight changes: by an optimizer's step, ``load_state_dict``, an in-place edit, another
-    tensor, or ``.to()``. In training, what is kept is five numbers per filter, while a gradient
-    accumulates. ``train()`` and ``eval()`` drop it in any case: call one after a write through
-    ``weight.data``, which bypasses version tracking.
+    tensor, or ``.to()``. In training, it is five numbers per filter, while a gradient accumulates.
+    ``train()`` and ``eval()`` drop it: call one after a write through ``weight.data``, unversioned.
 
     Args:
         eps: see :func:`~gnws_d2.layers.standardize_weight`.
@@ -72,7 +71,7 @@ class StandardizedConv(_ConvNd):
         if kept is None or kept.key != key or not has_version or (trained and weight.grad is None):
             # An inference tensor could not be used for training the layers before this one.
             with torch.inference_mode(False), torch.no_grad():
-                value = normalize(weight, self.eps)[1] if trained else self._standardize(weight)
+                value = measure(weight, self.eps) if trained else self._standardize(weight)
                 kept = _Kept(value, key, weight.detach())
             self._kept = kept if has_version else None
         return kept.value
