@@ -207,9 +207,9 @@ class _StandardizedConvolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         known, dtype, bias_shape, geometry = ctx.settings
-        standardized, mask = _standardized(weight, known, dtype), list(ctx.needs_input_grad[:3])
+        mask = list(ctx.needs_input_grad[:3])
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad, x, standardized, bias_shape, *geometry, mask
+            grad, x, _standardized(weight, known, dtype), bias_shape, *geometry, mask
         )
         if mask[1]:
             grad_weight = _weight_gradient(grad_weight, weight, known)
