@@ -4,6 +4,7 @@ One process computes the step of several: it runs its batch as micro-batches, on
 and steps once on the mean of their gradients.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
+from ..layers import unchanged_weights
 
 
 def micro_batches(batch: list[Any], steps: int) -> list[list[Any]]:
@@ -45,7 +47,13 @@ def fused(optimizer: Any) -> Any:
             # Not by the constructor, after which GradScaler leaves unscaling to the kernel, and
             # clipping would see scaled gradients.
             group.update(fused=True, foreach=False)
+            # Which the kernel omits, and what was computed of the weights would pass for theirs.
+            optimizer.register_step_post_hook(functools.partial(_count_change, group["params"]))
     return optimizer
+
+
+def _count_change(parameters: Any, *_: Any) -> None:
+    torch.autograd.graph.increment_version(parameters)
 
 
 class AccumulatingTrainer(AMPTrainer):
@@ -91,23 +99,27 @@ class AccumulatingTrainer(AMPTrainer):
 
         self.optimizer.zero_grad()
         logged: dict[str, torch.Tensor] = {}
-        for index, part in enumerate(parts):
-            self._before_micro_batch(index)
-            # Processes exchange their gradients in the last backward alone.
-            is_local = index < self.steps - 1 and isinstance(self.model, DistributedDataParallel)
-            with self.model.no_sync() if is_local else nullcontext():
-                with torch.autocast(self._device, self.precision, self.precision != torch.float32):
-                    found = self.model(part)
-                    found = found if isinstance(found, dict) else {"total_loss": found}
-                    losses = {name: loss / self.steps for name, loss in found.items()}
-                self.grad_scaler.scale(sum(losses.values())).backward()
-            for name, loss in losses.items():
-                logged[name] = logged.get(name, 0) + loss.detach()
+        with unchanged_weights():
+            for index, part in enumerate(parts):
+                for name, loss in self._micro_batch(index, part).items():
+                    logged[name] = logged.get(name, 0) + loss.detach()
         self.after_backward()
         # Before the step: this raises if a loss is not finite.
         self._write_metrics(logged, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _micro_batch(self, index: int, part: list[Any]) -> dict[str, torch.Tensor]:
+        self._before_micro_batch(index)
+        # Processes exchange their gradients in the last backward alone.
+        is_local = index < self.steps - 1 and isinstance(self.model, DistributedDataParallel)
+        with self.model.no_sync() if is_local else nullcontext():
+            with torch.autocast(self._device, self.precision, self.precision != torch.float32):
+                found = self.model(part)
+                found = found if isinstance(found, dict) else {"total_loss": found}
+                losses = {name: loss / self.steps for name, loss in found.items()}
+            self.grad_scaler.scale(sum(losses.values())).backward()
+        return losses
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # It is empty or missing after another precision.

@@ -12,6 +12,7 @@ from .ws_conv import (
     WSConvTranspose1d,
     WSConvTranspose2d,
     WSConvTranspose3d,
+    unchanged_weights,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "convert",
     "fold",
     "standardize_weight",
+    "unchanged_weights",
 ]

@@ -5,7 +5,8 @@ names and shapes, so that checkpoints interchange.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,22 @@ from .weight_standardization import (
 _MARK = "weight_standardized"  # in the metadata of a state dict
 
 
+_step: object | None = None  # within unchanged_weights
+
+
+@contextmanager
+def unchanged_weights() -> Iterator[None]:
+    """Within it no weight changes, as in the micro-batches of a step of the optimizer: training
+    measures each once. By itself it does so in each forward, as not every optimizer leaves a trace
+    at the weights that it changes."""
+    global _step
+    outer, _step = _step, object()
+    try:
+        yield
+    finally:
+        _step = outer
+
+
 class _Kept(NamedTuple):
     value: Any  # the standardized weight, or in training the statistics that give it
     key: tuple[object, ...]  # what identifies the raw weight that it was computed from
@@ -34,8 +51,9 @@ class StandardizedConv(_ConvNd):
 
     In evaluation mode and for frozen weights, the standardized weight is computed once and kept
     until the weight changes: by an optimizer's step, ``load_state_dict``, an in-place edit, another
-    tensor, or ``.to()``. In training, it is five numbers per filter, while a gradient accumulates.
-    ``train()`` and ``eval()`` drop it: call one after a write through ``weight.data``, unversioned.
+    tensor, or ``.to()``. ``train()`` and ``eval()`` drop it: call one after a write that leaves no
+    trace, through ``weight.data`` or by a fused optimizer. In training, see
+    :func:`unchanged_weights`.
 
     Args:
         eps: see :func:`~gnws_d2.layers.standardize_weight`.
@@ -66,9 +84,8 @@ class StandardizedConv(_ConvNd):
         has_version = isinstance(weight, nn.Parameter) and not weight.is_inference()
         # The address changes where ``weight.data`` is replaced, the version by edits in place.
         place = (weight.data_ptr(), has_version and weight._version, weight.shape, weight.stride())
-        key, kept = (*place, self.eps, trained), self._kept
-        # Writes that bypass the version, as gradcheck's, come when no gradient accumulates.
-        if kept is None or kept.key != key or not has_version or (trained and weight.grad is None):
+        key, kept = (*place, self.eps, trained and _step), self._kept
+        if kept is None or kept.key != key or not has_version or (trained and _step is None):
             # An inference tensor could not be used for training the layers before this one.
             with torch.inference_mode(False), torch.no_grad():
                 value = measure(weight, self.eps) if trained else self._standardize(weight)

@@ -244,8 +244,10 @@ def test_a_fused_step_is_the_plain_one(nesterov, clips):
             optimizer.zero_grad()
             loss = sum((w**2).sum() for w in weights)
             scaler.scale(loss).backward()
+            versions = [w._version for w in weights]
             scaler.step(optimizer)
             scaler.update()
+            assert all(w._version > v for w, v in zip(weights, versions, strict=True))
         ended.append([w.detach() for w in weights])
     assert fused(optimizer).param_groups[0]["fused"]  # the kernel is there
     for one, other in zip(*ended, strict=True):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnws_d2.layers import WSConv1d, WSConv2d, WSConv3d, standardize_weight
+from gnws_d2.layers import WSConv1d, WSConv2d, WSConv3d, standardize_weight, unchanged_weights
 
 KINDS = [
     (WSConv1d, (4, 6, 3), {}, (2, 4, 9)),
@@ -40,13 +40,14 @@ class Calls(TorchDispatchMode):
 def steps(conv, x, number):
     """The calls of each forward and backward whose gradients accumulate."""
     found = []
-    for _ in range(number):
-        with Calls() as forward:
-            out = conv(x)
-        grad = torch.randn_like(out)
-        with Calls() as backward:
-            out.backward(grad)
-        found.append((forward.count, backward.count))
+    with unchanged_weights():
+        for _ in range(number):
+            with Calls() as forward:
+                out = conv(x)
+            grad = torch.randn_like(out)
+            with Calls() as backward:
+                out.backward(grad)
+            found.append((forward.count, backward.count))
     return found
 
 
@@ -90,16 +91,35 @@ def test_accumulated_gradients_are_those_of_weights_standardized_anew():
     conv, other = (WSConv2d(4, 6, 3, groups=2) for _ in range(2))
     other.load_state_dict(conv.state_dict())
     for _ in range(3):
-        for step in range(3):
-            x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(step))
-            conv(x).square().sum().backward()
-            other.train()  # keeps nothing
-            other(x).square().sum().backward()
-            assert torch.equal(conv.weight.grad, other.weight.grad)
+        with unchanged_weights():
+            for step in range(3):
+                x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(step))
+                conv(x).square().sum().backward()
+                other.train()  # keeps nothing
+                other(x).square().sum().backward()
+                assert torch.equal(conv.weight.grad, other.weight.grad)
         with torch.no_grad():
             for module in (conv, other):
                 module.weight -= 0.1 * module.weight.grad
                 module.weight.grad = None
+
+
+@pytest.mark.parametrize("set_to_none", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_fused_step_is_seen_by_every_loop(kind, set_to_none):
+    """Torch's fused kernels leave the weight's version as it was."""
+    conv, x = WSConv2d(4, 6, 3), torch.randn(2, 4, 5, 5)
+    optimizer = kind(conv.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        loss = conv(x).square().sum()  # before the gradients of the last step are gone
+        optimizer.zero_grad(set_to_none)
+        loss.backward()
+        optimizer.step()
+        anew = WSConv2d(4, 6, 3)
+        anew.load_state_dict(conv.state_dict())
+        assert torch.equal(conv(x), anew(x))
+        with torch.no_grad():
+            assert torch.equal(conv(x), anew(x))
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, (1, 3)])
