@@ -29,13 +29,8 @@ IN_LOG_FILE_ONLY = (
     *("Full config saved to", "Model:", "Auto-scaling the config", "Command line arguments:"),
     *("Serializ", "[DatasetMapper]", "Distribution of instances", "Fast COCO eval"),
     *("Start inference", "Total inference", "Preparing results", "Saving results to"),
-    *(
-        "Evaluating predictions",
-        "COCO's summary:",
-        "copypaste:",
-        "Per-category",
-        "Saving checkpoint",
-    ),
+    *("Evaluating predictions", "COCO's summary:", "copypaste:", "Per-category"),
+    "Saving checkpoint",
     *("Rank of current process", "Using training sampler", "Some metrics cannot", "Report: "),
 )
 PROGRESS = 30.0  # seconds between two lines of an evaluation
