@@ -171,7 +171,8 @@ def confusion_matrix(
         matrix[background, index[detection["category_id"]]] += 1
     for annotation, finder in finders:
         column = index[finder["category_id"]] if finder else background
-        matrix[index[annotation["category_id"]], column] += 1
+        if annotation["category_id"] in index:
+            matrix[index[annotation["category_id"]], column] += 1
     return matrix
 
 
@@ -304,8 +305,8 @@ def _counted(
             elif not objects[number]["ignore"]:
                 right.append(row)
                 finders[number] = row
-    counted = [(a, finders.get(i)) for i, a in truth.anns.items() if not objects[i]["ignore"]]
-    return right, wrong, counted
+    counts = {i for i, annotation in objects.items() if not annotation.get("ignore", True)}
+    return right, wrong, [(a, finders.get(i)) for i, a in truth.anns.items() if i in counts]
 
 
 @contextlib.contextmanager

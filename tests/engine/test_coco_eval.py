@@ -11,6 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from gnws_d2.engine.evaluation import coco_eval, loaded
 from gnws_d2.errors import ConfigError
+from gnws_d2.projects.report.matching import confusion_matrix, match
 
 SIDE, SIGMAS = 200, [0.05, 0.1, 0.2]
 
@@ -92,6 +93,34 @@ def test_it_is_pycocotools(seed, task, limits):
     assert (theirs.eval["precision"] > 0).any()
     if len(theirs.stats):
         np.testing.assert_allclose(ours.stats[: len(theirs.stats)], theirs.stats, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm", "keypoints"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_matches_of_the_report_are_pycocotools(seed, task):
+    truth, rows = scene(seed, [["b/2.png", "a", "c"], [7, 3, 2**40]][seed % 2])
+    # Of an image and of a class that the file lacks.
+    stray = [{"id": 41, "image_id": "x"}, {"id": 42, "category_id": 77}]
+    truth.dataset["annotations"] += [{**truth.anns[1], **a} for a in stray]
+    rows.append({**rows[0], "category_id": 77})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    theirs = by_pycocotools(truth, rows, task, [1, 10, 200])
+    right, wrong, finders = set(), set(), {}
+    for found in theirs.evalImgs:
+        if found and found["aRng"] == theirs.params.areaRng[0]:
+            assert found["maxDet"] == theirs.params.maxDets[-1]
+            each = zip(found["dtIds"], found["dtMatches"][0], found["dtIgnore"][0], strict=True)
+            for id_, matched, ignored in each:
+                if not ignored:
+                    (right if matched else wrong).add(id_)
+            each = zip(found["gtIds"], found["gtMatches"][0], found["gtIgnore"], strict=True)
+            finders |= {id_: int(by) or None for id_, by, ignored in each if not ignored}
+    matches = match(truth, rows, task, SIGMAS)
+    assert {row["id"] for row in matches.right} == right != set()
+    assert {row["id"] for row in matches.wrong} == wrong != set()
+    assert {a["id"]: by and by["id"] for a, by in matches.finders} == finders
+    confusion_matrix(truth, rows, task, 0.5, SIGMAS)
 
 
 def test_some_of_the_images_alone():
