@@ -1,5 +1,6 @@
 """A training set that the processes of a machine have in memory once."""
 
+import logging
 import pickle
 import tempfile
 from collections.abc import Callable, Sequence
@@ -7,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
 
 Records = Sequence[dict[str, Any]]
 
@@ -22,21 +25,29 @@ def load_once(load: Callable[[], Any]) -> Any:
     loaded = load() if is_first else None
     is_list = isinstance(loaded, list)
     # In a file, as a machine may be given little shared memory; it has no name any more at the end.
-    with tempfile.NamedTemporaryFile() as file:
-        ends = _write(loaded or [], file) if is_list else None
+    with tempfile.NamedTemporaryFile(buffering=0) as file:
+        try:
+            ends = _write(loaded or [], file) if is_list else None
+        except OSError as error:  # each process then has its own
+            logger.warning("The training set is not shared (%s). Make room, or set TMPDIR.", error)
+            ends = None
         told = comm.all_gather((file.name, ends))[comm.get_rank() - comm.get_local_rank()]
         shared = SharedRecords(*told) if told[1] is not None else None
         comm.synchronize()
-    if shared is None:  # a dataset of another kind, which each process has
+    if shared is None:
         return loaded if is_first else load()
     return shared
 
 
 def _write(records: list[dict[str, Any]], file: Any) -> np.ndarray:
     """Where each ends."""
-    ends = np.cumsum([file.write(pickle.dumps(record, -1)) for record in records])
-    file.flush()
-    return ends
+    sizes = []
+    for record in records:
+        data = pickle.dumps(record, -1)
+        sizes.append(len(data))
+        while data:  # a full disk takes a part, and then raises
+            data = data[file.write(data) :]
+    return np.cumsum(sizes)
 
 
 class SharedRecords(Records):

@@ -8,13 +8,14 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from gnws_d2.config import get_key
+
 from .source import is_source
 from .summary import object_sizes
 
 logger = logging.getLogger(__name__)
 
-NAMES = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
-KEYS = {f"INPUT.{name}": name for name in NAMES}
+KEYS = [f"INPUT.{end}_SIZE_{use}" for use in ("TRAIN", "TEST") for end in ("MIN", "MAX")]
 SMALL, WANTED = 16.0, 24.0  # pixels: the median side of objects in the model's input
 LARGEST = 800  # of the shorter side, that of the published models
 MOST, LEAST = 2.5, 1.2  # factors: a step takes the square of it
@@ -37,7 +38,7 @@ def input_settings(cfg: CfgNode, explicit: Collection[str]) -> Iterator[tuple[st
     if median >= SMALL or factor < LEAST or set(KEYS).intersection(explicit):
         factor = 1
     else:
-        values = {key: _scaled(cfg.INPUT[name], factor) for key, name in KEYS.items()}
+        values = {key: _scaled(get_key(cfg, key), factor) for key in KEYS}
         yield f"Half of the objects are below {median:.0f} pixels in inputs of {now}", values
     if factor * median < SMALL:
         logger.warning(

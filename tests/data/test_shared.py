@@ -7,7 +7,7 @@ from processes import run
 
 # Two processes; argv[1] says what they load, and each writes what it got and from where.
 PROGRAM = """
-import functools, json, sys
+import contextlib, functools, json, sys, tempfile
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 from detectron2.utils import comm
@@ -19,11 +19,14 @@ OBJECTS = [[{"bbox": [0.1 * i] * 4}] * i for i in range(5)]
 RECORDS = [{"file_name": f"{i}.jpg", "annotations": listed} for i, listed in enumerate(OBJECTS)]
 def main(what, file):
     loads = []
+    if what == "full":
+        full = open("/dev/full", "wb", buffering=0)
+        tempfile.NamedTemporaryFile = lambda **how: contextlib.nullcontext(full)
     def load():
         loads.append(1)
         if what == "refuse":
             raise DatasetError("no such data")
-        return RECORDS if what == "list" else tuple(RECORDS)
+        return tuple(RECORDS) if what == "other" else RECORDS
     got = load_once(load)
     got[1]["file_name"] = "changed"  # its own dict
     kind = isinstance(got, SharedRecords)
@@ -53,8 +56,9 @@ def test_the_first_process_loads_a_list_for_both_and_their_workers(tmp_path):
         assert [a["bbox"] for record in got for a in record["annotations"]] == expected
 
 
-def test_a_dataset_of_another_kind_is_loaded_by_each(tmp_path):
-    assert run_both(tmp_path, "other").returncode == 0
+@pytest.mark.parametrize("what", ["other", "full"])
+def test_a_dataset_of_another_kind_or_without_room_is_loaded_by_each(tmp_path, what):
+    assert run_both(tmp_path, what).returncode == 0
     for rank in (0, 1):
         found = json.loads((tmp_path / f"found.{rank}").read_text())
         assert found["loads"] == 1 and not found["shared"]
