@@ -6,7 +6,7 @@ import functools
 import io
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,7 +277,7 @@ def coco_api(dataset: dict[str, Any]) -> COCO:
     """pycocotools' ``COCO`` of a dataset in memory, without what it prints."""
     coco = COCO()
     coco.dataset = dataset
-    with _silence():
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco.createIndex()
     return coco
 
@@ -307,9 +307,3 @@ def _counted(
                 finders[number] = row
     counts = {i for i, annotation in objects.items() if not annotation.get("ignore", True)}
     return right, wrong, [(a, finders.get(i)) for i, a in truth.anns.items() if i in counts]
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-        yield
