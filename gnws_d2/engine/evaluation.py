@@ -98,6 +98,7 @@ class COCOEvaluator(evaluation.COCOEvaluator):
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return
+        self._logger.info("Evaluating predictions with faster-coco-eval ...")
         limits = self._max_dets_per_image or [1, 10, COCO_LIMIT]
         if self._counts_all:
             limits = [1, 10, detection_limit(found)]

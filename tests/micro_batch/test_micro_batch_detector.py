@@ -40,7 +40,10 @@ def test_fine_tuning_starts_from_the_weights_of_the_classifier(norm, tmp_path, m
     model = build_model(finetune.job_config(job, str(tmp_path)))
     finetune.load_backbone(job, model)
     found = model.backbone.bottom_up
-    torch.testing.assert_close(found.eval()(images)["res4"], backbone.eval()(images)["res4"])
+    # Frozen stages keep the standardized weight, others standardize in the convolution: the last
+    # digits differ.
+    pair = found.eval()(images)["res4"], backbone.eval()(images)["res4"]
+    torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
     frozen = {name for name, p in found.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, _ in found.named_parameters() if n.startswith(("stem", "res2"))}
     norms = {type(m).__name__ for m in model.modules() if "Norm" in type(m).__name__}

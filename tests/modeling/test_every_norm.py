@@ -123,7 +123,10 @@ def test_it_computes_what_detectron2_s_model_does_with_standardized_weights(
     step = losses(ours)
     torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses(other), step, rtol=0, atol=0)
-    torch.testing.assert_close(found(ours), found(plain), rtol=1e-3, atol=1e-3)
+    for one, expected in zip(found(ours), found(plain), strict=True):
+        # Rounding, of logits up to 500 that norms with the statistics of few pixels have amplified.
+        largest = expected.abs().max().item() if len(expected) else 0.0
+        torch.testing.assert_close(one, expected, rtol=1e-3, atol=max(1e-3, 3e-5 * largest))
 
     sum(step.values()).backward()
     assert all(p.grad.isfinite().all() for p in ours.parameters())
