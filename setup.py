@@ -43,7 +43,7 @@ INT8 = [*OPENVINO, "nncf"]
 # requirements.txt.
 APP = ["gradio>=6"]
 NOTEBOOK = ["ipykernel", "nbformat"]  # docs/tutorial.ipynb
-EVIDENCE = ["matplotlib", "scikit-learn"]  # projects/MicroBatch
+EVIDENCE = ["matplotlib", "psutil", "scikit-learn"]  # projects/MicroBatch and Benchmark
 
 setup(
     name="gnws_d2",

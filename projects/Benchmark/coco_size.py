@@ -29,16 +29,14 @@ from detectron2 import model_zoo
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 from pycocotools import mask as mask_util
-from results import machine
+from results import publish
 from tabulate import tabulate
 
-from gnws.marked_text import update_marked
 from gnws_d2 import load_config
 from gnws_d2.engine import build_evaluator
 from gnws_d2.projects.own_data import fit_to_data
 from gnws_d2.projects.report import report_run
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 IMAGES, OBJECTS, OWN, PICTURES = 118_000, 860_000, 20_000, 8
 VALIDATION, CLASSES = (5_000, 36_000, 500_000), (80, 365, 1203)  # images, objects, detections
 WIDTH, HEIGHT = 640, 480
@@ -48,7 +46,8 @@ SCORED = "Small/mask_rcnn_R_18_FPN_gn_ws.yaml"
 OPTS = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "SOLVER.MAX_ITER", "1"]
 OPTS += ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0"]
 OPTS += ["DATASETS.TEST", "()"]
-# As Detectron2's tools/train_net.py, and on a CPU also with several processes.
+# As Detectron2's tools/train_net.py. It cannot train in several processes on a CPU, and nothing can
+# be overridden there: this program, the other side of the comparison, replaces the wrapper.
 DETECTRON2 = """
 from detectron2.config import get_cfg
 from detectron2.data.datasets import register_coco_instances
@@ -178,14 +177,8 @@ def _object(rng: np.random.Generator, categories: list[dict[str, Any]]) -> dict[
 def start(program: str, data: list[str], processes: int, workers: int) -> np.ndarray:
     """Seconds to the first checkpoint, and GiB at the peak: of all processes, each page counted
     once, and of the largest."""
-    command = [
-        "--config-file",
-        model_zoo.get_config_file(CONFIG),
-        "--num-gpus",
-        str(processes),
-        *data,
-        *OPTS,
-    ]
+    file = model_zoo.get_config_file(CONFIG)
+    command = ["--config-file", file, "--num-gpus", str(processes), *data, *OPTS]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "program.py")
         file.write_text(program)
@@ -239,7 +232,7 @@ def measure(folder: Path, rounds: int, cases: list[tuple[str, int, int]]) -> Non
     for what in ("s", "GiB in all", "GiB of the largest"):
         header += [f"Detectron2, {what}", f"here, {what}", "ratio"]
     table = tabulate(rows, header, tablefmt="github", floatfmt=".2f")
-    _write("coco-start", table, f"Rounds: {rounds}; ")
+    publish("coco-start", table, f"Rounds: {rounds}")
 
 
 def score_all(folder: Path, classes: Sequence[int]) -> None:
@@ -250,14 +243,7 @@ def score_all(folder: Path, classes: Sequence[int]) -> None:
             rows.append([count, *pool.apply(score, (folder, count))])
         print(rows[-1], flush=True)
     header = ["classes", "evaluation, s", "report, s", "GiB at the peak"]
-    _write("coco-score", tabulate(rows, header, tablefmt="github", floatfmt=".1f"))
-
-
-def _write(mark: str, table: str, note: str = "") -> None:
-    about = machine("cpu")
-    note += f"{about['machine']}, {os.cpu_count()} cores, {about['date']}, {about['commit']}"
-    print(table)
-    update_marked(DOCUMENT, {mark: f"{table}\n\n{note}."})
+    publish("coco-score", tabulate(rows, header, tablefmt="github", floatfmt=".1f"))
 
 
 def main() -> None:

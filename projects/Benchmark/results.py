@@ -15,8 +15,10 @@ import detectron2
 import torch
 
 import gnws_d2
+from gnws.marked_text import update_marked
 from gnws_d2.files import atomic_write
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 Row = dict[str, Any]
 
 
@@ -37,6 +39,15 @@ def machine(device: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def publish(mark: str, table: str, *notes: str) -> None:
+    """Print a table measured on the CPU, and put it into docs/benchmarks.md, at ``mark``, with
+    ``notes`` and where and when it was measured."""
+    print(table)
+    about = machine("cpu")
+    where = f"{about['machine']}, {os.cpu_count()} cores, {about['date']}, {about['commit']}."
+    update_marked(DOCUMENT, {mark: f"{table}\n\n{'; '.join([*notes, where])}"})
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -17,13 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from results import machine
+from results import publish
 from tabulate import tabulate
 
-from gnws.marked_text import update_marked
 from gnws.openmp import SPINS, VARIABLES
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 ITERATIONS = 40
 COMMAND = "import sys; from gnws.main import main; sys.exit(main())"
 TRAIN = ("train", "--config-file", "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml", "DATASETS.TEST", "()")
@@ -75,10 +73,7 @@ def main() -> None:
     rows = [[name, *s, *r] for name, s, r in zip(times, seconds, ratios, strict=True)]
     header = ["setting", "idle (s)", "beside one (s)", "idle / best", "beside one / best"]
     table = tabulate(rows, header, tablefmt="github", floatfmt=".2f")
-    about = machine("cpu")
-    note = f"{about['machine']}, {os.cpu_count()} cores, {about['date']}, {about['commit']}"
-    print(table)
-    update_marked(DOCUMENT, {"shared": f"{table}\n\nRounds: {rounds}; {note}."})
+    publish("shared", table, f"Rounds: {rounds}")
 
 
 if __name__ == "__main__":

@@ -4,23 +4,20 @@ fused, paired in one process, and the optimizer alone. One thread: set OMP_NUM_T
 
 import argparse
 import functools
-from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.events import EventStorage
 from measure import paired_times, ratio
-from results import machine
+from results import publish
 from tabulate import tabulate
 
 import gnws_d2
 import gnws_d2.projects.digits  # registers the datasets
-from gnws.marked_text import update_marked
 from gnws_d2.engine import Trainer
 from gnws_d2.engine.accumulation import fused
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
 
 
@@ -52,10 +49,7 @@ def main() -> None:
         rows.append([name, 1000 * np.median(times[name]), *ratio(times[name], base)])
     header = ["step", "ms", "of plain", "from", "to (95%)"]
     table = tabulate(rows, header, tablefmt="github", floatfmt=(None, ".0f", *[".2f"] * 3))
-    about = machine("cpu")
-    note = f"{rounds} rounds; {about['machine']}, {about['threads']} thread, {about['date']}, "
-    print(table)
-    update_marked(DOCUMENT, {"small-step": f"{table}\n\n{note}{about['commit']}."})
+    publish("small-step", table, f"Rounds: {rounds}")
 
 
 if __name__ == "__main__":
