@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo micro-batch test test-fast lint check wheel clean
+.PHONY: help env demo micro-batch test test-fast lint docs check wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -46,6 +46,9 @@ lint: env  ## check style and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+docs: env  ## build the documentation site: build/docs/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/docs-cache . build/docs
+
 check:  ## diagnose the environment and print fixes
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) projects/Command/check_env.py
 
@@ -55,5 +58,5 @@ wheel: env  ## build a wheel into dist/
 	$(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist
 
 clean:  ## remove what building, testing and linting left, but not the environment
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/api docs/models *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gnws_d2 projects tests -name __pycache__ -type d -prune -exec rm -rf {} +

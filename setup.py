@@ -69,6 +69,7 @@ setup(
         "int8": INT8,
         "test": ["hypothesis", "pytest", "pytest-xdist", *NOTEBOOK, *DEMO, *INT8, *EVIDENCE],
         "lint": ["mypy", "ruff"],
+        "docs": ["furo", "myst-parser", "sphinx"],
     },
     entry_points={"console_scripts": ["gnws = gnws.main:main"]},
     packages=[*find_packages(include=["gnws_d2", "gnws_d2.*"]), *PROJECTS, CONFIGS],

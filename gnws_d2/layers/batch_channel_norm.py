@@ -36,7 +36,7 @@ class EstimatedBatchNorm2d(nn.BatchNorm2d):
     checkpointing, whose second forward would move the estimates again.
 
     Args:
-        num_features: C.
+        num_features: C, the number of channels.
         eps: added to the variance.
         sync: take E over the batches of all processes if ``torch.distributed`` is initialized.
             Otherwise each process keeps its own estimates, and those of the first are saved, as
@@ -165,7 +165,7 @@ class BatchChannelNorm2d(nn.GroupNorm):
     It is a ``GroupNorm`` because Detectron2 applies SOLVER.WEIGHT_DECAY_NORM by class.
 
     Args:
-        num_channels: C.
+        num_channels: C, the number of channels.
         num_groups: a divisor of C.
         eps: added to the variance of a group; the batch normalization has 1e-5.
         estimate: normalize by running estimates (:class:`EstimatedBatchNorm2d`), for

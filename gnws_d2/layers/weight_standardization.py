@@ -18,8 +18,8 @@ def standardize_weight(weight: Tensor, eps: float = 1e-5) -> Tensor:
     """Standardize every filter of a convolution over its fan-in: ``(w - mean) / (std + eps)``.
 
     Args:
-        weight: (C_out, C_in / groups, *kernel_size), any floating dtype. Half-precision weights
-            are standardized in float32 and returned in their own dtype.
+        weight: ``(C_out, C_in / groups, *kernel_size)``, any floating dtype. Half-precision
+            weights are standardized in float32 and returned in their own dtype.
         eps: added to the unbiased standard deviation, in the units of ``weight``.
 
     Returns:

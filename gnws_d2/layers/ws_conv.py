@@ -57,7 +57,7 @@ class StandardizedConv(_ConvNd):
 
     Args:
         eps: see :func:`~gnws_d2.layers.standardize_weight`.
-        *args, **kwargs: those of the plain class.
+        args, kwargs: those of the plain class.
 
     Raises:
         ValueError: the fan-in (input channels of a group x kernel area) is 1.

@@ -32,7 +32,7 @@ def group_norm_relu(
     GPU, torch's elsewhere, see :mod:`.kernels`.
 
     Args:
-        x: (N, C, *), floating; N may be 0.
+        x: ``(N, C, *)``, floating; N may be 0.
         num_groups: a divisor of C.
         weight, bias: (C,).
         eps: added to the (biased) variance of a group.

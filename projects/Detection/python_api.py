@@ -50,8 +50,8 @@ def predict(
     """``gnws predict``, of files, folders and globs.
 
     Returns:
-        What detections.json in ``output`` holds: "images", "categories", and "annotations" with a
-        score and a bbox [x, y, width, height] in pixels. What cannot be read is only logged.
+        The content of detections.json in ``output``, "images", "categories", and "annotations" with
+        a score and a bbox [x, y, width, height] in pixels. What cannot be read is only logged.
 
     Raises:
         DatasetError: no image can be read.

@@ -34,8 +34,8 @@ def data_summary(name: str, cfg: CfgNode) -> dict[str, Any]:
     not measured.
 
     Returns:
-        plain values: images, images_without_annotations, boxes, crowds, boxes_per_class by name,
-        tiny_boxes (narrower or lower than 2 pixels), duplicate_boxes (same class and place);
+        Plain values, which are images, images_without_annotations, boxes, crowds, boxes_per_class
+        by name, tiny_boxes (narrower or lower than 2 pixels), duplicate_boxes (same class, place);
         ``sides`` and ``resized_sides``, the 5th, 50th and 95th percentiles in pixels of the image
         file and of the model's input in evaluation; smallest_anchor, largest_anchor, and the shares
         of objects below and above them. Percentiles and shares are None without boxes.
