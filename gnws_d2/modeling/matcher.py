@@ -1,7 +1,6 @@
 """The matcher of MMDetection's ``MaxIoUAssigner``, as a rule over Detectron2's own."""
 
 import torch
-from detectron2.layers import nonzero_tuple
 from detectron2.modeling.matcher import Matcher
 
 
@@ -34,10 +33,12 @@ class MaxIoUMatcher(Matcher):
         matches, labels = super().__call__(iou)
         if self.low_quality_iou is not None and iou.numel():
             best = iou.amax(1, keepdim=True)
-            best[best < self.low_quality_iou] = torch.inf  # which no candidate has
-            boxes, candidates = nonzero_tuple(iou == best)
-            # By the largest index, not by assignment, whose order is undefined on a GPU.
-            matches.scatter_reduce_(0, candidates, boxes, "amax", include_self=False)
-            labels[candidates] = 1
+            best = best.masked_fill(best < self.low_quality_iou, torch.inf)  # which none has
+            # Not by the places of the matches: a GPU would have to be waited for.
+            number = torch.arange(0.0, len(iou), device=iou.device)[:, None]
+            last = torch.where(iou == best, number, -1.0).amax(0)
+            found = last >= 0
+            matches = torch.where(found, last.to(matches), matches)
+            labels = labels.masked_fill(found, 1)
         truth = torch.arange(own, device=matches.device)
         return torch.cat([matches, truth]), torch.cat([labels, labels.new_ones(own)])

@@ -1,13 +1,14 @@
 """A region proposal network that assigns and samples anchors as MMDetection does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec, nonzero_tuple
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.memory import retry_if_cuda_oom
 
 from .matcher import MaxIoUMatcher
@@ -37,12 +38,20 @@ class MaxIoURPN(RPN):
         pixels, is padding."""
         super().__init__(**kwargs)
         self.size_divisibility = size_divisibility
+        self._batch_size: Sequence[float] = (torch.inf, torch.inf)  # height, width with padding
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         rpn = cfg.MODEL.RPN
         matcher = MaxIoUMatcher(rpn.IOU_THRESHOLDS, rpn.IOU_LABELS, low_quality_iou=0.3)
         return {**super().from_config(cfg, input_shape), "anchor_matcher": matcher}
+
+    def forward(
+        self, images: ImageList, features: dict[str, torch.Tensor], gt_instances: Any = None
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        """See ``RPN.forward``."""
+        self._batch_size = images.tensor.shape[-2:]
+        return super().forward(images, features, gt_instances)
 
     @torch.jit.unused
     @torch.no_grad()
@@ -51,21 +60,19 @@ class MaxIoURPN(RPN):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """See ``RPN.label_and_sample_anchors``."""
         boxes = Boxes.cat(anchors)
-        # The last anchor of a level is its rightmost and lowest.
-        last = Boxes.cat([level[-1] for level in anchors]).get_centers().amax(0).tolist()
         labels, matched_boxes = [], []
         for instances in gt_instances:
             gt_boxes = instances.gt_boxes
-            kept = self._candidates(boxes, last, instances.image_size)
+            left_out = self._left_out(boxes, instances.image_size)
+            quality = retry_if_cuda_oom(pairwise_iou)(gt_boxes, boxes)
             # Anchors that are left out are not matched at all, not even as an object's best.
-            candidates = boxes if kept is None else boxes[kept]
-            quality = retry_if_cuda_oom(pairwise_iou)(gt_boxes, candidates)
+            if left_out is not None:
+                quality = quality.masked_fill(left_out.to(quality.device), 0)
             # The result may be on the CPU, if the GPU ran out of memory.
             found = retry_if_cuda_oom(self.anchor_matcher)(quality)
             matches, label = (tensor.to(boxes.device) for tensor in found)
-            if kept is not None:
-                matches = matches.new_zeros(len(boxes)).index_copy_(0, kept, matches)
-                label = label.new_full((len(boxes),), -1).index_copy_(0, kept, label)
+            if left_out is not None:
+                label = label.masked_fill(left_out, -1)
             labels.append(self._subsample_labels(label))
             if len(gt_boxes):
                 matched_boxes.append(gt_boxes.tensor[matches])
@@ -73,24 +80,19 @@ class MaxIoURPN(RPN):
                 matched_boxes.append(torch.zeros_like(boxes.tensor))
         return labels, matched_boxes
 
-    def _candidates(
-        self, boxes: Boxes, last: list[float], image_size: tuple[int, int]
-    ) -> torch.Tensor | None:
-        """The indices of the anchors that are not on the padding and do not cross a boundary that
-        ``MODEL.RPN.BOUNDARY_THRESH`` forbids; None for all. ``last`` is the largest x and y of the
-        anchors' centers."""
-        height, width = (
-            -(-side // self.size_divisibility) * self.size_divisibility for side in image_size
-        )
-        # The first center on the padding lies on its edge; half a pixel guards against rounding.
-        right, bottom = width - 0.5, height - 0.5
-        if self.anchor_boundary_thresh < 0 and last[0] < right and last[1] < bottom:
+    def _left_out(self, boxes: Boxes, image_size: tuple[int, int]) -> torch.Tensor | None:
+        """Which anchors are on the padding, or cross a boundary that
+        ``MODEL.RPN.BOUNDARY_THRESH`` forbids; None for none."""
+        sides = [-(-side // self.size_divisibility) * self.size_divisibility for side in image_size]
+        padded = any(whole > side for whole, side in zip(self._batch_size, sides, strict=True))
+        if self.anchor_boundary_thresh < 0 and not padded:  # known without asking a GPU
             return None
         x, y = boxes.get_centers().unbind(1)
-        kept = (x < right) & (y < bottom)
+        # The first center on the padding lies on its edge; half a pixel guards against rounding.
+        left_out = (x > sides[1] - 0.5) | (y > sides[0] - 0.5)
         if self.anchor_boundary_thresh >= 0:
-            kept &= boxes.inside_box(image_size, self.anchor_boundary_thresh)
-        return nonzero_tuple(kept)[0]
+            left_out |= ~boxes.inside_box(image_size, self.anchor_boundary_thresh)
+        return left_out
 
     @torch.jit.unused
     def losses(

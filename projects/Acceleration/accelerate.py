@@ -77,6 +77,15 @@ def accelerate(model: nn.Module, cfg: CfgNode) -> nn.Module:
     if cfg.MODEL.CHANNELS_LAST:
         use_channels_last(model)
         logger.info("Storing weights and feature maps as channels_last")
+        fused, norms = count_fused(model)
+        if torch.device(cfg.MODEL.DEVICE).type == "cuda" and fused < norms:
+            logger.warning(
+                "MODEL.CHANNELS_LAST: CUDA's own GroupNorm returns NCHW, so what %d of %d norms "
+                'return is copied by the next convolution. MODEL.GN.FUSE_RELU "auto" fuses those '
+                "that a ReLU follows.",
+                norms - fused,
+                norms,
+            )
     return model
 
 

@@ -11,7 +11,8 @@ from gnws_d2.errors import ConfigError
 
 def use_channels_last(model: nn.Module) -> None:
     """Store the weights of ``model`` with the channels as the fastest dimension, in place, and pass
-    the batch to its backbone in the same format, which convolutions and norms then preserve.
+    the batch to its backbone in the same format. Convolutions preserve it, and so do BatchNorm and
+    fused norms; CUDA's GroupNorm does not.
 
     Tensor cores, and oneDNN on CPUs, compute in this format. Values, shapes and names do not
     change, and the state dict loads into either format.

@@ -58,8 +58,12 @@ def test_the_config_and_the_machine_choose_what_is_fused(
     cfg = accelerated_config(MASK_RCNN, "MODEL.GN.FUSE_RELU", choice, *opts)
     model = build_model(cfg)
     cfg.MODEL.DEVICE = device  # the model does not move there
+    cfg.MODEL.CHANNELS_LAST = True
     accelerate(model, cfg)
     assert (count_fused(model)[0] > 0) is fused
+    # Even fused, 11 norms have no ReLU after them.
+    unfused = 11 if fused else 32
+    assert (f"what {unfused} of 32 norms" in caplog.text) is (device == "cuda")
     assert ("Fused 21 of 32 GroupNorms" in caplog.text) is fused
     assert ("forward" in model.backbone.__dict__) is bool(recompute)
 
