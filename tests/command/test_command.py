@@ -141,6 +141,13 @@ def test_a_python_config_goes_to_the_other_program(words, module, monkeypatch):
     assert called[0].command == words.split()[0]
 
 
+def test_without_detectron2_a_command_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gnws", "train", "--data", "d"])
+    monkeypatch.setattr(gnws.main.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="error: Detectron2 is not .*gnws.detectron2_pypi"):
+        gnws.main.main()
+
+
 def test_the_formats_are_those_of_export():
     assert arguments.FORMATS == tuple(export.FORMATS)
 
