@@ -52,10 +52,12 @@ docs: env  ## build the documentation site: build/docs/index.html
 check:  ## diagnose the environment and print fixes
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) projects/Command/check_env.py
 
-# build/ goes first: setuptools would pack what an earlier build left there
-wheel: env  ## build a wheel into dist/
-	rm -rf build
-	$(BIN)/python -m pip wheel . --no-deps --no-build-isolation -w dist
+# the wheel is made from the sdist, as an index has it
+wheel: env  ## build an sdist and a wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m pip install -q --disable-pip-version-check build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:  ## remove what building, testing and linting left, but not the environment
 	rm -rf build dist docs/api docs/models *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

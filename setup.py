@@ -33,7 +33,7 @@ def version() -> str:
 # Detectron2 from PyPI comes without its dependencies: projects/Command/detectron2_pypi.py.
 DETECTRON2_NEEDS = [
     *("setuptools<81", "cloudpickle", "hydra-core", "matplotlib", "omegaconf>=2.1", "packaging"),
-    *("tensorboard", "termcolor", "yacs"),
+    *("scipy", "tensorboard", "termcolor", "yacs"),
 ]
 DEMO = ["scikit-learn"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX; the other formats need torch alone
@@ -49,6 +49,21 @@ setup(
     name="gnws_d2",
     version=version(),
     description="Detectors with GroupNorm and Weight Standardization for Detectron2",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="gnws_d2 contributors",
+    keywords=[
+        *("object detection", "instance segmentation", "Detectron2", "group normalization"),
+        *("weight standardization", "micro-batch training"),
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",

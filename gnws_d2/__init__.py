@@ -8,7 +8,7 @@ Detectron2 is missing or broken.
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 try:
     import detectron2.layers  # noqa: F401

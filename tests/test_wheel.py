@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 def source(tmp_path_factory) -> Path:
     """A copy, as building writes into the source tree and packs what earlier builds left there."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "setup.py", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, folder)
     for name in ("gnws_d2", "configs", "projects"):
         ignore = shutil.ignore_patterns("__pycache__", "output")
@@ -39,9 +39,13 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(source, tmp_path_factory) -> Path:
+    """From a wheel that is made from an sdist, as an index has it."""
     folder = tmp_path_factory.mktemp("wheel")
+    pack = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", pack, folder], cwd=source, check=True)
+    [sdist] = folder.glob("gnws_d2-*.tar.gz")
     subprocess.run(
-        [*PIP, "wheel", source, "--no-deps", "--no-build-isolation", "-w", folder], check=True
+        [*PIP, "wheel", sdist, "--no-deps", "--no-build-isolation", "-w", folder], check=True
     )
     [wheel] = folder.glob("gnws_d2-*.whl")
     subprocess.run([*INSTALL, "--target", folder / "target", wheel], check=True)

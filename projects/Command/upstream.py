@@ -13,7 +13,7 @@ from contextlib import contextmanager
 # class: how they begin.
 WARNINGS = (
     *("The given NumPy array is not writable", "torch.meshgrid", "`torch.cuda.amp.GradScaler"),
-    "Glyph ",
+    *("`torch.jit.script` is deprecated", "Glyph "),
 )
 LOGGERS = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 
