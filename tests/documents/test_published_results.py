@@ -58,6 +58,14 @@ def test_the_metafile_in_the_form_of_openmmlabs_model_index(row):
     assert metrics == {key: float(value) for key, value in aps.items() if value}
 
 
+def test_the_version_is_that_of_the_citation_and_the_change_log():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    [version, date] = re.search(r"^## (\S+) \((\S+)\)", changes, re.MULTILINE).groups()
+    assert version == gnws_d2.__version__ == citation["version"]
+    assert date == str(citation["date-released"])
+
+
 def test_each_situation_of_the_reports_has_a_test():
     """docs/reports.md names, for each situation, a test that exists."""
     rows = [line.split("|") for line in (ROOT / "docs/reports.md").read_text().splitlines()]
