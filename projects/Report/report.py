@@ -21,7 +21,7 @@ from gnws_d2.checkpoint.resume import named_checkpoint
 from gnws_d2.config import DATASET_KEYS, dataset_names
 from gnws_d2.engine import dataset_folder
 from gnws_d2.engine.evaluation import RESULTS, complete_truth
-from gnws_d2.errors import GnwsError, is_debugging, one_line_errors
+from gnws_d2.errors import DatasetError, GnwsError, is_debugging, one_line_errors
 from gnws_d2.projects.acceleration import add_acceleration_config
 from gnws_d2.projects.own_data import data_summary, fit_to_data, is_source, readable, short_name
 from gnws_d2.projects.report.matching import coco_api
@@ -118,6 +118,11 @@ def _truth(dataset_name: str, results: Path) -> COCO:
     file = MetadataCatalog.get(dataset_name).get("json_file")
     if not file:  # Detectron2's evaluator has written one
         file = results.parent / f"{dataset_name}_coco_format.json"
+    if not Path(file).is_file():  # for a dataset that has a file, one that does not exist
+        raise DatasetError(
+            f"{dataset_name if is_source(dataset_name) else file} does not exist. The report "
+            f"compares {results} with it: put it back, or name it by DATASETS.TEST."
+        )
     truth = coco_api(json.loads(Path(file).read_text(encoding="utf-8")))
     complete_truth(truth)
     return truth

@@ -11,7 +11,10 @@ from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import FEW_PROPOSALS, TINY
 
+import gnws_d2
+from gnws_d2.errors import DatasetError
 from gnws_d2.projects.detection.train_net import Trainer
+from gnws_d2.projects.report import report_run
 
 REPORT = processes.ROOT / "projects" / "Report"
 CONFIG = "Digits/mask_rcnn_R_18_FPN_gn_ws.yaml"
@@ -75,3 +78,12 @@ def test_a_folder_without_a_run_says_so(tmp_path):
     done = processes.run(REPORT / "report.py", "--output-dir", tmp_path)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ")
     assert "config.yaml does not exist" in done.stderr
+
+
+def test_data_that_is_gone_is_named(tmp_path):
+    name = str(tmp_path / "gone" / "mine.json")
+    cfg = gnws_d2.load_config(CONFIG, ["DATASETS.TEST", repr((name,)), "OUTPUT_DIR", str(tmp_path)])
+    (tmp_path / "inference").mkdir()
+    (tmp_path / "inference" / "coco_instances_results.json").write_text("[]")
+    with pytest.raises(DatasetError, match=r"mine\.json does not exist"):
+        report_run(cfg)
