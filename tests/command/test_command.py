@@ -144,7 +144,7 @@ def test_a_python_config_goes_to_the_other_program(words, module, monkeypatch):
 def test_without_detectron2_a_command_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gnws", "train", "--data", "d"])
     monkeypatch.setattr(gnws.main.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="error: Detectron2 is not .*gnws.detectron2_pypi"):
+    with pytest.raises(SystemExit, match=r"error: Detectron2 is not .*gnws.detectron2_pypi"):
         gnws.main.main()
 
 
