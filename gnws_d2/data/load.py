@@ -110,7 +110,7 @@ def dataset_errors(names: Sequence[str]) -> Iterator[None]:
             near = " or ".join(difflib.get_close_matches(name, known, n=3) or known[:3])
             fix = f"Did you mean {near}? Register a dataset before training starts."
             if "/" in name or ".json" in name:
-                fix = "Register files first: gnws_d2.projects.own_data.fit_to_data(cfg)."
+                fix = "If the file exists, register it: gnws_d2.projects.own_data.fit_to_data(cfg)."
             raise DatasetError(f"DATASETS names {name!r}, which is not registered. {fix}")
     what = f"dataset {', '.join(names)}"
     try:
