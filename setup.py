@@ -43,7 +43,7 @@ INT8 = [*OPENVINO, "nncf"]
 # requirements.txt.
 APP = ["gradio>=6"]
 NOTEBOOK = ["ipykernel", "nbformat"]  # docs/tutorial.ipynb
-EVIDENCE = ["matplotlib", "psutil", "scikit-learn"]  # projects/MicroBatch and Benchmark
+EVIDENCE = ["matplotlib", "psutil", "scikit-learn"]  # projects/MicroBatch, Benchmark, Reference
 
 setup(
     name="gnws_d2",

@@ -1,0 +1,123 @@
+"""The tables and the plot of docs/reference.md, from the results of compare.py."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from recipe import CHANGES, MAIN, OURS, TASKS, THEIRS, WINDOW
+from scipy.stats import ttest_ind
+from tabulate import tabulate
+
+from gnws.marked_text import update_marked
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference.md"
+KINDS = {"bbox": "box", "segm": "mask"}
+COLORS = {THEIRS: "#D55E00", OURS: "#0072B2"}  # which the colour-blind can tell apart
+Results = Sequence[Mapping[str, Any]]
+
+
+def write(folder: Path) -> None:
+    """Write the document's tables and ``losses.png`` from the results in ``folder``."""
+    results = read(folder)
+    update_marked(DOCUMENT, {name: f"\n{table}\n" for name, table in tables(results).items()})
+    draw(results, folder / "losses.png")
+    print(DOCUMENT)
+
+
+def read(folder: Path) -> Results:
+    return [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+
+
+def tables(results: Results) -> dict[str, str]:
+    """The tables of the document, by name."""
+    return {"trained": trained(results), "exchanged": exchanged(results), "rules": rules(results)}
+
+
+def trained(results: Results) -> str:
+    """AP of both sides, each evaluated by itself, and the difference."""
+    rows = []
+    for task in TASKS:
+        for kind, name in KINDS.items():
+            theirs, ours = (scores(results, kind, task, side, side) for side in (THEIRS, OURS))
+            if theirs and ours:
+                rows.append([f"{task}, {name} AP", mean(theirs), mean(ours), gap(ours, theirs)])
+    return table(["", THEIRS, OURS, "difference (95% interval)"], rows)
+
+
+def exchanged(results: Results) -> str:
+    """AP of the same weights in both frameworks."""
+    rows = []
+    for task in TASKS:
+        for side in (THEIRS, OURS):
+            for kind, name in KINDS.items():
+                columns = [scores(results, kind, task, side, where) for where in (THEIRS, OURS)]
+                if all(columns):
+                    pairs = [here - there for there, here in zip(*columns, strict=True)]
+                    largest = f"{max(pairs, key=abs):+.2f}"
+                    label = f"{task} of {side}, {name} AP"
+                    rows.append([label, *(mean(c, 2) for c in columns), largest])
+    header = ["weights", f"evaluated in {THEIRS}", f"in {OURS}", "largest difference of a seed"]
+    return table(header, rows)
+
+
+def rules(results: Results) -> str:
+    """What changing one rule of a side makes of its AP."""
+    rows = []
+    for change, side in CHANGES.items():
+        cells = []
+        for kind in KINDS:
+            plain, changed = (scores(results, kind, MAIN, side, side, c) for c in ("", change))
+            cells += [mean(changed), gap(changed, plain)]
+        rows.append([f"{side}: {change}", *cells])
+    names = (f"{name} AP" for name in KINDS.values())
+    return table(["", *(word for name in names for word in (name, "change"))], rows)
+
+
+def scores(
+    results: Results, kind: str, task: str, side: str, where: str, change: str = ""
+) -> list[float]:
+    """By seed, as evaluated by the side ``where``."""
+    wanted = {"task": task, "side": side, "change": change}
+    chosen = [r for r in results if wanted.items() <= r.items() and kind in r["AP"][where]]
+    return [r["AP"][where][kind] for r in sorted(chosen, key=lambda r: r["seed"])]
+
+
+def mean(values: Sequence[float], digits: int = 1) -> str:
+    if not values:
+        return "not measured"
+    spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread} ({len(values)})"
+
+
+def gap(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The difference of the means, with the 95% interval of Welch's t-test."""
+    if min(len(ours), len(theirs)) < 2:
+        return ""
+    low, high = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    return f"{np.mean(ours) - np.mean(theirs):+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+@matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False})
+def draw(results: Results, file: Path) -> None:
+    """Draw the losses of the first task over each other: means over seeds, and their range."""
+    plt.switch_backend("Agg")
+    chosen = [r for r in results if r["task"] == MAIN and not r["change"]]
+    names = list(chosen[0]["losses"])
+    figure, grid = plt.subplots(1, len(names), figsize=(14, 3.2), layout="constrained")
+    for axes, name in zip(grid, names, strict=True):
+        for side, color in COLORS.items():
+            curves = np.array([r["losses"][name] for r in chosen if r["side"] == side])
+            steps = WINDOW * np.arange(1, curves.shape[1] + 1)
+            axes.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.2, lw=0)
+            axes.plot(steps, curves.mean(0), color=color, lw=1.2, label=side)
+        axes.set(title=name, xlabel="iteration", yscale="log")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.savefig(file, dpi=110)
