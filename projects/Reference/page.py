@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 from recipe import CHANGES, MAIN, OURS, TASKS, THEIRS, WINDOW
 from scipy.stats import ttest_ind
 from tabulate import tabulate
@@ -119,5 +120,8 @@ def draw(results: Results, file: Path) -> None:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.2, lw=0)
             axes.plot(steps, curves.mean(0), color=color, lw=1.2, label=side)
         axes.set(title=name, xlabel="iteration", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(file, dpi=110)
