@@ -12,4 +12,4 @@ def test_the_site_builds(tmp_path):
     for package in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(package)
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-c", "docs", ".", tmp_path]
-    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
