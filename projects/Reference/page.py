@@ -16,7 +16,8 @@ from tabulate import tabulate
 from gnws.marked_text import update_marked
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference.md"
-KINDS = {"bbox": "box", "segm": "mask"}
+KINDS = {"bbox": "box AP", "segm": "mask AP"}
+MEASURED = {**KINDS, "minutes": "minutes of the processor"}
 COLORS = {THEIRS: "#D55E00", OURS: "#0072B2"}  # which the colour-blind can tell apart
 Results = Sequence[Mapping[str, Any]]
 
@@ -39,13 +40,15 @@ def tables(results: Results) -> dict[str, str]:
 
 
 def trained(results: Results) -> str:
-    """AP of both sides, each evaluated by itself, and the difference."""
+    """AP of both sides, each evaluated by itself, the time, and the difference."""
     rows = []
     for task in TASKS:
-        for kind, name in KINDS.items():
+        if not any(result["task"] == task for result in results):
+            rows.append([task, mean([]), mean([]), ""])
+        for kind, name in MEASURED.items():
             theirs, ours = (scores(results, kind, task, side, side) for side in (THEIRS, OURS))
             if theirs and ours:
-                rows.append([f"{task}, {name} AP", mean(theirs), mean(ours), gap(ours, theirs)])
+                rows.append([f"{task}, {name}", mean(theirs), mean(ours), gap(ours, theirs)])
     return table(["", THEIRS, OURS, "difference (95% interval)"], rows)
 
 
@@ -59,7 +62,7 @@ def exchanged(results: Results) -> str:
                 if all(columns):
                     pairs = [here - there for there, here in zip(*columns, strict=True)]
                     largest = f"{max(pairs, key=abs):+.2f}"
-                    label = f"{task} of {side}, {name} AP"
+                    label = f"{task} of {side}, {name}"
                     rows.append([label, *(mean(c, 2) for c in columns), largest])
     header = ["weights", f"evaluated in {THEIRS}", f"in {OURS}", "largest difference of a seed"]
     return table(header, rows)
@@ -74,17 +77,17 @@ def rules(results: Results) -> str:
             plain, changed = (scores(results, kind, MAIN, side, side, c) for c in ("", change))
             cells += [mean(changed), gap(changed, plain)]
         rows.append([f"{side}: {change}", *cells])
-    names = (f"{name} AP" for name in KINDS.values())
-    return table(["", *(word for name in names for word in (name, "change"))], rows)
+    return table(["", *(word for name in KINDS.values() for word in (name, "change"))], rows)
 
 
 def scores(
     results: Results, kind: str, task: str, side: str, where: str, change: str = ""
 ) -> list[float]:
-    """By seed, as evaluated by the side ``where``."""
+    """Of each seed, a ``kind`` of AP as evaluated by the side ``where``, or the minutes."""
     wanted = {"task": task, "side": side, "change": change}
-    chosen = [r for r in results if wanted.items() <= r.items() and kind in r["AP"][where]]
-    return [r["AP"][where][kind] for r in sorted(chosen, key=lambda r: r["seed"])]
+    chosen = sorted((r for r in results if wanted.items() <= r.items()), key=lambda r: r["seed"])
+    found = ({**r["AP"][where], "minutes": r["minutes"]} for r in chosen)
+    return [values[kind] for values in found if kind in values]
 
 
 def mean(values: Sequence[float], digits: int = 1) -> str:
