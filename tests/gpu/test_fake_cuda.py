@@ -64,5 +64,7 @@ def test_fused_norms_take_half_and_keep_channels_last(operators):
     fused = seen["group_norm_relu", torch.float16, True]
     assert fused == 17
     # Shortcuts and FPN have no ReLU. CUDA's own norm returns NCHW, which a convolution copies.
-    assert seen["native_group_norm", torch.float32, False] == CONVOLUTIONS - fused
+    # torch 2.11 copies its input to NCHW before the operator, torch 2.14 inside it.
+    norms = [seen["native_group_norm", torch.float32, is_last] for is_last in (False, True)]
+    assert sum(norms) == CONVOLUTIONS - fused
     assert seen["convolution", torch.float16, True] >= CONVOLUTIONS - 4
