@@ -70,5 +70,5 @@ def test_only_a_source_that_was_not_asked_for_is_replaced(load):
 def test_another_torch_comes_with_its_torchvision(load):
     pinned = load().requirements()
     other = load(TORCH="2.14.1").requirements()
-    assert set(other) - set(pinned) == {"torch==2.14.1", "torchvision==0.29.*"}
+    assert set(other) - set(pinned) == {"torch==2.14.1", "torchvision"}
     assert len(other) == len(pinned)
