@@ -115,8 +115,9 @@ def draw(results: Results, file: Path) -> None:
     plt.switch_backend("Agg")
     chosen = [r for r in results if r["task"] == MAIN and not r["change"]]
     names = list(chosen[0]["losses"])
-    figure, grid = plt.subplots(1, len(names), figsize=(14, 3.2), layout="constrained")
-    for axes, name in zip(grid, names, strict=True):
+    figure, grid = plt.subplots(2, 3, figsize=(9, 5), layout="constrained")
+    *places, corner = grid.flat
+    for axes, name in zip(places, names, strict=True):
         for side, color in COLORS.items():
             curves = np.array([r["losses"][name] for r in chosen if r["side"] == side])
             steps = WINDOW * np.arange(1, curves.shape[1] + 1)
@@ -126,5 +127,6 @@ def draw(results: Results, file: Path) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    corner.axis("off")
+    corner.legend(*axes.get_legend_handles_labels(), loc="center", frameon=False)
     figure.savefig(file, dpi=110)
