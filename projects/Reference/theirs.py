@@ -1,7 +1,7 @@
 """A training and an evaluation by MMDetection's Runner: ../Benchmark/mmdetection.py says how to
 install it."""
 
-import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,7 @@ def runner_config(job: Job, folder: Path) -> Config:
     """The config of a Runner that trains what :func:`recipe.job_config` says, and evaluates it."""
     register_all_modules()
     cfg = job_config(job, folder)
-    config = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / BASE)
-    config.model = model_config(cfg, copy.deepcopy(config.model))
+    base = Config.fromfile(Path(mmdet.__file__).parent / ".mim" / "configs" / BASE)
     side = cfg.INPUT.MIN_SIZE_TRAIN[0]
     resize = {"scale": (side, side), "keep_ratio": True}
     train_resize = "ExactMaskResize" if job.change == "masks resized exactly" else "Resize"
@@ -104,7 +103,7 @@ def runner_config(job: Job, folder: Path) -> Config:
         "val": [load, {"type": "Resize", **resize}, {"type": "PackDetInputs", "meta_keys": meta}],
     }
     files = {split: str(annotation_file(job, split, folder)) for split in pipelines}
-    classes = ("even", "odd") if job.task == "fine-tuning" else tuple("0123456789")
+    categories = json.loads(Path(files["val"]).read_text(encoding="utf-8"))["categories"]
     loaders = {
         split: {
             "batch_size": cfg.SOLVER.IMS_PER_BATCH if split == "train" else 1,
@@ -115,7 +114,7 @@ def runner_config(job: Job, folder: Path) -> Config:
                 "type": "CocoDataset",
                 "ann_file": files[split],
                 "data_prefix": {"img": f"{make_digits() / split}/"},
-                "metainfo": {"classes": classes},
+                "metainfo": {"classes": tuple(category["name"] for category in categories)},
                 "filter_cfg": {"filter_empty_gt": True, "min_size": 32},
                 "test_mode": split == "val",
                 "pipeline": pipeline,
@@ -126,7 +125,7 @@ def runner_config(job: Job, folder: Path) -> Config:
     solver = cfg.SOLVER
     return Config({
         "default_scope": "mmdet",
-        "model": config.model,
+        "model": model_config(cfg, base.model),
         "work_dir": str(folder),
         "train_dataloader": loaders["train"],
         "train_cfg": {"type": "IterBasedTrainLoop", "max_iters": solver.MAX_ITER},
