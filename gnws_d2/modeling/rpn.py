@@ -38,7 +38,7 @@ class MaxIoURPN(RPN):
         pixels, is padding."""
         super().__init__(**kwargs)
         self.size_divisibility = size_divisibility
-        self._batch_size: Sequence[float] = (torch.inf, torch.inf)  # height, width with padding
+        self._padded_size: Sequence[float] = (torch.inf, torch.inf)  # height, width of the batch
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class MaxIoURPN(RPN):
         self, images: ImageList, features: dict[str, torch.Tensor], gt_instances: Any = None
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
         """See ``RPN.forward``."""
-        self._batch_size = images.tensor.shape[-2:]
+        self._padded_size = images.tensor.shape[-2:]
         return super().forward(images, features, gt_instances)
 
     @torch.jit.unused
@@ -84,7 +84,7 @@ class MaxIoURPN(RPN):
         """Which anchors are on the padding, or cross a boundary that
         ``MODEL.RPN.BOUNDARY_THRESH`` forbids; None for none."""
         sides = [-(-side // self.size_divisibility) * self.size_divisibility for side in image_size]
-        padded = any(whole > side for whole, side in zip(self._batch_size, sides, strict=True))
+        padded = any(whole > side for whole, side in zip(self._padded_size, sides, strict=True))
         if self.anchor_boundary_thresh < 0 and not padded:  # known without asking a GPU
             return None
         x, y = boxes.get_centers().unbind(1)
